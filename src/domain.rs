@@ -1,0 +1,41 @@
+//! What a key is and when it may be used: pure rules, with time and randomness as parameters.
+//!
+//! Everything else depends on this module; it knows nothing of gRPC, storage or configuration.
+
+mod api_key;
+mod change;
+mod clock;
+mod entropy;
+mod filter;
+mod invalid_field;
+mod key_format;
+mod key_hash;
+mod key_id;
+mod key_prefix;
+mod metadata;
+mod revision;
+mod rotation;
+mod scope;
+mod secret_key;
+mod text;
+mod timestamp;
+mod verdict;
+
+pub use api_key::{ApiKey, ImmutableField, KeyState, Revocation};
+pub use change::{ChangeContext, ChangeKind, ChangedField};
+pub use clock::{Clock, ManualClock, SystemClock};
+pub use entropy::{Entropy, EntropyError, SystemEntropy};
+pub use filter::{KeyFilter, StateSet};
+pub use invalid_field::InvalidField;
+pub use key_format::{ForeignPattern, KeyFormat};
+pub use key_hash::KeyHash;
+pub use key_id::KeyId;
+pub use key_prefix::KeyPrefix;
+pub use metadata::Metadata;
+pub use revision::Revision;
+pub use rotation::{KeyIdentity, MAX_OVERLAP, Rotation, RotationRefused};
+pub use scope::{RESERVED_SCOPE_PREFIX, Scope, ScopeMatch, ScopeSet};
+pub use secret_key::SecretKey;
+pub use text::{BoundedText, Description, KeyName, OwnerId, RevokeReason};
+pub use timestamp::Timestamp;
+pub use verdict::{Denial, Verdict, judge};

@@ -1,0 +1,71 @@
+//! The digest under which a key is stored and found.
+
+use std::fmt;
+
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+
+/// SHA-256 of a whole key string. A key has 256 random bits, so no salt or slow hash is needed.
+///
+/// It is as good as a password to whoever can read the store's answers, so `Debug` hides it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyHash([u8; Self::BYTES]);
+
+impl KeyHash {
+    /// The length of the digest.
+    pub const BYTES: usize = 32;
+
+    /// The digest of the key string `secret`.
+    #[must_use]
+    pub fn of(secret: &str) -> Self {
+        Self(Sha256::digest(secret.as_bytes()).into())
+    }
+
+    /// A digest that was stored.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; Self::BYTES]) -> Self {
+        Self(bytes)
+    }
+
+    /// The digest's bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; Self::BYTES] {
+        &self.0
+    }
+
+    /// Whether the two are the same, in a time that does not depend on where they differ.
+    #[must_use]
+    pub fn is_same_in_constant_time(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl fmt::Debug for KeyHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeyHash(redacted)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_plain_sha_256_of_the_whole_string() {
+        // FIPS 180-2, appendix B.1.
+        let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let hash = KeyHash::of("abc");
+        assert_eq!(data_encoding::HEXLOWER.encode(hash.as_bytes()), expected);
+    }
+
+    #[test]
+    fn debug_shows_nothing_of_it() {
+        assert_eq!(format!("{:?}", KeyHash::of("abc")), "KeyHash(redacted)");
+    }
+
+    #[test]
+    fn comparison_in_constant_time_agrees_with_equality() {
+        assert!(KeyHash::of("a").is_same_in_constant_time(&KeyHash::of("a")));
+        assert!(!KeyHash::of("a").is_same_in_constant_time(&KeyHash::of("b")));
+    }
+}

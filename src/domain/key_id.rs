@@ -1,0 +1,81 @@
+//! The public name of a key.
+
+use std::fmt;
+
+use uuid::Uuid;
+
+use super::{Entropy, EntropyError, InvalidField, KeyHash, Timestamp};
+
+/// A key's id: a UUID version 7 (RFC 9562), so ids sort by the time they were made.
+///
+/// Its last byte is the first byte of the key's hash, so that a store which spreads keys by their hash
+/// finds the place of a key by its id too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyId(Uuid);
+
+impl KeyId {
+    /// A new id for the key with `hash`.
+    ///
+    /// # Errors
+    /// There were no random bytes.
+    pub fn generate(now: Timestamp, hash: &KeyHash, entropy: &dyn Entropy) -> Result<Self, EntropyError> {
+        let mut random = [0; 10];
+        entropy.fill(&mut random)?;
+        random[9] = hash.as_bytes()[0];
+        Ok(Self(uuid::Builder::from_unix_timestamp_millis(now.as_unix_millis(), &random).into_uuid()))
+    }
+
+    /// Reads the hyphenated form, which came in `field`.
+    pub fn parse(field: &str, text: &str) -> Result<Self, InvalidField> {
+        // Other spellings of a UUID are refused: one key has one name in logs and audit trails.
+        match Uuid::try_parse(text) {
+            Ok(id) if text.len() == uuid::fmt::Hyphenated::LENGTH => Ok(Self(id)),
+            _ => Err(InvalidField::new(field, "is no key id: give a UUID as the server printed it")),
+        }
+    }
+
+    /// An id that was stored.
+    #[must_use]
+    pub fn from_uuid(id: Uuid) -> Self {
+        Self(id)
+    }
+
+    /// The id as a UUID.
+    #[must_use]
+    pub fn as_uuid(&self) -> Uuid {
+        self.0
+    }
+}
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.hyphenated().fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{Clock as _, SystemClock, SystemEntropy};
+
+    #[test]
+    fn it_is_a_version_7_uuid_that_ends_with_the_first_byte_of_the_hash() {
+        let hash = KeyHash::of("abc");
+        let now = SystemClock.now();
+        let id = KeyId::generate(now, &hash, &SystemEntropy).unwrap();
+        assert_eq!(id.as_uuid().get_version_num(), 7);
+        assert_eq!(id.as_uuid().get_variant(), uuid::Variant::RFC4122);
+        assert_eq!(id.as_uuid().as_bytes()[15], 0xba);
+        let (seconds, nanos) = id.as_uuid().get_timestamp().unwrap().to_unix();
+        assert_eq!(seconds * 1_000 + u64::from(nanos / 1_000_000), now.as_unix_millis());
+    }
+
+    #[test]
+    fn only_the_hyphenated_form_is_read() {
+        let text = "0190a6f0-1a2b-7c3d-8e4f-0123456789ab";
+        assert_eq!(KeyId::parse("id", text).unwrap().to_string(), text);
+        for bad in ["", "x", "0190a6f01a2b7c3d8e4f0123456789ab", "{0190a6f0-1a2b-7c3d-8e4f-0123456789ab}"] {
+            assert_eq!(KeyId::parse("id", bad).unwrap_err().field, "id");
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! What key strings begin with.
+
+use std::fmt;
+
+use super::InvalidField;
+
+/// The readable beginning of a key string: up to 16 of `a-z0-9_`, ending in `_` unless empty.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyPrefix(String);
+
+impl KeyPrefix {
+    /// The most characters of a prefix.
+    pub const MAX_CHARS: usize = 16;
+
+    /// Checks `prefix`, which came in `field`.
+    pub fn parse(field: &str, prefix: impl Into<String>) -> Result<Self, InvalidField> {
+        let prefix = prefix.into();
+        let known = prefix.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'));
+        let ends_well = prefix.is_empty() || prefix.ends_with('_');
+        if prefix.len() > Self::MAX_CHARS || !known || !ends_well {
+            let problem =
+                format!("is no key prefix: use up to {} of a-z, 0-9 and _, ending in _", Self::MAX_CHARS);
+            return Err(InvalidField::new(field, problem));
+        }
+        Ok(Self(prefix))
+    }
+
+    /// The prefix as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for KeyPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_short_lower_case_prefixes_with_an_underscore_at_the_end_pass() {
+        for good in ["", "kv_", "prod_eu_1_", "_", "abcdefghijklmno_"] {
+            assert_eq!(KeyPrefix::parse("p", good).unwrap().as_str(), good);
+        }
+        for bad in ["kv", "KV_", "kv-", "ü_", "abcdefghijklmnop_", "k v_"] {
+            assert_eq!(KeyPrefix::parse("keys.prefix", bad).unwrap_err().field, "keys.prefix", "{bad}");
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Free data that owners attach to a key.
+
+use std::collections::BTreeMap;
+
+use super::InvalidField;
+use super::text::exceeds;
+
+/// Up to [`Metadata::MAX_PAIRS`] pairs of texts, sorted by key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Metadata(BTreeMap<String, String>);
+
+impl Metadata {
+    /// The largest number of pairs.
+    pub const MAX_PAIRS: usize = 32;
+    /// The most characters of a key; it has at least one.
+    pub const MAX_KEY_CHARS: usize = 64;
+    /// The most characters of a value.
+    pub const MAX_VALUE_CHARS: usize = 512;
+
+    /// Checks `pairs`, which came in the field `metadata`.
+    pub fn parse(pairs: BTreeMap<String, String>) -> Result<Self, InvalidField> {
+        if pairs.len() > Self::MAX_PAIRS {
+            return Err(refused(format!("has too many pairs: give at most {}", Self::MAX_PAIRS)));
+        }
+        for (key, value) in &pairs {
+            if key.is_empty() || exceeds(key, Self::MAX_KEY_CHARS) {
+                let problem =
+                    format!("has a key of the wrong length: give 1 to {} characters", Self::MAX_KEY_CHARS);
+                return Err(refused(problem));
+            }
+            if exceeds(value, Self::MAX_VALUE_CHARS) {
+                let problem = format!("has a value that is too long: give at most {}", Self::MAX_VALUE_CHARS);
+                return Err(refused(problem + " characters"));
+            }
+            if key.chars().chain(value.chars()).any(char::is_control) {
+                return Err(refused("has a control character: leave out line breaks, tabs and NUL".into()));
+            }
+        }
+        Ok(Self(pairs))
+    }
+
+    /// The pairs.
+    #[must_use]
+    pub fn as_map(&self) -> &BTreeMap<String, String> {
+        &self.0
+    }
+}
+
+fn refused(problem: String) -> InvalidField {
+    InvalidField::new("metadata", problem)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(pairs: impl IntoIterator<Item = (String, String)>) -> Result<Metadata, InvalidField> {
+        Metadata::parse(pairs.into_iter().collect())
+    }
+
+    #[test]
+    fn the_bounds_are_inclusive() {
+        let full = (0..32).map(|i| (format!("{i:0>64}"), "ü".repeat(512)));
+        assert!(parse(full).is_ok());
+        assert!(parse((0..33).map(|i| (i.to_string(), String::new()))).is_err());
+        assert!(parse([("k".repeat(65), String::new())]).is_err());
+        assert!(parse([(String::new(), String::new())]).is_err());
+        assert!(parse([("k".into(), "v".repeat(513))]).is_err());
+        assert!(parse([("k".into(), "a\u{1}".into())]).is_err());
+    }
+}

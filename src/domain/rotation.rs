@@ -1,0 +1,139 @@
+//! Replacing a key by a successor.
+
+use std::time::Duration;
+
+use super::{ApiKey, KeyHash, KeyId, KeyPrefix, KeyState, Revision, Revocation, RevokeReason, Timestamp};
+
+/// The longest time for which a replaced key may stay valid: 30 days.
+pub const MAX_OVERLAP: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// The two records that a rotation leaves. Repositories store both or none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rotation {
+    /// The old key as it has to be: linked to its successor, and revoked or with the end of the overlap as expiry.
+    pub replaced: ApiKey,
+    /// The new key.
+    pub successor: ApiKey,
+}
+
+/// What tells a key from all others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyIdentity {
+    /// Its id.
+    pub id: KeyId,
+    /// The digest of its secret.
+    pub hash: KeyHash,
+    /// What its secret begins with.
+    pub prefix: KeyPrefix,
+}
+
+/// Why a key can't be rotated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RotationRefused {
+    /// It was revoked.
+    #[error("a revoked key can't be rotated: create a new one")]
+    Revoked,
+    /// It has expired.
+    #[error("an expired key can't be rotated: create a new one")]
+    Expired,
+    /// It has a successor already.
+    #[error("the key was rotated before: rotate its successor")]
+    Replaced,
+}
+
+impl Rotation {
+    /// Plans the rotation of `old` at `now`. The successor is `identity` and has `old`'s attributes and its lifetime, unless
+    /// `expires_at` says otherwise. With no `overlap` the old key is revoked; otherwise it ends after it at the latest.
+    pub fn plan(
+        old: &ApiKey,
+        identity: KeyIdentity,
+        overlap: Duration,
+        expires_at: Option<Timestamp>,
+        now: Timestamp,
+    ) -> Result<Self, RotationRefused> {
+        match old.state(now) {
+            KeyState::Revoked => return Err(RotationRefused::Revoked),
+            KeyState::Expired => return Err(RotationRefused::Expired),
+            KeyState::Active => {}
+        }
+        if old.replaced_by.is_some() {
+            return Err(RotationRefused::Replaced);
+        }
+
+        let KeyIdentity { id, hash, prefix } = identity;
+        let mut replaced = ApiKey { replaced_by: Some(id), updated_at: now, ..old.clone() };
+        if overlap.is_zero() {
+            replaced.revocation = Some(Revocation { at: now, reason: RevokeReason::default() });
+        } else {
+            let end = now.checked_add(overlap).unwrap_or(Timestamp::MAX);
+            replaced.expires_at = Some(old.expires_at.map_or(end, |expires_at| expires_at.min(end)));
+        }
+        let successor = ApiKey {
+            id,
+            hash,
+            prefix,
+            created_at: now,
+            updated_at: now,
+            expires_at: expires_at.or_else(|| same_lifetime(old, now)),
+            rotated_from: Some(old.id),
+            revision: Revision::NONE,
+            ..old.clone()
+        };
+        Ok(Self { replaced, successor })
+    }
+}
+
+/// `old`'s lifetime, counted from `now`.
+fn same_lifetime(old: &ApiKey, now: Timestamp) -> Option<Timestamp> {
+    let lifetime = old.expires_at?.since(old.created_at);
+    Some(now.checked_add(lifetime).unwrap_or(Timestamp::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::SystemEntropy;
+    use crate::domain::api_key::tests::{at, key};
+
+    fn plan(old: &ApiKey, overlap: u64, now: i64) -> Result<Rotation, RotationRefused> {
+        let hash = KeyHash::of("next");
+        let id = KeyId::generate(at(now), &hash, &SystemEntropy).unwrap();
+        let identity = KeyIdentity { id, hash, prefix: old.prefix.clone() };
+        Rotation::plan(old, identity, Duration::from_micros(overlap), None, at(now))
+    }
+
+    #[test]
+    fn the_successor_has_the_attributes_and_the_lifetime_of_the_old_key() {
+        let old = ApiKey { expires_at: Some(at(100)), ..key() };
+        let Rotation { replaced, successor } = plan(&old, 10, 50).unwrap();
+        assert_eq!(successor.expires_at, Some(at(150)));
+        assert_eq!(successor.rotated_from, Some(old.id));
+        assert_eq!((successor.scopes, successor.owner_id), (old.scopes.clone(), old.owner_id.clone()));
+        assert_eq!(replaced.replaced_by, Some(successor.id));
+        assert_eq!(replaced.expires_at, Some(at(60)));
+        assert_eq!(replaced.revocation, None);
+    }
+
+    #[test]
+    fn the_overlap_never_prolongs_the_old_key() {
+        let old = ApiKey { expires_at: Some(at(100)), ..key() };
+        assert_eq!(plan(&old, 80, 50).unwrap().replaced.expires_at, Some(at(100)));
+    }
+
+    #[test]
+    fn without_overlap_the_old_key_is_revoked() {
+        let Rotation { replaced, successor } = plan(&key(), 0, 5).unwrap();
+        assert_eq!(replaced.state(at(5)), KeyState::Revoked);
+        assert_eq!(successor.state(Timestamp::MAX), KeyState::Active);
+    }
+
+    #[test]
+    fn keys_that_have_ended_can_not_be_rotated() {
+        let revoked = key().revoked(RevokeReason::default(), at(1)).unwrap();
+        assert_eq!(plan(&revoked, 0, 2), Err(RotationRefused::Revoked));
+        let expired = ApiKey { expires_at: Some(at(2)), ..key() };
+        assert_eq!(plan(&expired, 0, 2), Err(RotationRefused::Expired));
+        let replaced = plan(&key(), 10, 1).unwrap().replaced;
+        assert_eq!(plan(&replaced, 10, 2), Err(RotationRefused::Replaced));
+    }
+}

@@ -1,0 +1,191 @@
+//! Scopes: what a key may do.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use super::InvalidField;
+
+/// What a reserved scope begins with: such scopes open Keyvouch itself, so only who holds one can grant it.
+pub const RESERVED_SCOPE_PREFIX: &str = "keyvouch.";
+
+/// A scope-token of RFC 6749, section 3.3: printable ASCII without space, `"` and `\`. Compared exactly.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Scope(String);
+
+impl Scope {
+    /// The most characters of a scope; it has at least one.
+    pub const MAX_CHARS: usize = 128;
+
+    /// Checks `token`, which came in `field`.
+    pub fn parse(field: &str, token: impl Into<String>) -> Result<Self, InvalidField> {
+        let token = token.into();
+        if token.is_empty() || token.len() > Self::MAX_CHARS {
+            let problem = format!("has the wrong length: a scope has 1 to {} characters", Self::MAX_CHARS);
+            return Err(InvalidField::new(field, problem));
+        }
+        if !token.bytes().all(is_scope_byte) {
+            let problem = "is no scope: use printable ASCII without space, \" and \\ (RFC 6749, section 3.3)";
+            return Err(InvalidField::new(field, problem));
+        }
+        Ok(Self(token))
+    }
+
+    /// The scope as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether this scope opens Keyvouch itself.
+    #[must_use]
+    pub fn is_reserved(&self) -> bool {
+        self.0.starts_with(RESERVED_SCOPE_PREFIX)
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn is_scope_byte(byte: u8) -> bool {
+    matches!(byte, 0x21 | 0x23..=0x5b | 0x5d..=0x7e)
+}
+
+/// A set of at most [`ScopeSet::MAX_SCOPES`] scopes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ScopeSet(BTreeSet<Scope>);
+
+impl ScopeSet {
+    /// The largest number of different scopes.
+    pub const MAX_SCOPES: usize = 64;
+
+    /// Checks the tokens, which came in the list `field`. Repeated ones count once.
+    pub fn parse<T: Into<String>>(
+        field: &str,
+        tokens: impl IntoIterator<Item = T>,
+    ) -> Result<Self, InvalidField> {
+        let mut scopes = BTreeSet::new();
+        for (index, token) in tokens.into_iter().enumerate() {
+            scopes.insert(Scope::parse(&format!("{field}[{index}]"), token)?);
+            if scopes.len() > Self::MAX_SCOPES {
+                let problem = format!("has too many scopes: give at most {}", Self::MAX_SCOPES);
+                return Err(InvalidField::new(field, problem));
+            }
+        }
+        Ok(Self(scopes))
+    }
+
+    /// The scopes, sorted by their bytes.
+    pub fn iter(&self) -> impl Iterator<Item = &Scope> {
+        self.0.iter()
+    }
+
+    /// The number of scopes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether `scope` is among them, exactly.
+    #[must_use]
+    pub fn contains(&self, scope: &Scope) -> bool {
+        self.0.contains(scope)
+    }
+
+    /// Whether these scopes are enough where `required` is asked for. Nothing required is always satisfied.
+    #[must_use]
+    pub fn satisfy(&self, required: &Self, scope_match: ScopeMatch) -> bool {
+        match scope_match {
+            ScopeMatch::All => required.0.is_subset(&self.0),
+            ScopeMatch::Any => required.is_empty() || !required.0.is_disjoint(&self.0),
+        }
+    }
+}
+
+/// How required scopes are compared with those of a key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ScopeMatch {
+    /// Every required scope is needed.
+    #[default]
+    All,
+    /// One of the required scopes is enough.
+    Any,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn set(tokens: &[&str]) -> ScopeSet {
+        ScopeSet::parse("scopes", tokens.iter().copied()).unwrap()
+    }
+
+    #[test]
+    fn a_part_of_a_scope_or_another_case_is_another_scope() {
+        let held = set(&["api_keys:admin"]);
+        for required in ["admin", "api_keys", "API_KEYS:ADMIN", "api_keys:admin2"] {
+            assert!(!held.satisfy(&set(&[required]), ScopeMatch::All), "{required}");
+            assert!(!held.satisfy(&set(&[required]), ScopeMatch::Any), "{required}");
+        }
+    }
+
+    #[test]
+    fn an_empty_requirement_passes_under_both() {
+        for scope_match in [ScopeMatch::All, ScopeMatch::Any] {
+            assert!(set(&[]).satisfy(&set(&[]), scope_match));
+            assert!(set(&["a"]).satisfy(&set(&[]), scope_match));
+        }
+    }
+
+    #[test]
+    fn the_faulty_scope_is_named_by_its_place() {
+        let error = ScopeSet::parse("scopes", ["read", "wri te"]).unwrap_err();
+        assert_eq!(error.field, "scopes[1]");
+        for bad in ["", " ", "a\"b", "a\\b", "ü", "a\n", "\u{7f}"] {
+            assert!(Scope::parse("s", bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn sixty_four_scopes_fit_and_repeats_count_once() {
+        let tokens = || (0..64).map(|i| format!("s{i}"));
+        assert_eq!(ScopeSet::parse("scopes", tokens().chain(tokens())).unwrap().len(), 64);
+        assert_eq!(ScopeSet::parse("scopes", (0..65).map(|i| i.to_string())).unwrap_err().field, "scopes");
+    }
+
+    proptest! {
+        #[test]
+        fn all_and_any_mean_what_they_say(held in subset(), required in subset()) {
+            let (held_set, required_set) = (parse(&held), parse(&required));
+            let all = required.iter().all(|scope| held.contains(scope));
+            let any = required.is_empty() || required.iter().any(|scope| held.contains(scope));
+            prop_assert_eq!(held_set.satisfy(&required_set, ScopeMatch::All), all);
+            prop_assert_eq!(held_set.satisfy(&required_set, ScopeMatch::Any), any);
+        }
+
+        #[test]
+        fn every_scope_token_of_the_rfc_is_accepted(token in "[!#-\\[\\]-~]{1,128}") {
+            let scope = Scope::parse("s", token.clone()).unwrap();
+            prop_assert_eq!(scope.as_str(), token);
+        }
+    }
+
+    fn subset() -> impl Strategy<Value = Vec<String>> {
+        proptest::sample::subsequence(vec!["a", "b", "c", "d", "e"], 0..=5)
+            .prop_map(|scopes| scopes.into_iter().map(String::from).collect())
+    }
+
+    fn parse(tokens: &[String]) -> ScopeSet {
+        ScopeSet::parse("scopes", tokens.iter().cloned()).unwrap()
+    }
+}

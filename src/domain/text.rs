@@ -1,0 +1,87 @@
+//! Short texts with a length and without control characters.
+
+use std::fmt;
+
+use super::InvalidField;
+
+/// A key's label.
+pub type KeyName = BoundedText<1, 128>;
+/// What a key is for.
+pub type Description = BoundedText<0, 1024>;
+/// Whom a key acts for. Owners are the same only if their bytes are.
+pub type OwnerId = BoundedText<1, 128>;
+/// Why a key was revoked.
+pub type RevokeReason = BoundedText<0, 256>;
+
+/// A text of `MIN` to `MAX` characters (Unicode scalar values), without control characters.
+///
+/// A text with a lower bound has to have something to see: white space alone is refused.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BoundedText<const MIN: usize, const MAX: usize>(String);
+
+impl<const MIN: usize, const MAX: usize> BoundedText<MIN, MAX> {
+    /// Checks `text`, which came in `field`.
+    pub fn parse(field: &str, text: impl Into<String>) -> Result<Self, InvalidField> {
+        let text = text.into();
+        if MIN > 0 && text.trim().is_empty() {
+            return Err(InvalidField::new(field, format!("must not be empty: give {MIN} to {MAX} characters")));
+        }
+        if exceeds(&text, MAX) {
+            return Err(InvalidField::new(field, format!("is too long: give at most {MAX} characters")));
+        }
+        if text.chars().any(char::is_control) {
+            return Err(InvalidField::new(field, "has a control character: leave out line breaks, tabs and NUL"));
+        }
+        Ok(Self(text))
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<const MAX: usize> Default for BoundedText<0, MAX> {
+    fn default() -> Self {
+        Self(String::new())
+    }
+}
+
+impl<const MIN: usize, const MAX: usize> fmt::Debug for BoundedText<MIN, MAX> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<const MIN: usize, const MAX: usize> fmt::Display for BoundedText<MIN, MAX> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Whether `text` has more than `max` characters, without counting far beyond that.
+pub(super) fn exceeds(text: &str, max: usize) -> bool {
+    text.len() > max && text.chars().nth(max).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Three = BoundedText<1, 3>;
+
+    #[test]
+    fn length_counts_characters_not_bytes() {
+        assert!(Three::parse("f", "äöü").is_ok());
+        assert!(Three::parse("f", "äöüx").is_err());
+    }
+
+    #[test]
+    fn empty_blank_and_control_are_refused_with_the_field() {
+        for bad in ["", "  ", "\u{a0}", "a\n", "\0", "\u{7f}"] {
+            assert_eq!(Three::parse("name", bad).unwrap_err().field, "name", "{bad:?}");
+        }
+        assert!(BoundedText::<0, 3>::parse("f", "").is_ok());
+    }
+}

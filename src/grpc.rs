@@ -1,0 +1,17 @@
+//! The services on the wire: requests become domain types, results become messages, errors become statuses.
+
+mod auth;
+mod convert;
+mod key_store;
+mod page_token;
+pub mod pb;
+mod request_id;
+mod status;
+mod validator;
+
+pub use auth::{AdminAuth, AdminToken, AdminTokenError};
+pub use key_store::KeyStoreHandler;
+pub use request_id::RequestId;
+pub use status::ERROR_DOMAIN;
+pub(crate) use status::{internal, pb_reason_text};
+pub use validator::ValidatorHandler;

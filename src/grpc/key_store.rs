@@ -1,0 +1,235 @@
+//! The service `KeyStore`.
+
+use futures_util::{StreamExt as _, stream::BoxStream};
+use prost::Message as _;
+use tonic::{Request, Response, Status};
+
+use super::pb::key_store_server::KeyStore;
+use super::{convert, page_token, pb, status};
+use crate::domain::{
+    Description, InvalidField, KeyId, KeyName, Metadata, OwnerId, Revision, RevokeReason, ScopeSet,
+};
+use crate::repository::{PagePosition, PageRequest};
+use crate::service::{Caller, KeyStoreService, KeyUpdate, NewKey, RotateRequest};
+
+const DEFAULT_PAGE_SIZE: usize = 100;
+const MAX_PAGE_SIZE: usize = 1_000;
+/// A page ends before it is larger than this: most clients take no message above 4 MiB.
+const MAX_PAGE_BYTES: usize = 3 * 1024 * 1024;
+
+/// Answers the calls of administrators.
+#[derive(Clone, Debug)]
+pub struct KeyStoreHandler {
+    service: KeyStoreService,
+}
+
+impl KeyStoreHandler {
+    /// Answers by `service`. The caller has to be in the request's extensions: see [`AdminAuth`](super::AdminAuth).
+    #[must_use]
+    pub fn new(service: KeyStoreService) -> Self {
+        Self { service }
+    }
+}
+
+/// The caller that the interceptor found, and the message. Without a caller nothing is done.
+fn authenticated<T>(request: Request<T>) -> Result<(Caller, T), Status> {
+    let (_, mut extensions, message) = request.into_parts();
+    match extensions.remove::<Caller>() {
+        Some(caller) => Ok((caller, message)),
+        None => Err(status::internal("a call reached KeyStore without being authenticated")),
+    }
+}
+
+#[tonic::async_trait]
+impl KeyStore for KeyStoreHandler {
+    async fn create_key(
+        &self,
+        request: Request<pb::CreateKeyRequest>,
+    ) -> Result<Response<pb::CreateKeyResponse>, Status> {
+        let (caller, request) = authenticated(request)?;
+        let new = new_key(request).map_err(status::invalid_field)?;
+        let issued = self.service.create(new, &caller).await.map_err(status::from_service)?;
+        Ok(Response::new(pb::CreateKeyResponse {
+            key: Some(convert::key_message(issued.record)),
+            secret: issued.secret.expose().to_owned(),
+        }))
+    }
+
+    async fn get_key(
+        &self,
+        request: Request<pb::GetKeyRequest>,
+    ) -> Result<Response<pb::GetKeyResponse>, Status> {
+        let (_, request) = authenticated(request)?;
+        let id = KeyId::parse("id", &request.id).map_err(status::invalid_field)?;
+        let record = self.service.get(id).await.map_err(status::from_service)?;
+        Ok(Response::new(pb::GetKeyResponse { key: Some(convert::key_message(record)) }))
+    }
+
+    async fn list_keys(
+        &self,
+        request: Request<pb::ListKeysRequest>,
+    ) -> Result<Response<pb::ListKeysResponse>, Status> {
+        let (_, request) = authenticated(request)?;
+        let mut page = self.page_request(request).map_err(status::invalid_field)?;
+        let limit = page.limit;
+        // One more than asked for tells whether there is a next page.
+        page.limit += 1;
+        let records = self.service.list(&page).await.map_err(status::from_service)?;
+        Ok(Response::new(list_response(records, limit, &page)))
+    }
+
+    type StreamKeysStream = BoxStream<'static, Result<pb::StreamKeysResponse, Status>>;
+
+    async fn stream_keys(
+        &self,
+        request: Request<pb::StreamKeysRequest>,
+    ) -> Result<Response<Self::StreamKeysStream>, Status> {
+        let (_, request) = authenticated(request)?;
+        let owner_id = convert::listed_owner(request.owner_id).map_err(status::invalid_field)?;
+        let filter = convert::filter(&request.states, request.prefix, self.service.now())
+            .map_err(status::invalid_field)?;
+        let keys = self.service.stream(owner_id, filter).map(|record| match record {
+            Ok(record) => Ok(pb::StreamKeysResponse { key: Some(convert::key_message(record)) }),
+            Err(error) => Err(status::from_service(error)),
+        });
+        Ok(Response::new(keys.boxed()))
+    }
+
+    async fn update_key(
+        &self,
+        request: Request<pb::UpdateKeyRequest>,
+    ) -> Result<Response<pb::UpdateKeyResponse>, Status> {
+        let (caller, request) = authenticated(request)?;
+        let expected = request.expected_revision.map(Revision::new);
+        let (id, update) = key_update(request).map_err(status::invalid_field)?;
+        let record =
+            self.service.update(id, update, expected, &caller).await.map_err(status::from_service)?;
+        Ok(Response::new(pb::UpdateKeyResponse { key: Some(convert::key_message(record)) }))
+    }
+
+    async fn rotate_key(
+        &self,
+        request: Request<pb::RotateKeyRequest>,
+    ) -> Result<Response<pb::RotateKeyResponse>, Status> {
+        let (caller, request) = authenticated(request)?;
+        let (id, rotate) = rotate_request(request).map_err(status::invalid_field)?;
+        let rotated = self.service.rotate(id, rotate, &caller).await.map_err(status::from_service)?;
+        Ok(Response::new(pb::RotateKeyResponse {
+            key: Some(convert::key_message(rotated.issued.record)),
+            secret: rotated.issued.secret.expose().to_owned(),
+            replaced: Some(convert::key_message(rotated.replaced)),
+        }))
+    }
+
+    async fn revoke_key(
+        &self,
+        request: Request<pb::RevokeKeyRequest>,
+    ) -> Result<Response<pb::RevokeKeyResponse>, Status> {
+        let (caller, request) = authenticated(request)?;
+        let id = KeyId::parse("id", &request.id).map_err(status::invalid_field)?;
+        let reason = RevokeReason::parse("reason", request.reason).map_err(status::invalid_field)?;
+        let record = self.service.revoke(id, reason, &caller).await.map_err(status::from_service)?;
+        Ok(Response::new(pb::RevokeKeyResponse { key: Some(convert::key_message(record)) }))
+    }
+
+    async fn delete_key(
+        &self,
+        request: Request<pb::DeleteKeyRequest>,
+    ) -> Result<Response<pb::DeleteKeyResponse>, Status> {
+        let (caller, request) = authenticated(request)?;
+        let id = KeyId::parse("id", &request.id).map_err(status::invalid_field)?;
+        self.service.delete(id, &caller).await.map_err(status::from_service)?;
+        Ok(Response::new(pb::DeleteKeyResponse {}))
+    }
+}
+
+impl KeyStoreHandler {
+    fn page_request(&self, request: pb::ListKeysRequest) -> Result<PageRequest, InvalidField> {
+        let limit = match usize::try_from(request.page_size) {
+            Err(_) => return Err(InvalidField::new("page_size", "must not be negative: 0 stands for 100")),
+            Ok(0) => DEFAULT_PAGE_SIZE,
+            Ok(size) => size.min(MAX_PAGE_SIZE),
+        };
+        let owner_id = convert::listed_owner(request.owner_id)?;
+        let filter = convert::filter(&request.states, request.prefix, self.service.now())?;
+        let mut page = PageRequest { owner_id, filter, after: None, limit };
+        page.after = page_token::decode(&request.page_token, &page)?;
+        Ok(page)
+    }
+}
+
+/// A page of at most `limit` of `records`, and fewer if they are large; at least one, so that a listing always goes on.
+fn list_response(
+    records: Vec<crate::service::KeyRecord>,
+    limit: usize,
+    request: &PageRequest,
+) -> pb::ListKeysResponse {
+    let found = records.len();
+    let mut response = pb::ListKeysResponse::default();
+    let mut bytes = 0;
+    let mut last = None;
+    for record in records.into_iter().take(limit) {
+        let position = PagePosition::of(&record.key);
+        let key = convert::key_message(record);
+        bytes += key.encoded_len();
+        if last.is_some() && bytes > MAX_PAGE_BYTES {
+            break;
+        }
+        last = Some(position);
+        response.keys.push(key);
+    }
+    if response.keys.len() < found {
+        response.next_page_token = last.map_or_else(String::new, |last| page_token::encode(last, request));
+    }
+    response
+}
+
+fn new_key(request: pb::CreateKeyRequest) -> Result<NewKey, InvalidField> {
+    Ok(NewKey {
+        name: KeyName::parse("name", request.name)?,
+        owner_id: OwnerId::parse("owner_id", request.owner_id)?,
+        description: Description::parse("description", request.description)?,
+        scopes: ScopeSet::parse("scopes", request.scopes)?,
+        metadata: Metadata::parse(request.metadata)?,
+        prefix: request.prefix,
+        expiry: convert::create_expiry(request.expiry)?,
+    })
+}
+
+fn rotate_request(request: pb::RotateKeyRequest) -> Result<(KeyId, RotateRequest), InvalidField> {
+    let id = KeyId::parse("id", &request.id)?;
+    let overlap = convert::overlap(request.overlap)?;
+    Ok((id, RotateRequest { overlap, expiry: convert::rotate_expiry(request.expiry)? }))
+}
+
+fn key_update(request: pb::UpdateKeyRequest) -> Result<(KeyId, KeyUpdate), InvalidField> {
+    let Some(key) = request.key else {
+        return Err(InvalidField::new("key", "is missing: give its id and the new values"));
+    };
+    let id = KeyId::parse("key.id", &key.id)?;
+    let paths = request.update_mask.map(|mask| mask.paths).unwrap_or_default();
+    if paths.is_empty() {
+        return Err(InvalidField::new("update_mask", "is missing: name the fields to change"));
+    }
+    let mut update = KeyUpdate::default();
+    for (at, path) in paths.iter().enumerate() {
+        match path.as_str() {
+            "name" => update.name = Some(KeyName::parse("key.name", &key.name)?),
+            "description" => {
+                update.description = Some(Description::parse("key.description", &key.description)?);
+            }
+            "scopes" => update.scopes = Some(ScopeSet::parse("key.scopes", &key.scopes)?),
+            "metadata" => update.metadata = Some(Metadata::parse(key.metadata.clone())?),
+            "expire_time" => {
+                let expires_at =
+                    key.expire_time.map(|time| convert::from_proto_time("key.expire_time", time));
+                update.expires_at = Some(expires_at.transpose()?);
+            }
+            _ => {
+                let problem = "can't be changed: use name, description, scopes, metadata or expire_time";
+                return Err(InvalidField::new(format!("update_mask.paths[{at}]"), problem));
+            }
+        }
+    }
+    Ok((id, update))
+}

@@ -1,0 +1,141 @@
+//! Page tokens: where a listing goes on, bound to its filter. They hold no state of the server, so every replica
+//! understands them; they are opaque, not secret, and give nobody more than the filter does.
+
+use data_encoding::BASE64URL_NOPAD;
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
+use crate::domain::{InvalidField, KeyId, KeyState, Timestamp};
+use crate::repository::{PagePosition, PageRequest};
+
+const VERSION: u8 = 1;
+/// Bytes of the filter's digest: enough to notice a mistake, which is all that they are for.
+const FILTER_BYTES: usize = 8;
+const TIME_BYTES: usize = 8;
+const ID_BYTES: usize = 16;
+const TOKEN_BYTES: usize = 1 + FILTER_BYTES + TIME_BYTES + ID_BYTES;
+
+/// The token of the page after `position`, in the listing of `request`.
+pub(super) fn encode(position: PagePosition, request: &PageRequest) -> String {
+    let mut token = Vec::with_capacity(TOKEN_BYTES);
+    token.push(VERSION);
+    token.extend(filter_digest(request));
+    token.extend(position.created_at.as_micros().to_be_bytes());
+    token.extend(position.id.as_uuid().as_bytes());
+    BASE64URL_NOPAD.encode(&token)
+}
+
+/// The position in `token`, which has to belong to the listing of `request`. An empty token is the beginning.
+pub(super) fn decode(token: &str, request: &PageRequest) -> Result<Option<PagePosition>, InvalidField> {
+    if token.is_empty() {
+        return Ok(None);
+    }
+    let position = BASE64URL_NOPAD.decode(token.as_bytes()).ok().and_then(|bytes| read(&bytes, request));
+    match position {
+        Some(position) => Ok(Some(position)),
+        None => Err(InvalidField::new(
+            "page_token",
+            "is not one of this listing: give next_page_token of the page before, under the same filter",
+        )),
+    }
+}
+
+fn read(token: &[u8], request: &PageRequest) -> Option<PagePosition> {
+    let (&version, rest) = token.split_first()?;
+    let (filter, rest) = rest.split_at_checked(FILTER_BYTES)?;
+    let (time, id) = rest.split_first_chunk::<TIME_BYTES>()?;
+    if version != VERSION || filter != filter_digest(request) {
+        return None;
+    }
+    let created_at = Timestamp::from_micros(i64::from_be_bytes(*time))?;
+    Some(PagePosition { created_at, id: KeyId::from_uuid(Uuid::from_slice(id).ok()?) })
+}
+
+/// A digest of what the listing shows; the moment and the size of the page are no part of that.
+fn filter_digest(request: &PageRequest) -> [u8; FILTER_BYTES] {
+    let mut digest = Sha256::new();
+    let mut part = |text: Option<&str>| {
+        // With its length in front, no two different lists of parts look the same.
+        let bytes = text.unwrap_or_default().as_bytes();
+        digest.update([u8::from(text.is_some())]);
+        digest.update(u64::try_from(bytes.len()).unwrap_or(u64::MAX).to_be_bytes());
+        digest.update(bytes);
+    };
+    part(request.owner_id.as_ref().map(|owner| owner.as_str()));
+    part(request.filter.prefix.as_ref().map(|prefix| prefix.as_str()));
+    for state in [KeyState::Active, KeyState::Revoked, KeyState::Expired] {
+        part(request.filter.states.contains(state).then_some(""));
+    }
+    let mut short = [0; FILTER_BYTES];
+    short.copy_from_slice(&digest.finalize()[..FILTER_BYTES]);
+    short
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::domain::{KeyFilter, KeyPrefix, OwnerId, StateSet};
+
+    fn request(owner: Option<&str>, states: &[KeyState], prefix: Option<&str>) -> PageRequest {
+        PageRequest {
+            owner_id: owner.map(|owner| OwnerId::parse("o", owner).unwrap()),
+            filter: KeyFilter {
+                states: StateSet::any_of(states),
+                prefix: prefix.map(|prefix| KeyPrefix::parse("p", prefix).unwrap()),
+                as_of: Timestamp::MIN,
+            },
+            after: None,
+            limit: 1,
+        }
+    }
+
+    fn position(micros: i64, id: u128) -> PagePosition {
+        PagePosition {
+            created_at: Timestamp::from_micros(micros).unwrap(),
+            id: KeyId::from_uuid(Uuid::from_u128(id)),
+        }
+    }
+
+    #[test]
+    fn a_token_is_good_for_its_own_filter_only() {
+        let filters = [
+            request(None, &[], None),
+            request(Some("a"), &[], None),
+            request(Some("A"), &[], None),
+            request(Some("a"), &[KeyState::Active], None),
+            request(Some("a"), &[], Some("kv_")),
+            request(None, &[], Some("kv_")),
+            request(None, &[], Some("")),
+        ];
+        for (made_for, one) in filters.iter().enumerate() {
+            let token = encode(position(5, 7), one);
+            for (used_for, other) in filters.iter().enumerate() {
+                assert_eq!(decode(&token, other).is_ok(), made_for == used_for, "{one:?} {other:?}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_position_survives_the_way_there_and_back(
+            micros in Timestamp::MIN.as_micros()..=Timestamp::MAX.as_micros(),
+            id: u128,
+        ) {
+            let request = request(Some("a"), &[], None);
+            let token = encode(position(micros, id), &request);
+            prop_assert_eq!(decode(&token, &request), Ok(Some(position(micros, id))));
+        }
+
+        #[test]
+        fn no_text_of_a_caller_panics(token in any::<String>(), bytes in any::<Vec<u8>>()) {
+            let request = request(None, &[], None);
+            for token in [token, BASE64URL_NOPAD.encode(&bytes)] {
+                if !token.is_empty() {
+                    prop_assert_eq!(decode(&token, &request).unwrap_err().field, "page_token");
+                }
+            }
+        }
+    }
+}

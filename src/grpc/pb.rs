@@ -1,0 +1,64 @@
+//! The messages, clients and servers of `keyvouch.v1`, generated from `proto/`.
+
+#![expect(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::pedantic,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
+
+use std::fmt;
+
+tonic::include_proto!("keyvouch.v1");
+
+/// The descriptors of all files, with their comments, for reflection and for JSON.
+pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("keyvouch_descriptor");
+
+/// Stands for a secret in `Debug`.
+const REDACTED: &str = "redacted";
+
+impl fmt::Debug for ValidateRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ValidateRequest")
+            .field("secret", &REDACTED)
+            .field("required_scopes", &self.required_scopes)
+            .field("scope_match", &self.scope_match())
+            .finish()
+    }
+}
+
+impl fmt::Debug for CreateKeyResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CreateKeyResponse").field("key", &self.key).field("secret", &REDACTED).finish()
+    }
+}
+
+impl fmt::Debug for RotateKeyResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RotateKeyResponse")
+            .field("key", &self.key)
+            .field("secret", &REDACTED)
+            .field("replaced", &self.replaced)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_of_a_message_never_shows_its_secret() {
+        let secret = || "kv_secret".to_owned();
+        let shown = [
+            format!("{:?}", ValidateRequest { secret: secret(), ..ValidateRequest::default() }),
+            format!("{:?}", CreateKeyResponse { key: None, secret: secret() }),
+            format!("{:?}", RotateKeyResponse { key: None, secret: secret(), replaced: None }),
+        ];
+        for text in shown {
+            assert!(text.contains("redacted") && !text.contains("kv_secret"), "{text}");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The one table from errors to statuses.
+//!
+//! Clients get fixed sentences, a machine-readable reason and the field that is wrong; what a driver says stays here,
+//! in the log, once.
+
+use std::error::Error;
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use super::pb::ErrorReason;
+use crate::domain::{EntropyError, InvalidField, RotationRefused};
+use crate::repository::{ErrorKind, RepositoryError};
+use crate::service::{Precondition, ServiceError};
+use crate::telemetry::error_chain;
+
+/// The domain of every `google.rpc.ErrorInfo` that Keyvouch sends.
+pub const ERROR_DOMAIN: &str = "keyvouch";
+
+/// After which time a caller may try again when the store is unavailable.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+
+pub(super) fn from_service(error: ServiceError) -> Status {
+    match error {
+        ServiceError::InvalidField(error) => invalid_field(error),
+        ServiceError::Precondition(error) => from_precondition(error),
+        ServiceError::ScopeNotGrantable(_) => {
+            status(Code::PermissionDenied, ErrorReason::ScopeNotGrantable, error.to_string())
+        }
+        ServiceError::Repository(error) => from_repository(&error),
+        ServiceError::Entropy(error) => from_entropy(&error),
+    }
+}
+
+pub(super) fn invalid_field(error: InvalidField) -> Status {
+    let message = error.to_string();
+    let mut details = details_of(ErrorReason::InvalidField);
+    details.add_bad_request_violation(error.field, error.problem);
+    Status::with_error_details(Code::InvalidArgument, message, details)
+}
+
+/// A refused credential: `what` says what the call needs.
+pub(super) fn unauthenticated(reason: ErrorReason, what: &'static str) -> Status {
+    status(Code::Unauthenticated, reason, what)
+}
+
+/// A fault of the server, which `cause` describes in the log alone.
+pub(crate) fn internal(cause: &str) -> Status {
+    tracing::error!(cause, "a call failed");
+    status(Code::Internal, ErrorReason::Internal, INTERNAL_MESSAGE)
+}
+
+const INTERNAL_MESSAGE: &str = "internal error: the server's log has the cause under this call's x-request-id";
+
+fn from_precondition(error: Precondition) -> Status {
+    let reason = match error {
+        Precondition::Rotation(RotationRefused::Revoked) => ErrorReason::KeyRevoked,
+        Precondition::Rotation(RotationRefused::Expired) => ErrorReason::KeyExpired,
+        Precondition::Rotation(RotationRefused::Replaced) | Precondition::ReplacedKeyExtended => {
+            ErrorReason::KeyReplaced
+        }
+    };
+    status(Code::FailedPrecondition, reason, error.to_string())
+}
+
+fn from_entropy(error: &EntropyError) -> Status {
+    log(error);
+    status(Code::Internal, ErrorReason::Internal, INTERNAL_MESSAGE)
+}
+
+fn from_repository(error: &RepositoryError) -> Status {
+    match error.kind() {
+        ErrorKind::AlreadyExists => {
+            status(Code::AlreadyExists, ErrorReason::KeyAlreadyExists, "a key with this id or hash exists")
+        }
+        ErrorKind::NotFound => {
+            status(Code::NotFound, ErrorReason::KeyNotFound, "there is no key with this id")
+        }
+        ErrorKind::Conflict => status(
+            Code::Aborted,
+            ErrorReason::RevisionMismatch,
+            "the key was changed meanwhile: read it and try again",
+        ),
+        ErrorKind::Refused => {
+            status(Code::FailedPrecondition, ErrorReason::ChangeRefused, "the change would alter what is final")
+        }
+        ErrorKind::NotOffered => {
+            status(Code::Unimplemented, ErrorReason::NotOffered, "the storage backend does not offer this")
+        }
+        ErrorKind::Unavailable => {
+            log(error);
+            let mut details = details_of(ErrorReason::StoreUnavailable);
+            details.set_retry_info(Some(RETRY_DELAY));
+            Status::with_error_details(Code::Unavailable, "the store is unavailable: try again later", details)
+        }
+        ErrorKind::Timeout => {
+            log(error);
+            status(Code::DeadlineExceeded, ErrorReason::StoreTimeout, "the store did not answer in time")
+        }
+        ErrorKind::Corrupt => {
+            log(error);
+            status(Code::Internal, ErrorReason::RecordCorrupt, "the stored record can't be read")
+        }
+        ErrorKind::Internal => {
+            log(error);
+            status(Code::Internal, ErrorReason::Internal, INTERNAL_MESSAGE)
+        }
+    }
+}
+
+fn log(error: &dyn Error) {
+    tracing::error!(error = %error_chain(error), "a call failed");
+}
+
+fn status(code: Code, reason: ErrorReason, message: impl Into<String>) -> Status {
+    Status::with_error_details(code, message, details_of(reason))
+}
+
+fn details_of(reason: ErrorReason) -> ErrorDetails {
+    ErrorDetails::with_error_info(pb_reason_text(reason), ERROR_DOMAIN, [])
+}
+
+/// The reason as it travels: the name in the enum without what all of them begin with.
+pub(crate) fn pb_reason_text(reason: ErrorReason) -> &'static str {
+    let name = reason.as_str_name();
+    name.strip_prefix("ERROR_REASON_").unwrap_or(name)
+}

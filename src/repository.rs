@@ -1,0 +1,174 @@
+//! Where keys are kept: the contract of every storage backend.
+//!
+//! # Writing a backend
+//!
+//! Implement [`KeyRepository`]: [`get_by_hash`](KeyRepository::get_by_hash), [`get`](KeyRepository::get),
+//! [`create`](KeyRepository::create), [`update`](KeyRepository::update), [`delete`](KeyRepository::delete) and
+//! [`list_by_owner`](KeyRepository::list_by_owner) are all that has to be written. The other methods have provided
+//! forms that are sound but not fast; what can't be derived from these six answers [`ErrorKind::NotOffered`].
+//! [`MemoryRepository`] is the reference to read beside the contract.
+//!
+//! Each sentence of the contract is a clause of the suite in `conformance::repository` (feature `conformance`):
+//! run it on your backend before you trust it.
+//!
+//! Rules of the domain stay in the domain: a repository stores records and orders changes. It asks
+//! [`ApiKey::check_update`](crate::domain::ApiKey::check_update) whether one record may take the place of another,
+//! and decides nothing else about a key.
+
+mod delegate;
+mod error;
+mod memory;
+mod on_runtime;
+pub(crate) mod pages;
+mod provided;
+mod sql;
+
+use std::fmt::{Debug, Display};
+
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+
+pub use error::{ErrorKind, RepositoryError, Result};
+pub use memory::MemoryRepository;
+pub use on_runtime::OnRuntime;
+pub use sql::{SqlOptions, SqlRepository};
+
+use crate::domain::{
+    ApiKey, ChangeContext, KeyFilter, KeyHash, KeyId, OwnerId, Revision, RevokeReason, Rotation, Timestamp,
+};
+
+/// A stream of keys that reads as it is polled, holds a bounded number of keys and stops when dropped.
+pub type KeyStream = BoxStream<'static, Result<ApiKey>>;
+
+/// Stores keys. `Display` says where, without any credential.
+///
+/// Every method may fail with [`ErrorKind::Unavailable`], [`ErrorKind::Timeout`], [`ErrorKind::Corrupt`] or
+/// [`ErrorKind::Internal`]; the kinds named below come on top. After an error of a write nothing was stored,
+/// except after `Timeout` and `Unavailable`, when it is not known.
+///
+/// A write that was answered is seen by every read that begins afterwards, through any handle of this store, and
+/// survives whatever the store is built to survive.
+#[async_trait]
+pub trait KeyRepository: Send + Sync + Debug + Display {
+    /// The key with this hash, revoked and expired ones too. `None` means that there is none.
+    async fn get_by_hash(&self, hash: &KeyHash) -> Result<Option<ApiKey>>;
+
+    /// The key with this id, revoked and expired ones too. `None` means that there is none.
+    async fn get(&self, id: KeyId) -> Result<Option<ApiKey>>;
+
+    /// Stores a new key and returns it with its first revision, which is larger than any that a key with this hash had
+    /// before, also one that was deleted.
+    ///
+    /// # Errors
+    /// [`ErrorKind::AlreadyExists`] if the id or the hash is taken; the key that has it is not touched.
+    async fn create(&self, key: ApiKey, context: &ChangeContext) -> Result<ApiKey>;
+
+    /// Stores `key` in place of the record with its id and returns it with its new, larger revision.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if there is no such key; it is not created. [`ErrorKind::Conflict`] if the stored
+    /// revision is not `expected`. [`ErrorKind::Refused`] if
+    /// [`ApiKey::check_update`](crate::domain::ApiKey::check_update) refuses it.
+    async fn update(&self, key: ApiKey, expected: Revision, context: &ChangeContext) -> Result<ApiKey>;
+
+    /// Removes the key and its usage, and returns the revision of that change.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if there is no such key.
+    async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<Revision>;
+
+    /// The owner's keys that `filter` shows, newest first, ties in the order of descending ids. None for an unknown
+    /// owner. Owners are the same only if their bytes are. Keys that come or go meanwhile may be missed, others not.
+    fn list_by_owner(&self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream;
+
+    /// Revokes the key, whatever its revision, and returns it. A key that was revoked before is returned as it is: its
+    /// first revocation stands, and its revision does not change.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if there is no such key.
+    async fn revoke(&self, id: KeyId, reason: RevokeReason, context: &ChangeContext) -> Result<ApiKey> {
+        provided::revoke(self, id, reason, context).await
+    }
+
+    /// Stores both records of `rotation`: creates the successor and updates the replaced key, whose stored revision
+    /// has to be the one in `rotation.replaced`. Returns both with their new revisions.
+    ///
+    /// The provided form creates first and takes the successor back if the update fails; built-in backends make it
+    /// one atomic change.
+    ///
+    /// # Errors
+    /// Those of [`create`](Self::create) and [`update`](Self::update); neither record is stored then.
+    async fn rotate(&self, rotation: Rotation, context: &ChangeContext) -> Result<Rotation> {
+        provided::rotate(self, rotation, context).await
+    }
+
+    /// At most `request.limit` of the keys that `request` asks for, in the order of
+    /// [`list_by_owner`](Self::list_by_owner), beginning after the position `request.after`. Reading on after the last
+    /// key of each page neither skips nor repeats a key, while others come and go. A page with fewer keys than the limit is the last.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotOffered`] by the provided form when no owner is named.
+    async fn list_page(&self, request: &PageRequest) -> Result<Vec<ApiKey>> {
+        provided::list_page(self, request).await
+    }
+
+    /// Records that keys were used. Of several times the latest is kept, whatever order they come in. Touches no
+    /// record and no revision; ids that are unknown, or no longer known, are ignored.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotOffered`] by the provided form.
+    async fn record_usage(&self, usage: &[(KeyId, Timestamp)]) -> Result<()> {
+        let _ = usage;
+        Err(RepositoryError::not_offered("recording the last use of a key"))
+    }
+
+    /// The last recorded use of each of `ids`, in their order; `None` for one that was never used or is unknown.
+    ///
+    /// The provided form knows of none.
+    async fn usage(&self, ids: &[KeyId]) -> Result<Vec<Option<Timestamp>>> {
+        Ok(vec![None; ids.len()])
+    }
+
+    /// Succeeds if the store can answer.
+    ///
+    /// The provided form looks up a key that can't exist.
+    async fn ping(&self) -> Result<()> {
+        self.get_by_hash(&KeyHash::from_bytes([0; KeyHash::BYTES])).await.map(drop)
+    }
+}
+
+/// Which page of a listing to read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PageRequest {
+    /// Only keys of this owner; `None`: of all owners.
+    pub owner_id: Option<OwnerId>,
+    /// Which of them.
+    pub filter: KeyFilter,
+    /// Read on after this position; `None`: from the newest.
+    pub after: Option<PagePosition>,
+    /// How many keys at most.
+    pub limit: usize,
+}
+
+/// A place in a listing: right behind the key that was made then and has this id. That key need not exist any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PagePosition {
+    /// The key's time of creation.
+    pub created_at: Timestamp,
+    /// The key's id.
+    pub id: KeyId,
+}
+
+impl PagePosition {
+    /// The place right behind `key`.
+    #[must_use]
+    pub fn of(key: &ApiKey) -> Self {
+        Self { created_at: key.created_at, id: key.id }
+    }
+
+    /// Whether `key` comes after this place, newest first.
+    #[must_use]
+    pub fn is_before(&self, key: &ApiKey) -> bool {
+        (key.created_at, key.id) < (self.created_at, self.id)
+    }
+}

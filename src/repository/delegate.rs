@@ -1,0 +1,79 @@
+//! Smart pointers to a repository are repositories.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::{KeyRepository, KeyStream, PageRequest, Result};
+use crate::domain::{
+    ApiKey, ChangeContext, KeyFilter, KeyHash, KeyId, OwnerId, Revision, RevokeReason, Rotation, Timestamp,
+};
+
+macro_rules! delegate {
+    ($pointer:ident) => {
+        #[async_trait]
+        #[deny(clippy::missing_trait_methods)]
+        impl<R: KeyRepository + ?Sized> KeyRepository for $pointer<R> {
+            async fn get_by_hash(&self, hash: &KeyHash) -> Result<Option<ApiKey>> {
+                (**self).get_by_hash(hash).await
+            }
+
+            async fn get(&self, id: KeyId) -> Result<Option<ApiKey>> {
+                (**self).get(id).await
+            }
+
+            async fn create(&self, key: ApiKey, context: &ChangeContext) -> Result<ApiKey> {
+                (**self).create(key, context).await
+            }
+
+            async fn update(
+                &self,
+                key: ApiKey,
+                expected: Revision,
+                context: &ChangeContext,
+            ) -> Result<ApiKey> {
+                (**self).update(key, expected, context).await
+            }
+
+            async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<Revision> {
+                (**self).delete(id, context).await
+            }
+
+            fn list_by_owner(&self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream {
+                (**self).list_by_owner(owner, filter)
+            }
+
+            async fn revoke(
+                &self,
+                id: KeyId,
+                reason: RevokeReason,
+                context: &ChangeContext,
+            ) -> Result<ApiKey> {
+                (**self).revoke(id, reason, context).await
+            }
+
+            async fn rotate(&self, rotation: Rotation, context: &ChangeContext) -> Result<Rotation> {
+                (**self).rotate(rotation, context).await
+            }
+
+            async fn list_page(&self, request: &PageRequest) -> Result<Vec<ApiKey>> {
+                (**self).list_page(request).await
+            }
+
+            async fn record_usage(&self, usage: &[(KeyId, Timestamp)]) -> Result<()> {
+                (**self).record_usage(usage).await
+            }
+
+            async fn usage(&self, ids: &[KeyId]) -> Result<Vec<Option<Timestamp>>> {
+                (**self).usage(ids).await
+            }
+
+            async fn ping(&self) -> Result<()> {
+                (**self).ping().await
+            }
+        }
+    };
+}
+
+delegate!(Box);
+delegate!(Arc);

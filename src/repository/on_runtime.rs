@@ -1,0 +1,125 @@
+//! A decorator that runs a repository on a runtime of its own.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures_util::StreamExt as _;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::{ErrorKind, KeyRepository, KeyStream, PageRequest, RepositoryError, Result};
+use crate::domain::{
+    ApiKey, ChangeContext, KeyFilter, KeyHash, KeyId, OwnerId, Revision, RevokeReason, Rotation, Timestamp,
+};
+
+/// How many keys of a stream wait between the two runtimes.
+const STREAM_BUFFER: usize = 64;
+
+/// Runs every call on the runtime of `handle`, where the store's connections live. Calls come from the
+/// single-threaded runtimes that serve clients.
+///
+/// A call that was begun is finished there even if its caller goes away, so a client that hangs up in the middle
+/// of a change can't leave it half done. A stream that is dropped is not read on.
+#[derive(Clone, Debug)]
+pub struct OnRuntime<R> {
+    inner: Arc<R>,
+    handle: Handle,
+}
+
+impl<R: KeyRepository + 'static> OnRuntime<R> {
+    /// Runs the calls of `inner` on the runtime of `handle`.
+    pub fn new(inner: R, handle: Handle) -> Self {
+        Self { inner: Arc::new(inner), handle }
+    }
+
+    async fn run<T, F>(&self, call: impl FnOnce(Arc<R>) -> F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let task = self.handle.spawn(call(Arc::clone(&self.inner)));
+        match task.await {
+            Ok(outcome) => outcome,
+            Err(stopped) => Err(RepositoryError::new(ErrorKind::Internal, stopped)),
+        }
+    }
+}
+
+impl<R: fmt::Display> fmt::Display for OnRuntime<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "OnRuntime({})", self.inner)
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl<R: KeyRepository + 'static> KeyRepository for OnRuntime<R> {
+    async fn get_by_hash(&self, hash: &KeyHash) -> Result<Option<ApiKey>> {
+        let hash = *hash;
+        self.run(|inner| async move { inner.get_by_hash(&hash).await }).await
+    }
+
+    async fn get(&self, id: KeyId) -> Result<Option<ApiKey>> {
+        self.run(|inner| async move { inner.get(id).await }).await
+    }
+
+    async fn create(&self, key: ApiKey, context: &ChangeContext) -> Result<ApiKey> {
+        let context = context.clone();
+        self.run(|inner| async move { inner.create(key, &context).await }).await
+    }
+
+    async fn update(&self, key: ApiKey, expected: Revision, context: &ChangeContext) -> Result<ApiKey> {
+        let context = context.clone();
+        self.run(move |inner| async move { inner.update(key, expected, &context).await }).await
+    }
+
+    async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<Revision> {
+        let context = context.clone();
+        self.run(move |inner| async move { inner.delete(id, &context).await }).await
+    }
+
+    fn list_by_owner(&self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream {
+        let mut keys = self.inner.list_by_owner(owner, filter);
+        let (sender, receiver) = mpsc::channel(STREAM_BUFFER);
+        self.handle.spawn(async move {
+            while let Some(key) = keys.next().await {
+                if sender.send(key).await.is_err() {
+                    return;
+                }
+            }
+        });
+        ReceiverStream::new(receiver).boxed()
+    }
+
+    async fn revoke(&self, id: KeyId, reason: RevokeReason, context: &ChangeContext) -> Result<ApiKey> {
+        let context = context.clone();
+        self.run(move |inner| async move { inner.revoke(id, reason, &context).await }).await
+    }
+
+    async fn rotate(&self, rotation: Rotation, context: &ChangeContext) -> Result<Rotation> {
+        let context = context.clone();
+        self.run(|inner| async move { inner.rotate(rotation, &context).await }).await
+    }
+
+    async fn list_page(&self, request: &PageRequest) -> Result<Vec<ApiKey>> {
+        let request = request.clone();
+        self.run(|inner| async move { inner.list_page(&request).await }).await
+    }
+
+    async fn record_usage(&self, usage: &[(KeyId, Timestamp)]) -> Result<()> {
+        let usage = usage.to_vec();
+        self.run(|inner| async move { inner.record_usage(&usage).await }).await
+    }
+
+    async fn usage(&self, ids: &[KeyId]) -> Result<Vec<Option<Timestamp>>> {
+        let ids = ids.to_vec();
+        self.run(|inner| async move { inner.usage(&ids).await }).await
+    }
+
+    async fn ping(&self) -> Result<()> {
+        self.run(|inner| async move { inner.ping().await }).await
+    }
+}

@@ -1,0 +1,77 @@
+//! The provided forms of [`KeyRepository`]: sound on any backend, built on its required methods alone.
+
+use futures_util::TryStreamExt as _;
+
+use super::{ErrorKind, KeyRepository, PageRequest, RepositoryError, Result};
+use crate::domain::{ApiKey, ChangeContext, KeyId, RevokeReason, Rotation};
+
+/// How often a change that lost against another one is tried anew.
+const MAX_ATTEMPTS: usize = 64;
+
+pub(super) async fn revoke<R: KeyRepository + ?Sized>(
+    repository: &R,
+    id: KeyId,
+    reason: RevokeReason,
+    context: &ChangeContext,
+) -> Result<ApiKey> {
+    for _ in 0..MAX_ATTEMPTS {
+        let key = repository.get(id).await?.ok_or(ErrorKind::NotFound)?;
+        let Some(revoked) = key.revoked(reason.clone(), context.now) else {
+            return Ok(key);
+        };
+        match repository.update(revoked, key.revision, context).await {
+            Err(error) if error.kind() == ErrorKind::Conflict => {}
+            outcome => return outcome,
+        }
+    }
+    Err(ErrorKind::Conflict.into())
+}
+
+pub(super) async fn rotate<R: KeyRepository + ?Sized>(
+    repository: &R,
+    rotation: Rotation,
+    context: &ChangeContext,
+) -> Result<Rotation> {
+    let expected = rotation.replaced.revision;
+    let successor = repository.create(rotation.successor, context).await?;
+    match repository.update(rotation.replaced, expected, context).await {
+        Ok(replaced) => Ok(Rotation { replaced, successor }),
+        Err(error) if is_certain(error.kind()) => {
+            repository.delete(successor.id, context).await?;
+            Err(error)
+        }
+        // The update may have been made: taking the successor back could leave the caller with no key at all.
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether an update that failed so was certainly not made.
+fn is_certain(kind: ErrorKind) -> bool {
+    match kind {
+        ErrorKind::NotFound | ErrorKind::Conflict | ErrorKind::Refused | ErrorKind::NotOffered => true,
+        ErrorKind::AlreadyExists
+        | ErrorKind::Unavailable
+        | ErrorKind::Timeout
+        | ErrorKind::Corrupt
+        | ErrorKind::Internal => false,
+    }
+}
+
+pub(super) async fn list_page<R: KeyRepository + ?Sized>(
+    repository: &R,
+    request: &PageRequest,
+) -> Result<Vec<ApiKey>> {
+    let Some(owner) = &request.owner_id else {
+        return Err(RepositoryError::not_offered("listing the keys of all owners"));
+    };
+    let mut keys = repository.list_by_owner(owner, &request.filter);
+    let mut page = Vec::new();
+    while page.len() < request.limit
+        && let Some(key) = keys.try_next().await?
+    {
+        if request.after.is_none_or(|after| after.is_before(&key)) {
+            page.push(key);
+        }
+    }
+    Ok(page)
+}

@@ -1,0 +1,65 @@
+//! Opening a SQLite file.
+
+use std::fs::{DirBuilder, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::time::Duration;
+
+use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
+use sea_orm::{ConnectOptions, Database, DatabaseConnection};
+
+use super::error::from_db;
+use super::{SqlOptions, SqlRepository};
+use crate::repository::{ErrorKind, RepositoryError, Result};
+
+/// Connections that read. Writers need no more than one.
+const READERS: u32 = 4;
+/// How long a statement waits for another process that holds the database's lock.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(4);
+
+impl SqlRepository {
+    /// Opens the SQLite database in the file `path`, which is made with mode 0600 if it does not exist, and its folder
+    /// with mode 0700. The tables are made by [`SqlRepository::migrate`].
+    ///
+    /// Journal: WAL, so that readers and the writer don't wait for each other. Synchronous: FULL, so that a change that was
+    /// answered survives a power loss.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] if the file can't be made or opened, [`ErrorKind::Corrupt`] if it is no database.
+    pub async fn open_sqlite(path: &Path, options: SqlOptions) -> Result<Self> {
+        create_file(path).map_err(|error| RepositoryError::new(ErrorKind::Unavailable, error))?;
+        let writer = connect(path, 1, &options).await?;
+        let reader = connect(path, READERS, &options).await?;
+        Ok(Self { reader, writer, options, place: format!("sqlite:{}", path.display()).into() })
+    }
+}
+
+async fn connect(path: &Path, connections: u32, options: &SqlOptions) -> Result<DatabaseConnection> {
+    let file = path.to_owned();
+    let mut connect = ConnectOptions::new("sqlite:");
+    connect
+        .max_connections(connections)
+        .acquire_timeout(options.timeout)
+        // A local file does not hang up: a connection is kept and not tested before each use.
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .test_before_acquire(false)
+        .sqlx_logging(false)
+        .map_sqlx_sqlite_opts(move |sqlite| {
+            sqlite
+                .filename(&file)
+                .foreign_keys(true)
+                .journal_mode(SqliteJournalMode::Wal)
+                .synchronous(SqliteSynchronous::Full)
+                .busy_timeout(BUSY_TIMEOUT)
+        });
+    Database::connect(connect).await.map_err(from_db)
+}
+
+fn create_file(path: &Path) -> io::Result<()> {
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+    }
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path).map(drop)
+}

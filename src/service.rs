@@ -1,0 +1,15 @@
+//! The work of the two services, free of any protocol: rules and orchestration between the domain and the repository.
+
+mod caller;
+mod error;
+mod key_store;
+mod usage;
+mod validator;
+
+pub use caller::Caller;
+pub use error::{Precondition, ServiceError};
+pub use key_store::{
+    Expiry, IssuedKey, KeyRecord, KeyStoreService, KeyUpdate, NewKey, RotateRequest, RotatedKey,
+};
+pub use usage::UsageRecorder;
+pub use validator::{Validation, ValidatorService};

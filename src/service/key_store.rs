@@ -1,0 +1,366 @@
+//! Issuing and administering keys.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, stream::BoxStream};
+
+use super::{Caller, Precondition, ServiceError};
+use crate::domain::{
+    ApiKey, Clock, Description, Entropy, InvalidField, KeyFilter, KeyFormat, KeyId, KeyIdentity, KeyName, KeyPrefix,
+    Metadata, OwnerId, Revision, RevokeReason, Rotation, ScopeSet, SecretKey, Timestamp,
+};
+use crate::repository::{ErrorKind, KeyRepository, PageRequest, pages};
+use crate::telemetry::error_chain;
+
+/// How often a change that lost against another one is tried anew, where the caller expects no revision.
+const MAX_ATTEMPTS: usize = 16;
+/// How many keys of a stream are looked up at once for their last use.
+const STREAM_CHUNK: usize = 200;
+
+type Result<T> = std::result::Result<T, ServiceError>;
+
+/// Issues keys and administers them.
+#[derive(Clone, Debug)]
+pub struct KeyStoreService {
+    repository: Arc<dyn KeyRepository>,
+    format: Arc<KeyFormat>,
+    clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+}
+
+/// What a new key should be.
+#[derive(Clone, Debug)]
+pub struct NewKey {
+    /// A label for people.
+    pub name: KeyName,
+    /// Whom it acts for.
+    pub owner_id: OwnerId,
+    /// What it is for.
+    pub description: Description,
+    /// What it may do.
+    pub scopes: ScopeSet,
+    /// Free data.
+    pub metadata: Metadata,
+    /// `None`: the configured default.
+    pub prefix: Option<String>,
+    /// `None`: it never expires.
+    pub expiry: Option<Expiry>,
+}
+
+/// When a key should end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expiry {
+    /// At this instant.
+    At(Timestamp),
+    /// So long from now on.
+    After(Duration),
+}
+
+/// A key and the secret that belongs to it, to be shown once.
+#[derive(Clone, Debug)]
+pub struct IssuedKey {
+    /// The key.
+    pub record: KeyRecord,
+    /// Its secret.
+    pub secret: SecretKey,
+}
+
+/// A key as administrators see it.
+#[derive(Clone, Debug)]
+pub struct KeyRecord {
+    /// The key.
+    pub key: ApiKey,
+    /// Its last recorded use.
+    pub last_used_at: Option<Timestamp>,
+    /// When this was found out; the key's state depends on it.
+    pub as_of: Timestamp,
+}
+
+/// New values; `None` leaves one as it is.
+#[derive(Clone, Debug, Default)]
+pub struct KeyUpdate {
+    /// A new label.
+    pub name: Option<KeyName>,
+    /// A new description.
+    pub description: Option<Description>,
+    /// All new scopes.
+    pub scopes: Option<ScopeSet>,
+    /// All new metadata.
+    pub metadata: Option<Metadata>,
+    /// A new end; `Some(None)`: it never expires.
+    pub expires_at: Option<Option<Timestamp>>,
+}
+
+/// How to replace a key.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RotateRequest {
+    /// How long the old key stays valid.
+    pub overlap: Duration,
+    /// When the successor ends; `None`: after the old one's lifetime.
+    pub expiry: Option<Expiry>,
+}
+
+/// Both keys of a rotation.
+#[derive(Clone, Debug)]
+pub struct RotatedKey {
+    /// The successor.
+    pub issued: IssuedKey,
+    /// The old key.
+    pub replaced: KeyRecord,
+}
+
+impl KeyStoreService {
+    /// Administers the keys of `repository`.
+    pub fn new(
+        repository: Arc<dyn KeyRepository>,
+        format: Arc<KeyFormat>,
+        clock: Arc<dyn Clock>,
+        entropy: Arc<dyn Entropy>,
+    ) -> Self {
+        Self { repository, format, clock, entropy }
+    }
+
+    /// Makes a key.
+    pub async fn create(&self, new: NewKey, caller: &Caller) -> Result<IssuedKey> {
+        check_grantable(caller, &new.scopes)?;
+        let prefix = match &new.prefix {
+            None => self.format.default_prefix().clone(),
+            Some(prefix) => self.format.issued_prefix(prefix)?.clone(),
+        };
+        let now = self.clock.now();
+        let expires_at = resolve(new.expiry, now)?;
+        let (KeyIdentity { id, hash, prefix }, secret) = self.draw(prefix, now)?;
+        let key = ApiKey {
+            id,
+            hash,
+            prefix,
+            name: new.name,
+            description: new.description,
+            owner_id: new.owner_id,
+            scopes: new.scopes,
+            metadata: new.metadata,
+            created_at: now,
+            updated_at: now,
+            expires_at,
+            revocation: None,
+            rotated_from: None,
+            replaced_by: None,
+            revision: Revision::NONE,
+        };
+        let key = self.repository.create(key, &caller.context(now)).await?;
+        Ok(IssuedKey { record: KeyRecord { key, last_used_at: None, as_of: now }, secret })
+    }
+
+    /// Reads a key.
+    pub async fn get(&self, id: KeyId) -> Result<KeyRecord> {
+        let key = self.find(id).await?;
+        let usage = self.repository.usage(&[id]).await?;
+        Ok(self.record(key, usage))
+    }
+
+    /// Reads a page of keys, newest first.
+    pub async fn list(&self, request: &PageRequest) -> Result<Vec<KeyRecord>> {
+        let keys = self.repository.list_page(request).await?;
+        self.records(keys).await
+    }
+
+    /// Streams the keys of one owner or of all, newest first.
+    pub fn stream(
+        &self,
+        owner_id: Option<OwnerId>,
+        filter: KeyFilter,
+    ) -> BoxStream<'static, Result<KeyRecord>> {
+        let keys = match owner_id {
+            Some(owner) => self.repository.list_by_owner(&owner, &filter),
+            None => pages::stream_pages(Arc::clone(&self.repository), None, filter),
+        };
+        let service = self.clone();
+        keys.ready_chunks(STREAM_CHUNK)
+            .then(move |chunk| {
+                let service = service.clone();
+                async move { service.records_of_chunk(chunk).await }
+            })
+            .flat_map(futures_util::stream::iter)
+            .boxed()
+    }
+
+    /// Changes the attributes that `update` names: of whatever revision, or of `expected` alone.
+    pub async fn update(
+        &self,
+        id: KeyId,
+        update: KeyUpdate,
+        expected: Option<Revision>,
+        caller: &Caller,
+    ) -> Result<KeyRecord> {
+        for _ in 0..MAX_ATTEMPTS {
+            let key = self.find(id).await?;
+            let now = self.clock.now();
+            let next = apply(&update, &key, now, caller)?;
+            let updated = self.repository.update(next, expected.unwrap_or(key.revision), &caller.context(now)).await;
+            match updated {
+                Ok(key) => return Ok(self.changed_record(key).await),
+                Err(error) if error.kind() == ErrorKind::Conflict && expected.is_none() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(conflict())
+    }
+
+    /// Replaces a key by a successor.
+    pub async fn rotate(&self, id: KeyId, request: RotateRequest, caller: &Caller) -> Result<RotatedKey> {
+        for _ in 0..MAX_ATTEMPTS {
+            let old = self.find(id).await?;
+            check_grantable(caller, &old.scopes)?;
+            let now = self.clock.now();
+            let expires_at = resolve(request.expiry, now)?;
+            let (identity, secret) = self.draw(self.successor_prefix(&old), now)?;
+            let rotation = Rotation::plan(&old, identity, request.overlap, expires_at, now)?;
+            match self.repository.rotate(rotation, &caller.context(now)).await {
+                Ok(Rotation { replaced, successor }) => {
+                    let record = KeyRecord { key: successor, last_used_at: None, as_of: now };
+                    let replaced = self.changed_record(replaced).await;
+                    return Ok(RotatedKey { issued: IssuedKey { record, secret }, replaced });
+                }
+                Err(error) if error.kind() == ErrorKind::Conflict => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(conflict())
+    }
+
+    /// Revokes a key. Repeating it changes nothing.
+    pub async fn revoke(&self, id: KeyId, reason: RevokeReason, caller: &Caller) -> Result<KeyRecord> {
+        let key = self.repository.revoke(id, reason, &caller.context(self.clock.now())).await?;
+        Ok(self.changed_record(key).await)
+    }
+
+    /// Removes a key.
+    pub async fn delete(&self, id: KeyId, caller: &Caller) -> Result<()> {
+        self.repository.delete(id, &caller.context(self.clock.now())).await?;
+        Ok(())
+    }
+
+    /// The present instant, by which states are judged.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    async fn find(&self, id: KeyId) -> Result<ApiKey> {
+        let key = self.repository.get(id).await?;
+        key.ok_or_else(|| ServiceError::Repository(ErrorKind::NotFound.into()))
+    }
+
+    /// A new secret and the identity that belongs to it.
+    fn draw(&self, prefix: KeyPrefix, now: Timestamp) -> Result<(KeyIdentity, SecretKey)> {
+        let secret = SecretKey::generate(&prefix, self.entropy.as_ref())?;
+        let hash = secret.hash();
+        let id = KeyId::generate(now, &hash, self.entropy.as_ref())?;
+        Ok((KeyIdentity { id, hash, prefix }, secret))
+    }
+
+    /// The old key's prefix, or the default if keys are no longer made with that one.
+    fn successor_prefix(&self, old: &ApiKey) -> KeyPrefix {
+        self.format.issued_prefix(old.prefix.as_str()).unwrap_or(self.format.default_prefix()).clone()
+    }
+
+    /// The record of a key that was just changed. The change stands, so what can't be read of its usage is left out:
+    /// an error would tell the caller that nothing happened, and lose the secret of a successor.
+    async fn changed_record(&self, key: ApiKey) -> KeyRecord {
+        let usage = self.repository.usage(&[key.id]).await.unwrap_or_else(|error| {
+            tracing::warn!(error = %error_chain(&error), key = %key.id, "the last use of a changed key can't be read");
+            Vec::new()
+        });
+        self.record(key, usage)
+    }
+
+    fn record(&self, key: ApiKey, usage: Vec<Option<Timestamp>>) -> KeyRecord {
+        KeyRecord { last_used_at: usage.into_iter().next().flatten(), as_of: self.clock.now(), key }
+    }
+
+    async fn records(&self, keys: Vec<ApiKey>) -> Result<Vec<KeyRecord>> {
+        let ids: Vec<_> = keys.iter().map(|key| key.id).collect();
+        let usage = self.repository.usage(&ids).await?;
+        let as_of = self.clock.now();
+        let records = keys.into_iter().zip(usage);
+        Ok(records.map(|(key, last_used_at)| KeyRecord { key, last_used_at, as_of }).collect())
+    }
+
+    async fn records_of_chunk(
+        &self,
+        chunk: Vec<crate::repository::Result<ApiKey>>,
+    ) -> Vec<Result<KeyRecord>> {
+        let mut keys = Vec::with_capacity(chunk.len());
+        let mut failure = None;
+        for key in chunk {
+            match key {
+                Ok(key) => keys.push(key),
+                Err(error) => failure = Some(ServiceError::from(error)),
+            }
+        }
+        match self.records(keys).await {
+            Ok(records) => records.into_iter().map(Ok).chain(failure.map(Err)).collect(),
+            Err(error) => vec![Err(error)],
+        }
+    }
+}
+
+/// `key` with the values of `update`.
+fn apply(update: &KeyUpdate, key: &ApiKey, now: Timestamp, caller: &Caller) -> Result<ApiKey> {
+    let mut next = ApiKey { updated_at: now, ..key.clone() };
+    let KeyUpdate { name, description, scopes, metadata, expires_at } = update.clone();
+    next.name = name.unwrap_or(next.name);
+    next.description = description.unwrap_or(next.description);
+    next.metadata = metadata.unwrap_or(next.metadata);
+    if let Some(scopes) = scopes {
+        // What the key has already is not granted by this call.
+        let granted = scopes.iter().filter(|scope| !key.scopes.contains(scope)).map(|scope| scope.as_str());
+        check_grantable(caller, &ScopeSet::parse("key.scopes", granted)?)?;
+        next.scopes = scopes;
+    }
+    if let Some(expires_at) = expires_at {
+        check_future("key.expire_time", expires_at, now)?;
+        let is_longer = expires_at.is_none_or(|end| key.expires_at.is_some_and(|old_end| end > old_end));
+        if key.replaced_by.is_some() && is_longer && expires_at != key.expires_at {
+            return Err(Precondition::ReplacedKeyExtended.into());
+        }
+        next.expires_at = expires_at;
+    }
+    Ok(next)
+}
+
+fn resolve(expiry: Option<Expiry>, now: Timestamp) -> Result<Option<Timestamp>> {
+    match expiry {
+        None => Ok(None),
+        Some(Expiry::At(instant)) => {
+            check_future("expire_time", Some(instant), now)?;
+            Ok(Some(instant))
+        }
+        Some(Expiry::After(ttl)) => {
+            if ttl < Duration::from_micros(1) {
+                return Err(InvalidField::new("ttl", "must be more than zero").into());
+            }
+            let end = now.checked_add(ttl);
+            Ok(Some(end.ok_or_else(|| InvalidField::new("ttl", "ends after the year 9999: give less"))?))
+        }
+    }
+}
+
+fn check_future(field: &str, instant: Option<Timestamp>, now: Timestamp) -> Result<()> {
+    if instant.is_some_and(|instant| instant <= now) {
+        return Err(InvalidField::new(field, "is not in the future: to end a key now, revoke it").into());
+    }
+    Ok(())
+}
+
+fn check_grantable(caller: &Caller, scopes: &ScopeSet) -> Result<()> {
+    match caller.first_not_grantable(scopes) {
+        Some(scope) => Err(ServiceError::ScopeNotGrantable(scope.clone())),
+        None => Ok(()),
+    }
+}
+
+fn conflict() -> ServiceError {
+    ServiceError::Repository(ErrorKind::Conflict.into())
+}

@@ -1,0 +1,33 @@
+//! What operators see of a running server: its logs.
+
+mod logs;
+
+use std::error::Error;
+use std::fmt;
+
+pub use logs::{LogFilterError, LogFormat, init_logs};
+
+/// `error` and its causes in one line, for the log.
+pub fn error_chain(error: &dyn Error) -> impl fmt::Display {
+    struct Chain<'e>(&'e dyn Error);
+
+    impl fmt::Display for Chain<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            let mut last = self.0.to_string();
+            f.write_str(&last)?;
+            let mut cause = self.0.source();
+            while let Some(error) = cause {
+                let text = error.to_string();
+                // Drivers repeat their cause in their own text.
+                if !last.ends_with(&text) {
+                    write!(f, ": {text}")?;
+                }
+                last = text;
+                cause = error.source();
+            }
+            Ok(())
+        }
+    }
+
+    Chain(error)
+}
