@@ -13,5 +13,5 @@ pub use auth::{AdminAuth, AdminToken, AdminTokenError};
 pub use key_store::KeyStoreHandler;
 pub use request_id::RequestId;
 pub use status::ERROR_DOMAIN;
-pub(crate) use status::{internal, pb_reason_text};
+pub(crate) use status::internal;
 pub use validator::ValidatorHandler;

@@ -1,6 +1,10 @@
 //! x
+pub mod app;
+pub mod cli;
+pub mod config;
 pub mod domain;
 pub mod grpc;
 pub mod repository;
+pub mod server;
 pub mod service;
 pub mod telemetry;

@@ -1,1 +1,7 @@
-fn main(){}
+//! The command `keyvouch`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    keyvouch::cli::main()
+}

@@ -5,7 +5,7 @@ mod logs;
 use std::error::Error;
 use std::fmt;
 
-pub use logs::{LogFilterError, LogFormat, init_logs};
+pub use logs::{LogFilterError, LogFormat, init_logs, parse_filter};
 
 /// `error` and its causes in one line, for the log.
 pub fn error_chain(error: &dyn Error) -> impl fmt::Display {

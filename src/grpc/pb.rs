@@ -2,7 +2,6 @@
 
 #![expect(
     missing_docs,
-    unreachable_pub,
     unused_qualifications,
     clippy::pedantic,
     clippy::allow_attributes_without_reason,

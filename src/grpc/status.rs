@@ -118,11 +118,11 @@ fn status(code: Code, reason: ErrorReason, message: impl Into<String>) -> Status
 }
 
 fn details_of(reason: ErrorReason) -> ErrorDetails {
-    ErrorDetails::with_error_info(pb_reason_text(reason), ERROR_DOMAIN, [])
+    ErrorDetails::with_error_info(reason_text(reason), ERROR_DOMAIN, [])
 }
 
 /// The reason as it travels: the name in the enum without what all of them begin with.
-pub(crate) fn pb_reason_text(reason: ErrorReason) -> &'static str {
+fn reason_text(reason: ErrorReason) -> &'static str {
     let name = reason.as_str_name();
     name.strip_prefix("ERROR_REASON_").unwrap_or(name)
 }

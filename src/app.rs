@@ -1,0 +1,163 @@
+//! The composition root: from settings to a running server. The only module that knows concrete backends.
+
+mod admin;
+mod health;
+mod store;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use tokio::task::JoinSet;
+
+pub use admin::{AdminDoor, TOKEN_FILE};
+pub use store::{Store, open_sql};
+
+use self::health::HealthMonitor;
+use crate::config::{Config, ListenAddr};
+use crate::domain::{Clock, Entropy, SystemClock, SystemEntropy};
+use crate::grpc::{KeyStoreHandler, ValidatorHandler};
+use crate::repository::KeyRepository;
+use crate::server::{self, CallLayer, Listener, ServerOptions, Services};
+use crate::service::{KeyStoreService, UsageRecorder, ValidatorService};
+use crate::telemetry::error_chain;
+
+/// How long the last flush of usage may hold up the end of the process.
+const LAST_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A server that is bound to its addresses and ready to run.
+#[derive(Debug)]
+pub struct App {
+    listeners: Vec<Listener>,
+    services: Services,
+    calls: CallLayer,
+    options: ServerOptions,
+    store: Store,
+    door: AdminDoor,
+    usage: Arc<UsageRecorder>,
+    flush_interval: Duration,
+    health: HealthMonitor,
+}
+
+/// What a server takes from its surroundings.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// Tells the time.
+    pub clock: Arc<dyn Clock>,
+    /// Gives random bytes.
+    pub entropy: Arc<dyn Entropy>,
+}
+
+impl Default for Surroundings {
+    fn default() -> Self {
+        Self { clock: Arc::new(SystemClock), entropy: Arc::new(SystemEntropy) }
+    }
+}
+
+impl App {
+    /// Opens the store, finds out who may administer it, and binds the addresses. Has to be called on the runtime that
+    /// is to carry the store's connections.
+    pub async fn prepare(config: &Config, surroundings: Surroundings) -> Result<Self> {
+        config.check()?;
+        let store = Store::open(&config.store, &surroundings.entropy).await?;
+        Self::with_store(config, surroundings, store)
+    }
+
+    /// The same with a store that the caller opened: a backend of his own, for example.
+    pub fn with_store(config: &Config, surroundings: Surroundings, store: Store) -> Result<Self> {
+        let door = AdminDoor::find(config, &surroundings.entropy)?;
+        let listeners = bind(&config.server.addresses()?)?;
+        let Surroundings { clock, entropy } = surroundings;
+        let calls = CallLayer::new(entropy.as_ref())?;
+        let repository: Arc<dyn KeyRepository> = Arc::clone(&store.repository);
+        let format = Arc::new(config.keys.format()?);
+        let usage = Arc::new(UsageRecorder::new(Arc::clone(&repository)));
+        let validator =
+            ValidatorService::new(Arc::clone(&repository), Arc::clone(&format), Arc::clone(&clock), Arc::clone(&usage));
+        let key_store = KeyStoreService::new(Arc::clone(&repository), format, clock, entropy);
+        let health = HealthMonitor::new(repository);
+        let services = Services {
+            validator: ValidatorHandler::new(validator),
+            key_store: KeyStoreHandler::new(key_store),
+            admin_auth: door.auth(),
+            health: health.reporter(),
+        };
+        let options = ServerOptions {
+            workers: config.server.workers,
+            max_connections: config.server.max_connections,
+            max_streams_per_connection: config.server.max_streams_per_connection,
+            drain_timeout: config.server.drain_timeout.0,
+        };
+        let flush_interval = config.usage.flush_interval.0;
+        Ok(Self { listeners, services, calls, options, store, door, usage, flush_interval, health })
+    }
+
+    /// The addresses, with the ports that were taken.
+    pub fn addresses(&self) -> impl Iterator<Item = &ListenAddr> {
+        self.listeners.iter().map(Listener::address)
+    }
+
+    /// The store, as a stack of its layers.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Who may administer keys.
+    #[must_use]
+    pub fn door(&self) -> &AdminDoor {
+        &self.door
+    }
+
+    /// Serves until `shutdown` completes, then ends in order: not healthy any more, calls in flight answered, usage
+    /// written, store closed.
+    ///
+    /// # Errors
+    /// The server or one of its background tasks ended by itself, which no part of it is meant to do.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<()> {
+        let mut tasks = JoinSet::new();
+        let usage = Arc::clone(&self.usage);
+        tasks.spawn(async move {
+            usage.flush_every(self.flush_interval).await;
+            "the task that records the last use of keys"
+        });
+        let monitor = self.health.clone();
+        tasks.spawn(async move {
+            monitor.watch().await;
+            "the task that watches the store"
+        });
+
+        let health = self.health.clone();
+        let shutdown = async move {
+            shutdown.await;
+            health.stop().await;
+        };
+        let serving = server::serve(self.listeners, self.services, self.calls, self.options, shutdown);
+        let outcome = tokio::select! {
+            served = serving => served.context("the server failed"),
+            Some(ended) = tasks.join_next() => match ended {
+                Ok(task) => Err(anyhow!("{task} ended unexpectedly")),
+                Err(panicked) => Err(panicked).context("a background task failed"),
+            },
+        };
+
+        tasks.shutdown().await;
+        match tokio::time::timeout(LAST_FLUSH_TIMEOUT, self.usage.flush()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(error = %error_chain(&error), "the last uses of keys were not recorded"),
+            Err(_) => tracing::warn!("the last uses of keys were not recorded in time"),
+        }
+        self.store.close().await;
+        outcome
+    }
+}
+
+fn bind(addresses: &[ListenAddr]) -> Result<Vec<Listener>> {
+    addresses
+        .iter()
+        .map(|address| {
+            Listener::bind(address).with_context(|| format!("can't listen on {address} (server.listen)"))
+        })
+        .collect()
+}

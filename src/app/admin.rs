@@ -1,0 +1,221 @@
+//! Who may administer keys: tokens that were configured, or one that the first start makes.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail};
+use data_encoding::HEXLOWER;
+use zeroize::Zeroizing;
+
+use crate::config::{Config, ListenAddr, StorePlace};
+use crate::domain::{Entropy, KeyPrefix, SecretKey};
+use crate::grpc::{AdminAuth, AdminToken};
+
+/// The file that a first start writes beside the database, and that the command line finds.
+pub const TOKEN_FILE: &str = "keyvouch.admin-token";
+
+/// What a token that the server made begins with.
+const TOKEN_PREFIX: &str = "kv_admin_";
+/// The name of that token in the audit trail.
+const TOKEN_NAME: &str = "first-start";
+/// Bits of a file's mode that let others than its owner in.
+const OTHERS: u32 = 0o077;
+/// More than any token; a larger file is something else.
+const MAX_TOKEN_BYTES: u64 = 4096;
+
+/// How administrators come in.
+#[derive(Debug)]
+pub enum AdminDoor {
+    /// By one of these configured tokens.
+    Configured(Vec<AdminToken>),
+    /// By the token in this file, which the server made, now or at an earlier start.
+    FirstStart {
+        /// The token.
+        token: AdminToken,
+        /// Its file.
+        file: PathBuf,
+        /// Whether it was made just now.
+        is_new: bool,
+    },
+    /// Without a credential.
+    Open,
+}
+
+impl AdminDoor {
+    /// Finds out by `config`.
+    ///
+    /// # Errors
+    /// `KeyStore` would be open beyond this machine, or a token can't be read or made.
+    pub(super) fn find(config: &Config, entropy: &Arc<dyn Entropy>) -> Result<Self> {
+        if config.admin.insecure {
+            tracing::warn!("everyone on this machine can administer keys (admin.insecure = true)");
+            return Ok(Self::Open);
+        }
+        if !config.admin.is_unset() {
+            return Ok(Self::Configured(config.admin.load_tokens()?));
+        }
+        if let Some(address) = config.server.addresses()?.iter().find(|address| !address.is_local()) {
+            return Err(exposed(address));
+        }
+        let file = token_file(&config.store.place()?);
+        let (token, is_new) = match read_token(&file)? {
+            Some(token) => (token, false),
+            None => make_token(&file, entropy.as_ref())?,
+        };
+        let token = AdminToken::new(TOKEN_NAME, token.trim());
+        let token = token.with_context(|| format!("{} holds no admin token: delete it to get a new one", file.display()))?;
+        Ok(Self::FirstStart { token, file, is_new })
+    }
+
+    pub(super) fn auth(&self) -> AdminAuth {
+        match self {
+            Self::Configured(tokens) => AdminAuth::with_tokens(tokens.clone()),
+            Self::FirstStart { token, .. } => AdminAuth::with_tokens(vec![token.clone()]),
+            Self::Open => AdminAuth::open(),
+        }
+    }
+}
+
+fn exposed(address: &ListenAddr) -> anyhow::Error {
+    anyhow::anyhow!(
+        "server.listen: {address} can be reached from other machines, so KeyStore needs a credential: set \
+         admin.tokens_file to a file with a line `name:token`, or listen on loopback or a Unix socket only"
+    )
+}
+
+/// Beside the database; in the working directory for a store that has no file.
+fn token_file(place: &StorePlace) -> PathBuf {
+    match place {
+        StorePlace::Memory => TOKEN_FILE.into(),
+        StorePlace::Sqlite(path) => path.with_file_name(TOKEN_FILE),
+    }
+}
+
+/// The token in `file`; `None` if there is no such file.
+fn read_token(file: &Path) -> Result<Option<Zeroizing<String>>> {
+    let opened = match File::open(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.with_context(|| format!("can't read the admin token in {}", file.display()))?,
+    };
+    let metadata = opened.metadata().with_context(|| format!("can't read {}", file.display()))?;
+    if metadata.mode() & OTHERS != 0 {
+        bail!("{} can be read by others: run `chmod 600 {}`, or delete it to get a new token", file.display(), file.display());
+    }
+    let mut token = Zeroizing::new(String::new());
+    let read = opened.take(MAX_TOKEN_BYTES).read_to_string(&mut token);
+    read.with_context(|| format!("can't read the admin token in {}", file.display()))?;
+    Ok(Some(token))
+}
+
+/// Makes a token and its file, whole or not at all; or takes the one of another server that was faster.
+fn make_token(file: &Path, entropy: &dyn Entropy) -> Result<(Zeroizing<String>, bool)> {
+    let prefix = KeyPrefix::parse("admin token", TOKEN_PREFIX)?;
+    let token = SecretKey::generate(&prefix, entropy)?;
+    let cannot_write = || format!("can't write the admin token to {}", file.display());
+    // A name of its own: a draft that a killed server left behind must not stop the next one.
+    let mut suffix = [0; 8];
+    entropy.fill(&mut suffix)?;
+    let draft = file.with_file_name(format!(".{TOKEN_FILE}.{}", HEXLOWER.encode(&suffix)));
+    write_synced(&draft, token.expose()).with_context(cannot_write)?;
+    // A link, unlike a rename, fails if the name is taken.
+    let linked = fs::hard_link(&draft, file);
+    fs::remove_file(&draft).with_context(cannot_write)?;
+    match linked {
+        Ok(()) => {
+            sync_folder(file).with_context(cannot_write)?;
+            Ok((Zeroizing::new(token.expose().to_owned()), true))
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let token = read_token(file)?;
+            Ok((token.with_context(|| format!("{} vanished while it was read", file.display()))?, false))
+        }
+        Err(error) => Err(error).with_context(cannot_write),
+    }
+}
+
+fn write_synced(path: &Path, token: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    writeln!(file, "{token}")?;
+    file.sync_all()
+}
+
+fn sync_folder(file: &Path) -> io::Result<()> {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+    use crate::config::SecretText;
+    use crate::domain::SystemEntropy;
+
+    fn config(folder: &Path, listen: &str) -> Config {
+        let mut config = Config::default();
+        config.store.url = SecretText::from(format!("sqlite://{}", folder.join("kv.db").display()));
+        config.server.listen = vec![listen.into()];
+        config
+    }
+
+    fn find(config: &Config) -> Result<AdminDoor> {
+        let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
+        AdminDoor::find(config, &entropy)
+    }
+
+    #[test]
+    fn the_first_start_makes_a_token_that_later_starts_find() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(folder.path(), "127.0.0.1:0");
+        let AdminDoor::FirstStart { token: first, file, is_new: true } = find(&config).unwrap() else {
+            panic!("no new token");
+        };
+        assert_eq!(file, folder.path().join(TOKEN_FILE));
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(fs::read_to_string(&file).unwrap().starts_with("kv_admin_"));
+        let AdminDoor::FirstStart { token: second, is_new: false, .. } = find(&config).unwrap() else {
+            panic!("another new token");
+        };
+        assert_eq!(first, second);
+        let names = fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(names, 1, "the draft is gone");
+    }
+
+    #[test]
+    fn many_first_starts_at_once_agree_on_one_token() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join(TOKEN_FILE);
+        let starts: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| make_token(&file, &SystemEntropy).unwrap())).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(starts.iter().filter(|(_, is_new)| *is_new).count(), 1);
+        assert!(starts.iter().all(|(token, _)| token.trim() == starts[0].0.trim()));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "the drafts are gone");
+    }
+
+    #[test]
+    fn a_token_that_others_can_read_or_that_is_none_stops_the_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(folder.path(), "127.0.0.1:0");
+        let file = folder.path().join(TOKEN_FILE);
+        fs::write(&file, "a-token-of-enough-characters\n").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(find(&config).unwrap_err().to_string().contains("chmod 600"));
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::write(&file, "").unwrap();
+        assert!(find(&config).unwrap_err().to_string().contains("delete it"));
+    }
+
+    #[test]
+    fn beyond_this_machine_a_credential_has_to_be_configured() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = find(&config(folder.path(), "0.0.0.0:0")).unwrap_err().to_string();
+        assert!(error.contains("admin.tokens_file"), "{error}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,142 @@
+//! Reaching a running server.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+
+use super::arguments;
+use crate::app::TOKEN_FILE;
+use crate::grpc::pb::key_store_client::KeyStoreClient;
+use crate::grpc::pb::validator_client::ValidatorClient;
+
+const DEFAULT_ADDRESS: &str = "127.0.0.1:50051";
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// The largest page that the server sends, and some more.
+const MAX_MESSAGE_BYTES: usize = 8 * 1024 * 1024;
+
+/// Which server to talk to, and as whom.
+#[derive(Clone, Debug, Args)]
+pub(super) struct ClientArgs {
+    /// The server: `HOST:PORT`, `http://HOST:PORT` or `unix:/path`.
+    #[arg(long, env = "KEYVOUCH_ADDR", default_value = DEFAULT_ADDRESS)]
+    addr: String,
+    /// The file that holds the admin token. Without it, `keyvouch.admin-token` in this folder is used if it is there,
+    /// for a server on this machine alone.
+    #[arg(long, env = "KEYVOUCH_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+}
+
+/// A channel that sends the credential with each call.
+pub(super) type Credentialed = InterceptedService<Channel, Credential>;
+
+/// Puts the token, if there is one, into each call.
+#[derive(Clone)]
+pub(super) struct Credential(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Credential {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(header) = &self.0 {
+            request.metadata_mut().insert("authorization", header.clone());
+        }
+        Ok(request)
+    }
+}
+
+impl ClientArgs {
+    pub(super) async fn key_store(&self) -> Result<KeyStoreClient<Credentialed>> {
+        let credential = self.credential()?;
+        let client = KeyStoreClient::with_interceptor(self.connect().await?, credential);
+        Ok(client.max_decoding_message_size(MAX_MESSAGE_BYTES))
+    }
+
+    pub(super) async fn validator(&self) -> Result<ValidatorClient<Credentialed>> {
+        Ok(ValidatorClient::with_interceptor(self.connect().await?, self.credential()?))
+    }
+
+    pub(super) async fn connect(&self) -> Result<Channel> {
+        let endpoint = self.endpoint()?;
+        let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await;
+        channel.with_context(|| format!("can't reach a server at {} (--addr)", self.addr))
+    }
+
+    fn endpoint(&self) -> Result<Endpoint> {
+        let url = if self.addr.starts_with("unix:") || self.addr.contains("://") {
+            self.addr.clone()
+        } else {
+            format!("http://{}", self.addr)
+        };
+        if url.starts_with("https:") {
+            bail!("--addr: this release does not speak TLS: use http:// or unix:");
+        }
+        Endpoint::from_shared(url).with_context(|| format!("--addr: `{}` is no address", self.addr))
+    }
+
+    fn credential(&self) -> Result<Credential> {
+        let token = match &self.token_file {
+            Some(file) => arguments::secret(Some(file)).context("--token-file")?,
+            None if self.is_local()? && Path::new(TOKEN_FILE).exists() => {
+                arguments::secret(Some(Path::new(TOKEN_FILE)))?
+            }
+            None => return Ok(Credential(None)),
+        };
+        let header = format!("Bearer {}", token.trim());
+        let mut header: MetadataValue<Ascii> =
+            header.parse().context("the admin token has a character that can't be sent")?;
+        header.set_sensitive(true);
+        Ok(Credential(Some(header)))
+    }
+
+    /// Whether the server is on this machine: only there goes a token that nobody named.
+    fn is_local(&self) -> Result<bool> {
+        if self.addr.starts_with("unix:") {
+            return Ok(true);
+        }
+        let endpoint = self.endpoint()?;
+        let host = endpoint.uri().host().unwrap_or_default().trim_matches(['[', ']']);
+        let is_loopback = host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback());
+        Ok(is_loopback || host.eq_ignore_ascii_case("localhost"))
+    }
+}
+
+/// A call that gives up in time. Streams take as long as they need: they don't come through here.
+pub(super) fn call<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(CALL_TIMEOUT);
+    request
+}
+
+/// Runs a command that talks to a server.
+pub(super) fn block_on(command: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("can't start")?.block_on(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(addr: &str) -> ClientArgs {
+        ClientArgs { addr: addr.into(), token_file: None }
+    }
+
+    #[test]
+    fn a_token_that_nobody_named_stays_on_this_machine() {
+        for local in ["127.0.0.1:1", "localhost:1", "http://127.0.0.1:1", "http://[::1]:1", "unix:/run/kv.sock"] {
+            assert!(at(local).is_local().unwrap(), "{local}");
+        }
+        for remote in ["192.0.2.1:1", "localhost.example.com:1", "http://127.0.0.1.example.com:1", "[2001:db8::1]:1"] {
+            assert!(!at(remote).is_local().unwrap(), "{remote}");
+        }
+        assert!(at("https://127.0.0.1:1").is_local().is_err());
+    }
+}

@@ -1,0 +1,32 @@
+//! `keyvouch config`
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Subcommand;
+use serde_json::json;
+
+use super::SettingsArgs;
+use super::output::{Output, json_of};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigCommand {
+    /// Check the settings, the admin tokens among them, without starting anything.
+    Check(SettingsArgs),
+    /// Print all settings as they apply, without secrets.
+    Show(SettingsArgs),
+}
+
+pub(super) fn run(command: ConfigCommand, output: &Output) -> Result<ExitCode> {
+    match command {
+        ConfigCommand::Check(settings) => {
+            let config = settings.load()?;
+            config.admin.load_tokens()?;
+            output.value("the settings are good", &json!({ "good": true }))
+        }
+        ConfigCommand::Show(settings) => {
+            let config = settings.load()?;
+            output.value(toml::to_string(&config)?.trim_end(), &json_of(&config)?)
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! What a failed command says.
+
+use std::io::{Write as _, stderr};
+use std::process::ExitCode;
+
+use tonic::Status;
+use tonic_types::StatusExt as _;
+
+use super::output::is_broken_pipe;
+
+/// Prints `error` with its causes and returns the exit status.
+pub(super) fn report(error: &anyhow::Error) -> ExitCode {
+    if is_broken_pipe(error) {
+        // Whoever reads the output has seen enough.
+        return ExitCode::SUCCESS;
+    }
+    let text = match error.downcast_ref::<Status>() {
+        Some(status) => of_status(status),
+        None => format!("{error:#}"),
+    };
+    // If standard error is gone too, the exit status still tells.
+    let _ = writeln!(stderr(), "error: {text}");
+    ExitCode::FAILURE
+}
+
+fn of_status(status: &Status) -> String {
+    let mut text = format!("{:?}: {}", status.code(), status.message());
+    if let Some(info) = status.get_details_error_info() {
+        text.push_str(&format!(" [{}]", info.reason));
+    }
+    if status.code() == tonic::Code::Unauthenticated {
+        text.push_str("\nGive the file with the admin token: --token-file FILE or KEYVOUCH_TOKEN_FILE");
+    }
+    text
+}

@@ -1,0 +1,64 @@
+//! Keys as text for people.
+
+use crate::cli::output::{pairs, table};
+use crate::grpc::pb;
+
+/// All that is known of one key.
+pub(super) fn key(key: Option<&pb::Key>) -> String {
+    let key = key.cloned().unwrap_or_default();
+    let metadata: Vec<_> = key.metadata.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    pairs([
+        ("id", key.id.clone()),
+        ("state", state(&key)),
+        ("name", key.name.clone()),
+        ("owner", key.owner_id.clone()),
+        ("description", key.description.clone()),
+        ("prefix", key.prefix.clone()),
+        ("scopes", key.scopes.join(" ")),
+        ("metadata", metadata.join("\n")),
+        ("created", time(key.create_time)),
+        ("updated", time(key.update_time)),
+        ("expires", key.expire_time.map_or_else(|| "never".to_owned(), |at| at.to_string())),
+        ("revoked", time(key.revoke_time)),
+        ("reason", key.revoke_reason.clone()),
+        ("last used", time(key.last_used_time)),
+        ("rotated from", key.rotated_from.clone()),
+        ("replaced by", key.replaced_by.clone()),
+        ("revision", key.revision.to_string()),
+    ])
+}
+
+/// A new key with its secret.
+pub(super) fn issued(issued: Option<&pb::Key>, secret: &str) -> String {
+    format!("{}\n\nsecret: {secret}\nKeep it now: it is not stored and can't be shown again.", key(issued))
+}
+
+/// A page of keys.
+pub(super) fn page(page: &pb::ListKeysResponse) -> String {
+    if page.keys.is_empty() {
+        return "no keys".to_owned();
+    }
+    let rows = page.keys.iter().map(|key| {
+        let expires = key.expire_time.map_or_else(|| "never".to_owned(), |at| at.to_string());
+        [key.id.clone(), state(key), key.name.clone(), key.owner_id.clone(), key.scopes.join(" "), expires]
+    });
+    let mut text = table(["ID", "STATE", "NAME", "OWNER", "SCOPES", "EXPIRES"], rows);
+    if !page.next_page_token.is_empty() {
+        text.push_str(&format!("\n\nThere is more: --page-token {}", page.next_page_token));
+    }
+    text
+}
+
+/// One key on one line.
+pub(super) fn line(key: Option<&pb::Key>) -> String {
+    let key = key.cloned().unwrap_or_default();
+    [key.id.clone(), state(&key), key.owner_id, key.name].join("\t")
+}
+
+fn state(key: &pb::Key) -> String {
+    key.state().as_str_name().trim_start_matches("KEY_STATE_").to_lowercase()
+}
+
+fn time(time: Option<prost_types::Timestamp>) -> String {
+    time.map(|time| time.to_string()).unwrap_or_default()
+}

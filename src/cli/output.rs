@@ -1,0 +1,132 @@
+//! Printing answers, for people and for programs.
+
+use std::io::{self, Write as _, stdout};
+use std::process::ExitCode;
+use std::sync::LazyLock;
+
+use anyhow::{Context as _, Result};
+use clap::ValueEnum;
+use comfy_table::{Table, presets};
+use prost::{Message, Name};
+use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
+
+use crate::grpc::pb::FILE_DESCRIPTOR_SET;
+
+/// How answers are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum OutputFormat {
+    /// Tables and sentences.
+    #[default]
+    Text,
+    /// JSON: of a response, its proto3 JSON.
+    Json,
+}
+
+/// Where answers go.
+#[derive(Debug)]
+pub(super) struct Output {
+    format: OutputFormat,
+}
+
+impl Output {
+    pub(super) fn new(format: OutputFormat) -> Self {
+        Self { format }
+    }
+
+    /// Prints a message: as proto3 JSON, or as `text` makes of it.
+    pub(super) fn message<M: Message + Name>(
+        &self,
+        message: &M,
+        text: impl FnOnce(&M) -> String,
+    ) -> Result<()> {
+        match self.format {
+            OutputFormat::Text => print(&text(message)),
+            OutputFormat::Json => print(&to_json(message)?),
+        }
+    }
+
+    /// Prints `text`, or `json`; the command has succeeded.
+    pub(super) fn value(&self, text: &str, json: &serde_json::Value) -> Result<ExitCode> {
+        match self.format {
+            OutputFormat::Text => print(text)?,
+            OutputFormat::Json => print(&json.to_string())?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Prints `text` and a line feed.
+fn print(text: &str) -> Result<()> {
+    let mut out = stdout().lock();
+    writeln!(out, "{text}").and_then(|()| out.flush()).context("can't print")
+}
+
+/// Whether `error` is that nobody reads the output any more.
+pub(super) fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<io::Error>();
+    cause.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Names and values in two columns; empty values are left out.
+pub(super) fn pairs<'p>(pairs: impl IntoIterator<Item = (&'p str, String)>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    for (name, value) in pairs {
+        if !value.is_empty() {
+            table.add_row([name, &value]);
+        }
+    }
+    table.trim_fmt()
+}
+
+/// A table with a head.
+pub(super) fn table<const N: usize>(head: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(head);
+    for row in rows {
+        table.add_row(row);
+    }
+    table.trim_fmt()
+}
+
+static DESCRIPTORS: LazyLock<Result<DescriptorPool, prost_reflect::DescriptorError>> =
+    LazyLock::new(|| DescriptorPool::decode(FILE_DESCRIPTOR_SET));
+
+/// The proto3 JSON of a message of `keyvouch.v1`. 64-bit numbers are strings there, as the mapping has it.
+fn to_json<M: Message + Name>(message: &M) -> Result<String> {
+    let descriptors = DESCRIPTORS.as_ref().context("the message descriptors are broken")?;
+    let descriptor = descriptors.get_message_by_name(&M::full_name()).context("the message is not described")?;
+    let message = DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice())?;
+    let mut serializer = serde_json::Serializer::new(Vec::new());
+    // Programs should see `"valid": false` too.
+    message.serialize_with_options(&mut serializer, &SerializeOptions::new().skip_default_fields(false))?;
+    Ok(String::from_utf8(serializer.into_inner())?)
+}
+
+/// Any value as JSON.
+pub(super) fn json_of(value: &impl serde::Serialize) -> Result<serde_json::Value> {
+    Ok(value.serialize(serde_json::value::Serializer)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grpc::pb;
+
+    #[test]
+    fn a_denial_is_spelt_out_in_json() {
+        let response = pb::ValidateResponse { valid: false, reason: pb::Reason::Revoked.into(), key: None };
+        let json: serde_json::Value = serde_json::from_str(&to_json(&response).unwrap()).unwrap();
+        assert_eq!(json["valid"], false);
+        assert_eq!(json["reason"], "REASON_REVOKED");
+    }
+
+    #[test]
+    fn times_and_revisions_follow_the_proto3_mapping() {
+        let time = prost_types::Timestamp { seconds: 0, nanos: 1_000 };
+        let key = pb::Key { revision: 7, create_time: Some(time), ..pb::Key::default() };
+        let json: serde_json::Value = serde_json::from_str(&to_json(&key).unwrap()).unwrap();
+        assert_eq!(json["revision"], "7");
+        assert_eq!(json["createTime"], "1970-01-01T00:00:00.000001Z");
+    }
+}

@@ -1,0 +1,58 @@
+//! The settings of a server: defaults that work, a TOML file, environment variables and flags, later ones over earlier.
+
+mod admin;
+mod error;
+mod human_duration;
+mod keys;
+mod layers;
+mod schema;
+mod secret_text;
+mod server;
+mod store;
+mod telemetry;
+mod usage;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use admin::AdminConfig;
+pub use error::ConfigError;
+pub use human_duration::HumanDuration;
+pub use keys::{ForeignConfig, KeysConfig};
+pub use layers::{ENV_PREFIX, Sources};
+pub use secret_text::SecretText;
+pub use server::{ListenAddr, ServerConfig};
+pub use store::{StoreConfig, StorePlace};
+pub use telemetry::TelemetryConfig;
+pub use usage::UsageConfig;
+
+/// All settings. `Debug` and `Serialize` show no secret.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where and how calls are served.
+    pub server: ServerConfig,
+    /// What key strings look like.
+    pub keys: KeysConfig,
+    /// Where keys are kept.
+    pub store: StoreConfig,
+    /// Who may administer keys.
+    pub admin: AdminConfig,
+    /// How the last use of keys is recorded.
+    pub usage: UsageConfig,
+    /// What operators see.
+    pub telemetry: TelemetryConfig,
+}
+
+impl Config {
+    /// Checks what the types can't say; [`Sources::load`] has done so already.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let listen = self.server.addresses()?;
+        self.server.check()?;
+        self.keys.format()?;
+        self.store.place()?;
+        self.usage.check()?;
+        self.telemetry.check()?;
+        self.admin.check(&listen)
+    }
+}

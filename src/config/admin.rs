@@ -1,0 +1,110 @@
+//! `[admin]`
+
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::{ConfigError, ListenAddr, SecretText};
+use crate::grpc::AdminToken;
+
+/// Who may administer keys.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdminConfig {
+    /// A file with one `name:token` or `name:sha256:hex` a line; `#` begins a comment. Empty: none.
+    pub tokens_file: PathBuf,
+    /// The same, given here; meant for the environment.
+    pub tokens: Vec<SecretText>,
+    /// Lets everyone administer keys without a credential. Only on loopback and Unix sockets.
+    pub insecure: bool,
+}
+
+impl AdminConfig {
+    /// Whether nothing was said, so that a first start may make a token.
+    #[must_use]
+    pub fn is_unset(&self) -> bool {
+        !self.insecure && self.tokens.is_empty() && self.tokens_file.as_os_str().is_empty()
+    }
+
+    /// The tokens of both sources.
+    pub fn load_tokens(&self) -> Result<Vec<AdminToken>, ConfigError> {
+        let mut tokens = Vec::new();
+        for (index, token) in self.tokens.iter().enumerate() {
+            let parsed = AdminToken::parse(token.expose());
+            tokens.push(parsed.map_err(|error| ConfigError::invalid(format!("admin.tokens[{index}]"), error))?);
+        }
+        if !self.tokens_file.as_os_str().is_empty() {
+            let from_file = read_tokens(&self.tokens_file)?;
+            if from_file.is_empty() {
+                let problem = format!("{} has no token: write one `name:token` a line", self.tokens_file.display());
+                return Err(ConfigError::invalid("admin.tokens_file", problem));
+            }
+            tokens.extend(from_file);
+        }
+        Ok(tokens)
+    }
+
+    pub(super) fn check(&self, listen: &[ListenAddr]) -> Result<(), ConfigError> {
+        let exposed = listen.iter().find(|address| !address.is_local());
+        if let (true, Some(address)) = (self.insecure, exposed) {
+            let problem = format!(
+                "would let everyone who reaches {address} administer keys: set admin.tokens_file, or listen on \
+                 loopback or a Unix socket only"
+            );
+            return Err(ConfigError::invalid("admin.insecure", problem));
+        }
+        Ok(())
+    }
+}
+
+fn read_tokens(path: &Path) -> Result<Vec<AdminToken>, ConfigError> {
+    let text = std::fs::read_to_string(path).map(Zeroizing::new).map_err(|error| {
+        ConfigError::invalid("admin.tokens_file", format!("{} can't be read: {error}", path.display()))
+    })?;
+    let mut tokens = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let token = AdminToken::parse(line).map_err(|error| {
+            let problem = format!("{}, line {}: {error}", path.display(), index + 1);
+            ConfigError::invalid("admin.tokens_file", problem)
+        })?;
+        tokens.push(token);
+    }
+    Ok(tokens)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_come_from_both_sources_and_comments_are_skipped() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokens");
+        std::fs::write(&path, "# people\n\nalice:a-token-of-enough-characters\n").unwrap();
+        let config = AdminConfig {
+            tokens_file: path.clone(),
+            tokens: vec![SecretText::from("ci:b-token-of-enough-characters".to_owned())],
+            insecure: false,
+        };
+        assert_eq!(config.load_tokens().unwrap().len(), 2);
+
+        std::fs::write(&path, "# nobody\n").unwrap();
+        assert!(config.load_tokens().unwrap_err().to_string().contains("has no token"));
+    }
+
+    #[test]
+    fn a_faulty_line_is_named_by_number_and_never_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokens");
+        std::fs::write(&path, "alice:a-token-of-enough-characters\nhunter2\n").unwrap();
+        let config = AdminConfig { tokens_file: path, ..AdminConfig::default() };
+        let error = config.load_tokens().unwrap_err().to_string();
+        assert!(error.contains("line 2") && !error.contains("hunter2"), "{error}");
+    }
+}

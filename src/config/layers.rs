@@ -1,0 +1,239 @@
+//! One layer over the other: file, environment, flags.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize as _;
+use toml::{Table, Value};
+
+use super::schema::{Kind, nearest, settings};
+use super::{Config, ConfigError};
+
+/// What the variables of all settings begin with: `KEYVOUCH__SECTION__FIELD`.
+pub const ENV_PREFIX: &str = "KEYVOUCH__";
+
+/// Where settings come from.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// The file, if one was named.
+    pub file: Option<PathBuf>,
+    /// The environment.
+    pub environment: Vec<(String, String)>,
+    /// Flags, as `section.field` and value.
+    pub flags: Vec<(String, String)>,
+}
+
+impl Sources {
+    /// The settings of all sources, checked.
+    pub fn load(&self) -> Result<Config, ConfigError> {
+        let settings = settings();
+        let mut table = match &self.file {
+            None => Table::new(),
+            Some(path) => read_file(path, &settings)?,
+        };
+        for (variable, text) in &self.environment {
+            if let Some(name) = variable.strip_prefix(ENV_PREFIX) {
+                let name = name.to_ascii_lowercase().replacen("__", ".", 1);
+                set(&mut table, &name, text, &format!("the variable {variable}"), &settings)?;
+            }
+        }
+        for (name, text) in &self.flags {
+            set(&mut table, name, text, "the command line", &settings)?;
+        }
+        let config = Config::deserialize(table).map_err(|error| ConfigError::Type(without_values(&error)))?;
+        config.check()?;
+        Ok(config)
+    }
+}
+
+fn read_file(path: &Path, settings: &BTreeMap<String, Kind>) -> Result<Table, ConfigError> {
+    let origin = path.display().to_string();
+    let text =
+        fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: origin.clone(), source })?;
+    let table: Table = toml::from_str(&text).map_err(|error| {
+        let offset = error.span().map_or(0, |span| span.start).min(text.len());
+        let line = text.as_bytes()[..offset].iter().filter(|&&byte| byte == b'\n').count() + 1;
+        // The parser's `Display` shows the line, which can hold a password; its message does not.
+        ConfigError::Syntax { path: origin.clone(), line, problem: error.message().to_owned() }
+    })?;
+    for (section, fields) in &table {
+        let Some(fields) = fields.as_table() else {
+            return Err(unknown(section, &origin, settings));
+        };
+        let is_section = settings.keys().any(|name| name.split('.').next() == Some(section.as_str()));
+        if fields.is_empty() && !is_section {
+            return Err(unknown(section, &origin, settings));
+        }
+        for field in fields.keys() {
+            check_known(&format!("{section}.{field}"), &origin, settings)?;
+        }
+    }
+    Ok(table)
+}
+
+fn set(
+    table: &mut Table,
+    name: &str,
+    text: &str,
+    origin: &str,
+    settings: &BTreeMap<String, Kind>,
+) -> Result<(), ConfigError> {
+    let kind = check_known(name, origin, settings)?;
+    let value = value(name, text, kind)?;
+    let (section, field) = name.split_once('.').unwrap_or((name, ""));
+    let section = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
+    if let Some(section) = section.as_table_mut() {
+        section.insert(field.to_owned(), value);
+    }
+    Ok(())
+}
+
+fn check_known(name: &str, origin: &str, settings: &BTreeMap<String, Kind>) -> Result<Kind, ConfigError> {
+    settings.get(name).copied().ok_or_else(|| unknown(name, origin, settings))
+}
+
+fn unknown(name: &str, origin: &str, settings: &BTreeMap<String, Kind>) -> ConfigError {
+    ConfigError::Unknown { origin: origin.into(), name: name.into(), nearest: nearest(name, settings) }
+}
+
+/// The value in `text`. A list is written `a,b`, or as in TOML: `["a", "b"]`.
+fn value(name: &str, text: &str, kind: Kind) -> Result<Value, ConfigError> {
+    match kind {
+        Kind::Text => Ok(Value::String(text.to_owned())),
+        Kind::Boolean => match text {
+            "true" => Ok(Value::Boolean(true)),
+            "false" => Ok(Value::Boolean(false)),
+            _ => Err(ConfigError::invalid(name, "must be true or false")),
+        },
+        Kind::Integer => {
+            text.parse().map(Value::Integer).map_err(|_| ConfigError::invalid(name, "must be a whole number"))
+        }
+        Kind::List if text.trim_start().starts_with('[') => {
+            let parsed: Result<Table, _> = toml::from_str(&format!("list = {text}"));
+            let list = parsed.ok().and_then(|mut table| table.remove("list"));
+            list.ok_or_else(|| ConfigError::invalid(name, "is no list: write a,b or [\"a\", \"b\"]"))
+        }
+        Kind::List => {
+            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+            Ok(Value::Array(items.map(|item| Value::String(item.to_owned())).collect()))
+        }
+    }
+}
+
+/// The message of a value of the wrong kind, with the setting's name in front and what was given left out.
+fn without_values(error: &toml::de::Error) -> String {
+    let text = error.to_string();
+    let mut lines = text.lines();
+    let problem = lines.next().unwrap_or_default();
+    let name = lines.find_map(|line| line.trim().strip_prefix("in `")).map(|name| name.trim_end_matches('`'));
+    let problem = match problem.split_once(", expected ") {
+        Some((_, expected)) => format!("has a value of the wrong kind: give {expected}"),
+        None => problem.to_owned(),
+    };
+    format!("{}: {problem}", name.unwrap_or("the configuration"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::HumanDuration;
+
+    fn load(file: &str, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keyvouch.toml");
+        fs::write(&path, file).unwrap();
+        let own = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+            pairs.iter().map(|&(name, text)| (name.into(), text.into())).collect()
+        };
+        let sources = Sources { file: Some(path), environment: own(environment), flags: own(flags) };
+        sources.load().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn without_any_source_the_defaults_work() {
+        let config = Sources::default().load().unwrap();
+        assert_eq!(config.server.listen, ["127.0.0.1:50051"]);
+        assert_eq!(config.store.url.expose(), "sqlite://keyvouch.db");
+        assert_eq!(config.keys.prefix, ["kv_"]);
+    }
+
+    #[test]
+    fn flags_go_over_the_environment_and_that_over_the_file() {
+        let file = "[store]\nurl = \"memory:\"\ntimeout = \"1s\"\n[keys]\nprefix = [\"a_\"]\n";
+        let environment = [("KEYVOUCH__STORE__TIMEOUT", "2s"), ("KEYVOUCH__KEYS__PREFIX", "b_, c_")];
+        let config = load(file, &environment, &[("store.timeout", "3s")]).unwrap();
+        assert_eq!(config.store.url.expose(), "memory:");
+        assert_eq!(config.store.timeout, HumanDuration(std::time::Duration::from_secs(3)));
+        assert_eq!(config.keys.prefix, ["b_", "c_"]);
+    }
+
+    #[test]
+    fn one_address_or_several_can_be_listened_on() {
+        let one = load("[server]\nlisten = \"127.0.0.1:1\"\n", &[], &[]).unwrap();
+        assert_eq!(one.server.listen, ["127.0.0.1:1"]);
+        let environment = [("KEYVOUCH__SERVER__LISTEN", "127.0.0.1:1,unix:/run/kv.sock")];
+        assert_eq!(load("", &environment, &[]).unwrap().server.listen.len(), 2);
+    }
+
+    #[test]
+    fn what_is_unknown_is_refused_with_the_nearest_name() {
+        let cases = [
+            load("[server]\nlisen = \"127.0.0.1:1\"\n", &[], &[]),
+            load("", &[("KEYVOUCH__SERVER__LISEN", "127.0.0.1:1")], &[]),
+            load("", &[], &[("server.lisen", "127.0.0.1:1")]),
+        ];
+        for outcome in cases {
+            let error = outcome.unwrap_err();
+            assert!(error.ends_with("there is no setting `server.lisen`; did you mean `server.listen`?"), "{error}");
+        }
+        assert!(load("[sever]\n", &[], &[]).is_err());
+        assert!(load("listen = \"127.0.0.1:1\"\n", &[], &[]).is_err());
+        assert!(load("", &[("KEYVOUCH__LISTEN", "x")], &[]).is_err());
+        assert!(load("", &[("KEYVOUCH_ADDR", "x"), ("OTHER__X", "y")], &[]).is_ok());
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_but_not_shown() {
+        let cases = [
+            ("[server]\nmax_connections = \"hunter2\"\n", "server.max_connections: "),
+            ("[admin]\ntokens = [\"hunter2\"]\n", "admin.tokens[0]: "),
+            ("[store]\ntimeout = \"hunter2\"\n", "store.timeout: "),
+            ("[telemetry]\nlog_filter = \"=hunter2=\"\n", "telemetry.log_filter: "),
+            ("[admin]\ntokens = [\"hunter2\n", ""),
+        ];
+        for (file, begin) in cases {
+            let outcome = load(file, &[], &[]).and_then(|config| {
+                config.admin.load_tokens().map(drop).map_err(|error| error.to_string())
+            });
+            let error = outcome.unwrap_err();
+            assert!(error.starts_with(begin) && !error.contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_would_expose_the_key_store_is_refused() {
+        let open = "[server]\nlisten = \"0.0.0.0:1\"\n[admin]\ninsecure = true\n";
+        assert!(load(open, &[], &[]).unwrap_err().starts_with("admin.insecure: would let everyone"));
+    }
+
+    #[test]
+    fn neither_debug_nor_show_has_a_secret() {
+        let file = "[admin]\ntokens = [\"root:hunter2-hunter2-hunter2\"]\n";
+        let config = load(file, &[], &[]).unwrap();
+        assert!(!format!("{config:?}").contains("hunter2"));
+        assert!(!toml::to_string(&config).unwrap().contains("hunter2"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(file in any::<String>(), text in any::<String>()) {
+            let _ = load(&file, &[], &[]);
+            for name in ["server.listen", "keys.foreign", "store.url", "server.workers", "usage.flush_interval"] {
+                let _ = load("", &[], &[(name, &text)]);
+            }
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! The names and kinds of all settings, read off the types, so that no second list of them can drift.
+
+use std::collections::BTreeMap;
+
+use schemars::generate::SchemaSettings;
+use serde_json::Value;
+
+use super::Config;
+
+/// How the text of a variable or a flag becomes a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Boolean,
+    Integer,
+    Text,
+    List,
+}
+
+/// Every setting as `section.field`.
+pub(super) fn settings() -> BTreeMap<String, Kind> {
+    let generator = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true).into_generator();
+    let schema = Value::from(generator.into_root_schema_for::<Config>());
+    let mut settings = BTreeMap::new();
+    for (section, schema) in properties(&schema) {
+        for (field, schema) in properties(schema) {
+            settings.insert(format!("{section}.{field}"), kind(schema));
+        }
+    }
+    settings
+}
+
+fn properties(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    schema.get("properties").and_then(Value::as_object).into_iter().flatten()
+}
+
+fn kind(schema: &Value) -> Kind {
+    match schema.get("type").and_then(Value::as_str) {
+        Some("boolean") => Kind::Boolean,
+        Some("integer") => Kind::Integer,
+        Some("array") => Kind::List,
+        _ => Kind::Text,
+    }
+}
+
+/// The known name that looks most like `name`, if one does.
+pub(super) fn nearest(name: &str, settings: &BTreeMap<String, Kind>) -> Option<String> {
+    let likeness = |known: &str| strsim::normalized_damerau_levenshtein(name, known);
+    let best = settings.keys().max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
+    (likeness(best) >= 0.5).then(|| best.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_sections_and_kinds_are_found() {
+        let settings = settings();
+        assert_eq!(settings["server.listen"], Kind::List);
+        assert_eq!(settings["server.max_connections"], Kind::Integer);
+        assert_eq!(settings["store.auto_migrate"], Kind::Boolean);
+        assert_eq!(settings["store.url"], Kind::Text);
+        assert_eq!(settings["telemetry.log_format"], Kind::Text);
+    }
+
+    #[test]
+    fn only_a_name_that_looks_alike_is_suggested() {
+        assert_eq!(nearest("server.lisen", &settings()).as_deref(), Some("server.listen"));
+        assert_eq!(nearest("zzz", &settings()), None);
+    }
+}

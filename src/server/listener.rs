@@ -1,0 +1,104 @@
+//! Binding the addresses to listen on.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::{Path, PathBuf};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, UnixListener};
+
+use super::connection::Accepted;
+use crate::config::ListenAddr;
+
+/// Connections that may wait to be accepted. The kernel lowers it to `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+/// The owner and the group of the server may connect to its Unix socket.
+const SOCKET_MODE: u32 = 0o660;
+
+/// A bound address. Belongs to the runtime on which it was made.
+#[derive(Debug)]
+pub struct Listener {
+    kind: Kind,
+    address: ListenAddr,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Tcp(TcpListener),
+    Unix { listener: UnixListener, _file: SocketFile },
+}
+
+/// Removes the file of a Unix socket when the server is done with it.
+#[derive(Debug)]
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Nothing is lost if it stays: the next start removes a socket that nobody listens on.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+impl Listener {
+    /// Binds `address`.
+    ///
+    /// # Errors
+    /// It is taken, may not be bound, or does not exist on this machine.
+    pub fn bind(address: &ListenAddr) -> io::Result<Self> {
+        match address {
+            ListenAddr::Tcp(tcp) => {
+                let listener = bind_tcp(*tcp)?;
+                let address = ListenAddr::Tcp(listener.local_addr()?);
+                Ok(Self { kind: Kind::Tcp(listener), address })
+            }
+            ListenAddr::Unix(path) => {
+                let listener = bind_unix(path)?;
+                let kind = Kind::Unix { listener, _file: SocketFile(path.clone()) };
+                Ok(Self { kind, address: address.clone() })
+            }
+        }
+    }
+
+    /// The address; of TCP with the port that was taken.
+    #[must_use]
+    pub fn address(&self) -> &ListenAddr {
+        &self.address
+    }
+
+    pub(super) async fn accept(&self) -> io::Result<Accepted> {
+        match &self.kind {
+            Kind::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok(Accepted::Tcp(stream.into_std()?))
+            }
+            Kind::Unix { listener, .. } => {
+                let (stream, _) = listener.accept().await?;
+                Ok(Accepted::Unix(stream.into_std()?))
+            }
+        }
+    }
+}
+
+fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
+    // A socket that a killed server left behind refuses; one that is in use accepts, and binding fails below.
+    if is_socket && StdUnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused) {
+        fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(SOCKET_MODE))?;
+    Ok(listener)
+}
