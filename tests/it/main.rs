@@ -1,1 +1,3 @@
-#[test] fn x(){}
+//! All integration tests in one binary: links are slow.
+
+mod repository;

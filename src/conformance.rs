@@ -1,0 +1,13 @@
+//! The suites that every storage backend and every server has to pass. Feature `conformance`.
+//!
+//! - [`repository`]: the contract of [`KeyRepository`](crate::repository::KeyRepository), for authors of backends:
+//!   [`repository_conformance!`](crate::repository_conformance) makes one test a clause.
+//! - [`api`]: the contract of the two services, through their generated clients:
+//!   [`api_conformance!`](crate::api_conformance).
+//!
+//! Clauses panic when they don't hold; their names say what does not.
+
+#![expect(clippy::unwrap_used, clippy::missing_panics_doc, reason = "a clause fails by panicking: these are tests")]
+
+pub mod api;
+pub mod repository;

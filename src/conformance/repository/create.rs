@@ -1,0 +1,69 @@
+//! Creating keys.
+
+use super::Subject;
+use super::fixture::{at_once, context, create, hash, id, key, kind, list, owner};
+use crate::domain::{ApiKey, Revision};
+use crate::repository::{ErrorKind, KeyRepository as _};
+
+/// The key comes back as it was given, with a revision of its own.
+pub async fn the_created_key_is_returned_with_a_revision(subject: Subject) {
+    let created = create(&subject, key(1)).await;
+    assert!(created.revision > Revision::NONE);
+    assert_eq!(created, ApiKey { revision: created.revision, ..key(1) });
+}
+
+/// The second key with an id is refused; the first is untouched, and nothing of the second can be found.
+pub async fn a_taken_id_is_refused_and_nothing_is_stored(subject: Subject) {
+    let first = create(&subject, key(1)).await;
+    let second = ApiKey { id: first.id, owner_id: owner("other"), ..key(2) };
+    assert_eq!(kind(subject.create(second, &context()).await), ErrorKind::AlreadyExists);
+    assert_eq!(subject.get(first.id).await.unwrap(), Some(first));
+    assert_eq!(subject.get_by_hash(&hash(2)).await.unwrap(), None);
+    assert_eq!(list(&subject, &owner("other")).await, []);
+}
+
+/// The second key with a hash is refused; the first is untouched, and nothing of the second can be found.
+pub async fn a_taken_hash_is_refused_and_nothing_is_stored(subject: Subject) {
+    let first = create(&subject, key(1)).await;
+    let second = ApiKey { hash: first.hash, owner_id: owner("other"), ..key(2) };
+    assert_eq!(kind(subject.create(second, &context()).await), ErrorKind::AlreadyExists);
+    assert_eq!(subject.get_by_hash(&first.hash).await.unwrap(), Some(first));
+    assert_eq!(subject.get(id(2)).await.unwrap(), None);
+    assert_eq!(list(&subject, &owner("other")).await, []);
+}
+
+/// However many use one id at the same time, one key is stored, and it is the one that was answered.
+pub async fn of_creates_at_once_with_one_id_one_wins(subject: Subject) {
+    let outcomes = at_once(&subject, 8, |subject, number| async move {
+        subject.create(ApiKey { id: id(0), ..key(number) }, &context()).await
+    })
+    .await;
+    let winner = the_one_winner(outcomes);
+    assert_eq!(subject.get(id(0)).await.unwrap(), Some(winner.clone()));
+    for number in 0..8 {
+        let found = subject.get_by_hash(&hash(number)).await.unwrap();
+        assert_eq!(found.is_some(), hash(number) == winner.hash, "key {number}");
+    }
+    assert_eq!(list(&subject, &owner("owner")).await, [winner]);
+}
+
+/// However many use one hash at the same time, one key is stored, and it is the one that was answered.
+pub async fn of_creates_at_once_with_one_hash_one_wins(subject: Subject) {
+    let outcomes = at_once(&subject, 8, |subject, number| async move {
+        subject.create(ApiKey { hash: hash(0), ..key(number) }, &context()).await
+    })
+    .await;
+    let winner = the_one_winner(outcomes);
+    assert_eq!(subject.get_by_hash(&hash(0)).await.unwrap(), Some(winner.clone()));
+    for number in 0..8 {
+        assert_eq!(subject.get(id(number)).await.unwrap().is_some(), id(number) == winner.id, "key {number}");
+    }
+    assert_eq!(list(&subject, &owner("owner")).await, [winner]);
+}
+
+fn the_one_winner(outcomes: Vec<crate::repository::Result<ApiKey>>) -> ApiKey {
+    let (winners, losers): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_ok);
+    assert!(losers.into_iter().all(|loser| kind(loser) == ErrorKind::AlreadyExists));
+    assert_eq!(winners.len(), 1);
+    winners.into_iter().next().unwrap().unwrap()
+}

@@ -1,0 +1,35 @@
+//! Deleting keys.
+
+use super::Subject;
+use super::fixture::{context, create, hash, id, key, kind, list, owner};
+use crate::repository::{ErrorKind, KeyRepository as _};
+
+/// Neither id nor hash nor owner leads to it any more; other keys stay.
+pub async fn a_deleted_key_is_gone_everywhere(subject: Subject) {
+    let kept = create(&subject, key(1)).await;
+    let deleted = create(&subject, key(2)).await;
+    subject.delete(deleted.id, &context()).await.unwrap();
+    assert_eq!(subject.get(deleted.id).await.unwrap(), None);
+    assert_eq!(subject.get_by_hash(&deleted.hash).await.unwrap(), None);
+    assert_eq!(list(&subject, &owner("owner")).await, [kept]);
+}
+
+/// What is gone can't be deleted, and what never was neither.
+pub async fn a_second_delete_finds_nothing(subject: Subject) {
+    create(&subject, key(1)).await;
+    subject.delete(id(1), &context()).await.unwrap();
+    assert_eq!(kind(subject.delete(id(1), &context()).await), ErrorKind::NotFound);
+    assert_eq!(kind(subject.delete(id(2), &context()).await), ErrorKind::NotFound);
+}
+
+/// The same key can be made again, and another one with the old hash.
+pub async fn id_and_hash_are_free_again(subject: Subject) {
+    create(&subject, key(1)).await;
+    subject.delete(id(1), &context()).await.unwrap();
+    let again = create(&subject, key(1)).await;
+    assert_eq!(subject.get(id(1)).await.unwrap(), Some(again));
+    subject.delete(id(1), &context()).await.unwrap();
+    let other = create(&subject, crate::domain::ApiKey { hash: hash(1), ..key(2) }).await;
+    assert_eq!(subject.get_by_hash(&hash(1)).await.unwrap(), Some(other));
+    assert_eq!(subject.get(id(1)).await.unwrap(), None);
+}

@@ -1,0 +1,101 @@
+//! Keys to test with.
+
+use std::sync::Arc;
+
+use futures_util::TryStreamExt as _;
+
+use super::Subject;
+use crate::domain::{
+    ApiKey, ChangeContext, Description, KeyFilter, KeyHash, KeyId, KeyName, KeyPrefix, Metadata, OwnerId, Revision,
+    RevokeReason, ScopeSet, Timestamp,
+};
+use crate::repository::{ErrorKind, KeyRepository as _, RepositoryError};
+
+/// The moment of most changes: 2026-01-01 and some microseconds.
+pub(super) const NOW: i64 = 1_767_225_600_123_456;
+
+pub(super) fn at(micros: i64) -> Timestamp {
+    Timestamp::from_micros(micros).unwrap()
+}
+
+pub(super) fn context() -> ChangeContext {
+    ChangeContext { actor: "token:conformance".into(), request_id: "request-1".into(), now: at(NOW) }
+}
+
+pub(super) fn owner(text: &str) -> OwnerId {
+    OwnerId::parse("owner_id", text).unwrap()
+}
+
+pub(super) fn reason(text: &str) -> RevokeReason {
+    RevokeReason::parse("reason", text).unwrap()
+}
+
+pub(super) fn all() -> KeyFilter {
+    KeyFilter::all(at(NOW))
+}
+
+/// The hash of key `number`.
+pub(super) fn hash(number: u32) -> KeyHash {
+    KeyHash::of(&format!("secret of key {number}"))
+}
+
+/// The id of key `number`: larger for a larger number.
+pub(super) fn id(number: u32) -> KeyId {
+    let mut id = uuid::Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0000 + (u128::from(number) << 8)).into_bytes();
+    id[15] = hash(number).as_bytes()[0];
+    KeyId::from_uuid(uuid::Uuid::from_bytes(id))
+}
+
+/// Key `number`: an active one of the owner `owner`, made `number` microseconds after [`NOW`].
+pub(super) fn key(number: u32) -> ApiKey {
+    let created_at = at(NOW + i64::from(number));
+    ApiKey {
+        id: id(number),
+        hash: hash(number),
+        prefix: KeyPrefix::parse("prefix", "kv_").unwrap(),
+        name: KeyName::parse("name", format!("key {number}")).unwrap(),
+        description: Description::default(),
+        owner_id: owner("owner"),
+        scopes: ScopeSet::default(),
+        metadata: Metadata::default(),
+        created_at,
+        updated_at: created_at,
+        expires_at: None,
+        revocation: None,
+        rotated_from: None,
+        replaced_by: None,
+        revision: Revision::NONE,
+    }
+}
+
+/// Creates `key`.
+pub(super) async fn create(subject: &Subject, key: ApiKey) -> ApiKey {
+    subject.create(key, &context()).await.unwrap()
+}
+
+/// All keys of `owner`, as the stream gives them.
+pub(super) async fn list(subject: &Subject, owner: &OwnerId) -> Vec<ApiKey> {
+    subject.list_by_owner(owner, &all()).try_collect().await.unwrap()
+}
+
+/// The kind of the error that `outcome` has to be.
+pub(super) fn kind<T: std::fmt::Debug>(outcome: Result<T, RepositoryError>) -> ErrorKind {
+    outcome.unwrap_err().kind()
+}
+
+/// Runs `count` calls at once and returns their outcomes.
+pub(super) async fn at_once<T, F>(subject: &Subject, count: u32, call: impl Fn(Subject, u32) -> F) -> Vec<T>
+where
+    T: Send + 'static,
+    F: Future<Output = T> + Send + 'static,
+{
+    let mut tasks = Vec::new();
+    for number in 0..count {
+        tasks.push(tokio::spawn(call(Arc::clone(subject), number)));
+    }
+    let mut outcomes = Vec::new();
+    for task in tasks {
+        outcomes.push(task.await.unwrap());
+    }
+    outcomes
+}

@@ -1,0 +1,158 @@
+//! Listing keys.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+
+use super::Subject;
+use super::fixture::{NOW, all, at, context, create, id, key, list, owner, reason};
+use crate::domain::{ApiKey, KeyFilter, KeyId, KeyPrefix, KeyState, OwnerId, StateSet};
+use crate::repository::{KeyRepository as _, PagePosition, PageRequest};
+
+fn request(owner_id: Option<OwnerId>, limit: usize) -> PageRequest {
+    PageRequest { owner_id, filter: all(), after: None, limit }
+}
+
+/// Reads on until there is no more, `limit` keys at a time.
+async fn read_pages(subject: &Subject, mut request: PageRequest) -> Vec<KeyId> {
+    let mut ids = Vec::new();
+    loop {
+        let page = subject.list_page(&request).await.unwrap();
+        assert!(page.len() <= request.limit);
+        ids.extend(page.iter().map(|key| key.id));
+        match page.last() {
+            Some(last) if page.len() == request.limit => request.after = Some(PagePosition::of(last)),
+            _ => return ids,
+        }
+    }
+}
+
+/// Of keys made at the same instant, the one with the larger id comes first.
+pub async fn the_newest_come_first_and_ties_are_stable(subject: Subject) {
+    for number in [3, 1, 5, 2, 4] {
+        let created_at = at(NOW + i64::from(number / 3));
+        create(&subject, ApiKey { created_at, ..key(number) }).await;
+    }
+    let listed: Vec<_> = list(&subject, &owner("owner")).await.iter().map(|key| key.id).collect();
+    assert_eq!(listed, [id(5), id(4), id(3), id(2), id(1)]);
+}
+
+/// Nobody's list is empty, not an error.
+pub async fn an_unknown_owner_has_no_keys(subject: Subject) {
+    create(&subject, key(1)).await;
+    assert_eq!(list(&subject, &owner("nobody")).await, []);
+    assert_eq!(subject.list_page(&request(Some(owner("nobody")), 10)).await.unwrap(), []);
+}
+
+/// Case, spaces at the end and accents make another owner.
+pub async fn owners_are_compared_by_their_bytes(subject: Subject) {
+    let owners = ["alice", "Alice", "ALICE", "alice ", "àlice", "a\u{300}lice", "alic", "%", "_____"];
+    for (number, name) in (0..).zip(owners) {
+        create(&subject, ApiKey { owner_id: owner(name), ..key(number) }).await;
+    }
+    for (number, name) in (0..).zip(owners) {
+        let listed: Vec<_> = list(&subject, &owner(name)).await.iter().map(|key| key.id).collect();
+        assert_eq!(listed, [id(number)], "{name:?}");
+    }
+}
+
+/// By state at an instant and by prefix, before the limit is applied.
+pub async fn filters_narrow_it(subject: Subject) {
+    let prefix = |prefix| KeyPrefix::parse("prefix", prefix).unwrap();
+    let now = at(NOW + 50);
+    create(&subject, key(1)).await;
+    create(&subject, ApiKey { expires_at: Some(now), ..key(2) }).await;
+    create(&subject, ApiKey { expires_at: Some(at(NOW + 51)), ..key(3) }).await;
+    create(&subject, ApiKey { expires_at: Some(now), ..key(4) }).await;
+    subject.revoke(id(4), reason(""), &context()).await.unwrap();
+    create(&subject, ApiKey { prefix: prefix("other_"), ..key(5) }).await;
+
+    let cases: [(&[KeyState], Option<&str>, &[u32]); 7] = [
+        (&[], None, &[5, 4, 3, 2, 1]),
+        (&[KeyState::Active], None, &[5, 3, 1]),
+        (&[KeyState::Expired], None, &[2]),
+        (&[KeyState::Revoked], None, &[4]),
+        (&[KeyState::Expired, KeyState::Revoked], None, &[4, 2]),
+        (&[KeyState::Active], Some("kv_"), &[3, 1]),
+        (&[], Some("kv"), &[]),
+    ];
+    for (states, wanted_prefix, expected) in cases {
+        // No such prefix can be made; it has to be found nowhere.
+        let wanted_prefix = wanted_prefix.map(|text| KeyPrefix::parse("p", text).unwrap_or(prefix("none_")));
+        let filter = KeyFilter { states: StateSet::any_of(states), prefix: wanted_prefix, as_of: now };
+        let expected: Vec<_> = expected.iter().map(|&number| id(number)).collect();
+        let streamed: Vec<ApiKey> =
+            subject.list_by_owner(&owner("owner"), &filter).try_collect().await.unwrap();
+        assert_eq!(streamed.iter().map(|key| key.id).collect::<Vec<_>>(), expected, "{filter:?}");
+        let request = PageRequest { filter, ..request(Some(owner("owner")), 1) };
+        assert_eq!(read_pages(&subject, request).await, expected);
+    }
+}
+
+/// Whatever the size of the pages, together they are the list.
+pub async fn pages_meet_without_gap_or_overlap(subject: Subject) {
+    for number in 0..10 {
+        let created_at = at(NOW + i64::from(number / 4));
+        create(&subject, ApiKey { created_at, ..key(number) }).await;
+        create(&subject, ApiKey { owner_id: owner("other"), created_at, ..key(100 + number) }).await;
+    }
+    let expected: Vec<_> = (0..10).rev().map(id).collect();
+    for limit in [1, 2, 3, 5, 10, 11] {
+        assert_eq!(read_pages(&subject, request(Some(owner("owner")), limit)).await, expected, "{limit}");
+    }
+}
+
+/// A key that is there all the time is listed once, whatever is made and deleted between two pages.
+pub async fn pages_neither_skip_nor_repeat_while_keys_come_and_go(subject: Subject) {
+    for number in 0..20 {
+        create(&subject, key(number * 10)).await;
+    }
+    let mut listed = Vec::new();
+    let mut page_request = request(Some(owner("owner")), 3);
+    let mut round = 0;
+    loop {
+        let page = subject.list_page(&page_request).await.unwrap();
+        let Some(last) = page.last() else { break };
+        listed.extend(page.iter().map(|key| key.id));
+        page_request.after = Some(PagePosition::of(last));
+        // A newer key, one in the middle of what is still to come, and the end of this page is deleted.
+        create(&subject, key(1_000 + round)).await;
+        create(&subject, key(1 + round)).await;
+        subject.delete(last.id, &context()).await.unwrap();
+        round += 1;
+    }
+    let distinct: HashSet<_> = listed.iter().copied().collect();
+    assert_eq!(distinct.len(), listed.len(), "a key was listed twice");
+    assert!((0..20).all(|number| distinct.contains(&id(number * 10))), "a key was skipped");
+}
+
+/// Without an owner, the pages hold the keys of all.
+pub async fn pages_of_all_owners_hold_every_key_once(subject: Subject) {
+    for number in 0..10 {
+        create(&subject, ApiKey { owner_id: owner(&format!("owner {number}")), ..key(number) }).await;
+    }
+    let expected: Vec<_> = (0..10).rev().map(id).collect();
+    assert_eq!(read_pages(&subject, request(None, 3)).await, expected);
+    assert_eq!(read_pages(&subject, request(None, 100)).await, expected);
+}
+
+/// A long list comes whole and in order, and who stops reading gets no more.
+pub async fn ten_thousand_keys_are_streamed(subject: Subject) {
+    const COUNT: u32 = 10_000;
+    let writers = (0..8).map(|writer| {
+        let subject = Arc::clone(&subject);
+        tokio::spawn(async move {
+            for number in (writer..COUNT).step_by(8) {
+                create(&subject, key(number)).await;
+            }
+        })
+    });
+    for writer in writers.collect::<Vec<_>>() {
+        writer.await.unwrap();
+    }
+    let listed: Vec<_> = list(&subject, &owner("owner")).await.iter().map(|key| key.id).collect();
+    assert!(listed.iter().copied().eq((0..COUNT).rev().map(id)));
+    let first: Vec<_> = subject.list_by_owner(&owner("owner"), &all()).take(3).collect().await;
+    assert_eq!(first.len(), 3);
+}

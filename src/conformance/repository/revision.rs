@@ -1,0 +1,28 @@
+//! Revisions order the changes of a key.
+
+use super::Subject;
+use super::fixture::{NOW, at, context, create, id, key, reason};
+use crate::domain::{ApiKey, Revision};
+use crate::repository::KeyRepository as _;
+
+/// Create, update and revoke each draw a larger one.
+pub async fn it_grows_over_every_change(subject: Subject) {
+    let created = create(&subject, key(1)).await;
+    let next = ApiKey { updated_at: at(NOW + 9), ..created.clone() };
+    let updated = subject.update(next, created.revision, &context()).await.unwrap();
+    let revoked = subject.revoke(created.id, reason(""), &context()).await.unwrap();
+    let deleted = subject.delete(created.id, &context()).await.unwrap();
+    let revisions = [Revision::NONE, created.revision, updated.revision, revoked.revision, deleted];
+    assert!(revisions.is_sorted_by(|a, b| a < b), "{revisions:?}");
+}
+
+/// A key that comes back under the same hash does not begin anew.
+pub async fn it_grows_over_delete_and_re_create(subject: Subject) {
+    let mut last = Revision::NONE;
+    for _ in 0..3 {
+        let created = create(&subject, key(1)).await;
+        assert!(created.revision > last);
+        last = subject.delete(id(1), &context()).await.unwrap();
+        assert!(last > created.revision);
+    }
+}

@@ -1,0 +1,59 @@
+//! Revoking keys.
+
+use super::Subject;
+use super::fixture::{NOW, at, at_once, context, create, id, key, kind, list, owner, reason};
+use crate::domain::{ApiKey, ChangeContext, Revocation};
+use crate::repository::{ErrorKind, KeyRepository as _};
+
+/// The key stays, with when and why.
+pub async fn a_revoked_key_is_kept_and_stays_revoked(subject: Subject) {
+    let created = create(&subject, key(1)).await;
+    let revoked = subject.revoke(created.id, reason("leaked"), &context()).await.unwrap();
+    assert_eq!(revoked.revocation, Some(Revocation { at: at(NOW), reason: reason("leaked") }));
+    assert!(revoked.revision > created.revision);
+    assert_eq!(subject.get_by_hash(&created.hash).await.unwrap(), Some(revoked.clone()));
+    assert_eq!(list(&subject, &owner("owner")).await, [revoked]);
+}
+
+/// Repeating it changes nothing, not even the revision.
+pub async fn the_first_revocation_stands(subject: Subject) {
+    let created = create(&subject, key(1)).await;
+    let first = subject.revoke(created.id, reason("first"), &context()).await.unwrap();
+    let later = ChangeContext { now: at(NOW + 1_000), ..context() };
+    let second = subject.revoke(created.id, reason("second"), &later).await.unwrap();
+    assert_eq!(second, first);
+    assert_eq!(subject.get(created.id).await.unwrap(), Some(first));
+}
+
+/// There is nothing to revoke.
+pub async fn a_missing_key_is_not_found(subject: Subject) {
+    assert_eq!(kind(subject.revoke(id(1), reason(""), &context()).await), ErrorKind::NotFound);
+    assert_eq!(subject.get(id(1)).await.unwrap(), None);
+}
+
+/// Fifty uses and updates at the same time neither stop a revocation nor undo it.
+pub async fn it_holds_whatever_is_written_at_the_same_time(subject: Subject) {
+    let created = create(&subject, key(1)).await;
+    at_once(&subject, 51, |subject, number| {
+        let key = created.clone();
+        async move {
+            match number {
+                25 => drop(subject.revoke(key.id, reason("leaked"), &context()).await.unwrap()),
+                number if number % 2 == 0 => {
+                    // Who updates can lose; who records a use can't, where that is offered.
+                    let next = ApiKey { updated_at: at(NOW + i64::from(number)), ..key.clone() };
+                    drop(subject.update(next, key.revision, &context()).await);
+                }
+                number => {
+                    match subject.record_usage(&[(key.id, at(NOW + i64::from(number)))]).await {
+                        Ok(()) => {}
+                        Err(error) => assert_eq!(error.kind(), ErrorKind::NotOffered, "{error:?}"),
+                    }
+                }
+            }
+        }
+    })
+    .await;
+    let stored = subject.get(created.id).await.unwrap().unwrap();
+    assert_eq!(stored.revocation, Some(Revocation { at: at(NOW), reason: reason("leaked") }));
+}

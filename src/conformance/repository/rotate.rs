@@ -1,0 +1,65 @@
+//! Replacing a key by a successor: both records or none.
+
+use super::Subject;
+use super::fixture::{NOW, at, at_once, context, create, hash, id, key, kind, list, owner};
+use crate::domain::{ApiKey, Rotation};
+use crate::repository::{ErrorKind, KeyRepository as _};
+
+/// The rotation of `old` to key `number`.
+fn rotation(old: &ApiKey, number: u32) -> Rotation {
+    let successor = ApiKey { rotated_from: Some(old.id), ..key(number) };
+    let replaced = ApiKey { replaced_by: Some(successor.id), expires_at: Some(at(NOW + 100)), ..old.clone() };
+    Rotation { replaced, successor }
+}
+
+/// The old key ends and points to its successor, which is there.
+pub async fn both_records_are_stored(subject: Subject) {
+    let old = create(&subject, key(1)).await;
+    let planned = rotation(&old, 2);
+    let stored = subject.rotate(planned.clone(), &context()).await.unwrap();
+    assert!(stored.replaced.revision > old.revision);
+    assert!(stored.successor.revision > old.revision);
+    let replaced = ApiKey { revision: stored.replaced.revision, ..planned.replaced };
+    let successor = ApiKey { revision: stored.successor.revision, ..planned.successor };
+    assert_eq!(stored, Rotation { replaced: replaced.clone(), successor: successor.clone() });
+    assert_eq!(subject.get(id(1)).await.unwrap(), Some(replaced));
+    assert_eq!(subject.get_by_hash(&hash(2)).await.unwrap(), Some(successor));
+}
+
+/// A key that changed meanwhile is not replaced, and there is no successor.
+pub async fn a_conflict_stores_neither(subject: Subject) {
+    let old = create(&subject, key(1)).await;
+    let next = ApiKey { updated_at: at(NOW + 9), ..old.clone() };
+    let changed = subject.update(next, old.revision, &context()).await.unwrap();
+    assert_eq!(kind(subject.rotate(rotation(&old, 2), &context()).await), ErrorKind::Conflict);
+    assert_eq!(list(&subject, &owner("owner")).await, [changed]);
+    assert_eq!(subject.get_by_hash(&hash(2)).await.unwrap(), None);
+
+    subject.delete(id(1), &context()).await.unwrap();
+    assert_eq!(kind(subject.rotate(rotation(&old, 2), &context()).await), ErrorKind::NotFound);
+    assert_eq!(list(&subject, &owner("owner")).await, []);
+}
+
+/// A successor whose id or hash is taken leaves the old key as it was.
+pub async fn a_taken_successor_stores_neither(subject: Subject) {
+    let old = create(&subject, key(1)).await;
+    let other = create(&subject, key(2)).await;
+    assert_eq!(kind(subject.rotate(rotation(&old, 2), &context()).await), ErrorKind::AlreadyExists);
+    assert_eq!(subject.get(id(1)).await.unwrap(), Some(old));
+    assert_eq!(subject.get(id(2)).await.unwrap(), Some(other));
+}
+
+/// A key gets one successor, however many try at the same time.
+pub async fn of_rotations_at_once_one_wins(subject: Subject) {
+    let old = create(&subject, key(1)).await;
+    let outcomes = at_once(&subject, 8, |subject, number| {
+        let rotation = rotation(&old, number + 2);
+        async move { subject.rotate(rotation, &context()).await }
+    })
+    .await;
+    let (winners, losers): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_ok);
+    assert!(losers.into_iter().all(|loser| kind(loser) == ErrorKind::Conflict));
+    assert_eq!(winners.len(), 1);
+    let winner = winners.into_iter().next().unwrap().unwrap();
+    assert_eq!(list(&subject, &owner("owner")).await, [winner.successor, winner.replaced]);
+}
