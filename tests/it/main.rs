@@ -1,3 +1,5 @@
 //! All integration tests in one binary: links are slow.
 
+mod api;
 mod repository;
+mod support;

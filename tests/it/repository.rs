@@ -3,7 +3,12 @@
 use std::sync::Arc;
 
 use keyvouch::conformance::repository::Subject;
-use keyvouch::repository::{KeyRepository, MemoryRepository, OnRuntime, SqlOptions, SqlRepository};
+use keyvouch::domain::{
+    ApiKey, ChangeContext, KeyFilter, KeyHash, KeyId, OwnerId, Revision, Timestamp,
+};
+use keyvouch::repository::{
+    ErrorKind, KeyRepository, KeyStream, MemoryRepository, OnRuntime, PageRequest, Result, SqlOptions, SqlRepository,
+};
 use tempfile::TempDir;
 
 mod memory {
@@ -49,4 +54,56 @@ pub(crate) async fn open_sqlite() -> (SqlRepository, TempDir) {
         SqlRepository::open_sqlite(&folder.path().join("kv.db"), SqlOptions::default()).await.unwrap();
     repository.migrate().await.unwrap();
     (repository, folder)
+}
+
+/// What the author of a backend has to write, and no more.
+mod required_methods_alone {
+    use super::*;
+    keyvouch::repository_conformance!(required: async { (Arc::new(RequiredOnly::default()) as Subject, ()) });
+}
+
+/// Leaves all but the required methods to their provided forms.
+#[derive(Debug, Default)]
+struct RequiredOnly(MemoryRepository);
+
+impl std::fmt::Display for RequiredOnly {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RequiredOnly")
+    }
+}
+
+#[async_trait::async_trait]
+impl KeyRepository for RequiredOnly {
+    async fn get_by_hash(&self, hash: &KeyHash) -> Result<Option<ApiKey>> {
+        self.0.get_by_hash(hash).await
+    }
+
+    async fn get(&self, id: KeyId) -> Result<Option<ApiKey>> {
+        self.0.get(id).await
+    }
+
+    async fn create(&self, key: ApiKey, context: &ChangeContext) -> Result<ApiKey> {
+        self.0.create(key, context).await
+    }
+
+    async fn update(&self, key: ApiKey, expected: Revision, context: &ChangeContext) -> Result<ApiKey> {
+        self.0.update(key, expected, context).await
+    }
+
+    async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<Revision> {
+        self.0.delete(id, context).await
+    }
+
+    fn list_by_owner(&self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream {
+        self.0.list_by_owner(owner, filter)
+    }
+}
+
+#[tokio::test]
+async fn a_backend_says_what_it_does_not_offer() {
+    let subject = RequiredOnly::default();
+    let filter = KeyFilter::all(Timestamp::MIN);
+    let request = PageRequest { owner_id: None, filter, after: None, limit: 1 };
+    assert_eq!(subject.list_page(&request).await.unwrap_err().kind(), ErrorKind::NotOffered);
+    assert_eq!(subject.record_usage(&[]).await.unwrap_err().kind(), ErrorKind::NotOffered);
 }

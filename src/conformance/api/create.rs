@@ -1,0 +1,96 @@
+//! CreateKey and GetKey.
+
+use tonic::Code;
+
+use super::{Api, new_key, refusal, seconds, wrong_field};
+use crate::grpc::pb;
+use crate::grpc::pb::create_key_request::Expiry;
+
+/// With the defaults for what was left out.
+pub async fn a_created_key_has_what_was_asked_for(api: Api) {
+    let (key, secret) = api.create(new_key()).await;
+    assert!(secret.starts_with(&key.prefix));
+    assert_eq!((key.name.as_str(), key.owner_id.as_str()), ("name", "owner"));
+    assert_eq!(key.state(), pb::KeyState::Active);
+    assert!(key.revision > 0);
+    assert!(key.create_time.is_some() && key.create_time == key.update_time);
+    assert_eq!((key.expire_time, key.revoke_time, key.last_used_time), (None, None, None));
+    assert_eq!((key.rotated_from.as_str(), key.replaced_by.as_str()), ("", ""));
+    assert_eq!(api.get(&key.id).await, key);
+}
+
+/// What was given is what GetKey shows.
+pub async fn every_field_makes_the_round_trip(api: Api) {
+    let expire_time = prost_types::Timestamp { seconds: 4_102_444_800, nanos: 123_456_000 };
+    let request = pb::CreateKeyRequest {
+        name: "ü".repeat(128),
+        owner_id: "owner of 🔑".into(),
+        description: "d".repeat(1024),
+        scopes: (0..64).map(|i| format!("scope:{i}")).collect(),
+        metadata: (0..32).map(|i| (format!("k{i}"), "v🔑".repeat(256))).collect(),
+        prefix: None,
+        expiry: Some(Expiry::ExpireTime(expire_time)),
+    };
+    let (created, _) = api.create(request.clone()).await;
+    let key = api.get(&created.id).await;
+    assert_eq!(key, created);
+    assert_eq!((key.name, key.owner_id, key.description), (request.name, request.owner_id, request.description));
+    let mut scopes = request.scopes;
+    scopes.sort();
+    assert_eq!((key.scopes, key.metadata, key.expire_time), (scopes, request.metadata, Some(expire_time)));
+}
+
+/// No other answer holds it, nor anything that it could be made of.
+pub async fn the_secret_is_shown_once(api: Api) {
+    let (key, secret) = api.create(new_key()).await;
+    let (_, other) = api.create(new_key()).await;
+    assert_ne!(secret, other);
+    let body = &secret[key.prefix.len()..];
+    let listed = api.key_store().list_keys(pb::ListKeysRequest::default()).await.unwrap().into_inner();
+    let shown = format!("{:?} {:?} {:?}", api.get(&key.id).await, listed, api.validate(&secret).await);
+    assert!(!shown.contains(body) && !shown.contains(&body[..8]));
+}
+
+/// Each by its name.
+pub async fn wrong_fields_of_create_are_named(api: Api) {
+    let past = prost_types::Timestamp { seconds: 1, nanos: 0 };
+    let crooked = prost_types::Timestamp { seconds: 1, nanos: -1 };
+    let cases: [(&str, pb::CreateKeyRequest); 15] = [
+        ("name", pb::CreateKeyRequest { name: String::new(), ..new_key() }),
+        ("name", pb::CreateKeyRequest { name: "n".repeat(129), ..new_key() }),
+        ("name", pb::CreateKeyRequest { name: "a\nb".into(), ..new_key() }),
+        ("owner_id", pb::CreateKeyRequest { owner_id: " ".into(), ..new_key() }),
+        ("description", pb::CreateKeyRequest { description: "d".repeat(1025), ..new_key() }),
+        ("scopes[1]", pb::CreateKeyRequest { scopes: vec!["a".into(), "b c".into()], ..new_key() }),
+        ("scopes", pb::CreateKeyRequest { scopes: (0..65).map(|i| i.to_string()).collect(), ..new_key() }),
+        ("metadata", pb::CreateKeyRequest { metadata: [("k".into(), "v".repeat(513))].into(), ..new_key() }),
+        ("prefix", pb::CreateKeyRequest { prefix: Some("other_".into()), ..new_key() }),
+        ("expire_time", pb::CreateKeyRequest { expiry: Some(Expiry::ExpireTime(past)), ..new_key() }),
+        ("expire_time", pb::CreateKeyRequest { expiry: Some(Expiry::ExpireTime(crooked)), ..new_key() }),
+        ("ttl", pb::CreateKeyRequest { expiry: Some(Expiry::Ttl(seconds(0))), ..new_key() }),
+        ("ttl", pb::CreateKeyRequest { expiry: Some(Expiry::Ttl(seconds(-1))), ..new_key() }),
+        ("ttl", pb::CreateKeyRequest { expiry: Some(Expiry::Ttl(seconds(i64::MAX))), ..new_key() }),
+        ("ttl", pb::CreateKeyRequest { expiry: Some(Expiry::Ttl(seconds(300_000_000_000))), ..new_key() }),
+    ];
+    for (field, request) in cases {
+        assert_eq!(wrong_field(api.key_store().create_key(request.clone()).await), field, "{request:?}");
+    }
+    let listed = api.key_store().list_keys(pb::ListKeysRequest::default()).await.unwrap().into_inner();
+    assert_eq!(listed.keys, [], "nothing was stored");
+}
+
+/// Not even by an admin.
+pub async fn reserved_scopes_that_nobody_holds_can_not_be_granted(api: Api) {
+    let scopes = |scope: &str| vec!["read".to_owned(), scope.to_owned()];
+    let request = pb::CreateKeyRequest { scopes: scopes("keyvouch.everything"), ..new_key() };
+    let expected = (Code::PermissionDenied, "SCOPE_NOT_GRANTABLE".to_owned());
+    assert_eq!(refusal(api.key_store().create_key(request).await), expected);
+
+    let (key, _) = api.create(pb::CreateKeyRequest { scopes: scopes("keyvouch.read"), ..new_key() }).await;
+    let update = pb::UpdateKeyRequest {
+        key: Some(pb::Key { scopes: scopes("keyvouch.everything"), ..key }),
+        update_mask: Some(prost_types::FieldMask { paths: vec!["scopes".into()] }),
+        expected_revision: None,
+    };
+    assert_eq!(refusal(api.key_store().update_key(update).await), expected);
+}

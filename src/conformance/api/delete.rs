@@ -1,0 +1,21 @@
+//! DeleteKey.
+
+use tonic::Code;
+
+use super::{Api, new_key, refusal};
+use crate::grpc::pb;
+
+/// For validations, reads and listings; a second time there is nothing to delete.
+pub async fn a_deleted_key_is_gone(api: Api) {
+    let (key, secret) = api.create(new_key()).await;
+    assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
+    let mut key_store = api.key_store();
+    let request = pb::DeleteKeyRequest { id: key.id.clone() };
+    key_store.delete_key(request.clone()).await.unwrap();
+    assert_eq!(api.reason(&secret).await, pb::Reason::NotFound);
+    let not_found = (Code::NotFound, "KEY_NOT_FOUND".to_owned());
+    assert_eq!(refusal(key_store.get_key(pb::GetKeyRequest { id: key.id }).await), not_found);
+    assert_eq!(refusal(key_store.delete_key(request).await), not_found);
+    let listed = key_store.list_keys(pb::ListKeysRequest::default()).await.unwrap().into_inner();
+    assert_eq!(listed.keys, []);
+}

@@ -1,0 +1,48 @@
+//! What every method that takes an id says of a wrong one.
+
+use prost_types::FieldMask;
+use tonic::Code;
+
+use super::{Api, refusal, wrong_field};
+use crate::grpc::pb;
+
+const UNKNOWN: &str = "0190a6f0-1a2b-7c3d-8e4f-0123456789ab";
+
+fn update(id: &str) -> pb::UpdateKeyRequest {
+    pb::UpdateKeyRequest {
+        key: Some(pb::Key { id: id.into(), name: "name".into(), ..pb::Key::default() }),
+        update_mask: Some(FieldMask { paths: vec!["name".into()] }),
+        expected_revision: None,
+    }
+}
+
+/// `NOT_FOUND`, by all of them.
+pub async fn unknown_ids_are_not_found(api: Api) {
+    let id = || UNKNOWN.to_owned();
+    let mut key_store = api.key_store();
+    let refusals = [
+        refusal(key_store.get_key(pb::GetKeyRequest { id: id() }).await),
+        refusal(key_store.update_key(update(UNKNOWN)).await),
+        refusal(key_store.rotate_key(pb::RotateKeyRequest { id: id(), ..pb::RotateKeyRequest::default() }).await),
+        refusal(key_store.revoke_key(pb::RevokeKeyRequest { id: id(), reason: String::new() }).await),
+        refusal(key_store.delete_key(pb::DeleteKeyRequest { id: id() }).await),
+    ];
+    for refusal in refusals {
+        assert_eq!(refusal, (Code::NotFound, "KEY_NOT_FOUND".to_owned()));
+    }
+}
+
+/// `INVALID_ARGUMENT`, by all of them.
+pub async fn odd_ids_are_wrong_fields(api: Api) {
+    let mut key_store = api.key_store();
+    for odd in ["", "x", "0190a6f01a2b7c3d8e4f0123456789ab", "'; DROP TABLE api_key; --"] {
+        let id = || odd.to_owned();
+        assert_eq!(wrong_field(key_store.get_key(pb::GetKeyRequest { id: id() }).await), "id");
+        assert_eq!(wrong_field(key_store.update_key(update(odd)).await), "key.id");
+        let rotate = pb::RotateKeyRequest { id: id(), ..pb::RotateKeyRequest::default() };
+        assert_eq!(wrong_field(key_store.rotate_key(rotate).await), "id");
+        let revoke = pb::RevokeKeyRequest { id: id(), reason: String::new() };
+        assert_eq!(wrong_field(key_store.revoke_key(revoke).await), "id");
+        assert_eq!(wrong_field(key_store.delete_key(pb::DeleteKeyRequest { id: id() }).await), "id");
+    }
+}

@@ -1,0 +1,122 @@
+//! RotateKey.
+
+use tonic::Code;
+
+use super::{Api, new_key, refusal, seconds, wrong_field};
+use crate::grpc::pb;
+use crate::grpc::pb::create_key_request::Expiry;
+
+const DAY: i64 = 86_400;
+
+fn request(id: &str, overlap: i64) -> pb::RotateKeyRequest {
+    pb::RotateKeyRequest { id: id.into(), overlap: Some(seconds(overlap)), expiry: None }
+}
+
+async fn rotate(api: &Api, request: pb::RotateKeyRequest) -> (pb::Key, String, pb::Key) {
+    let response = api.key_store().rotate_key(request).await.unwrap().into_inner();
+    (response.key.unwrap(), response.secret, response.replaced.unwrap())
+}
+
+/// The old one until its end, which is set.
+pub async fn both_keys_are_valid_during_the_overlap(api: Api) {
+    let (old, old_secret) = api.create(new_key()).await;
+    let (new, new_secret, replaced) = rotate(&api, request(&old.id, 3_600)).await;
+    assert_ne!((&new.id, &new_secret), (&old.id, &old_secret));
+    assert_eq!((&new.rotated_from, &replaced.replaced_by), (&old.id, &new.id));
+    let end = replaced.expire_time.unwrap().seconds - replaced.update_time.unwrap().seconds;
+    assert_eq!(end, 3_600);
+    assert_eq!(api.reason(&old_secret).await, pb::Reason::Valid);
+    assert_eq!(api.reason(&new_secret).await, pb::Reason::Valid);
+    assert_eq!(api.get(&old.id).await.replaced_by, new.id);
+}
+
+/// At once.
+pub async fn without_overlap_the_old_key_is_revoked(api: Api) {
+    let (old, old_secret) = api.create(new_key()).await;
+    let without = pb::RotateKeyRequest { overlap: None, ..request(&old.id, 0) };
+    let (_, new_secret, replaced) = rotate(&api, without).await;
+    assert_eq!(replaced.state(), pb::KeyState::Revoked);
+    assert_eq!(api.reason(&old_secret).await, pb::Reason::Revoked);
+    assert_eq!(api.reason(&new_secret).await, pb::Reason::Valid);
+}
+
+/// Unless another end is asked for; the overlap never prolongs the old key.
+pub async fn the_successor_has_the_attributes_and_the_lifetime(api: Api) {
+    let create = pb::CreateKeyRequest {
+        description: "what for".into(),
+        scopes: vec!["read".into()],
+        metadata: [("k".to_owned(), "v".to_owned())].into(),
+        expiry: Some(Expiry::Ttl(seconds(10 * DAY))),
+        ..new_key()
+    };
+    let (old, _) = api.create(create).await;
+    let (new, _, replaced) = rotate(&api, request(&old.id, 20 * DAY)).await;
+    assert_eq!(
+        (&new.name, &new.owner_id, &new.description, &new.scopes, &new.metadata, &new.prefix),
+        (&old.name, &old.owner_id, &old.description, &old.scopes, &old.metadata, &old.prefix)
+    );
+    let micros = |time: Option<prost_types::Timestamp>| {
+        let time = time.unwrap();
+        time.seconds * 1_000_000 + i64::from(time.nanos / 1_000)
+    };
+    assert_eq!(micros(new.expire_time) - micros(new.create_time), 10 * DAY * 1_000_000);
+    assert_eq!(replaced.expire_time, old.expire_time);
+
+    let hour = pb::rotate_key_request::Expiry::Ttl(seconds(3_600));
+    let (newer, _, _) = rotate(&api, pb::RotateKeyRequest { expiry: Some(hour), ..request(&new.id, 0) }).await;
+    assert_eq!(micros(newer.expire_time) - micros(newer.create_time), 3_600 * 1_000_000);
+}
+
+/// Revoked, expired or replaced ones.
+pub async fn ended_keys_can_not_be_rotated(api: Api) {
+    let mut key_store = api.key_store();
+    let (revoked, _) = api.create(new_key()).await;
+    api.revoke(&revoked.id, "").await;
+    let refused = |reason: &str| (Code::FailedPrecondition, reason.to_owned());
+    assert_eq!(refusal(key_store.rotate_key(request(&revoked.id, 1)).await), refused("KEY_REVOKED"));
+
+    let (replaced, _) = api.create(new_key()).await;
+    rotate(&api, request(&replaced.id, 3_600)).await;
+    assert_eq!(refusal(key_store.rotate_key(request(&replaced.id, 1)).await), refused("KEY_REPLACED"));
+
+    let ttl = prost_types::Duration { seconds: 0, nanos: 1_000_000 };
+    let expiring = pb::CreateKeyRequest { expiry: Some(Expiry::Ttl(ttl)), ..new_key() };
+    let (expired, secret) = api.create(expiring).await;
+    while api.reason(&secret).await != pb::Reason::Expired {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    assert_eq!(refusal(key_store.rotate_key(request(&expired.id, 1)).await), refused("KEY_EXPIRED"));
+}
+
+/// But shortened, and changed otherwise.
+pub async fn a_replaced_key_can_not_be_extended(api: Api) {
+    let (old, _) = api.create(new_key()).await;
+    let (_, _, replaced) = rotate(&api, request(&old.id, 3_600)).await;
+    let end = replaced.expire_time.unwrap().seconds;
+    let until = |expire_time| pb::UpdateKeyRequest {
+        key: Some(pb::Key { expire_time, ..replaced.clone() }),
+        update_mask: Some(prost_types::FieldMask { paths: vec!["expire_time".into()] }),
+        expected_revision: None,
+    };
+    let later = Some(prost_types::Timestamp { seconds: end + 60, nanos: 0 });
+    let sooner = Some(prost_types::Timestamp { seconds: end - 60, nanos: 0 });
+    let mut key_store = api.key_store();
+    let refused = (Code::FailedPrecondition, "KEY_REPLACED".to_owned());
+    assert_eq!(refusal(key_store.update_key(until(later)).await), refused);
+    assert_eq!(refusal(key_store.update_key(until(None)).await), refused);
+    assert_eq!(api.get(&old.id).await, replaced);
+    let shortened = key_store.update_key(until(sooner)).await.unwrap().into_inner().key.unwrap();
+    assert_eq!(shortened.expire_time, sooner);
+}
+
+/// Each by its name.
+pub async fn wrong_fields_of_rotate_are_named(api: Api) {
+    let (key, _) = api.create(new_key()).await;
+    let mut key_store = api.key_store();
+    assert_eq!(wrong_field(key_store.rotate_key(request(&key.id, 31 * DAY)).await), "overlap");
+    assert_eq!(wrong_field(key_store.rotate_key(request(&key.id, -1)).await), "overlap");
+    let past = pb::rotate_key_request::Expiry::ExpireTime(prost_types::Timestamp { seconds: 1, nanos: 0 });
+    let ended = pb::RotateKeyRequest { expiry: Some(past), ..request(&key.id, 0) };
+    assert_eq!(wrong_field(key_store.rotate_key(ended).await), "expire_time");
+    assert_eq!(api.get(&key.id).await, key);
+}

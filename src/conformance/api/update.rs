@@ -1,0 +1,104 @@
+//! UpdateKey.
+
+use prost_types::FieldMask;
+use tonic::Code;
+
+use super::{Api, new_key, refusal, wrong_field};
+use crate::grpc::pb;
+
+fn request(key: pb::Key, paths: &[&str]) -> pb::UpdateKeyRequest {
+    let paths = paths.iter().map(ToString::to_string).collect();
+    pb::UpdateKeyRequest { key: Some(key), update_mask: Some(FieldMask { paths }), expected_revision: None }
+}
+
+async fn update(api: &Api, request: pb::UpdateKeyRequest) -> pb::Key {
+    api.key_store().update_key(request).await.unwrap().into_inner().key.unwrap()
+}
+
+/// All other values in the request are ignored, also wrong ones.
+pub async fn only_what_the_mask_names_is_changed(api: Api) {
+    let scopes = vec!["read".into()];
+    let metadata = [("k".to_owned(), "v".to_owned())].into();
+    let (key, _) = api.create(pb::CreateKeyRequest { scopes, metadata, ..new_key() }).await;
+    let given = pb::Key {
+        id: key.id.clone(),
+        name: "renamed".into(),
+        description: "\n".into(),
+        scopes: vec!["not a scope".into()],
+        ..pb::Key::default()
+    };
+    let updated = update(&api, request(given, &["name"])).await;
+    assert!(updated.revision > key.revision);
+    assert!(updated.update_time.unwrap().nanos != 0 || updated.update_time != key.update_time);
+    let expected = pb::Key {
+        name: "renamed".into(),
+        revision: updated.revision,
+        update_time: updated.update_time,
+        ..key.clone()
+    };
+    assert_eq!(updated, expected);
+
+    let given = pb::Key { id: key.id.clone(), ..pb::Key::default() };
+    let emptied = update(&api, request(given, &["scopes", "metadata", "description"])).await;
+    assert!(emptied.scopes.is_empty() && emptied.metadata.is_empty());
+    assert_eq!(api.get(&key.id).await, emptied);
+}
+
+/// Nothing to change, everything, and what can't be changed.
+pub async fn the_mask_is_required_and_checked(api: Api) {
+    let (key, _) = api.create(new_key()).await;
+    let mut key_store = api.key_store();
+    let without = pb::UpdateKeyRequest { key: Some(key.clone()), update_mask: None, expected_revision: None };
+    assert_eq!(wrong_field(key_store.update_key(without).await), "update_mask");
+    assert_eq!(wrong_field(key_store.update_key(request(key.clone(), &[])).await), "update_mask");
+    for path in ["*", "id", "hash", "prefix", "owner_id", "create_time", "revoke_time", "revision", "nam", ""] {
+        let outcome = key_store.update_key(request(key.clone(), &["name", path])).await;
+        assert_eq!(wrong_field(outcome), "update_mask.paths[1]", "{path}");
+    }
+    let nobody = pb::UpdateKeyRequest { key: None, ..request(key.clone(), &["name"]) };
+    assert_eq!(wrong_field(key_store.update_key(nobody).await), "key");
+    let empty = pb::Key { name: String::new(), ..key.clone() };
+    assert_eq!(wrong_field(key_store.update_key(request(empty, &["name"])).await), "key.name");
+    assert_eq!(api.get(&key.id).await, key);
+}
+
+/// The caller has to read the key again.
+pub async fn an_old_revision_is_aborted(api: Api) {
+    let (key, _) = api.create(new_key()).await;
+    let expecting = |revision| pb::UpdateKeyRequest {
+        expected_revision: Some(revision),
+        ..request(pb::Key { name: "renamed".into(), ..key.clone() }, &["name"])
+    };
+    let updated = update(&api, expecting(key.revision)).await;
+    for revision in [key.revision, 0, updated.revision + 1] {
+        let outcome = api.key_store().update_key(expecting(revision)).await;
+        assert_eq!(refusal(outcome), (Code::Aborted, "REVISION_MISMATCH".into()));
+    }
+    assert_eq!(api.get(&key.id).await, updated);
+}
+
+/// Whatever is updated.
+pub async fn a_revoked_key_stays_revoked(api: Api) {
+    let (key, secret) = api.create(new_key()).await;
+    let revoked = api.revoke(&key.id, "leaked").await;
+    let given = pb::Key { name: "renamed".into(), ..key };
+    let updated = update(&api, request(given, &["name", "expire_time"])).await;
+    assert_eq!(updated.state(), pb::KeyState::Revoked);
+    assert_eq!((updated.revoke_time, updated.revoke_reason), (revoked.revoke_time, revoked.revoke_reason));
+    assert_eq!(api.reason(&secret).await, pb::Reason::Revoked);
+}
+
+/// To the future alone: a key is ended by revoking it.
+pub async fn an_expiry_can_be_set_and_taken_away(api: Api) {
+    let (key, _) = api.create(new_key()).await;
+    let until = |seconds| pb::Key {
+        expire_time: Some(prost_types::Timestamp { seconds, nanos: 1_000 }),
+        ..key.clone()
+    };
+    let set = update(&api, request(until(4_102_444_800), &["expire_time"])).await;
+    assert_eq!(set.expire_time, until(4_102_444_800).expire_time);
+    let outcome = api.key_store().update_key(request(until(1), &["expire_time"])).await;
+    assert_eq!(wrong_field(outcome), "key.expire_time");
+    let unset = update(&api, request(key.clone(), &["expire_time"])).await;
+    assert_eq!(unset.expire_time, None);
+}

@@ -1,0 +1,140 @@
+//! Validate.
+
+use std::time::Duration;
+
+use super::{Api, new_key, wrong_field};
+use crate::domain::{KeyPrefix, SecretKey, SystemEntropy};
+use crate::grpc::pb;
+use crate::grpc::pb::create_key_request::Expiry;
+
+/// A well-formed secret that belongs to no key.
+fn stranger(prefix: &str) -> String {
+    let prefix = KeyPrefix::parse("prefix", prefix).unwrap();
+    SecretKey::generate(&prefix, &SystemEntropy).unwrap().expose().to_owned()
+}
+
+/// With all that a service needs to know.
+pub async fn a_good_key_is_allowed_and_described(api: Api) {
+    let metadata = [("plan".to_owned(), "gold".to_owned())].into();
+    let request = pb::CreateKeyRequest { scopes: vec!["b".into(), "a".into()], metadata, ..new_key() };
+    let (key, secret) = api.create(request).await;
+    let response = api.validate(&secret).await;
+    assert!(response.valid);
+    assert_eq!(response.reason(), pb::Reason::Valid);
+    let expected = pb::ValidatedKey {
+        id: key.id,
+        name: key.name,
+        owner_id: key.owner_id,
+        scopes: vec!["a".into(), "b".into()],
+        metadata: key.metadata,
+        expire_time: None,
+        revision: key.revision,
+    };
+    assert_eq!(response.key, Some(expected));
+}
+
+/// Malformed, unknown, revoked, expired, without the scope; and a denial of a known key shows its id alone.
+pub async fn the_first_reason_is_given_in_order(api: Api) {
+    let (key, secret) = api.create(new_key()).await;
+    let ask = |secret: &str| {
+        let secret = secret.to_owned();
+        let request = pb::ValidateRequest { secret, required_scopes: vec!["admin".into()], scope_match: 0 };
+        let mut validator = api.validator();
+        async move { validator.validate(request).await.unwrap().into_inner() }
+    };
+    assert_eq!(ask("nonsense").await.reason(), pb::Reason::Malformed);
+    assert_eq!(ask(&stranger(&key.prefix)).await.reason(), pb::Reason::NotFound);
+    assert_eq!(ask(&secret).await.reason(), pb::Reason::InsufficientScope);
+    api.revoke(&key.id, "").await;
+    let revoked = ask(&secret).await;
+    assert_eq!(revoked.reason(), pb::Reason::Revoked);
+    assert_eq!(revoked.key, Some(pb::ValidatedKey { id: key.id, ..pb::ValidatedKey::default() }));
+}
+
+/// Malformed and unknown keys have no description, and a wrong character makes a key malformed.
+pub async fn denials_of_unknown_keys_tell_nothing(api: Api) {
+    let (key, secret) = api.create(new_key()).await;
+    let wrong_case: String =
+        secret.chars().map(|c| if c.is_uppercase() { c.to_ascii_lowercase() } else { c.to_ascii_uppercase() }).collect();
+    for malformed in ["", " ", &wrong_case, &format!("{secret} "), &format!(" {secret}"), &secret[1..]] {
+        let response = api.validate(malformed).await;
+        assert_eq!((response.valid, response.reason(), response.key), (false, pb::Reason::Malformed, None));
+    }
+    let response = api.validate(&stranger(&key.prefix)).await;
+    assert_eq!((response.valid, response.reason(), response.key), (false, pb::Reason::NotFound, None));
+}
+
+/// All by default; exactly; nothing required is always enough.
+pub async fn scopes_are_matched_all_or_any(api: Api) {
+    let scopes = vec!["read".into(), "api_keys:admin".into()];
+    let (_, secret) = api.create(pb::CreateKeyRequest { scopes, ..new_key() }).await;
+    let (_, without) = api.create(new_key()).await;
+    let (unspecified, all, any) = (pb::ScopeMatch::Unspecified, pb::ScopeMatch::All, pb::ScopeMatch::Any);
+    let cases: [(&str, &[&str], pb::ScopeMatch, bool); 12] = [
+        (&secret, &["read"], unspecified, true),
+        (&secret, &["read", "write"], unspecified, false),
+        (&secret, &["read", "write"], all, false),
+        (&secret, &["read", "write"], any, true),
+        (&secret, &["write"], any, false),
+        (&secret, &["admin"], any, false),
+        (&secret, &["Read"], all, false),
+        (&secret, &["api_keys:admin", "read", "read"], all, true),
+        (&secret, &[], any, true),
+        (&without, &[], all, true),
+        (&without, &[], any, true),
+        (&without, &["read"], any, false),
+    ];
+    for (secret, required, scope_match, expected) in cases {
+        let required_scopes = required.iter().map(ToString::to_string).collect();
+        let request =
+            pb::ValidateRequest { secret: secret.into(), required_scopes, scope_match: scope_match.into() };
+        let response = api.validator().validate(request).await.unwrap().into_inner();
+        assert_eq!(response.valid, expected, "{required:?} {scope_match:?}");
+    }
+}
+
+/// Without anybody doing anything; its state says so too.
+pub async fn a_key_expires_on_its_own(api: Api) {
+    let ttl = prost_types::Duration { seconds: 0, nanos: 500_000_000 };
+    let (key, secret) = api.create(pb::CreateKeyRequest { expiry: Some(Expiry::Ttl(ttl)), ..new_key() }).await;
+    assert!(key.expire_time.is_some());
+    while api.reason(&secret).await == pb::Reason::Valid {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(api.reason(&secret).await, pb::Reason::Expired);
+    assert_eq!(api.get(&key.id).await.state(), pb::KeyState::Expired);
+    api.revoke(&key.id, "").await;
+    assert_eq!(api.reason(&secret).await, pb::Reason::Revoked, "revoked goes before expired");
+}
+
+/// Some time after it, without changing the key.
+pub async fn its_use_is_recorded(api: Api) {
+    let (key, secret) = api.create(new_key()).await;
+    let (unused, other) = api.create(new_key()).await;
+    api.revoke(&unused.id, "").await;
+    assert_eq!(api.reason(&other).await, pb::Reason::Revoked);
+    assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
+    let used = loop {
+        let now = api.get(&key.id).await;
+        if now.last_used_time.is_some() {
+            break now;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    assert_eq!(pb::Key { last_used_time: None, ..used }, key);
+    assert_eq!(api.get(&unused.id).await.last_used_time, None, "a denied use is no use");
+}
+
+/// Each by its name.
+pub async fn wrong_fields_of_validate_are_named(api: Api) {
+    let request = |required_scopes: Vec<String>, scope_match| pb::ValidateRequest {
+        secret: "nonsense".into(),
+        required_scopes,
+        scope_match,
+    };
+    let mut validator = api.validator();
+    assert_eq!(wrong_field(validator.validate(request(vec!["a b".into()], 0)).await), "required_scopes[0]");
+    let many = (0..65).map(|i| i.to_string()).collect();
+    assert_eq!(wrong_field(validator.validate(request(many, 0)).await), "required_scopes");
+    assert_eq!(wrong_field(validator.validate(request(vec![], 7)).await), "scope_match");
+}

@@ -1,0 +1,24 @@
+//! The API suite against a running server, on every backend.
+
+use keyvouch::repository::{MemoryRepository, OnRuntime};
+
+use crate::repository::open_sqlite;
+use crate::support::TestServer;
+
+mod memory {
+    use super::*;
+    keyvouch::api_conformance!(async {
+        let server = TestServer::start(MemoryRepository::new()).await;
+        (server.api().await, server)
+    });
+}
+
+mod sqlite {
+    use super::*;
+    keyvouch::api_conformance!(async {
+        let (repository, folder) = open_sqlite().await;
+        let repository = OnRuntime::new(repository, tokio::runtime::Handle::current());
+        let server = TestServer::start(repository).await;
+        (server.api().await, (server, folder))
+    });
+}

@@ -1,0 +1,75 @@
+//! Servers to test with, in this process.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyvouch::app::{App, Store, Surroundings};
+use keyvouch::config::{Config, HumanDuration, ListenAddr, SecretText};
+use keyvouch::conformance::api::Api;
+use keyvouch::repository::KeyRepository;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tonic::transport::{Channel, Endpoint};
+
+/// The admin token of all servers here.
+pub(crate) const TOKEN: &str = "an-admin-token-for-the-tests";
+
+/// A server that stops when it is dropped.
+pub(crate) struct TestServer {
+    pub(crate) address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    running: JoinHandle<anyhow::Result<()>>,
+}
+
+/// Settings for a test: a free port, a known token, everything quick.
+pub(crate) fn config() -> Config {
+    let mut config = Config::default();
+    config.server.listen = vec!["127.0.0.1:0".into()];
+    config.server.workers = 2;
+    config.server.drain_timeout = HumanDuration(Duration::from_secs(5));
+    config.admin.tokens = vec![SecretText::from(format!("tests:{TOKEN}"))];
+    config.usage.flush_interval = HumanDuration(Duration::from_millis(20));
+    config
+}
+
+impl TestServer {
+    pub(crate) async fn start(repository: impl KeyRepository + 'static) -> Self {
+        Self::start_with(repository, &config()).await
+    }
+
+    pub(crate) async fn start_with(repository: impl KeyRepository + 'static, config: &Config) -> Self {
+        let store = Store::new(Arc::new(repository));
+        let app = App::with_store(config, Surroundings::default(), store).unwrap();
+        let address = match app.addresses().next() {
+            Some(ListenAddr::Tcp(address)) => *address,
+            other => panic!("no TCP address: {other:?}"),
+        };
+        let (stop, stopped) = oneshot::channel();
+        let running = tokio::spawn(app.run(async {
+            // A dropped sender stops the server as well.
+            let _ = stopped.await;
+        }));
+        Self { address, stop: Some(stop), running }
+    }
+
+    pub(crate) async fn channel(&self) -> Channel {
+        Endpoint::from_shared(format!("http://{}", self.address)).unwrap().connect().await.unwrap()
+    }
+
+    pub(crate) async fn api(&self) -> Api {
+        Api::new(self.channel().await, TOKEN)
+    }
+
+    /// Begins the orderly end.
+    pub(crate) fn begin_stop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            stop.send(()).unwrap();
+        }
+    }
+
+    /// Waits for the end.
+    pub(crate) async fn ended(self) -> anyhow::Result<()> {
+        self.running.await.unwrap()
+    }
+}
