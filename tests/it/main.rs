@@ -2,4 +2,5 @@
 
 mod api;
 mod repository;
+mod server;
 mod support;

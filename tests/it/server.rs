@@ -1,0 +1,8 @@
+//! How calls are served: credentials, ids, limits, health, faults of the store, and the end.
+
+mod credentials;
+mod drain;
+mod faults;
+mod faulty;
+mod limits;
+mod observability;

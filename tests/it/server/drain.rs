@@ -1,0 +1,75 @@
+//! The end of a server: in order, and in time whatever clients do.
+
+use std::time::Duration;
+
+use keyvouch::config::HumanDuration;
+use keyvouch::conformance::api::new_key;
+use keyvouch::grpc::pb;
+use keyvouch::repository::{KeyRepository as _, MemoryRepository};
+use tokio::net::TcpStream;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use super::faulty::{Faulty, Mode};
+use crate::support::{TestServer, config};
+
+/// Far more than any drain here may take; only a server that never ends gets there.
+const NEVER: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn calls_in_flight_are_answered() {
+    let store = Faulty::new();
+    let mut config = config();
+    config.server.drain_timeout = HumanDuration(NEVER);
+    let mut server = TestServer::start_with(store.clone(), &config).await;
+    let api = server.api().await;
+    let (_, secret) = api.create(new_key()).await;
+    store.set(Mode::Hang);
+    let lookups = store.lookups();
+    let call = tokio::spawn(async move { api.reason(&secret).await });
+    while store.lookups() == lookups {
+        tokio::task::yield_now().await;
+    }
+    server.begin_stop();
+    // New connections are refused from now on; the call goes on.
+    while TcpStream::connect(server.address).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    assert!(!call.is_finished());
+    store.set(Mode::Work);
+    assert_eq!(call.await.unwrap(), pb::Reason::Valid);
+    tokio::time::timeout(NEVER, server.ended()).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_silent_connection_and_an_open_watch_do_not_hold_it_up() {
+    let mut config = config();
+    config.server.drain_timeout = HumanDuration(Duration::from_millis(300));
+    let mut server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    let _silent = TcpStream::connect(server.address).await.unwrap();
+    let mut health = HealthClient::new(server.channel().await);
+    let mut watch = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    while watch.message().await.unwrap().unwrap().status() != ServingStatus::Serving {}
+    server.begin_stop();
+    let last = watch.message().await.unwrap().unwrap();
+    assert_eq!(last.status(), ServingStatus::NotServing, "watchers are told first");
+    tokio::time::timeout(NEVER, server.ended()).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn the_last_uses_are_recorded() {
+    let store = MemoryRepository::new();
+    let mut config = config();
+    config.usage.flush_interval = HumanDuration(NEVER);
+    let mut server = TestServer::start_with(store.clone(), &config).await;
+    let api = server.api().await;
+    let (key, secret) = api.create(new_key()).await;
+    assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
+    assert_eq!(api.get(&key.id).await.last_used_time, None);
+    drop(api);
+    server.begin_stop();
+    tokio::time::timeout(NEVER, server.ended()).await.unwrap().unwrap();
+    let id = keyvouch::domain::KeyId::parse("id", &key.id).unwrap();
+    assert!(store.usage(&[id]).await.unwrap()[0].is_some());
+}

@@ -1,0 +1,116 @@
+//! A store that fails is never taken for a verdict.
+
+use keyvouch::conformance::api::{new_key, refusal};
+use keyvouch::grpc::pb;
+use keyvouch::repository::ErrorKind;
+use tonic::Code;
+use tonic_types::StatusExt as _;
+
+use super::faulty::{DRIVER_TEXT, Faulty, Mode};
+use crate::support::TestServer;
+
+fn ask(secret: &str) -> pb::ValidateRequest {
+    pb::ValidateRequest { secret: secret.into(), ..pb::ValidateRequest::default() }
+}
+
+#[tokio::test]
+async fn an_outage_is_an_error_and_never_a_verdict() {
+    let store = Faulty::new();
+    let server = TestServer::start(store.clone()).await;
+    let api = server.api().await;
+    let (_, secret) = api.create(new_key()).await;
+    let cases = [
+        (ErrorKind::Unavailable, Code::Unavailable, "STORE_UNAVAILABLE"),
+        (ErrorKind::Timeout, Code::DeadlineExceeded, "STORE_TIMEOUT"),
+        (ErrorKind::Corrupt, Code::Internal, "RECORD_CORRUPT"),
+        (ErrorKind::Internal, Code::Internal, "INTERNAL"),
+        (ErrorKind::NotOffered, Code::Unimplemented, "NOT_OFFERED"),
+    ];
+    for (kind, code, reason) in cases {
+        store.set(Mode::Fail(kind));
+        let status = api.validator().validate(ask(&secret)).await.unwrap_err();
+        assert!(!format!("{status:?}").contains(DRIVER_TEXT), "{status:?}");
+        assert_eq!(status.get_details_retry_info().is_some(), kind == ErrorKind::Unavailable);
+        assert_eq!(refusal::<()>(Err(status)), (code, reason.to_owned()));
+    }
+    store.set(Mode::Work);
+    assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
+}
+
+#[tokio::test]
+async fn a_malformed_key_costs_no_look_up() {
+    let store = Faulty::new();
+    let server = TestServer::start(store.clone()).await;
+    let api = server.api().await;
+    let (_, secret) = api.create(new_key()).await;
+    store.set(Mode::Fail(ErrorKind::Unavailable));
+    let before = store.lookups();
+    let last = if secret.ends_with('0') { "1" } else { "0" };
+    let tampered = format!("{}{last}", &secret[..secret.len() - 1]);
+    for malformed in ["", "nonsense", &tampered, &secret[1..], &secret.repeat(100)] {
+        assert_eq!(api.reason(malformed).await, pb::Reason::Malformed);
+    }
+    assert_eq!(store.lookups(), before);
+    api.validator().validate(ask(&secret)).await.unwrap_err();
+    assert_eq!(store.lookups(), before + 1, "the counter counts");
+}
+
+#[tokio::test]
+async fn a_panic_fails_its_own_call_alone() {
+    let store = Faulty::new();
+    let server = TestServer::start(store.clone()).await;
+    let api = server.api().await;
+    let (_, secret) = api.create(new_key()).await;
+
+    // A call on the same connection is in the store while another one panics.
+    store.set(Mode::Hang);
+    let lookups = store.lookups();
+    let waiting = {
+        let (api, secret) = (api.clone(), secret.clone());
+        tokio::spawn(async move { api.reason(&secret).await })
+    };
+    while store.lookups() == lookups {
+        tokio::task::yield_now().await;
+    }
+    store.panic_once();
+    let status = api.validator().validate(ask(&secret)).await.unwrap_err();
+    assert_eq!(status.code(), Code::Internal);
+    assert!(!status.message().contains("told to"), "{status:?}");
+    assert!(!waiting.is_finished());
+    store.set(Mode::Work);
+    assert_eq!(waiting.await.unwrap(), pb::Reason::Valid);
+    assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
+}
+
+#[tokio::test]
+async fn a_usage_store_that_hangs_or_fails_holds_no_validation_up() {
+    let store = Faulty::new();
+    let server = TestServer::start(store.clone()).await;
+    let api = server.api().await;
+    let (key, secret) = api.create(new_key()).await;
+    for mode in [Mode::Fail(ErrorKind::Unavailable), Mode::Hang] {
+        store.set_usage(mode);
+        let flushes = store.flushes();
+        assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
+        while store.flushes() == flushes {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
+    }
+    // What could not be written is kept.
+    store.set_usage(Mode::Work);
+    while api.get(&key.id).await.last_used_time.is_none() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_revocation_stands_even_if_its_usage_can_not_be_read() {
+    let store = Faulty::new();
+    let server = TestServer::start(store.clone()).await;
+    let api = server.api().await;
+    let (key, secret) = api.create(new_key()).await;
+    store.set_usage(Mode::Fail(ErrorKind::Unavailable));
+    assert_eq!(api.revoke(&key.id, "leaked").await.state(), pb::KeyState::Revoked);
+    assert_eq!(api.reason(&secret).await, pb::Reason::Revoked);
+}

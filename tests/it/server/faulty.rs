@@ -1,0 +1,149 @@
+//! A store that does what a test tells it.
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use keyvouch::domain::{
+    ApiKey, ChangeContext, KeyFilter, KeyHash, KeyId, OwnerId, Revision, Timestamp,
+};
+use keyvouch::repository::{
+    ErrorKind, KeyRepository, KeyStream, MemoryRepository, RepositoryError, Result,
+};
+use tokio::sync::watch;
+
+/// What methods do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Work,
+    Fail(ErrorKind),
+    Hang,
+}
+
+/// What no client may ever see.
+pub(crate) const DRIVER_TEXT: &str = "driver text with hunter2";
+
+#[derive(Clone, Debug)]
+pub(crate) struct Faulty {
+    inner: MemoryRepository,
+    mode: watch::Sender<Mode>,
+    usage_mode: watch::Sender<Mode>,
+    panics: Arc<AtomicBool>,
+    lookups: Arc<AtomicUsize>,
+    flushes: Arc<AtomicUsize>,
+    threads: Arc<Mutex<Vec<String>>>,
+}
+
+impl Faulty {
+    pub(crate) fn new() -> Self {
+        Self {
+            inner: MemoryRepository::new(),
+            mode: watch::Sender::new(Mode::Work),
+            usage_mode: watch::Sender::new(Mode::Work),
+            panics: Arc::default(),
+            lookups: Arc::default(),
+            flushes: Arc::default(),
+            threads: Arc::default(),
+        }
+    }
+
+    /// What all methods but those of usage do.
+    pub(crate) fn set(&self, mode: Mode) {
+        self.mode.send_replace(mode);
+    }
+
+    /// What the methods of usage do.
+    pub(crate) fn set_usage(&self, mode: Mode) {
+        self.usage_mode.send_replace(mode);
+    }
+
+    /// Makes the next look-up by hash panic.
+    pub(crate) fn panic_once(&self) {
+        self.panics.store(true, Ordering::SeqCst);
+    }
+
+    /// How often a key was looked up by its hash.
+    pub(crate) fn lookups(&self) -> usize {
+        self.lookups.load(Ordering::SeqCst)
+    }
+
+    /// On which threads keys were looked up by their hash, since the last time.
+    pub(crate) fn forget_threads(&self) -> Vec<String> {
+        std::mem::take(&mut self.threads.lock().unwrap())
+    }
+
+    /// How often usage was to be recorded.
+    pub(crate) fn flushes(&self) -> usize {
+        self.flushes.load(Ordering::SeqCst)
+    }
+}
+
+async fn obey(order: &watch::Sender<Mode>) -> Result<()> {
+    let mode = *order.borrow();
+    match mode {
+        Mode::Work => Ok(()),
+        Mode::Fail(kind) => Err(RepositoryError::new(kind, DRIVER_TEXT)),
+        Mode::Hang => {
+            order.subscribe().wait_for(|&mode| mode != Mode::Hang).await.unwrap();
+            Ok(())
+        }
+    }
+}
+
+impl fmt::Display for Faulty {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Faulty")
+    }
+}
+
+#[async_trait]
+impl KeyRepository for Faulty {
+    async fn get_by_hash(&self, hash: &KeyHash) -> Result<Option<ApiKey>> {
+        self.lookups.fetch_add(1, Ordering::SeqCst);
+        let thread = std::thread::current().name().unwrap_or_default().to_owned();
+        self.threads.lock().unwrap().push(thread);
+        assert!(!self.panics.swap(false, Ordering::SeqCst), "told to");
+        obey(&self.mode).await?;
+        self.inner.get_by_hash(hash).await
+    }
+
+    async fn get(&self, id: KeyId) -> Result<Option<ApiKey>> {
+        obey(&self.mode).await?;
+        self.inner.get(id).await
+    }
+
+    async fn create(&self, key: ApiKey, context: &ChangeContext) -> Result<ApiKey> {
+        obey(&self.mode).await?;
+        self.inner.create(key, context).await
+    }
+
+    async fn update(&self, key: ApiKey, expected: Revision, context: &ChangeContext) -> Result<ApiKey> {
+        obey(&self.mode).await?;
+        self.inner.update(key, expected, context).await
+    }
+
+    async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<Revision> {
+        obey(&self.mode).await?;
+        self.inner.delete(id, context).await
+    }
+
+    fn list_by_owner(&self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream {
+        self.inner.list_by_owner(owner, filter)
+    }
+
+    async fn record_usage(&self, usage: &[(KeyId, Timestamp)]) -> Result<()> {
+        self.flushes.fetch_add(1, Ordering::SeqCst);
+        obey(&self.usage_mode).await?;
+        self.inner.record_usage(usage).await
+    }
+
+    async fn usage(&self, ids: &[KeyId]) -> Result<Vec<Option<Timestamp>>> {
+        obey(&self.usage_mode).await?;
+        self.inner.usage(ids).await
+    }
+
+    async fn ping(&self) -> Result<()> {
+        obey(&self.mode).await
+    }
+}
