@@ -73,8 +73,12 @@ impl App {
         let repository: Arc<dyn KeyRepository> = Arc::clone(&store.repository);
         let format = Arc::new(config.keys.format()?);
         let usage = Arc::new(UsageRecorder::new(Arc::clone(&repository)));
-        let validator =
-            ValidatorService::new(Arc::clone(&repository), Arc::clone(&format), Arc::clone(&clock), Arc::clone(&usage));
+        let validator = ValidatorService::new(
+            Arc::clone(&repository),
+            Arc::clone(&format),
+            Arc::clone(&clock),
+            Arc::clone(&usage),
+        );
         let key_store = KeyStoreService::new(Arc::clone(&repository), format, clock, entropy);
         let health = HealthMonitor::new(repository);
         let services = Services {
@@ -145,7 +149,9 @@ impl App {
         tasks.shutdown().await;
         match tokio::time::timeout(LAST_FLUSH_TIMEOUT, self.usage.flush()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(error = %error_chain(&error), "the last uses of keys were not recorded"),
+            Ok(Err(error)) => {
+                tracing::warn!(error = %error_chain(&error), "the last uses of keys were not recorded");
+            }
             Err(_) => tracing::warn!("the last uses of keys were not recorded in time"),
         }
         self.store.close().await;

@@ -75,7 +75,9 @@ impl SettingsArgs {
     fn load(self) -> Result<Config> {
         let utf8 = |text: OsString| text.to_string_lossy().into_owned();
         let environment = std::env::vars_os().map(|(name, value)| (utf8(name), utf8(value))).collect();
-        Sources { file: self.config, environment, flags: self.set }.load().context("the settings can't be used")
+        Sources { file: self.config, environment, flags: self.set }
+            .load()
+            .context("the settings can't be used")
     }
 }
 
@@ -86,15 +88,14 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let output = Output::new(cli.output);
     let outcome = match cli.command {
-        Command::Serve(settings) => serve::run(settings, &output),
+        Command::Serve(settings) => serve::run(settings),
         Command::Migrate { command } => migrate::run(command, &output),
         Command::Key { command } => client::block_on(key::run(command, &output)),
         Command::Validate(arguments) => client::block_on(validate::run(arguments, &output)),
         Command::Healthcheck(arguments) => client::block_on(healthcheck::run(arguments, &output)),
         Command::Config { command } => config::run(command, &output),
-        Command::Version => {
-            output.value(env!("CARGO_PKG_VERSION"), &serde_json::json!({ "version": env!("CARGO_PKG_VERSION") }))
-        }
+        Command::Version => output
+            .value(env!("CARGO_PKG_VERSION"), &serde_json::json!({ "version": env!("CARGO_PKG_VERSION") })),
     };
     outcome.unwrap_or_else(|error| error::report(&error))
 }

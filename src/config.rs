@@ -9,6 +9,7 @@ mod schema;
 mod secret_text;
 mod server;
 mod store;
+mod store_url;
 mod telemetry;
 mod usage;
 
@@ -23,6 +24,7 @@ pub use layers::{ENV_PREFIX, Sources};
 pub use secret_text::SecretText;
 pub use server::{ListenAddr, ServerConfig};
 pub use store::{StoreConfig, StorePlace};
+pub use store_url::StoreUrl;
 pub use telemetry::TelemetryConfig;
 pub use usage::UsageConfig;
 

@@ -7,7 +7,11 @@
 //!
 //! Clauses panic when they don't hold; their names say what does not.
 
-#![expect(clippy::unwrap_used, clippy::missing_panics_doc, reason = "a clause fails by panicking: these are tests")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    reason = "a clause fails by panicking: these are tests"
+)]
 
 pub mod api;
 pub mod repository;

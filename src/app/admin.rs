@@ -66,7 +66,9 @@ impl AdminDoor {
             None => make_token(&file, entropy.as_ref())?,
         };
         let token = AdminToken::new(TOKEN_NAME, token.trim());
-        let token = token.with_context(|| format!("{} holds no admin token: delete it to get a new one", file.display()))?;
+        let token = token.with_context(|| {
+            format!("{} holds no admin token: delete it to get a new one", file.display())
+        })?;
         Ok(Self::FirstStart { token, file, is_new })
     }
 
@@ -102,7 +104,11 @@ fn read_token(file: &Path) -> Result<Option<Zeroizing<String>>> {
     };
     let metadata = opened.metadata().with_context(|| format!("can't read {}", file.display()))?;
     if metadata.mode() & OTHERS != 0 {
-        bail!("{} can be read by others: run `chmod 600 {}`, or delete it to get a new token", file.display(), file.display());
+        bail!(
+            "{} can be read by others: run `chmod 600 {}`, or delete it to get a new token",
+            file.display(),
+            file.display()
+        );
     }
     let mut token = Zeroizing::new(String::new());
     let read = opened.take(MAX_TOKEN_BYTES).read_to_string(&mut token);
@@ -152,12 +158,12 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
-    use crate::config::SecretText;
+    use crate::config::StoreUrl;
     use crate::domain::SystemEntropy;
 
     fn config(folder: &Path, listen: &str) -> Config {
         let mut config = Config::default();
-        config.store.url = SecretText::from(format!("sqlite://{}", folder.join("kv.db").display()));
+        config.store.url = StoreUrl::from(format!("sqlite://{}", folder.join("kv.db").display()));
         config.server.listen = vec![listen.into()];
         config
     }
@@ -190,7 +196,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join(TOKEN_FILE);
         let starts: Vec<_> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| make_token(&file, &SystemEntropy).unwrap())).collect();
+            let threads: Vec<_> =
+                (0..8).map(|_| scope.spawn(|| make_token(&file, &SystemEntropy).unwrap())).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
         assert_eq!(starts.iter().filter(|(_, is_new)| *is_new).count(), 1);

@@ -29,7 +29,9 @@ impl Store {
     pub(super) async fn open(config: &StoreConfig, entropy: &Arc<dyn Entropy>) -> Result<Self> {
         match config.place()? {
             StorePlace::Memory => {
-                tracing::warn!("keys are kept in memory (store.url = \"memory:\"): they are lost when the server ends");
+                tracing::warn!(
+                    "keys are kept in memory (store.url = \"memory:\"): they are lost when the server ends"
+                );
                 Ok(Self::new(Arc::new(MemoryRepository::new())))
             }
             StorePlace::Sqlite(path) => {

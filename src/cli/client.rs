@@ -131,10 +131,14 @@ mod tests {
 
     #[test]
     fn a_token_that_nobody_named_stays_on_this_machine() {
-        for local in ["127.0.0.1:1", "localhost:1", "http://127.0.0.1:1", "http://[::1]:1", "unix:/run/kv.sock"] {
+        for local in
+            ["127.0.0.1:1", "localhost:1", "http://127.0.0.1:1", "http://[::1]:1", "unix:/run/kv.sock"]
+        {
             assert!(at(local).is_local().unwrap(), "{local}");
         }
-        for remote in ["192.0.2.1:1", "localhost.example.com:1", "http://127.0.0.1.example.com:1", "[2001:db8::1]:1"] {
+        for remote in
+            ["192.0.2.1:1", "localhost.example.com:1", "http://127.0.0.1.example.com:1", "[2001:db8::1]:1"]
+        {
             assert!(!at(remote).is_local().unwrap(), "{remote}");
         }
         assert!(at("https://127.0.0.1:1").is_local().is_err());

@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use tonic::Status;
 use tonic_types::StatusExt as _;
 
-use super::output::is_broken_pipe;
+use super::output::ReaderGone;
 
 /// Prints `error` with its causes and returns the exit status.
 pub(super) fn report(error: &anyhow::Error) -> ExitCode {
-    if is_broken_pipe(error) {
+    if error.is::<ReaderGone>() {
         // Whoever reads the output has seen enough.
         return ExitCode::SUCCESS;
     }

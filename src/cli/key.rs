@@ -182,7 +182,8 @@ pub(super) async fn run(command: KeyCommand, output: &Output) -> Result<ExitCode
     match command {
         KeyCommand::Create(arguments) => create(arguments, output).await?,
         KeyCommand::Get(IdArgs { id, client }) => {
-            let response = client.key_store().await?.get_key(call(pb::GetKeyRequest { id })).await?.into_inner();
+            let response =
+                client.key_store().await?.get_key(call(pb::GetKeyRequest { id })).await?.into_inner();
             output.message(&response, |response| show::key(response.key.as_ref()))?;
         }
         KeyCommand::List(arguments) if arguments.all => stream(arguments, output).await?,
@@ -273,7 +274,9 @@ async fn update(arguments: UpdateArgs, output: &Output) -> Result<()> {
     name_path(arguments.no_metadata || !arguments.metadata.is_empty(), "metadata");
     name_path(arguments.never_expires || arguments.expires.is_some(), "expire_time");
     if paths.is_empty() {
-        bail!("nothing to change: give --name, --description, --scope, --metadata, --expires or --never-expires");
+        bail!(
+            "nothing to change: give --name, --description, --scope, --metadata, --expires or --never-expires"
+        );
     }
     key.name = arguments.name.unwrap_or_default();
     key.description = arguments.description.unwrap_or_default();

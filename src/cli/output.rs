@@ -55,16 +55,18 @@ impl Output {
     }
 }
 
-/// Prints `text` and a line feed.
-fn print(text: &str) -> Result<()> {
-    let mut out = stdout().lock();
-    writeln!(out, "{text}").and_then(|()| out.flush()).context("can't print")
-}
+/// Nobody reads the output any more: `keyvouch key list --all | head`.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody reads the output")]
+pub(super) struct ReaderGone;
 
-/// Whether `error` is that nobody reads the output any more.
-pub(super) fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let cause = error.root_cause().downcast_ref::<io::Error>();
-    cause.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+/// Prints `text` and a line feed.
+pub(super) fn print(text: &str) -> Result<()> {
+    let mut out = stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(ReaderGone.into()),
+        outcome => outcome.context("can't print"),
+    }
 }
 
 /// Names and values in two columns; empty values are left out.
@@ -95,7 +97,8 @@ static DESCRIPTORS: LazyLock<Result<DescriptorPool, prost_reflect::DescriptorErr
 /// The proto3 JSON of a message of `keyvouch.v1`. 64-bit numbers are strings there, as the mapping has it.
 fn to_json<M: Message + Name>(message: &M) -> Result<String> {
     let descriptors = DESCRIPTORS.as_ref().context("the message descriptors are broken")?;
-    let descriptor = descriptors.get_message_by_name(&M::full_name()).context("the message is not described")?;
+    let descriptor =
+        descriptors.get_message_by_name(&M::full_name()).context("the message is not described")?;
     let message = DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice())?;
     let mut serializer = serde_json::Serializer::new(Vec::new());
     // Programs should see `"valid": false` too.

@@ -1,6 +1,6 @@
 //! `keyvouch serve`
 
-use std::io::{IsTerminal as _, Write as _, stdout};
+use std::io::{IsTerminal as _, stdout};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::SettingsArgs;
-use super::output::Output;
+use super::output::print;
 use crate::app::{AdminDoor, App, Surroundings};
 use crate::config::ListenAddr;
 use crate::telemetry::init_logs;
@@ -16,7 +16,7 @@ use crate::telemetry::init_logs;
 /// How long the runtime may take to end when all is done.
 const RUNTIME_SHUTDOWN: Duration = Duration::from_secs(1);
 
-pub(super) fn run(settings: SettingsArgs, _: &Output) -> Result<ExitCode> {
+pub(super) fn run(settings: SettingsArgs) -> Result<ExitCode> {
     let config = settings.load()?;
     init_logs(config.telemetry.log_format, &config.telemetry.log_filter)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("can't start")?;
@@ -44,7 +44,10 @@ struct Signals {
 impl Signals {
     fn install() -> Result<Self> {
         let install = |kind| signal(kind).context("can't wait for signals");
-        Ok(Self { terminate: install(SignalKind::terminate())?, interrupt: install(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: install(SignalKind::terminate())?,
+            interrupt: install(SignalKind::interrupt())?,
+        })
     }
 
     async fn next(&mut self) {
@@ -83,7 +86,9 @@ fn announce(app: &App) -> Result<()> {
         None => String::new(),
     };
     let addr = match app.door() {
-        AdminDoor::FirstStart { file, .. } if file.parent().is_some_and(|folder| !folder.as_os_str().is_empty()) => {
+        AdminDoor::FirstStart { file, .. }
+            if file.parent().is_some_and(|folder| !folder.as_os_str().is_empty()) =>
+        {
             format!("{addr} --token-file {}", file.display())
         }
         AdminDoor::Configured(_) => format!("{addr} --token-file FILE"),
@@ -93,10 +98,9 @@ fn announce(app: &App) -> Result<()> {
         "\nNext, in another terminal of this folder:\n  \
          {program} key create{addr} --name first --owner me --scope read\n  \
          {program} validate{addr} --scope read      # then paste the secret and press Ctrl-D\n  \
-         {program} key list{addr}\n"
+         {program} key list{addr}"
     ));
-    let mut out = stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("can't print")
+    print(&text)
 }
 
 fn describe(door: &AdminDoor) -> Result<String> {

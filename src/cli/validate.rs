@@ -44,7 +44,8 @@ pub(super) async fn run(arguments: ValidateArgs, output: &Output) -> Result<Exit
 }
 
 fn describe(response: &ValidateResponse) -> String {
-    let reason = response.reason().as_str_name().trim_start_matches("REASON_").to_lowercase().replace('_', " ");
+    let reason =
+        response.reason().as_str_name().trim_start_matches("REASON_").to_lowercase().replace('_', " ");
     let key = response.key.clone().unwrap_or_default();
     pairs([
         ("verdict", if response.valid { "allowed".to_owned() } else { format!("denied: {reason}") }),

@@ -33,12 +33,14 @@ impl AdminConfig {
         let mut tokens = Vec::new();
         for (index, token) in self.tokens.iter().enumerate() {
             let parsed = AdminToken::parse(token.expose());
-            tokens.push(parsed.map_err(|error| ConfigError::invalid(format!("admin.tokens[{index}]"), error))?);
+            tokens
+                .push(parsed.map_err(|error| ConfigError::invalid(format!("admin.tokens[{index}]"), error))?);
         }
         if !self.tokens_file.as_os_str().is_empty() {
             let from_file = read_tokens(&self.tokens_file)?;
             if from_file.is_empty() {
-                let problem = format!("{} has no token: write one `name:token` a line", self.tokens_file.display());
+                let problem =
+                    format!("{} has no token: write one `name:token` a line", self.tokens_file.display());
                 return Err(ConfigError::invalid("admin.tokens_file", problem));
             }
             tokens.extend(from_file);

@@ -39,7 +39,8 @@ impl KeysConfig {
     pub fn format(&self) -> Result<KeyFormat, ConfigError> {
         let prefixes = parse("keys.prefix", &self.prefix)?;
         let accepted = parse("keys.accept_prefix", &self.accept_prefix)?;
-        let foreign = self.foreign.iter().map(|it| ForeignPattern { prefix: it.prefix.clone(), length: it.length });
+        let foreign =
+            self.foreign.iter().map(|it| ForeignPattern { prefix: it.prefix.clone(), length: it.length });
         Ok(KeyFormat::new(prefixes, accepted, foreign.collect())?)
     }
 }

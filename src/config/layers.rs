@@ -49,11 +49,11 @@ impl Sources {
 
 fn read_file(path: &Path, settings: &BTreeMap<String, Kind>) -> Result<Table, ConfigError> {
     let origin = path.display().to_string();
-    let text =
-        fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: origin.clone(), source })?;
+    let text = fs::read_to_string(path)
+        .map_err(|source| ConfigError::Unreadable { path: origin.clone(), source })?;
     let table: Table = toml::from_str(&text).map_err(|error| {
-        let offset = error.span().map_or(0, |span| span.start).min(text.len());
-        let line = text.as_bytes()[..offset].iter().filter(|&&byte| byte == b'\n').count() + 1;
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
         // The parser's `Display` shows the line, which can hold a password; its message does not.
         ConfigError::Syntax { path: origin.clone(), line, problem: error.message().to_owned() }
     })?;
@@ -187,7 +187,10 @@ mod tests {
         ];
         for outcome in cases {
             let error = outcome.unwrap_err();
-            assert!(error.ends_with("there is no setting `server.lisen`; did you mean `server.listen`?"), "{error}");
+            assert!(
+                error.ends_with("there is no setting `server.lisen`; did you mean `server.listen`?"),
+                "{error}"
+            );
         }
         assert!(load("[sever]\n", &[], &[]).is_err());
         assert!(load("listen = \"127.0.0.1:1\"\n", &[], &[]).is_err());
@@ -205,9 +208,8 @@ mod tests {
             ("[admin]\ntokens = [\"hunter2\n", ""),
         ];
         for (file, begin) in cases {
-            let outcome = load(file, &[], &[]).and_then(|config| {
-                config.admin.load_tokens().map(drop).map_err(|error| error.to_string())
-            });
+            let outcome = load(file, &[], &[])
+                .and_then(|config| config.admin.load_tokens().map(drop).map_err(|error| error.to_string()));
             let error = outcome.unwrap_err();
             assert!(error.starts_with(begin) && !error.contains("hunter2"), "{error}");
         }

@@ -18,7 +18,8 @@ pub(super) enum Kind {
 
 /// Every setting as `section.field`.
 pub(super) fn settings() -> BTreeMap<String, Kind> {
-    let generator = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true).into_generator();
+    let generator =
+        SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true).into_generator();
     let schema = Value::from(generator.into_root_schema_for::<Config>());
     let mut settings = BTreeMap::new();
     for (section, schema) in properties(&schema) {

@@ -78,7 +78,9 @@ impl ListenAddr {
             return Ok(Self::Unix(path.into()));
         }
         address.parse().map(Self::Tcp).map_err(|_| {
-            let problem = format!("`{address}` is no address: give IP:port, for example 127.0.0.1:50051, or unix:/path");
+            let problem = format!(
+                "`{address}` is no address: give IP:port, for example 127.0.0.1:50051, or unix:/path"
+            );
             ConfigError::invalid("server.listen", problem)
         })
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, HumanDuration, SecretText};
+use super::{ConfigError, HumanDuration, StoreUrl};
 
 const NAME: &str = "store.url";
 
@@ -15,7 +15,7 @@ const NAME: &str = "store.url";
 #[serde(default, deny_unknown_fields)]
 pub struct StoreConfig {
     /// `sqlite://FILE` or `memory:`.
-    pub url: SecretText,
+    pub url: StoreUrl,
     /// Whether `serve` brings the tables up to date by itself.
     pub auto_migrate: bool,
     /// How long one call to the store may take.
@@ -34,7 +34,7 @@ pub enum StorePlace {
 impl Default for StoreConfig {
     fn default() -> Self {
         Self {
-            url: SecretText::from("sqlite://keyvouch.db".to_owned()),
+            url: StoreUrl::from("sqlite://keyvouch.db".to_owned()),
             auto_migrate: true,
             timeout: HumanDuration(Duration::from_secs(5)),
         }
@@ -54,7 +54,10 @@ impl StoreConfig {
             "memory" if rest.is_empty() => Ok(StorePlace::Memory),
             "memory" => Err(ConfigError::invalid(NAME, "takes nothing after `memory:`")),
             "sqlite" => sqlite_file(rest),
-            _ => Err(ConfigError::invalid(NAME, "names a store that this release does not have: use sqlite: or memory:")),
+            _ => Err(ConfigError::invalid(
+                NAME,
+                "names a store that this release does not have: use sqlite: or memory:",
+            )),
         }
     }
 }
@@ -62,13 +65,19 @@ impl StoreConfig {
 fn sqlite_file(rest: &str) -> Result<StorePlace, ConfigError> {
     let file = rest.strip_prefix("//").unwrap_or(rest);
     if file.is_empty() {
-        return Err(ConfigError::invalid(NAME, "has no file: give sqlite://FILE, for example sqlite://keyvouch.db"));
+        return Err(ConfigError::invalid(
+            NAME,
+            "has no file: give sqlite://FILE, for example sqlite://keyvouch.db",
+        ));
     }
     if file == ":memory:" {
         return Err(ConfigError::invalid(NAME, "can't be SQLite in memory: use memory:"));
     }
     if file.contains(['?', '#', '%']) {
-        return Err(ConfigError::invalid(NAME, "takes a plain file name after sqlite://, without ?, # and %"));
+        return Err(ConfigError::invalid(
+            NAME,
+            "takes a plain file name after sqlite://, without ?, # and %",
+        ));
     }
     Ok(StorePlace::Sqlite(file.into()))
 }
@@ -78,7 +87,7 @@ mod tests {
     use super::*;
 
     fn place(url: &str) -> Result<StorePlace, ConfigError> {
-        StoreConfig { url: SecretText::from(url.to_owned()), ..StoreConfig::default() }.place()
+        StoreConfig { url: StoreUrl::from(url.to_owned()), ..StoreConfig::default() }.place()
     }
 
     #[test]
@@ -91,8 +100,15 @@ mod tests {
 
     #[test]
     fn other_urls_are_refused_without_showing_them() {
-        for url in ["", "kv.db", "sqlite://", "sqlite::memory:", "sqlite://a?mode=rw", "memory:x", "postgres://u:hunter2@h/d"]
-        {
+        for url in [
+            "",
+            "kv.db",
+            "sqlite://",
+            "sqlite::memory:",
+            "sqlite://a?mode=rw",
+            "memory:x",
+            "postgres://u:hunter2@h/d",
+        ] {
             let error = place(url).unwrap_err().to_string();
             assert!(error.starts_with("store.url: ") && !error.contains("hunter2"), "{error}");
         }

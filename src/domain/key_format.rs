@@ -34,7 +34,10 @@ impl KeyFormat {
     ) -> Result<Self, InvalidField> {
         let mut prefixes = prefixes.into_iter();
         let Some(default_prefix) = prefixes.next() else {
-            return Err(InvalidField::new("keys.prefix", "must name at least one prefix, for example [\"kv_\"]"));
+            return Err(InvalidField::new(
+                "keys.prefix",
+                "must name at least one prefix, for example [\"kv_\"]",
+            ));
         };
         if foreign.iter().any(|pattern| pattern.length <= pattern.prefix.len()) {
             let problem = "has a length that leaves no room after the prefix: give that of the whole key";

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{ApiKey, KeyHash, KeyId, KeyPrefix, KeyState, Revision, Revocation, RevokeReason, Timestamp};
 
 /// The longest time for which a replaced key may stay valid: 30 days.
-pub const MAX_OVERLAP: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+pub const MAX_OVERLAP: Duration = Duration::from_hours(30 * 24);
 
 /// The two records that a rotation leaves. Repositories store both or none.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -24,13 +24,19 @@ impl<const MIN: usize, const MAX: usize> BoundedText<MIN, MAX> {
     pub fn parse(field: &str, text: impl Into<String>) -> Result<Self, InvalidField> {
         let text = text.into();
         if MIN > 0 && text.trim().is_empty() {
-            return Err(InvalidField::new(field, format!("must not be empty: give {MIN} to {MAX} characters")));
+            return Err(InvalidField::new(
+                field,
+                format!("must not be empty: give {MIN} to {MAX} characters"),
+            ));
         }
         if exceeds(&text, MAX) {
             return Err(InvalidField::new(field, format!("is too long: give at most {MAX} characters")));
         }
         if text.chars().any(char::is_control) {
-            return Err(InvalidField::new(field, "has a control character: leave out line breaks, tabs and NUL"));
+            return Err(InvalidField::new(
+                field,
+                "has a control character: leave out line breaks, tabs and NUL",
+            ));
         }
         Ok(Self(text))
     }

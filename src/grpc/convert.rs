@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::pb;
 use crate::domain::{
-    Denial, InvalidField, KeyFilter, KeyId, KeyPrefix, KeyState, MAX_OVERLAP, OwnerId, ScopeMatch, ScopeSet, StateSet,
-    Timestamp, Verdict,
+    Denial, InvalidField, KeyFilter, KeyId, KeyPrefix, KeyState, MAX_OVERLAP, OwnerId, ScopeMatch, ScopeSet,
+    StateSet, Timestamp, Verdict,
 };
 use crate::service::{Expiry, KeyRecord, Validation};
 
@@ -95,7 +95,8 @@ pub(super) fn filter(
     prefix: Option<String>,
     as_of: Timestamp,
 ) -> Result<KeyFilter, InvalidField> {
-    let states: Result<Vec<_>, _> = states.iter().enumerate().map(|(at, &state)| key_state(at, state)).collect();
+    let states: Result<Vec<_>, _> =
+        states.iter().enumerate().map(|(at, &state)| key_state(at, state)).collect();
     let prefix = prefix.map(|prefix| KeyPrefix::parse("prefix", prefix)).transpose()?;
     Ok(KeyFilter { states: StateSet::any_of(&states?), prefix, as_of })
 }
@@ -119,7 +120,9 @@ pub(super) fn create_expiry(
     use pb::create_key_request::Expiry as Given;
     match expiry {
         None => Ok(None),
-        Some(Given::ExpireTime(time)) => from_proto_time("expire_time", time).map(|time| Some(Expiry::At(time))),
+        Some(Given::ExpireTime(time)) => {
+            from_proto_time("expire_time", time).map(|time| Some(Expiry::At(time)))
+        }
         Some(Given::Ttl(ttl)) => from_proto_duration("ttl", ttl).map(|ttl| Some(Expiry::After(ttl))),
     }
 }
@@ -161,7 +164,9 @@ pub(super) fn from_proto_time(field: &str, time: prost_types::Timestamp) -> Resu
         .checked_mul(MICROS_PER_SECOND)
         .and_then(|micros| micros.checked_add(i64::from(time.nanos / NANOS_PER_MICRO)));
     let parsed = micros.and_then(Timestamp::from_micros).filter(|_| in_range);
-    parsed.ok_or_else(|| InvalidField::new(field, "is no time from the year 1 to 9999 with 0 to 999999999 nanos"))
+    parsed.ok_or_else(|| {
+        InvalidField::new(field, "is no time from the year 1 to 9999 with 0 to 999999999 nanos")
+    })
 }
 
 fn from_proto_duration(field: &str, duration: prost_types::Duration) -> Result<Duration, InvalidField> {

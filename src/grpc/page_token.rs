@@ -5,7 +5,7 @@ use data_encoding::BASE64URL_NOPAD;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use crate::domain::{InvalidField, KeyId, KeyState, Timestamp};
+use crate::domain::{InvalidField, KeyId, KeyPrefix, KeyState, OwnerId, Timestamp};
 use crate::repository::{PagePosition, PageRequest};
 
 const VERSION: u8 = 1;
@@ -61,8 +61,8 @@ fn filter_digest(request: &PageRequest) -> [u8; FILTER_BYTES] {
         digest.update(u64::try_from(bytes.len()).unwrap_or(u64::MAX).to_be_bytes());
         digest.update(bytes);
     };
-    part(request.owner_id.as_ref().map(|owner| owner.as_str()));
-    part(request.filter.prefix.as_ref().map(|prefix| prefix.as_str()));
+    part(request.owner_id.as_ref().map(OwnerId::as_str));
+    part(request.filter.prefix.as_ref().map(KeyPrefix::as_str));
     for state in [KeyState::Active, KeyState::Revoked, KeyState::Expired] {
         part(request.filter.states.contains(state).then_some(""));
     }
@@ -76,7 +76,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::domain::{KeyFilter, KeyPrefix, OwnerId, StateSet};
+    use crate::domain::{KeyFilter, StateSet};
 
     fn request(owner: Option<&str>, states: &[KeyState], prefix: Option<&str>) -> PageRequest {
         PageRequest {

@@ -51,7 +51,8 @@ pub(crate) fn internal(cause: &str) -> Status {
     status(Code::Internal, ErrorReason::Internal, INTERNAL_MESSAGE)
 }
 
-const INTERNAL_MESSAGE: &str = "internal error: the server's log has the cause under this call's x-request-id";
+const INTERNAL_MESSAGE: &str =
+    "internal error: the server's log has the cause under this call's x-request-id";
 
 fn from_precondition(error: Precondition) -> Status {
     let reason = match error {
@@ -82,9 +83,11 @@ fn from_repository(error: &RepositoryError) -> Status {
             ErrorReason::RevisionMismatch,
             "the key was changed meanwhile: read it and try again",
         ),
-        ErrorKind::Refused => {
-            status(Code::FailedPrecondition, ErrorReason::ChangeRefused, "the change would alter what is final")
-        }
+        ErrorKind::Refused => status(
+            Code::FailedPrecondition,
+            ErrorReason::ChangeRefused,
+            "the change would alter what is final",
+        ),
         ErrorKind::NotOffered => {
             status(Code::Unimplemented, ErrorReason::NotOffered, "the storage backend does not offer this")
         }
@@ -92,7 +95,11 @@ fn from_repository(error: &RepositoryError) -> Status {
             log(error);
             let mut details = details_of(ErrorReason::StoreUnavailable);
             details.set_retry_info(Some(RETRY_DELAY));
-            Status::with_error_details(Code::Unavailable, "the store is unavailable: try again later", details)
+            Status::with_error_details(
+                Code::Unavailable,
+                "the store is unavailable: try again later",
+                details,
+            )
         }
         ErrorKind::Timeout => {
             log(error);

@@ -24,13 +24,19 @@ impl ValidatorHandler {
 
 #[tonic::async_trait]
 impl Validator for ValidatorHandler {
-    async fn validate(&self, request: Request<ValidateRequest>) -> Result<Response<ValidateResponse>, Status> {
+    async fn validate(
+        &self,
+        request: Request<ValidateRequest>,
+    ) -> Result<Response<ValidateResponse>, Status> {
         let request = request.into_inner();
         let scope_match = convert::scope_match(request.scope_match).map_err(status::invalid_field)?;
         let required =
             ScopeSet::parse("required_scopes", request.required_scopes).map_err(status::invalid_field)?;
-        let validation =
-            self.service.validate(request.secret, &required, scope_match).await.map_err(status::from_service)?;
+        let validation = self
+            .service
+            .validate(request.secret, &required, scope_match)
+            .await
+            .map_err(status::from_service)?;
         Ok(Response::new(convert::validate_response(validation)))
     }
 }

@@ -44,8 +44,11 @@ impl CallLayer {
 
 impl Ids {
     fn of(&self, headers: &HeaderMap) -> RequestId {
-        let given = headers.get(RequestId::HEADER).and_then(|id| id.to_str().ok()).and_then(RequestId::from_caller);
-        given.unwrap_or_else(|| RequestId::from_counter(self.process, self.next.fetch_add(1, Ordering::Relaxed)))
+        let given =
+            headers.get(RequestId::HEADER).and_then(|id| id.to_str().ok()).and_then(RequestId::from_caller);
+        given.unwrap_or_else(|| {
+            RequestId::from_counter(self.process, self.next.fetch_add(1, Ordering::Relaxed))
+        })
     }
 }
 

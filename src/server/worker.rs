@@ -71,7 +71,9 @@ impl Worker {
         std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
             let report = Report { number, drain: drain.clone(), ended };
             let incoming = UnboundedReceiverStream::new(handed_over).map(Connection::adopt);
-            if let Err(error) = runtime.block_on(router.serve_with_incoming_shutdown(incoming, is_true(drain))) {
+            if let Err(error) =
+                runtime.block_on(router.serve_with_incoming_shutdown(incoming, is_true(drain)))
+            {
                 tracing::error!(%error, worker = number, "a worker failed");
             }
             drop(report);
@@ -111,8 +113,10 @@ pub(super) fn router(
     layer: CallLayer,
     max_streams: u32,
 ) -> Result<CallRouter, tonic_reflection::server::Error> {
-    let validator = ValidatorServer::new(services.validator.clone()).max_decoding_message_size(MAX_VALIDATE_BYTES);
-    let key_store = KeyStoreServer::new(services.key_store.clone()).max_decoding_message_size(MAX_ADMIN_BYTES);
+    let validator =
+        ValidatorServer::new(services.validator.clone()).max_decoding_message_size(MAX_VALIDATE_BYTES);
+    let key_store =
+        KeyStoreServer::new(services.key_store.clone()).max_decoding_message_size(MAX_ADMIN_BYTES);
     let health = tonic_health::server::HealthService::from_health_reporter(services.health.clone());
     let health = tonic_health::pb::health_server::HealthServer::new(health);
     let reflection = || {

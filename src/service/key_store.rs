@@ -7,8 +7,8 @@ use futures_util::{StreamExt as _, stream::BoxStream};
 
 use super::{Caller, Precondition, ServiceError};
 use crate::domain::{
-    ApiKey, Clock, Description, Entropy, InvalidField, KeyFilter, KeyFormat, KeyId, KeyIdentity, KeyName, KeyPrefix,
-    Metadata, OwnerId, Revision, RevokeReason, Rotation, ScopeSet, SecretKey, Timestamp,
+    ApiKey, Clock, Description, Entropy, InvalidField, KeyFilter, KeyFormat, KeyId, KeyIdentity, KeyName,
+    KeyPrefix, Metadata, OwnerId, Revision, RevokeReason, Rotation, Scope, ScopeSet, SecretKey, Timestamp,
 };
 use crate::repository::{ErrorKind, KeyRepository, PageRequest, pages};
 use crate::telemetry::error_chain;
@@ -197,7 +197,8 @@ impl KeyStoreService {
             let key = self.find(id).await?;
             let now = self.clock.now();
             let next = apply(&update, &key, now, caller)?;
-            let updated = self.repository.update(next, expected.unwrap_or(key.revision), &caller.context(now)).await;
+            let updated =
+                self.repository.update(next, expected.unwrap_or(key.revision), &caller.context(now)).await;
             match updated {
                 Ok(key) => return Ok(self.changed_record(key).await),
                 Err(error) if error.kind() == ErrorKind::Conflict && expected.is_none() => {}
@@ -315,7 +316,7 @@ fn apply(update: &KeyUpdate, key: &ApiKey, now: Timestamp, caller: &Caller) -> R
     next.metadata = metadata.unwrap_or(next.metadata);
     if let Some(scopes) = scopes {
         // What the key has already is not granted by this call.
-        let granted = scopes.iter().filter(|scope| !key.scopes.contains(scope)).map(|scope| scope.as_str());
+        let granted = scopes.iter().filter(|scope| !key.scopes.contains(scope)).map(Scope::as_str);
         check_grantable(caller, &ScopeSet::parse("key.scopes", granted)?)?;
         next.scopes = scopes;
     }

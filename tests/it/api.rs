@@ -8,7 +8,7 @@ use crate::support::TestServer;
 mod memory {
     use super::*;
     keyvouch::api_conformance!(async {
-        let server = TestServer::start(MemoryRepository::new()).await;
+        let server = TestServer::start(MemoryRepository::new());
         (server.api().await, server)
     });
 }
@@ -18,7 +18,7 @@ mod sqlite {
     keyvouch::api_conformance!(async {
         let (repository, folder) = open_sqlite().await;
         let repository = OnRuntime::new(repository, tokio::runtime::Handle::current());
-        let server = TestServer::start(repository).await;
+        let server = TestServer::start(repository);
         (server.api().await, (server, folder))
     });
 }

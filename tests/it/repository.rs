@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use keyvouch::conformance::repository::Subject;
-use keyvouch::domain::{
-    ApiKey, ChangeContext, KeyFilter, KeyHash, KeyId, OwnerId, Revision, Timestamp,
-};
+use keyvouch::domain::{ApiKey, ChangeContext, KeyFilter, KeyHash, KeyId, OwnerId, Revision, Timestamp};
 use keyvouch::repository::{
-    ErrorKind, KeyRepository, KeyStream, MemoryRepository, OnRuntime, PageRequest, Result, SqlOptions, SqlRepository,
+    ErrorKind, KeyRepository, KeyStream, MemoryRepository, OnRuntime, PageRequest, Result, SqlOptions,
+    SqlRepository,
 };
 use tempfile::TempDir;
 

@@ -34,11 +34,11 @@ pub(crate) fn config() -> Config {
 }
 
 impl TestServer {
-    pub(crate) async fn start(repository: impl KeyRepository + 'static) -> Self {
-        Self::start_with(repository, &config()).await
+    pub(crate) fn start(repository: impl KeyRepository + 'static) -> Self {
+        Self::start_with(repository, &config())
     }
 
-    pub(crate) async fn start_with(repository: impl KeyRepository + 'static, config: &Config) -> Self {
+    pub(crate) fn start_with(repository: impl KeyRepository + 'static, config: &Config) -> Self {
         let store = Store::new(Arc::new(repository));
         let app = App::with_store(config, Surroundings::default(), store).unwrap();
         let address = match app.addresses().next() {

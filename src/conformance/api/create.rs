@@ -34,7 +34,10 @@ pub async fn every_field_makes_the_round_trip(api: Api) {
     let (created, _) = api.create(request.clone()).await;
     let key = api.get(&created.id).await;
     assert_eq!(key, created);
-    assert_eq!((key.name, key.owner_id, key.description), (request.name, request.owner_id, request.description));
+    assert_eq!(
+        (key.name, key.owner_id, key.description),
+        (request.name, request.owner_id, request.description)
+    );
     let mut scopes = request.scopes;
     scopes.sort();
     assert_eq!((key.scopes, key.metadata, key.expire_time), (scopes, request.metadata, Some(expire_time)));

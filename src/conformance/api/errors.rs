@@ -23,7 +23,9 @@ pub async fn unknown_ids_are_not_found(api: Api) {
     let refusals = [
         refusal(key_store.get_key(pb::GetKeyRequest { id: id() }).await),
         refusal(key_store.update_key(update(UNKNOWN)).await),
-        refusal(key_store.rotate_key(pb::RotateKeyRequest { id: id(), ..pb::RotateKeyRequest::default() }).await),
+        refusal(
+            key_store.rotate_key(pb::RotateKeyRequest { id: id(), ..pb::RotateKeyRequest::default() }).await,
+        ),
         refusal(key_store.revoke_key(pb::RevokeKeyRequest { id: id(), reason: String::new() }).await),
         refusal(key_store.delete_key(pb::DeleteKeyRequest { id: id() }).await),
     ];

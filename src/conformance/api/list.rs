@@ -41,7 +41,9 @@ pub async fn pages_hold_every_key_once_newest_first(api: Api) {
         let keys = expected.iter().filter(|(_, its)| owner.is_empty() || *its == owner);
         keys.map(|(id, _)| id.clone()).collect()
     };
-    for (owner, page_size, pages) in [("", 3, 4), ("", 10, 1), ("even", 2, 3), ("odd", 5, 1), ("nobody", 5, 1)] {
+    for (owner, page_size, pages) in
+        [("", 3, 4), ("", 10, 1), ("even", 2, 3), ("odd", 5, 1), ("nobody", 5, 1)]
+    {
         let request = pb::ListKeysRequest { owner_id: owner.into(), page_size, ..request() };
         assert_eq!(read_pages(&api, request).await, (of(owner), pages), "{owner} {page_size}");
     }
@@ -65,7 +67,11 @@ pub async fn a_page_token_is_bound_to_its_filter(api: Api) {
         pb::ListKeysRequest { page_token: format!("{page_token}A"), ..second },
     ];
     for request in strangers {
-        assert_eq!(wrong_field(api.key_store().list_keys(request.clone()).await), "page_token", "{request:?}");
+        assert_eq!(
+            wrong_field(api.key_store().list_keys(request.clone()).await),
+            "page_token",
+            "{request:?}"
+        );
     }
 }
 

@@ -63,7 +63,8 @@ pub async fn the_successor_has_the_attributes_and_the_lifetime(api: Api) {
     assert_eq!(replaced.expire_time, old.expire_time);
 
     let hour = pb::rotate_key_request::Expiry::Ttl(seconds(3_600));
-    let (newer, _, _) = rotate(&api, pb::RotateKeyRequest { expiry: Some(hour), ..request(&new.id, 0) }).await;
+    let (newer, _, _) =
+        rotate(&api, pb::RotateKeyRequest { expiry: Some(hour), ..request(&new.id, 0) }).await;
     assert_eq!(micros(newer.expire_time) - micros(newer.create_time), 3_600 * 1_000_000);
 }
 

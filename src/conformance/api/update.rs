@@ -51,7 +51,8 @@ pub async fn the_mask_is_required_and_checked(api: Api) {
     let without = pb::UpdateKeyRequest { key: Some(key.clone()), update_mask: None, expected_revision: None };
     assert_eq!(wrong_field(key_store.update_key(without).await), "update_mask");
     assert_eq!(wrong_field(key_store.update_key(request(key.clone(), &[])).await), "update_mask");
-    for path in ["*", "id", "hash", "prefix", "owner_id", "create_time", "revoke_time", "revision", "nam", ""] {
+    for path in ["*", "id", "hash", "prefix", "owner_id", "create_time", "revoke_time", "revision", "nam", ""]
+    {
         let outcome = key_store.update_key(request(key.clone(), &["name", path])).await;
         assert_eq!(wrong_field(outcome), "update_mask.paths[1]", "{path}");
     }

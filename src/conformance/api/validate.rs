@@ -54,8 +54,10 @@ pub async fn the_first_reason_is_given_in_order(api: Api) {
 /// Malformed and unknown keys have no description, and a wrong character makes a key malformed.
 pub async fn denials_of_unknown_keys_tell_nothing(api: Api) {
     let (key, secret) = api.create(new_key()).await;
-    let wrong_case: String =
-        secret.chars().map(|c| if c.is_uppercase() { c.to_ascii_lowercase() } else { c.to_ascii_uppercase() }).collect();
+    let wrong_case: String = secret
+        .chars()
+        .map(|c| if c.is_uppercase() { c.to_ascii_lowercase() } else { c.to_ascii_uppercase() })
+        .collect();
     for malformed in ["", " ", &wrong_case, &format!("{secret} "), &format!(" {secret}"), &secret[1..]] {
         let response = api.validate(malformed).await;
         assert_eq!((response.valid, response.reason(), response.key), (false, pb::Reason::Malformed, None));
@@ -96,7 +98,8 @@ pub async fn scopes_are_matched_all_or_any(api: Api) {
 /// Without anybody doing anything; its state says so too.
 pub async fn a_key_expires_on_its_own(api: Api) {
     let ttl = prost_types::Duration { seconds: 0, nanos: 500_000_000 };
-    let (key, secret) = api.create(pb::CreateKeyRequest { expiry: Some(Expiry::Ttl(ttl)), ..new_key() }).await;
+    let (key, secret) =
+        api.create(pb::CreateKeyRequest { expiry: Some(Expiry::Ttl(ttl)), ..new_key() }).await;
     assert!(key.expire_time.is_some());
     while api.reason(&secret).await == pb::Reason::Valid {
         tokio::time::sleep(Duration::from_millis(5)).await;

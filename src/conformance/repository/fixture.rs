@@ -6,8 +6,8 @@ use futures_util::TryStreamExt as _;
 
 use super::Subject;
 use crate::domain::{
-    ApiKey, ChangeContext, Description, KeyFilter, KeyHash, KeyId, KeyName, KeyPrefix, Metadata, OwnerId, Revision,
-    RevokeReason, ScopeSet, Timestamp,
+    ApiKey, ChangeContext, Description, KeyFilter, KeyHash, KeyId, KeyName, KeyPrefix, Metadata, OwnerId,
+    Revision, RevokeReason, ScopeSet, Timestamp,
 };
 use crate::repository::{ErrorKind, KeyRepository as _, RepositoryError};
 
@@ -41,7 +41,8 @@ pub(super) fn hash(number: u32) -> KeyHash {
 
 /// The id of key `number`: larger for a larger number.
 pub(super) fn id(number: u32) -> KeyId {
-    let mut id = uuid::Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0000 + (u128::from(number) << 8)).into_bytes();
+    let mut id = uuid::Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0000 + (u128::from(number) << 8))
+        .into_bytes();
     id[15] = hash(number).as_bytes()[0];
     KeyId::from_uuid(uuid::Uuid::from_bytes(id))
 }

@@ -44,12 +44,10 @@ pub async fn it_holds_whatever_is_written_at_the_same_time(subject: Subject) {
                     let next = ApiKey { updated_at: at(NOW + i64::from(number)), ..key.clone() };
                     drop(subject.update(next, key.revision, &context()).await);
                 }
-                number => {
-                    match subject.record_usage(&[(key.id, at(NOW + i64::from(number)))]).await {
-                        Ok(()) => {}
-                        Err(error) => assert_eq!(error.kind(), ErrorKind::NotOffered, "{error:?}"),
-                    }
-                }
+                number => match subject.record_usage(&[(key.id, at(NOW + i64::from(number)))]).await {
+                    Ok(()) => {}
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::NotOffered, "{error:?}"),
+                },
             }
         }
     })

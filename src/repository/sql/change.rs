@@ -65,7 +65,11 @@ impl Change {
     }
 
     /// Stores `key` over the record with its id, if that has the revision `expected`; says what differs.
-    pub(super) async fn replace(&self, key: ApiKey, expected: Revision) -> Result<(ApiKey, Vec<ChangedField>)> {
+    pub(super) async fn replace(
+        &self,
+        key: ApiKey,
+        expected: Revision,
+    ) -> Result<(ApiKey, Vec<ChangedField>)> {
         let stored = self.find(key.id).await?;
         if stored.revision != expected {
             return Err(ErrorKind::Conflict.into());

@@ -7,8 +7,8 @@ use uuid::Uuid;
 
 use super::entity::api_key;
 use crate::domain::{
-    ApiKey, Description, InvalidField, KeyHash, KeyId, KeyName, KeyPrefix, Metadata, OwnerId, Revision, Revocation,
-    RevokeReason, ScopeSet, Timestamp,
+    ApiKey, Description, InvalidField, KeyHash, KeyId, KeyName, KeyPrefix, Metadata, OwnerId, Revision,
+    Revocation, RevokeReason, ScopeSet, Timestamp,
 };
 use crate::repository::{ErrorKind, RepositoryError, Result};
 
@@ -22,15 +22,18 @@ pub(super) fn timestamp(micros: i64) -> Result<Timestamp> {
 }
 
 pub(super) fn from_row(row: api_key::Model) -> Result<ApiKey> {
-    let hash: [u8; KeyHash::BYTES] =
-        row.hash.try_into().map_err(|_| RepositoryError::new(ErrorKind::Corrupt, "a hash of the wrong length"))?;
+    let hash: [u8; KeyHash::BYTES] = row
+        .hash
+        .try_into()
+        .map_err(|_| RepositoryError::new(ErrorKind::Corrupt, "a hash of the wrong length"))?;
     let scopes: Vec<String> = serde_json::from_str(&row.scopes).map_err(corrupt_json)?;
     let metadata: BTreeMap<String, String> = serde_json::from_str(&row.metadata).map_err(corrupt_json)?;
     let revocation = match row.revoked_at {
         None => None,
         Some(at) => Some(Revocation {
             at: timestamp(at)?,
-            reason: RevokeReason::parse("revoke_reason", row.revoke_reason.unwrap_or_default()).map_err(corrupt)?,
+            reason: RevokeReason::parse("revoke_reason", row.revoke_reason.unwrap_or_default())
+                .map_err(corrupt)?,
         }),
     };
     Ok(ApiKey {
@@ -85,7 +88,8 @@ fn corrupt(error: InvalidField) -> RepositoryError {
 
 /// The parser's message can quote the text, so only its category and place are kept.
 fn corrupt_json(error: serde_json::Error) -> RepositoryError {
-    let problem = format!("JSON: {:?} error at line {} column {}", error.classify(), error.line(), error.column());
+    let problem =
+        format!("JSON: {:?} error at line {} column {}", error.classify(), error.line(), error.column());
     RepositoryError::new(ErrorKind::Corrupt, problem)
 }
 

@@ -30,7 +30,9 @@ fn kind_of_driver(error: &sqlx::Error) -> ErrorKind {
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed => ErrorKind::Unavailable,
         sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => ErrorKind::Corrupt,
-        sqlx::Error::Database(error) => error.code().map_or(ErrorKind::Internal, |code| kind_of_sqlite(&code)),
+        sqlx::Error::Database(error) => {
+            error.code().map_or(ErrorKind::Internal, |code| kind_of_sqlite(&code))
+        }
         _ => ErrorKind::Internal,
     }
 }

@@ -31,7 +31,9 @@ pub(super) fn page(request: &PageRequest) -> Select<api_key::Entity> {
         let created_at = created_at.as_micros();
         // The first term is implied by the second; it lets the index on the order find its place.
         condition = condition.add(api_key::Column::CreatedAt.lte(created_at)).add(
-            Condition::any().add(api_key::Column::CreatedAt.lt(created_at)).add(api_key::Column::Id.lt(uuid_of(id))),
+            Condition::any()
+                .add(api_key::Column::CreatedAt.lt(created_at))
+                .add(api_key::Column::Id.lt(uuid_of(id))),
         );
     }
     api_key::Entity::find()

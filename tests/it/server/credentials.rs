@@ -1,7 +1,7 @@
 //! Who may call what.
 
-use keyvouch::conformance::api::{Api, new_key, refusal};
 use keyvouch::config::{Config, SecretText};
+use keyvouch::conformance::api::{Api, new_key, refusal};
 use keyvouch::grpc::pb;
 use keyvouch::repository::MemoryRepository;
 use tonic::Code;
@@ -14,7 +14,7 @@ fn refused(reason: &str) -> (Code, String) {
 
 #[tokio::test]
 async fn every_method_of_key_store_needs_the_token() {
-    let server = TestServer::start(MemoryRepository::new()).await;
+    let server = TestServer::start(MemoryRepository::new());
     let (key, _) = server.api().await.create(new_key()).await;
     let stranger = Api::new(server.channel().await, "another-token-of-enough-characters");
     let mut key_store = stranger.key_store();
@@ -25,7 +25,9 @@ async fn every_method_of_key_store_needs_the_token() {
         refusal(key_store.create_key(new_key()).await),
         refusal(key_store.get_key(pb::GetKeyRequest { id: id() }).await),
         refusal(key_store.list_keys(pb::ListKeysRequest::default()).await),
-        refusal(key_store.stream_keys(pb::StreamKeysRequest::default()).await.map(|_| tonic::Response::new(()))),
+        refusal(
+            key_store.stream_keys(pb::StreamKeysRequest::default()).await.map(|_| tonic::Response::new(())),
+        ),
         refusal(key_store.update_key(update).await),
         refusal(key_store.rotate_key(rotate).await),
         refusal(key_store.revoke_key(pb::RevokeKeyRequest { id: id(), reason: String::new() }).await),
@@ -41,7 +43,7 @@ async fn every_method_of_key_store_needs_the_token() {
 
 #[tokio::test]
 async fn validator_asks_for_no_credential() {
-    let server = TestServer::start(MemoryRepository::new()).await;
+    let server = TestServer::start(MemoryRepository::new());
     let (_, secret) = server.api().await.create(new_key()).await;
     let stranger = Api::new(server.channel().await, "another-token-of-enough-characters");
     assert_eq!(stranger.reason(&secret).await, pb::Reason::Valid);
@@ -51,7 +53,7 @@ async fn validator_asks_for_no_credential() {
 async fn without_credentials_reserved_scopes_can_not_be_granted() {
     let mut config = Config { admin: keyvouch::config::AdminConfig::default(), ..config() };
     config.admin.insecure = true;
-    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    let server = TestServer::start_with(MemoryRepository::new(), &config);
     let mut anybody = pb::key_store_client::KeyStoreClient::new(server.channel().await);
     anybody.create_key(new_key()).await.unwrap();
     let reserved = pb::CreateKeyRequest { scopes: vec!["keyvouch.admin".into()], ..new_key() };
@@ -64,14 +66,14 @@ async fn without_credentials_reserved_scopes_can_not_be_granted() {
 #[tokio::test]
 async fn a_key_with_a_reserved_scope_is_rotated_only_by_who_could_grant_it() {
     let repository = MemoryRepository::new();
-    let server = TestServer::start(repository.clone()).await;
+    let server = TestServer::start(repository.clone());
     let reserved = pb::CreateKeyRequest { scopes: vec!["keyvouch.admin".into()], ..new_key() };
     let (key, _) = server.api().await.create(reserved).await;
 
     let mut config = config();
     config.admin.tokens = Vec::new();
     config.admin.insecure = true;
-    let open = TestServer::start_with(repository, &config).await;
+    let open = TestServer::start_with(repository, &config);
     let mut anybody = pb::key_store_client::KeyStoreClient::new(open.channel().await);
     let rotate = pb::RotateKeyRequest { id: key.id, ..pb::RotateKeyRequest::default() };
     assert_eq!(
@@ -85,7 +87,7 @@ async fn a_key_with_a_reserved_scope_is_rotated_only_by_who_could_grant_it() {
 async fn several_tokens_work_side_by_side() {
     let mut config = config();
     config.admin.tokens.push(SecretText::from("next:the-next-admin-token-of-the-tests".to_owned()));
-    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    let server = TestServer::start_with(MemoryRepository::new(), &config);
     for token in [TOKEN, "the-next-admin-token-of-the-tests"] {
         Api::new(server.channel().await, token).create(new_key()).await;
     }

@@ -1,16 +1,12 @@
 //! A store that does what a test tells it.
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use keyvouch::domain::{
-    ApiKey, ChangeContext, KeyFilter, KeyHash, KeyId, OwnerId, Revision, Timestamp,
-};
-use keyvouch::repository::{
-    ErrorKind, KeyRepository, KeyStream, MemoryRepository, RepositoryError, Result,
-};
+use keyvouch::domain::{ApiKey, ChangeContext, KeyFilter, KeyHash, KeyId, OwnerId, Revision, Timestamp};
+use keyvouch::repository::{ErrorKind, KeyRepository, KeyStream, MemoryRepository, RepositoryError, Result};
 use tokio::sync::watch;
 
 /// What methods do.

@@ -15,7 +15,7 @@ use crate::support::TestServer;
 async fn health_follows_the_store_service_by_service() {
     let store = Faulty::new();
     store.set(Mode::Fail(ErrorKind::Unavailable));
-    let server = TestServer::start(store.clone()).await;
+    let server = TestServer::start(store.clone());
     let mut health = HealthClient::new(server.channel().await);
     let mut check = async |service: &str| {
         let request = HealthCheckRequest { service: service.into() };
@@ -23,7 +23,11 @@ async fn health_follows_the_store_service_by_service() {
     };
     let services = ["", "keyvouch.v1.Validator", "keyvouch.v1.KeyStore"];
     for service in services {
-        assert_eq!(wait_for(&mut check, service, ServingStatus::NotServing).await, (), "before the first answer");
+        assert_eq!(
+            wait_for(&mut check, service, ServingStatus::NotServing).await,
+            (),
+            "before the first answer"
+        );
     }
     store.set(Mode::Work);
     for service in services {
@@ -50,7 +54,7 @@ async fn wait_for(
 
 #[tokio::test]
 async fn every_answer_has_a_request_id() {
-    let server = TestServer::start(Faulty::new()).await;
+    let server = TestServer::start(Faulty::new());
     let api = server.api().await;
     let answered = |given: Option<&'static str>| {
         let mut request = Request::new(pb::ValidateRequest::default());

@@ -1,0 +1,8 @@
+//! The binary as a process, as its users run it.
+
+mod cli;
+mod life;
+mod program;
+mod secrecy;
+mod start;
+mod strangers;

@@ -1,0 +1,132 @@
+//! The commands, their output and their exit statuses.
+
+use super::program::Home;
+
+#[test]
+fn validate_tells_by_its_exit_status() {
+    let home = Home::new();
+    let server = home.serve(&[]);
+    let created = home.json(&server, &["key", "create", "--name", "n", "--owner", "o", "--scope", "read"]);
+    let secret = created["secret"].as_str().unwrap();
+    std::fs::write(home.path().join("key"), format!("{secret}\n")).unwrap();
+    let validate = |more: &[&str]| {
+        let base = ["validate", "--addr", &server.address, "--key-file", "key"];
+        home.run(&[&base[..], more].concat())
+    };
+    let allowed = validate(&["--scope", "read"]);
+    assert_eq!((allowed.status, allowed.stdout.contains("allowed")), (0, true));
+    let denied = validate(&["--scope", "write"]);
+    assert_eq!((denied.status, denied.stdout.contains("denied: insufficient scope")), (3, true));
+    assert_eq!(validate(&["--scope", "write", "--scope", "read", "--any"]).status, 0);
+    assert_eq!(home.run(&["validate", "--addr", "127.0.0.1:1", "--key-file", "key"]).status, 1);
+    assert_eq!(home.run(&["validate", "--addr", &server.address, "--key-file", "nowhere"]).status, 1);
+    let empty = home.run(&["validate", "--addr", &server.address]);
+    assert_eq!((empty.status, empty.stderr.contains("standard input is empty")), (1, true));
+    assert_eq!(home.run(&["validate", secret]).status, 2, "a key is no argument");
+}
+
+#[test]
+fn keys_are_administered_from_the_shell() {
+    let home = Home::new();
+    let server = home.serve(&[]);
+    let create = [
+        "key",
+        "create",
+        "--name",
+        "n",
+        "--owner",
+        "o",
+        "--description",
+        "d",
+        "--scope",
+        "a",
+        "--scope",
+        "b",
+        "--metadata",
+        "k=v=w",
+        "--prefix",
+        "kv_",
+        "--ttl",
+        "30d",
+        "--addr",
+        &server.address,
+    ];
+    let created = home.run(&create);
+    assert_eq!(created.status, 0, "{}", created.stderr);
+    for shown in ["secret: kv_", "a b", "k=v=w", "active"] {
+        assert!(created.stdout.contains(shown), "{shown}: {}", created.stdout);
+    }
+    let id = created.stdout.lines().next().unwrap().split_whitespace().nth(1).unwrap().to_owned();
+
+    let updated =
+        home.json(&server, &["key", "update", &id, "--name", "m", "--no-scopes", "--never-expires"]);
+    assert_eq!(updated["key"]["name"], "m");
+    assert_eq!(updated["key"]["scopes"], serde_json::json!([]));
+    assert!(updated["key"].get("expireTime").is_none());
+    assert_eq!(updated["key"]["description"], "d");
+    let late = home.run(&[
+        "key",
+        "update",
+        &id,
+        "--name",
+        "x",
+        "--expected-revision",
+        "1",
+        "--addr",
+        &server.address,
+    ]);
+    assert_eq!((late.status, late.stderr.contains("REVISION_MISMATCH")), (1, true), "{}", late.stderr);
+    assert_eq!(home.run(&["key", "update", &id, "--addr", &server.address]).status, 1);
+
+    for _ in 0..2 {
+        home.json(&server, &["key", "create", "--name", "n", "--owner", "o"]);
+    }
+    let list = |more: &[&str]| home.run(&[&["key", "list", "--addr", &server.address], more].concat()).stdout;
+    assert!(list(&["--page-size", "2"]).contains("--page-token "));
+    assert_eq!(list(&["--all"]).lines().count(), 3);
+    assert!(list(&["--state", "revoked"]).contains("no keys"));
+    let stream = home.run(&["-o", "json", "key", "list", "--all", "--addr", &server.address]).stdout;
+    assert!(stream.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()));
+
+    assert!(home.run(&["key", "revoke", &id, "--addr", &server.address]).stdout.contains("revoked"));
+    assert!(home.run(&["key", "delete", &id, "--addr", &server.address]).stdout.contains("deleted"));
+    let gone = home.run(&["key", "get", &id, "--addr", &server.address]);
+    assert_eq!((gone.status, gone.stderr.contains("KEY_NOT_FOUND")), (1, true), "{}", gone.stderr);
+}
+
+#[test]
+fn settings_are_checked_and_shown_without_secrets() {
+    let home = Home::new();
+    std::fs::write(home.path().join("kv.toml"), "[admin]\ntokens = [\"root:hunter2-hunter2-hunter2\"]\n")
+        .unwrap();
+    let shown = home.run(&["config", "show", "--config", "kv.toml", "--set", "keys.prefix=a_,b_"]);
+    assert_eq!(shown.status, 0, "{}", shown.stderr);
+    assert!(shown.stdout.contains("prefix = [\"a_\", \"b_\"]") && !shown.stdout.contains("hunter2"));
+    assert_eq!(home.run(&["config", "check", "--config", "kv.toml"]).status, 0);
+    let unknown = home.run(&["config", "check", "--set", "server.lisen=x"]);
+    assert_eq!((unknown.status, unknown.stderr.contains("did you mean `server.listen`?")), (1, true));
+    let variable = home.command(&["config", "check"]).env("KEYVOUCH__KEYS__PREFIXX", "x").output().unwrap();
+    assert!(String::from_utf8_lossy(&variable.stderr).contains("did you mean `keys.prefix`?"));
+    std::fs::write(home.path().join("bad.toml"), "[admin]\ntokens = [\"hunter2\"]\n").unwrap();
+    let bad = home.run(&["config", "check", "--config", "bad.toml"]);
+    assert_eq!((bad.status, bad.stderr.contains("hunter2")), (1, false), "{}", bad.stderr);
+}
+
+#[test]
+fn the_version_is_that_of_the_package() {
+    let home = Home::new();
+    assert_eq!(home.run(&["version"]).stdout.trim(), env!("CARGO_PKG_VERSION"));
+    assert!(home.run(&["-o", "json", "version"]).stdout.contains("\"version\""));
+}
+
+#[test]
+fn a_token_that_nobody_named_is_found_beside_the_server_alone() {
+    let home = Home::new();
+    let server = home.serve(&[]);
+    let elsewhere = Home::new();
+    let refused = elsewhere.run(&["key", "list", "--addr", &server.address]);
+    assert_eq!((refused.status, refused.stderr.contains("--token-file")), (1, true), "{}", refused.stderr);
+    let named = home.path().join("keyvouch.admin-token");
+    let named = named.to_str().unwrap();
+    assert_eq!(elsewhere.run(&["key", "list", "--addr", &server.address, "--token-file", named]).status, 0);
+}

@@ -1,0 +1,169 @@
+//! Running `keyvouch` in a folder of its own.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// Far more than anything here may take.
+const NEVER: Duration = Duration::from_mins(1);
+
+/// A folder with a server's files, and commands that are run in it.
+pub(crate) struct Home {
+    pub(crate) folder: TempDir,
+}
+
+/// A running server, killed when dropped. Its output is collected in two files of the folder.
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) address: String,
+}
+
+/// What a command printed, and its exit status.
+pub(crate) struct Done {
+    pub(crate) status: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Home {
+    pub(crate) fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_keyvouch"));
+        command.current_dir(self.path()).args(arguments);
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("KEYVOUCH_") {
+                command.env_remove(name);
+            }
+        }
+        command
+    }
+
+    /// Starts `keyvouch serve` on a free port and waits until it is ready.
+    pub(crate) fn serve(&self, settings: &[&str]) -> Server {
+        let mut arguments = vec!["serve", "--set", "server.listen=127.0.0.1:0"];
+        for setting in settings {
+            arguments.extend(["--set", setting]);
+        }
+        let log = File::options().create(true).append(true).open(self.path().join("stderr")).unwrap();
+        let out = File::create(self.path().join("stdout")).unwrap();
+        let child = self.command(&arguments).stdin(Stdio::null()).stdout(out).stderr(log).spawn().unwrap();
+        let mut server = Server { child, address: String::new() };
+        server.address = server.wait_until_ready(self);
+        server
+    }
+
+    /// Runs a command to its end.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Done {
+        self.run_with_input(arguments, "")
+    }
+
+    /// Runs a command to its end with `input` on its standard input.
+    pub(crate) fn run_with_input(&self, arguments: &[&str], input: &str) -> Done {
+        let mut command = self.command(arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // A command that does not read its input may have closed it.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        Done::of(child.wait_with_output().unwrap())
+    }
+
+    /// Runs a command that has to succeed, and reads the JSON that it prints.
+    pub(crate) fn json(&self, server: &Server, arguments: &[&str]) -> serde_json::Value {
+        let mut all = vec!["--output", "json"];
+        all.extend(arguments);
+        all.extend(["--addr", &server.address]);
+        let done = self.run(&all);
+        assert_eq!(done.status, 0, "{arguments:?}: {}", done.stderr);
+        serde_json::from_str(&done.stdout).unwrap()
+    }
+
+    /// What `keyvouch validate` says of `secret`: its exit status and the reason.
+    pub(crate) fn validate(&self, server: &Server, secret: &str) -> (i32, String) {
+        let arguments = ["--output", "json", "validate", "--addr", &server.address];
+        let done = self.run_with_input(&arguments, secret);
+        let answer: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
+        (done.status, answer["reason"].as_str().unwrap().to_owned())
+    }
+
+    pub(crate) fn read(&self, name: &str) -> String {
+        String::from_utf8_lossy(&std::fs::read(self.path().join(name)).unwrap_or_default()).into_owned()
+    }
+}
+
+impl Server {
+    fn wait_until_ready(&mut self, home: &Home) -> String {
+        let address = wait_for("the address", || {
+            assert!(self.child.try_wait().unwrap().is_none(), "it ended: {}", home.read("stderr"));
+            let stdout = home.read("stdout");
+            let line = stdout.lines().find(|line| line.contains(" listens on "))?;
+            stdout.contains("key list").then(|| line.rsplit(' ').next().unwrap().to_owned())
+        });
+        wait_for("health", || (home.run(&["healthcheck", "--addr", &address]).status == 0).then_some(()));
+        address
+    }
+
+    pub(crate) fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+
+    /// Waits for its end; the exit status, if no signal ended it.
+    pub(crate) fn ended(&mut self) -> Option<i32> {
+        wait_for("the end of the server", || self.child.try_wait().unwrap()).code()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Done {
+    fn of(output: Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Self {
+            status: output.status.code().unwrap_or(-1),
+            stdout: text(&output.stdout),
+            stderr: text(&output.stderr),
+        }
+    }
+}
+
+/// Asks again until there is an answer.
+#[expect(clippy::disallowed_methods, reason = "a bound on waiting for another process")]
+pub(crate) fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(begun.elapsed() < NEVER, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// All bytes of all files in the folder whose names begin with `prefix`.
+pub(crate) fn bytes_of_files(folder: &Path, prefix: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_name().to_string_lossy().starts_with(prefix) {
+            File::open(entry.path()).unwrap().read_to_end(&mut bytes).unwrap();
+        }
+    }
+    bytes
+}

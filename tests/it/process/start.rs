@@ -1,0 +1,127 @@
+//! Starting, and refusing to start.
+
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
+
+use super::program::Home;
+
+fn refusal(home: &Home, arguments: &[&str]) -> String {
+    let done = home.run(&[&["serve"], arguments].concat());
+    assert_eq!(done.status, 1, "{}", done.stdout);
+    done.stderr
+}
+
+#[test]
+fn the_first_start_makes_a_token_and_says_what_to_type_next() {
+    let home = Home::new();
+    let server = home.serve(&[]);
+    let stdout = home.read("stdout");
+    assert!(stdout.contains("the token in keyvouch.admin-token (made just now)"), "{stdout}");
+    assert!(stdout.contains(&format!("key create --addr {}", server.address)), "{stdout}");
+    let token = home.read("keyvouch.admin-token");
+    assert!(!stdout.contains(token.trim()), "it is printed to a terminal alone");
+    for file in ["keyvouch.admin-token", "keyvouch.db", "keyvouch.db-wal"] {
+        let mode = std::fs::metadata(home.path().join(file)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{file}");
+    }
+    drop(server);
+    home.serve(&[]);
+    assert!(home.read("stdout").contains("the token in keyvouch.admin-token\n"));
+    assert_eq!(home.read("keyvouch.admin-token"), token);
+}
+
+#[test]
+fn an_address_that_is_taken_is_named() {
+    let home = Home::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let stderr = refusal(&home, &["--set", &format!("server.listen={address}")]);
+    assert!(stderr.contains(&format!("can't listen on {address} (server.listen)")), "{stderr}");
+    assert!(stderr.contains("in use"), "{stderr}");
+}
+
+#[test]
+fn what_would_expose_the_key_store_does_not_start() {
+    let home = Home::new();
+    let stderr = refusal(&home, &["--set", "server.listen=0.0.0.0:0"]);
+    assert!(stderr.contains("admin.tokens_file"), "{stderr}");
+    let stderr = refusal(&home, &["--set", "server.listen=0.0.0.0:0", "--set", "admin.insecure=true"]);
+    assert!(stderr.contains("admin.insecure"), "{stderr}");
+    assert!(!home.path().join("keyvouch.admin-token").exists());
+}
+
+#[test]
+fn beyond_this_machine_it_starts_with_a_configured_token() {
+    let home = Home::new();
+    std::fs::write(home.path().join("tokens"), "ops:a-token-of-enough-characters\n").unwrap();
+    std::fs::write(home.path().join("bare"), "a-token-of-enough-characters\n").unwrap();
+    let server = home.serve(&["admin.tokens_file=tokens"]);
+    let arguments = ["key", "list", "--addr", &server.address];
+    assert_eq!(home.run(&[&arguments[..], &["--token-file", "bare"]].concat()).status, 0);
+    let without = home.run(&arguments);
+    assert_eq!(without.status, 1);
+    assert!(without.stderr.contains("CREDENTIAL_REQUIRED"), "{}", without.stderr);
+    assert!(!home.path().join("keyvouch.admin-token").exists());
+}
+
+#[test]
+fn a_schema_that_is_behind_is_refused_with_the_command() {
+    let home = Home::new();
+    let off = ["--set", "store.auto_migrate=false", "--set", "server.listen=127.0.0.1:0"];
+    let stderr = refusal(&home, &off);
+    assert!(stderr.contains("keyvouch migrate up"), "{stderr}");
+    assert_eq!(home.run(&["migrate", "status"]).status, 1);
+    let up = home.run(&["migrate", "up"]);
+    assert_eq!((up.status, up.stdout.contains("applied m")), (0, true));
+    assert_eq!(home.run(&["migrate", "status"]).status, 0);
+    assert!(home.run(&["migrate", "up"]).stdout.contains("nothing to do"));
+    home.serve(&["store.auto_migrate=false"]);
+}
+
+#[test]
+fn a_file_that_is_no_database_is_named() {
+    let home = Home::new();
+    std::fs::write(
+        home.path().join("keyvouch.db"),
+        "not a database, but long enough to be looked at".repeat(99),
+    )
+    .unwrap();
+    let stderr = refusal(&home, &["--set", "server.listen=127.0.0.1:0"]);
+    assert!(stderr.contains("keyvouch.db"), "{stderr}");
+}
+
+#[test]
+fn memory_warns_that_keys_are_lost() {
+    let home = Home::new();
+    home.serve(&["store.url=memory:"]);
+    assert!(home.read("stderr").contains("lost when the server ends"));
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let home = Home::new();
+    let mut server = home.serve(&["server.drain_timeout=1h"]);
+    let _silent = std::net::TcpStream::connect(&server.address).unwrap();
+    // A connection counts once the server has taken it; a call on another one shows that it has.
+    assert_eq!(home.run(&["healthcheck", "--addr", &server.address]).status, 0);
+    server.signal("-TERM");
+    super::program::wait_for("the drain", || home.read("stderr").contains("a second signal").then_some(()));
+    server.signal("-INT");
+    assert_eq!(server.ended(), Some(1));
+}
+
+#[test]
+fn logs_are_json_for_machines() {
+    let home = Home::new();
+    let mut server = home.serve(&["telemetry.log_format=json", "telemetry.log_filter=info,keyvouch=debug"]);
+    home.json(&server, &["key", "list"]);
+    server.signal("-TERM");
+    assert_eq!(server.ended(), Some(0));
+    let log = home.read("stderr");
+    let lines: Vec<serde_json::Value> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}")))
+        .collect();
+    let call = lines.iter().find(|line| line["span"]["method"] == "/keyvouch.v1.KeyStore/ListKeys").unwrap();
+    assert!(!call["span"]["request_id"].as_str().unwrap().is_empty());
+}

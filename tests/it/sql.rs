@@ -1,0 +1,162 @@
+//! What only a look into the database shows.
+
+use keyvouch::domain::{
+    ApiKey, ChangeContext, Description, KeyHash, KeyId, KeyIdentity, KeyName, KeyPrefix, Metadata, OwnerId,
+    Revision, RevokeReason, Rotation, ScopeSet, SystemEntropy, Timestamp,
+};
+use keyvouch::repository::{KeyRepository as _, SqlOptions, SqlRepository};
+use sea_orm::{ConnectionTrait as _, Database, DatabaseConnection, DbBackend, Statement};
+
+fn at(micros: i64) -> Timestamp {
+    Timestamp::from_micros(micros).unwrap()
+}
+
+fn identity(secret: &str) -> KeyIdentity {
+    let hash = KeyHash::of(secret);
+    let id = KeyId::generate(at(0), &hash, &SystemEntropy).unwrap();
+    KeyIdentity { id, hash, prefix: KeyPrefix::parse("prefix", "kv_").unwrap() }
+}
+
+fn key(secret: &str) -> ApiKey {
+    let KeyIdentity { id, hash, prefix } = identity(secret);
+    ApiKey {
+        id,
+        hash,
+        prefix,
+        name: KeyName::parse("name", "name").unwrap(),
+        description: Description::default(),
+        owner_id: OwnerId::parse("owner_id", "Owner").unwrap(),
+        scopes: ScopeSet::default(),
+        metadata: Metadata::default(),
+        created_at: at(1),
+        updated_at: at(1),
+        expires_at: None,
+        revocation: None,
+        rotated_from: None,
+        replaced_by: None,
+        revision: Revision::NONE,
+    }
+}
+
+fn context(number: i64) -> ChangeContext {
+    ChangeContext { actor: format!("token:{number}"), request_id: format!("r-{number}"), now: at(number) }
+}
+
+async fn open() -> (SqlRepository, DatabaseConnection, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kv.db");
+    let repository = SqlRepository::open_sqlite(&path, SqlOptions::default()).await.unwrap();
+    repository.migrate().await.unwrap();
+    let database = Database::connect(format!("sqlite://{}", path.display())).await.unwrap();
+    (repository, database, folder)
+}
+
+async fn texts(database: &DatabaseConnection, sql: &str) -> Vec<String> {
+    let rows = database.query_all_raw(Statement::from_string(DbBackend::Sqlite, sql)).await.unwrap();
+    rows.iter().map(|row| row.try_get_by_index::<String>(0).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn every_change_writes_its_event() {
+    let (repository, database, _folder) = open().await;
+    let created = repository.create(key("a"), &context(1)).await.unwrap();
+    let renamed = ApiKey {
+        name: KeyName::parse("name", "other").unwrap(),
+        expires_at: Some(at(99)),
+        ..created.clone()
+    };
+    let renamed = repository.update(renamed, created.revision, &context(2)).await.unwrap();
+    let rotation =
+        Rotation::plan(&renamed, identity("b"), std::time::Duration::from_micros(5), None, at(3)).unwrap();
+    let rotated = repository.rotate(rotation, &context(3)).await.unwrap();
+    repository.revoke(created.id, RevokeReason::default(), &context(4)).await.unwrap();
+    repository.revoke(created.id, RevokeReason::default(), &context(5)).await.unwrap();
+    repository.delete(created.id, &context(6)).await.unwrap();
+    repository.update(rotated.successor.clone(), Revision::NONE, &context(7)).await.unwrap_err();
+    repository.delete(created.id, &context(8)).await.unwrap_err();
+
+    let sql = "select kind || ' ' || changed_fields || ' ' || actor || ' ' || request_id || ' ' || created_at \
+               || ' ' || owner_id || ' ' || (hash is not null and nonce is not null) from key_event order by revision";
+    assert_eq!(
+        texts(&database, sql).await,
+        [
+            "created  token:1 r-1 1 Owner 1",
+            "updated name,expire_time token:2 r-2 2 Owner 1",
+            "rotated expire_time,replaced_by token:3 r-3 3 Owner 1",
+            "created  token:3 r-3 3 Owner 1",
+            "revoked revoke_time token:4 r-4 4 Owner 1",
+            "deleted  token:6 r-6 6 Owner 1",
+        ]
+    );
+    let sql = "select cast(revision as text) from key_event order by revision";
+    assert_eq!(texts(&database, sql).await, ["1", "2", "3", "4", "5", "6"], "no revision is used up in vain");
+    let nonces = texts(&database, "select distinct cast(nonce as text) from key_event").await;
+    assert_eq!(nonces.len(), 6);
+}
+
+#[tokio::test]
+async fn the_file_is_a_write_ahead_log_with_foreign_keys() {
+    let (repository, database, _folder) = open().await;
+    assert_eq!(texts(&database, "pragma journal_mode").await, ["wal"]);
+    let created = repository.create(key("a"), &context(1)).await.unwrap();
+    repository.record_usage(&[(created.id, at(5))]).await.unwrap();
+    repository.delete(created.id, &context(2)).await.unwrap();
+    let left = texts(&database, "select cast(count(*) as text) from api_key_usage").await;
+    assert_eq!(left, ["0"], "usage goes with its key");
+}
+
+#[tokio::test]
+async fn a_record_that_breaks_a_rule_is_corrupt() {
+    use keyvouch::repository::ErrorKind;
+    let (repository, database, _folder) = open().await;
+    let created = repository.create(key("a"), &context(1)).await.unwrap();
+    let run = |sql: String| database.execute_raw(Statement::from_string(DbBackend::Sqlite, sql));
+    let good = "scopes = '[]', metadata = '{}', owner_id = 'o', prefix = 'kv_', created_at = 1";
+    let faults = [
+        ("scopes", "'read'"),
+        ("scopes", "'[\"a b\"]'"),
+        ("metadata", "'{\"k\": 1}'"),
+        ("owner_id", "''"),
+        ("prefix", "'KV'"),
+        ("created_at", "9223372036854775807"),
+    ];
+    for (column, fault) in faults {
+        run(format!("update api_key set {good}")).await.unwrap();
+        assert!(repository.get(created.id).await.unwrap().is_some());
+        run(format!("update api_key set {column} = {fault}")).await.unwrap();
+        let error = repository.get_by_hash(&created.hash).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{column} = {fault}");
+        assert_eq!(
+            repository.get(created.id).await.unwrap_err().kind(),
+            ErrorKind::Corrupt,
+            "{column} = {fault}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_writer_that_holds_the_database_makes_others_time_out_and_readers_go_on() {
+    use keyvouch::repository::ErrorKind;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kv.db");
+    let options = SqlOptions { timeout: std::time::Duration::from_millis(200), ..SqlOptions::default() };
+    let repository = SqlRepository::open_sqlite(&path, options).await.unwrap();
+    repository.migrate().await.unwrap();
+    let created = repository.create(key("a"), &context(1)).await.unwrap();
+    let database = Database::connect(format!("sqlite://{}", path.display())).await.unwrap();
+    let run = |sql: &'static str| database.execute_raw(Statement::from_string(DbBackend::Sqlite, sql));
+    run("begin immediate").await.unwrap();
+    let error = repository.revoke(created.id, RevokeReason::default(), &context(2)).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Unavailable), "{error:?}");
+    assert_eq!(repository.get_by_hash(&created.hash).await.unwrap(), Some(created.clone()));
+    run("rollback").await.unwrap();
+    loop {
+        // The connection is free again when SQLite's own busy time-out has passed.
+        match repository.revoke(created.id, RevokeReason::default(), &context(3)).await {
+            Ok(revoked) => break assert!(revoked.revocation.is_some()),
+            Err(error) => {
+                assert!(matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Unavailable), "{error:?}");
+            }
+        }
+    }
+}
