@@ -77,6 +77,11 @@ impl Faulty {
 
 async fn obey(order: &watch::Sender<Mode>) -> Result<()> {
     let mode = *order.borrow();
+    follow(mode, order).await
+}
+
+/// Does what `mode`, the order of a moment ago, says.
+async fn follow(mode: Mode, order: &watch::Sender<Mode>) -> Result<()> {
     match mode {
         Mode::Work => Ok(()),
         Mode::Fail(kind) => Err(RepositoryError::new(kind, DRIVER_TEXT)),
@@ -96,11 +101,14 @@ impl fmt::Display for Faulty {
 #[async_trait]
 impl KeyRepository for Faulty {
     async fn get_by_hash(&self, hash: &KeyHash) -> Result<Option<ApiKey>> {
-        self.lookups.fetch_add(1, Ordering::SeqCst);
+        // The orders are read before the call is counted: who waits for the count may give others then.
+        let is_to_panic = self.panics.swap(false, Ordering::SeqCst);
+        let mode = *self.mode.borrow();
         let thread = std::thread::current().name().unwrap_or_default().to_owned();
         self.threads.lock().unwrap().push(thread);
-        assert!(!self.panics.swap(false, Ordering::SeqCst), "told to");
-        obey(&self.mode).await?;
+        self.lookups.fetch_add(1, Ordering::SeqCst);
+        assert!(!is_to_panic, "told to");
+        follow(mode, &self.mode).await?;
         self.inner.get_by_hash(hash).await
     }
 
