@@ -3,6 +3,7 @@
 mod cli;
 mod life;
 mod program;
+mod readme;
 mod secrecy;
 mod start;
 mod strangers;

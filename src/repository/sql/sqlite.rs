@@ -63,3 +63,31 @@ fn create_file(path: &Path) -> io::Result<()> {
     }
     OpenOptions::new().create(true).append(true).mode(0o600).open(path).map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use sea_orm::{ConnectionTrait as _, DbBackend, Statement};
+
+    use super::*;
+
+    async fn pragma(connection: &DatabaseConnection, name: &str) -> String {
+        let statement = Statement::from_string(DbBackend::Sqlite, format!("pragma {name}"));
+        let row = connection.query_one_raw(statement).await.unwrap().unwrap();
+        let number = row.try_get_by_index::<i64>(0).map(|number| number.to_string());
+        number.or_else(|_| row.try_get_by_index(0)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_acknowledged_change_survives_a_power_loss() {
+        let folder = tempfile::tempdir().unwrap();
+        let sql =
+            SqlRepository::open_sqlite(&folder.path().join("kv.db"), SqlOptions::default()).await.unwrap();
+        for connection in [&sql.reader, &sql.writer] {
+            assert_eq!(pragma(connection, "journal_mode").await, "wal");
+            // 2 is FULL: https://www.sqlite.org/pragma.html#pragma_synchronous
+            assert_eq!(pragma(connection, "synchronous").await, "2");
+            assert_eq!(pragma(connection, "foreign_keys").await, "1");
+            assert_eq!(pragma(connection, "busy_timeout").await, "4000");
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! The README's walk, word by word.
+
+use std::path::Path;
+use std::process::Command;
+
+use super::program::Home;
+
+/// The shell block of the section `title`.
+fn block(title: &str) -> String {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let (_, section) = readme.split_once(&format!("## {title}\n")).unwrap();
+    let (_, rest) = section.split_once("```sh\n").unwrap();
+    rest.split_once("```").unwrap().0.to_owned()
+}
+
+#[test]
+fn the_walk_goes_as_it_is_written() {
+    let home = Home::new();
+    let server = home.serve(&[]);
+    let binary = Path::new(env!("CARGO_BIN_EXE_keyvouch")).parent().unwrap();
+    let path = format!("{}:{}", binary.display(), std::env::var("PATH").unwrap());
+    let output = Command::new("bash")
+        .args(["-euc", &block("A walk with `keyvouch`")])
+        .current_dir(home.path())
+        // The server of a test has a port of its own.
+        .env("KEYVOUCH_ADDR", &server.address)
+        .env("PATH", path)
+        .output()
+        .unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{stdout}\n{}", String::from_utf8_lossy(&output.stderr));
+    let verdicts: Vec<_> = stdout
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("verdict").or(line.strip_prefix("exit status")))
+        .map(str::trim)
+        .collect();
+    assert_eq!(verdicts, ["allowed", "denied: insufficient scope", "3", "denied: revoked", "3"]);
+    assert!(stdout.contains("found in a log") && stdout.contains("secret: kv_"));
+}
