@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::Mutex;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
@@ -24,12 +24,13 @@ const INTERVAL: Duration = Duration::from_secs(1);
 pub(super) struct HealthMonitor {
     reporter: HealthReporter,
     repository: Arc<dyn KeyRepository>,
-    stopped: watch::Sender<bool>,
+    /// Held while statuses change, so that nothing follows the last change.
+    is_stopped: Arc<Mutex<bool>>,
 }
 
 impl HealthMonitor {
     pub(super) fn new(repository: Arc<dyn KeyRepository>) -> Self {
-        Self { reporter: HealthReporter::new(), repository, stopped: watch::Sender::new(false) }
+        Self { reporter: HealthReporter::new(), repository, is_stopped: Arc::default() }
     }
 
     pub(super) fn reporter(&self) -> HealthReporter {
@@ -45,9 +46,6 @@ impl HealthMonitor {
         loop {
             ticks.tick().await;
             let ping = self.repository.ping().await;
-            if *self.stopped.borrow() {
-                return std::future::pending().await;
-            }
             match &ping {
                 Ok(()) if was_up != Some(true) => {
                     self.set(&[SERVER, VALIDATOR, KEY_STORE], ServingStatus::Serving).await;
@@ -65,11 +63,19 @@ impl HealthMonitor {
 
     /// Says that the server is ending. Nothing changes it afterwards.
     pub(super) async fn stop(&self) {
-        self.stopped.send_replace(true);
-        self.set(&[SERVER, VALIDATOR, KEY_STORE], ServingStatus::NotServing).await;
+        let mut is_stopped = self.is_stopped.lock().await;
+        *is_stopped = true;
+        self.report(&[SERVER, VALIDATOR, KEY_STORE], ServingStatus::NotServing).await;
     }
 
     async fn set(&self, services: &[&str], status: ServingStatus) {
+        let is_stopped = self.is_stopped.lock().await;
+        if !*is_stopped {
+            self.report(services, status).await;
+        }
+    }
+
+    async fn report(&self, services: &[&str], status: ServingStatus) {
         for service in services {
             self.reporter.set_service_status(*service, status).await;
         }

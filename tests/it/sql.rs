@@ -160,3 +160,26 @@ async fn a_writer_that_holds_the_database_makes_others_time_out_and_readers_go_o
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_replicas_that_start_at_once_one_migrates_and_all_serve() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kv.db");
+    let starts: Vec<_> = (0..8)
+        .map(|_| {
+            let path = path.clone();
+            tokio::spawn(async move {
+                let repository = SqlRepository::open_sqlite(&path, SqlOptions::default()).await.unwrap();
+                let applied = repository.migrate().await.unwrap();
+                assert_eq!(repository.pending_migrations().await.unwrap(), Vec::<String>::new());
+                repository.ping().await.unwrap();
+                applied.len()
+            })
+        })
+        .collect();
+    let mut migrated = 0;
+    for start in starts {
+        migrated += usize::from(start.await.unwrap() > 0);
+    }
+    assert_eq!(migrated, 1);
+}

@@ -22,15 +22,18 @@ pub(super) struct Change {
     entropy: Arc<dyn Entropy>,
 }
 
+/// A transaction that takes SQLite's write lock at once: a deferred one can fail when it turns from reading to writing.
+pub(super) fn immediate() -> TransactionOptions {
+    TransactionOptions {
+        sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
+        ..TransactionOptions::default()
+    }
+}
+
 impl Change {
     /// Begins a change and takes the next revision, behind all other writers.
     pub(super) async fn begin(writer: &DatabaseConnection, entropy: Arc<dyn Entropy>) -> Result<Self> {
-        // Immediate: a deferred transaction of SQLite can fail when it turns from reading to writing.
-        let options = TransactionOptions {
-            sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
-            ..TransactionOptions::default()
-        };
-        let transaction = writer.begin_with_options(options).await.map_err(from_db)?;
+        let transaction = writer.begin_with_options(immediate()).await.map_err(from_db)?;
         let mut change = Self { transaction, revision: Revision::NONE, entropy };
         change.next_revision().await?;
         Ok(change)
