@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
-use tokio::task::JoinSet;
+use tokio::sync::oneshot;
+use tokio::task::JoinError;
 
 pub use admin::{AdminDoor, TOKEN_FILE};
 pub use store::{Store, open_sql};
@@ -21,7 +22,6 @@ use crate::grpc::{KeyStoreHandler, ValidatorHandler};
 use crate::repository::KeyRepository;
 use crate::server::{self, CallLayer, Listener, ServerOptions, Services};
 use crate::service::{KeyStoreService, UsageRecorder, ValidatorService};
-use crate::telemetry::error_chain;
 
 /// How long the last flush of usage may hold up the end of the process.
 const LAST_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -91,6 +91,7 @@ impl App {
             workers: config.server.workers,
             max_connections: config.server.max_connections,
             max_streams_per_connection: config.server.max_streams_per_connection,
+            handshake_timeout: config.server.handshake_timeout.0,
             drain_timeout: config.server.drain_timeout.0,
         };
         let flush_interval = config.usage.flush_interval.0;
@@ -120,17 +121,18 @@ impl App {
     /// # Errors
     /// The server or one of its background tasks ended by itself, which no part of it is meant to do.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<()> {
-        let mut tasks = JoinSet::new();
-        let usage = Arc::clone(&self.usage);
-        tasks.spawn(async move {
-            usage.flush_every(self.flush_interval).await;
-            "the task that records the last use of keys"
+        self.health.begin().await;
+        let (stop_flushing, stopped) = oneshot::channel::<()>();
+        let usage = self.usage;
+        let mut flusher = tokio::spawn(async move {
+            let stop = async {
+                // A sender that is dropped stops it as well.
+                let _ = stopped.await;
+            };
+            usage.flush_until(self.flush_interval, stop).await;
         });
         let monitor = self.health.clone();
-        tasks.spawn(async move {
-            monitor.watch().await;
-            "the task that watches the store"
-        });
+        let mut watcher = tokio::spawn(async move { monitor.watch().await });
 
         let health = self.health.clone();
         let shutdown = async move {
@@ -140,22 +142,25 @@ impl App {
         let serving = server::serve(self.listeners, self.services, self.calls, self.options, shutdown);
         let outcome = tokio::select! {
             served = serving => served.context("the server failed"),
-            Some(ended) = tasks.join_next() => match ended {
-                Ok(task) => Err(anyhow!("{task} ended unexpectedly")),
-                Err(panicked) => Err(panicked).context("a background task failed"),
-            },
+            ended = &mut flusher => Err(unexpected_end("the task that records the last use of keys", ended)),
+            ended = &mut watcher => Err(unexpected_end("the task that watches the store", ended)),
         };
 
-        tasks.shutdown().await;
-        match tokio::time::timeout(LAST_FLUSH_TIMEOUT, self.usage.flush()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::warn!(error = %error_chain(&error), "the last uses of keys were not recorded");
-            }
-            Err(_) => tracing::warn!("the last uses of keys were not recorded in time"),
+        watcher.abort();
+        drop(stop_flushing);
+        if !flusher.is_finished() && tokio::time::timeout(LAST_FLUSH_TIMEOUT, flusher).await.is_err() {
+            tracing::warn!("the last uses of keys were not recorded in time");
         }
         self.store.close().await;
         outcome
+    }
+}
+
+/// What to say of a task that is not meant to end.
+fn unexpected_end(task: &str, ended: std::result::Result<(), JoinError>) -> anyhow::Error {
+    match ended {
+        Ok(()) => anyhow!("{task} ended unexpectedly"),
+        Err(panicked) => anyhow::Error::from(panicked).context(format!("{task} failed")),
     }
 }
 

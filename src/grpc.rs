@@ -13,5 +13,5 @@ pub use auth::{AdminAuth, AdminToken, AdminTokenError};
 pub use key_store::KeyStoreHandler;
 pub use request_id::RequestId;
 pub use status::ERROR_DOMAIN;
-pub(crate) use status::internal;
+pub(crate) use status::{from_transport, panicked};
 pub use validator::ValidatorHandler;

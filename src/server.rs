@@ -21,7 +21,7 @@ pub use call_layer::CallLayer;
 pub use listener::Listener;
 
 use self::acceptor::Acceptor;
-use self::worker::Worker;
+use self::worker::{Life, Phase, Worker};
 use crate::grpc::{AdminAuth, KeyStoreHandler, ValidatorHandler};
 
 /// What is served.
@@ -46,6 +46,8 @@ pub struct ServerOptions {
     pub max_connections: usize,
     /// Calls at one time on one connection.
     pub max_streams_per_connection: u32,
+    /// How long a new connection may take to begin with HTTP/2.
+    pub handshake_timeout: Duration,
     /// How long connections may take to end after the shutdown began.
     pub drain_timeout: Duration,
 }
@@ -76,10 +78,10 @@ pub async fn serve(
     options: ServerOptions,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
-    let (drain, _) = watch::channel(false);
+    let (phase, _) = watch::channel(Phase::Serve);
     // Each worker holds a sender to its end: when all are gone, the receiver knows.
     let (ended, mut all_ended) = mpsc::channel::<usize>(1);
-    let workers = start_workers(&services, &calls, options, &drain, &ended)?;
+    let workers = start_workers(&services, &calls, options, &phase, &ended)?;
     drop(ended);
     let mut acceptors = Acceptor::spawn_all(listeners, &workers, options.max_connections);
 
@@ -91,10 +93,12 @@ pub async fn serve(
 
     acceptors.shutdown().await;
     drop(workers);
-    drain.send_replace(true);
-    let drained = async { while all_ended.recv().await.is_some() {} };
-    if tokio::time::timeout(options.drain_timeout, drained).await.is_err() {
+    phase.send_replace(Phase::Drain);
+    let mut drained = Box::pin(async { while all_ended.recv().await.is_some() {} });
+    if tokio::time::timeout(options.drain_timeout, &mut drained).await.is_err() {
         tracing::warn!(timeout = ?options.drain_timeout, "connections that did not end in time are cut");
+        phase.send_replace(Phase::Cut);
+        drained.await;
     }
     Ok(())
 }
@@ -103,7 +107,7 @@ fn start_workers(
     services: &Services,
     calls: &CallLayer,
     options: ServerOptions,
-    drain: &watch::Sender<bool>,
+    phase: &watch::Sender<Phase>,
     ended: &mpsc::Sender<usize>,
 ) -> Result<Vec<Worker>, ServeError> {
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
@@ -112,7 +116,8 @@ fn start_workers(
         .map(|number| {
             let router = worker::router(services, calls.clone(), options.max_streams_per_connection);
             let router = router.map_err(ServeError::Reflection)?;
-            Worker::start(number, router, drain.subscribe(), ended.clone()).map_err(ServeError::Start)
+            let life = Life { number, phase: phase.subscribe(), ended: ended.clone() };
+            Worker::start(router, options.handshake_timeout, life).map_err(ServeError::Start)
         })
         .collect()
 }

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use data_encoding::HEXLOWER;
 use zeroize::Zeroizing;
 
-use crate::config::{Config, ListenAddr, StorePlace};
+use crate::config::{Config, StorePlace};
 use crate::domain::{Entropy, KeyPrefix, SecretKey};
 use crate::grpc::{AdminAuth, AdminToken};
 
@@ -45,10 +45,10 @@ pub enum AdminDoor {
 }
 
 impl AdminDoor {
-    /// Finds out by `config`.
+    /// Finds out by `config`, which was checked: without a credential, it is reached from this machine alone.
     ///
     /// # Errors
-    /// `KeyStore` would be open beyond this machine, or a token can't be read or made.
+    /// A token can't be read or made.
     pub(super) fn find(config: &Config, entropy: &Arc<dyn Entropy>) -> Result<Self> {
         if config.admin.insecure {
             tracing::warn!("everyone on this machine can administer keys (admin.insecure = true)");
@@ -56,9 +56,6 @@ impl AdminDoor {
         }
         if !config.admin.is_unset() {
             return Ok(Self::Configured(config.admin.load_tokens()?));
-        }
-        if let Some(address) = config.server.addresses()?.iter().find(|address| !address.is_local()) {
-            return Err(exposed(address));
         }
         let file = token_file(&config.store.place()?);
         let (token, is_new) = match read_token(&file)? {
@@ -81,13 +78,6 @@ impl AdminDoor {
     }
 }
 
-fn exposed(address: &ListenAddr) -> anyhow::Error {
-    anyhow::anyhow!(
-        "server.listen: {address} can be reached from other machines, so KeyStore needs a credential: set \
-         admin.tokens_file to a file with a line `name:token`, or listen on loopback or a Unix socket only"
-    )
-}
-
 /// Beside the database; in the working directory for a store that has no file.
 fn token_file(place: &StorePlace) -> PathBuf {
     match place {
@@ -103,6 +93,10 @@ fn read_token(file: &Path) -> Result<Option<Zeroizing<String>>> {
         opened => opened.with_context(|| format!("can't read the admin token in {}", file.display()))?,
     };
     let metadata = opened.metadata().with_context(|| format!("can't read {}", file.display()))?;
+    if metadata.uid() != rustix::process::geteuid().as_raw() {
+        // Whoever made it knows the token.
+        bail!("{} belongs to another user: delete it to get a new token", file.display());
+    }
     if metadata.mode() & OTHERS != 0 {
         bail!(
             "{} can be read by others: run `chmod 600 {}`, or delete it to get a new token",
@@ -161,10 +155,9 @@ mod tests {
     use crate::config::StoreUrl;
     use crate::domain::SystemEntropy;
 
-    fn config(folder: &Path, listen: &str) -> Config {
+    fn config(folder: &Path) -> Config {
         let mut config = Config::default();
         config.store.url = StoreUrl::from(format!("sqlite://{}", folder.join("kv.db").display()));
-        config.server.listen = vec![listen.into()];
         config
     }
 
@@ -176,7 +169,7 @@ mod tests {
     #[test]
     fn the_first_start_makes_a_token_that_later_starts_find() {
         let folder = tempfile::tempdir().unwrap();
-        let config = config(folder.path(), "127.0.0.1:0");
+        let config = config(folder.path());
         let AdminDoor::FirstStart { token: first, file, is_new: true } = find(&config).unwrap() else {
             panic!("no new token");
         };
@@ -208,7 +201,7 @@ mod tests {
     #[test]
     fn a_token_that_others_can_read_or_that_is_none_stops_the_start() {
         let folder = tempfile::tempdir().unwrap();
-        let config = config(folder.path(), "127.0.0.1:0");
+        let config = config(folder.path());
         let file = folder.path().join(TOKEN_FILE);
         fs::write(&file, "a-token-of-enough-characters\n").unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
@@ -216,13 +209,5 @@ mod tests {
         fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
         fs::write(&file, "").unwrap();
         assert!(find(&config).unwrap_err().to_string().contains("delete it"));
-    }
-
-    #[test]
-    fn beyond_this_machine_a_credential_has_to_be_configured() {
-        let folder = tempfile::tempdir().unwrap();
-        let error = find(&config(folder.path(), "0.0.0.0:0")).unwrap_err().to_string();
-        assert!(error.contains("admin.tokens_file"), "{error}");
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

@@ -37,9 +37,13 @@ impl HealthMonitor {
         self.reporter.clone()
     }
 
+    /// Says that nothing is served yet. Before the first call is taken: the reporter begins with the opposite.
+    pub(super) async fn begin(&self) {
+        self.set(&[SERVER, VALIDATOR, KEY_STORE], ServingStatus::NotServing).await;
+    }
+
     /// Asks the store again and again, for ever.
     pub(super) async fn watch(&self) {
-        self.set(&[SERVER, VALIDATOR, KEY_STORE], ServingStatus::NotServing).await;
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut was_up = None;

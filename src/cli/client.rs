@@ -18,7 +18,7 @@ use crate::app::TOKEN_FILE;
 use crate::grpc::pb::key_store_client::KeyStoreClient;
 use crate::grpc::pb::validator_client::ValidatorClient;
 
-const DEFAULT_ADDRESS: &str = "127.0.0.1:50051";
+pub(super) const DEFAULT_ADDRESS: &str = "127.0.0.1:50051";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// The largest page that the server sends, and some more.
@@ -59,8 +59,9 @@ impl ClientArgs {
         Ok(client.max_decoding_message_size(MAX_MESSAGE_BYTES))
     }
 
-    pub(super) async fn validator(&self) -> Result<ValidatorClient<Credentialed>> {
-        Ok(ValidatorClient::with_interceptor(self.connect().await?, self.credential()?))
+    /// `Validator` needs no credential, so it gets none.
+    pub(super) async fn validator(&self) -> Result<ValidatorClient<Channel>> {
+        Ok(ValidatorClient::new(self.connect().await?))
     }
 
     pub(super) async fn connect(&self) -> Result<Channel> {

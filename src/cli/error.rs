@@ -6,14 +6,8 @@ use std::process::ExitCode;
 use tonic::Status;
 use tonic_types::StatusExt as _;
 
-use super::output::ReaderGone;
-
 /// Prints `error` with its causes and returns the exit status.
 pub(super) fn report(error: &anyhow::Error) -> ExitCode {
-    if error.is::<ReaderGone>() {
-        // Whoever reads the output has seen enough.
-        return ExitCode::SUCCESS;
-    }
     let text = match error.downcast_ref::<Status>() {
         Some(status) => of_status(status),
         None => format!("{error:#}"),

@@ -10,7 +10,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use prost_types::{Duration, FieldMask, Timestamp};
 
 use super::client::call;
-use super::output::Output;
+use super::output::{Output, ReaderGone};
 use super::{ClientArgs, arguments};
 use crate::grpc::pb;
 
@@ -255,7 +255,11 @@ async fn stream(arguments: ListArgs, output: &Output) -> Result<()> {
     };
     let mut keys = arguments.client.key_store().await?.stream_keys(request).await?.into_inner();
     while let Some(response) = keys.message().await? {
-        output.message(&response, |response| show::line(response.key.as_ref()))?;
+        match output.message(&response, |response| show::line(response.key.as_ref())) {
+            // Who reads the list has seen enough: `keyvouch key list --all | head`.
+            Err(error) if error.is::<ReaderGone>() => return Ok(()),
+            printed => printed?,
+        }
     }
     Ok(())
 }

@@ -55,9 +55,10 @@ impl Output {
     }
 }
 
-/// Nobody reads the output any more: `keyvouch key list --all | head`.
+/// Nobody reads the output any more. An answer that can't be printed is a failure, or a denial could look like the
+/// opposite; only a list may end early.
 #[derive(Debug, thiserror::Error)]
-#[error("nobody reads the output")]
+#[error("can't print: nobody reads the output")]
 pub(super) struct ReaderGone;
 
 /// Prints `text` and a line feed.

@@ -5,34 +5,61 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::SettingsArgs;
+use super::client::DEFAULT_ADDRESS;
 use super::output::print;
 use crate::app::{AdminDoor, App, Surroundings};
 use crate::config::ListenAddr;
 use crate::telemetry::init_logs;
 
+/// Open files besides connections: the store's, the listeners', the runtimes'.
+const OTHER_DESCRIPTORS: u64 = 100;
 /// How long the runtime may take to end when all is done.
 const RUNTIME_SHUTDOWN: Duration = Duration::from_secs(1);
 
 pub(super) fn run(settings: SettingsArgs) -> Result<ExitCode> {
     let config = settings.load()?;
     init_logs(config.telemetry.log_format, &config.telemetry.log_filter)?;
+    raise_descriptor_limit(config.server.max_connections);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("can't start")?;
     let outcome = runtime.block_on(async {
         let signals = Signals::install()?;
         let app = App::prepare(&config, Surroundings::default()).await?;
-        announce(&app)?;
+        if let Err(error) = announce(&app) {
+            // Whether anybody reads it is no matter for a server.
+            tracing::debug!(error = format!("{error:#}"), "the start could not be announced");
+        }
         tracing::info!(version = env!("CARGO_PKG_VERSION"), store = %app.store().repository, "started");
         app.run(signals.first()).await
     });
     runtime.shutdown_timeout(RUNTIME_SHUTDOWN);
-    match &outcome {
-        Ok(()) => tracing::info!("stopped"),
-        Err(error) => tracing::error!(error = format!("{error:#}"), "stopped"),
+    // The log is up, so a failure is told there, once.
+    Ok(match outcome {
+        Ok(()) => {
+            tracing::info!("stopped");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "stopped");
+            ExitCode::FAILURE
+        }
+    })
+}
+
+/// Raises the limit of open files as far as it goes: each connection is one.
+fn raise_descriptor_limit(connections: usize) {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files could not be raised");
     }
-    outcome.map(|()| ExitCode::SUCCESS)
+    let needed = u64::try_from(connections).unwrap_or(u64::MAX).saturating_add(OTHER_DESCRIPTORS);
+    if let Some(current) = getrlimit(Resource::Nofile).current.filter(|&current| current < needed) {
+        tracing::warn!(current, needed, "the limit of open files is too low for server.max_connections");
+    }
 }
 
 /// SIGTERM and SIGINT.
@@ -80,10 +107,13 @@ fn announce(app: &App) -> Result<()> {
         app.store().repository,
         describe(app.door())?,
     );
-    let addr = match app.addresses().find(|address| address.is_local()) {
-        Some(ListenAddr::Tcp(address)) if address.port() == 50051 && address.ip().is_ipv4() => String::new(),
-        Some(address) => format!(" --addr {address}"),
-        None => String::new(),
+    let first = app.addresses().find(|address| address.is_local()).or(app.addresses().next());
+    let addr = match first {
+        Some(ListenAddr::Tcp(address)) if address.ip().is_unspecified() => {
+            format!(" --addr 127.0.0.1:{}", address.port())
+        }
+        Some(address) if address.to_string() != DEFAULT_ADDRESS => format!(" --addr {address}"),
+        Some(_) | None => String::new(),
     };
     let addr = match app.door() {
         AdminDoor::FirstStart { file, .. }

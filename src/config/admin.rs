@@ -49,8 +49,21 @@ impl AdminConfig {
     }
 
     pub(super) fn check(&self, listen: &[ListenAddr]) -> Result<(), ConfigError> {
-        let exposed = listen.iter().find(|address| !address.is_local());
-        if let (true, Some(address)) = (self.insecure, exposed) {
+        if self.insecure && !(self.tokens.is_empty() && self.tokens_file.as_os_str().is_empty()) {
+            let problem = "would make the configured tokens pointless: take away one or the other";
+            return Err(ConfigError::invalid("admin.insecure", problem));
+        }
+        let Some(address) = listen.iter().find(|address| !address.is_local()) else {
+            return Ok(());
+        };
+        if self.is_unset() {
+            let problem = format!(
+                "{address} can be reached from other machines, so KeyStore needs a credential: set \
+                 admin.tokens_file to a file with a line `name:token`, or listen on loopback or a Unix socket only"
+            );
+            return Err(ConfigError::invalid("server.listen", problem));
+        }
+        if self.insecure {
             let problem = format!(
                 "would let everyone who reaches {address} administer keys: set admin.tokens_file, or listen on \
                  loopback or a Unix socket only"

@@ -219,6 +219,14 @@ mod tests {
     fn what_would_expose_the_key_store_is_refused() {
         let open = "[server]\nlisten = \"0.0.0.0:1\"\n[admin]\ninsecure = true\n";
         assert!(load(open, &[], &[]).unwrap_err().starts_with("admin.insecure: would let everyone"));
+        let unset = "[server]\nlisten = [\"127.0.0.1:1\", \"0.0.0.0:1\"]\n";
+        let error = load(unset, &[], &[]).unwrap_err();
+        assert!(
+            error.starts_with("server.listen: 0.0.0.0:1 can be reached")
+                && error.contains("admin.tokens_file")
+        );
+        let both = "[admin]\ninsecure = true\ntokens = [\"root:a-token-of-enough-characters\"]\n";
+        assert!(load(both, &[], &[]).unwrap_err().starts_with("admin.insecure: would make"));
     }
 
     #[test]

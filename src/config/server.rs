@@ -23,6 +23,8 @@ pub struct ServerConfig {
     pub max_connections: usize,
     /// Calls at one time on one connection; further ones wait in the client.
     pub max_streams_per_connection: u32,
+    /// How long a new connection may take to begin with HTTP/2; a silent one is closed then.
+    pub handshake_timeout: HumanDuration,
     /// After SIGTERM: how long calls in flight and open connections may take to end.
     pub drain_timeout: HumanDuration,
 }
@@ -34,6 +36,7 @@ impl Default for ServerConfig {
             workers: 0,
             max_connections: 10_000,
             max_streams_per_connection: 250,
+            handshake_timeout: HumanDuration(Duration::from_secs(10)),
             drain_timeout: HumanDuration(Duration::from_secs(10)),
         }
     }
@@ -55,6 +58,9 @@ impl ServerConfig {
         }
         if self.max_streams_per_connection == 0 {
             return Err(ConfigError::invalid("server.max_streams_per_connection", at_least_one));
+        }
+        if self.handshake_timeout.0.is_zero() {
+            return Err(ConfigError::invalid("server.handshake_timeout", "must be more than zero"));
         }
         Ok(())
     }

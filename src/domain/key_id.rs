@@ -29,7 +29,7 @@ impl KeyId {
     pub fn parse(field: &str, text: &str) -> Result<Self, InvalidField> {
         // Other spellings of a UUID are refused: one key has one name in logs and audit trails.
         match Uuid::try_parse(text) {
-            Ok(id) if text.len() == uuid::fmt::Hyphenated::LENGTH => Ok(Self(id)),
+            Ok(id) if id.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == text => Ok(Self(id)),
             _ => Err(InvalidField::new(field, "is no key id: give a UUID as the server printed it")),
         }
     }
@@ -74,7 +74,13 @@ mod tests {
     fn only_the_hyphenated_form_is_read() {
         let text = "0190a6f0-1a2b-7c3d-8e4f-0123456789ab";
         assert_eq!(KeyId::parse("id", text).unwrap().to_string(), text);
-        for bad in ["", "x", "0190a6f01a2b7c3d8e4f0123456789ab", "{0190a6f0-1a2b-7c3d-8e4f-0123456789ab}"] {
+        for bad in [
+            "",
+            "x",
+            "0190a6f01a2b7c3d8e4f0123456789ab",
+            "{0190a6f0-1a2b-7c3d-8e4f-0123456789ab}",
+            "0190A6F0-1A2B-7C3D-8E4F-0123456789AB",
+        ] {
             assert_eq!(KeyId::parse("id", bad).unwrap_err().field, "id");
         }
     }

@@ -88,9 +88,11 @@ impl KeyStore for KeyStoreHandler {
         let owner_id = convert::listed_owner(request.owner_id).map_err(status::invalid_field)?;
         let filter = convert::filter(&request.states, request.prefix, self.service.now())
             .map_err(status::invalid_field)?;
-        let keys = self.service.stream(owner_id, filter).map(|record| match record {
+        // The stream is read after this method returned: what it logs belongs to the call all the same.
+        let call = tracing::Span::current();
+        let keys = self.service.stream(owner_id, filter).map(move |record| match record {
             Ok(record) => Ok(pb::StreamKeysResponse { key: Some(convert::key_message(record)) }),
-            Err(error) => Err(status::from_service(error)),
+            Err(error) => Err(call.in_scope(|| status::from_service(error))),
         });
         Ok(Response::new(keys.boxed()))
     }

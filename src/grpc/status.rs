@@ -46,9 +46,36 @@ pub(super) fn unauthenticated(reason: ErrorReason, what: &'static str) -> Status
 }
 
 /// A fault of the server, which `cause` describes in the log alone.
-pub(crate) fn internal(cause: &str) -> Status {
+pub(super) fn internal(cause: &str) -> Status {
     tracing::error!(cause, "a call failed");
     status(Code::Internal, ErrorReason::Internal, INTERNAL_MESSAGE)
+}
+
+/// What a call answers whose handler panicked; the panic is in the log already.
+pub(crate) fn panicked() -> Status {
+    status(Code::Internal, ErrorReason::Internal, INTERNAL_MESSAGE)
+}
+
+/// A status that tonic made before any handler saw the call, in our words; `None` for one that is ours, or that tells
+/// nothing of the request.
+pub(crate) fn from_transport(transport: &Status) -> Option<Status> {
+    if !transport.details().is_empty() {
+        return None;
+    }
+    let (code, reason, message) = match transport.code() {
+        Code::OutOfRange => (
+            Code::ResourceExhausted,
+            ErrorReason::MessageTooLarge,
+            "the request is larger than the server takes",
+        ),
+        // The decoder's word for what it can't read; our own INTERNAL has details.
+        Code::Internal => {
+            (Code::InvalidArgument, ErrorReason::MessageMalformed, "the request is no message of this method")
+        }
+        Code::Unimplemented => (Code::Unimplemented, ErrorReason::MethodUnknown, "there is no such method"),
+        _ => return None,
+    };
+    Some(status(code, reason, message))
 }
 
 const INTERNAL_MESSAGE: &str =

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, stream};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -84,14 +84,19 @@ impl<R: KeyRepository + 'static> KeyRepository for OnRuntime<R> {
     fn list_by_owner(&self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream {
         let mut keys = self.inner.list_by_owner(owner, filter);
         let (sender, receiver) = mpsc::channel(STREAM_BUFFER);
-        self.handle.spawn(async move {
+        let task = self.handle.spawn(async move {
             while let Some(key) = keys.next().await {
                 if sender.send(key).await.is_err() {
                     return;
                 }
             }
         });
-        ReceiverStream::new(receiver).boxed()
+        // A list that was cut short must not look like a whole one.
+        let end = stream::once(task).filter_map(async |ended| match ended {
+            Ok(()) => None,
+            Err(stopped) => Some(Err(RepositoryError::new(ErrorKind::Internal, stopped))),
+        });
+        ReceiverStream::new(receiver).chain(end).boxed()
     }
 
     async fn revoke(&self, id: KeyId, reason: RevokeReason, context: &ChangeContext) -> Result<ApiKey> {

@@ -4,6 +4,7 @@ use futures_util::TryStreamExt as _;
 
 use super::{ErrorKind, KeyRepository, PageRequest, RepositoryError, Result};
 use crate::domain::{ApiKey, ChangeContext, KeyId, RevokeReason, Rotation};
+use crate::telemetry::error_chain;
 
 /// How often a change that lost against another one is tried anew.
 const MAX_ATTEMPTS: usize = 64;
@@ -36,24 +37,15 @@ pub(super) async fn rotate<R: KeyRepository + ?Sized>(
     let successor = repository.create(rotation.successor, context).await?;
     match repository.update(rotation.replaced, expected, context).await {
         Ok(replaced) => Ok(Rotation { replaced, successor }),
-        Err(error) if is_certain(error.kind()) => {
-            repository.delete(successor.id, context).await?;
+        // The update may have been made: taking the successor back could leave the caller with no key at all.
+        Err(error) if matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Unavailable) => Err(error),
+        Err(error) => {
+            if let Err(left) = repository.delete(successor.id, context).await {
+                // Nobody has its secret, so it harms nobody; the caller is told why the rotation failed.
+                tracing::warn!(error = %error_chain(&left), key = %successor.id, "a successor was left behind");
+            }
             Err(error)
         }
-        // The update may have been made: taking the successor back could leave the caller with no key at all.
-        Err(error) => Err(error),
-    }
-}
-
-/// Whether an update that failed so was certainly not made.
-fn is_certain(kind: ErrorKind) -> bool {
-    match kind {
-        ErrorKind::NotFound | ErrorKind::Conflict | ErrorKind::Refused | ErrorKind::NotOffered => true,
-        ErrorKind::AlreadyExists
-        | ErrorKind::Unavailable
-        | ErrorKind::Timeout
-        | ErrorKind::Corrupt
-        | ErrorKind::Internal => false,
     }
 }
 

@@ -116,7 +116,7 @@ impl KeyRepository for SqlRepository {
         self.within_deadline(async {
             let mut change = self.begin().await?;
             let created = change.insert(key).await?;
-            change.record(ChangeKind::Created, &created, &[], context).await?;
+            change.record(ChangeKind::Created, convert::to_row(&created)?, &[], context).await?;
             change.commit().await?;
             Ok(created)
         })
@@ -127,7 +127,7 @@ impl KeyRepository for SqlRepository {
         self.within_deadline(async {
             let change = self.begin().await?;
             let (updated, fields) = change.replace(key, expected).await?;
-            change.record(ChangeKind::Updated, &updated, &fields, context).await?;
+            change.record(ChangeKind::Updated, convert::to_row(&updated)?, &fields, context).await?;
             change.commit().await?;
             Ok(updated)
         })
@@ -138,7 +138,7 @@ impl KeyRepository for SqlRepository {
         self.within_deadline(async {
             let change = self.begin().await?;
             let deleted = change.remove(id).await?;
-            change.record(ChangeKind::Deleted, &deleted, &[], context).await?;
+            change.record(ChangeKind::Deleted, deleted, &[], context).await?;
             change.commit().await
         })
         .await
@@ -157,7 +157,7 @@ impl KeyRepository for SqlRepository {
                 return Ok(key);
             };
             let (revoked, fields) = change.replace(revoked, key.revision).await?;
-            change.record(ChangeKind::Revoked, &revoked, &fields, context).await?;
+            change.record(ChangeKind::Revoked, convert::to_row(&revoked)?, &fields, context).await?;
             change.commit().await?;
             Ok(revoked)
         })
@@ -169,10 +169,10 @@ impl KeyRepository for SqlRepository {
             let mut change = self.begin().await?;
             let expected = rotation.replaced.revision;
             let (replaced, fields) = change.replace(rotation.replaced, expected).await?;
-            change.record(ChangeKind::Rotated, &replaced, &fields, context).await?;
+            change.record(ChangeKind::Rotated, convert::to_row(&replaced)?, &fields, context).await?;
             change.next_revision().await?;
             let successor = change.insert(rotation.successor).await?;
-            change.record(ChangeKind::Created, &successor, &[], context).await?;
+            change.record(ChangeKind::Created, convert::to_row(&successor)?, &[], context).await?;
             change.commit().await?;
             Ok(Rotation { replaced, successor })
         })

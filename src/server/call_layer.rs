@@ -10,12 +10,13 @@ use std::task::{Context, Poll};
 
 use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Request, Response};
+use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
 use tracing::Instrument as _;
 
 use crate::domain::{Entropy, EntropyError};
-use crate::grpc::{RequestId, internal};
+use crate::grpc::{RequestId, from_transport, panicked};
 
 /// Gives each call its [`RequestId`]: the caller's `x-request-id` if it is sound, a new one otherwise. It is in the
 /// request's extensions, in the log's span and in the answer's metadata. A handler that panics fails its own call alone.
@@ -94,8 +95,13 @@ where
             let mut response = match AssertUnwindSafe(answer).catch_unwind().await {
                 Ok(Ok(response)) => response,
                 Ok(Err(never)) => match never {},
-                Err(_) => internal("a handler panicked").into_http(),
+                Err(_) => panicked().into_http(),
             };
+            if let Some(clearer) =
+                Status::from_header_map(response.headers()).as_ref().and_then(from_transport)
+            {
+                response = clearer.into_http();
+            }
             if let Some(header) = header {
                 response.headers_mut().insert(RequestId::HEADER, header);
             }

@@ -7,10 +7,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Sleep;
 use tonic::transport::server::Connected;
 
 /// A socket that no runtime owns yet.
@@ -40,11 +42,22 @@ impl Drop for Place {
     }
 }
 
+/// The bytes with which HTTP/2 begins (RFC 9113, section 3.4). hyper watches a connection only after them.
+const PREFACE_BYTES: usize = 24;
+
 /// A connection on a worker's runtime.
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: Stream,
+    handshake: Option<Handshake>,
     _place: Place,
+}
+
+/// What is to come before the connection counts as one.
+#[derive(Debug)]
+struct Handshake {
+    missing_bytes: usize,
+    deadline: Pin<Box<Sleep>>,
 }
 
 #[derive(Debug)]
@@ -54,13 +67,32 @@ enum Stream {
 }
 
 impl Connection {
-    /// Registers the socket with the current runtime.
-    pub(super) fn adopt((accepted, place): (Accepted, Place)) -> io::Result<Self> {
+    /// Registers the socket with the current runtime. It fails unless it begins with HTTP/2 within `handshake_timeout`.
+    pub(super) fn adopt(
+        (accepted, place): (Accepted, Place),
+        handshake_timeout: Duration,
+    ) -> io::Result<Self> {
         let stream = match accepted {
             Accepted::Tcp(stream) => Stream::Tcp(TcpStream::from_std(stream)?),
             Accepted::Unix(stream) => Stream::Unix(UnixStream::from_std(stream)?),
         };
-        Ok(Self { stream, _place: place })
+        let deadline = Box::pin(tokio::time::sleep(handshake_timeout));
+        let handshake = Some(Handshake { missing_bytes: PREFACE_BYTES, deadline });
+        Ok(Self { stream, handshake, _place: place })
+    }
+
+    /// Counts the bytes that came, and fails when the time for the first of them is over.
+    fn poll_handshake(&mut self, cx: &mut Context<'_>, came: usize) -> io::Result<()> {
+        let Some(handshake) = &mut self.handshake else {
+            return Ok(());
+        };
+        handshake.missing_bytes = handshake.missing_bytes.saturating_sub(came);
+        if handshake.missing_bytes == 0 {
+            self.handshake = None;
+        } else if handshake.deadline.as_mut().poll(cx).is_ready() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(())
     }
 }
 
@@ -76,9 +108,14 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &mut self.stream {
+        let before = buf.filled().len();
+        let read = match &mut self.stream {
             Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        };
+        match self.poll_handshake(cx, buf.filled().len() - before) {
+            Ok(()) => read,
+            Err(late) => Poll::Ready(Err(late)),
         }
     }
 }

@@ -57,26 +57,26 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Starts the worker `number`. It serves until `drain` turns true and its connections have ended; then it sends nothing and
-    /// lets go of `ended`. If it ends earlier, it says so there.
-    pub(super) fn start(
-        number: usize,
-        router: CallRouter,
-        drain: watch::Receiver<bool>,
-        ended: mpsc::Sender<usize>,
-    ) -> io::Result<Self> {
+    /// Starts a worker. Its thread ends when all its connections have, after the draining began, or when they are cut.
+    pub(super) fn start(router: CallRouter, handshake_timeout: Duration, life: Life) -> io::Result<Self> {
         let (connections, handed_over) = mpsc::unbounded_channel();
         let load = Arc::new(AtomicUsize::new(0));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
-            let report = Report { number, drain: drain.clone(), ended };
-            let incoming = UnboundedReceiverStream::new(handed_over).map(Connection::adopt);
-            if let Err(error) =
-                runtime.block_on(router.serve_with_incoming_shutdown(incoming, is_true(drain)))
-            {
-                tracing::error!(%error, worker = number, "a worker failed");
-            }
-            drop(report);
+        std::thread::Builder::new().name(format!("worker-{}", life.number)).spawn(move || {
+            let incoming = UnboundedReceiverStream::new(handed_over)
+                .map(move |handed_over| Connection::adopt(handed_over, handshake_timeout));
+            let serving = router.serve_with_incoming_shutdown(incoming, life.reaches(Phase::Drain));
+            runtime.block_on(async {
+                tokio::select! {
+                    served = serving => if let Err(error) = served {
+                        tracing::error!(%error, worker = life.number, "a worker failed");
+                    },
+                    () = life.reaches(Phase::Cut) => {}
+                }
+            });
+            // Connections are tasks of the runtime: it takes them with it.
+            drop(runtime);
+            drop(life);
         })?;
         Ok(Self { handle: WorkerHandle { connections, load } })
     }
@@ -86,25 +86,41 @@ impl Worker {
     }
 }
 
-/// Says that the worker ended before it should, also when its thread panics.
-struct Report {
-    number: usize,
-    drain: watch::Receiver<bool>,
-    ended: mpsc::Sender<usize>,
+/// What all workers are to do. Each phase includes the ones before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Phase {
+    Serve,
+    /// Take nothing new, and let connections end.
+    Drain,
+    /// End at once.
+    Cut,
 }
 
-impl Drop for Report {
-    fn drop(&mut self) {
-        if !*self.drain.borrow() {
-            // If the server is gone already, nobody needs to know.
-            let _ = self.ended.try_send(self.number);
+/// How a worker learns when to end, and says that it did: dropped at the end of its thread, also by a panic.
+#[derive(Debug)]
+pub(super) struct Life {
+    pub(super) number: usize,
+    pub(super) phase: watch::Receiver<Phase>,
+    pub(super) ended: mpsc::Sender<usize>,
+}
+
+impl Life {
+    fn reaches(&self, phase: Phase) -> impl Future<Output = ()> + use<> {
+        let mut current = self.phase.clone();
+        async move {
+            // An error means that the server is gone, which is a reason to end as well.
+            let _ = current.wait_for(|&current| current >= phase).await;
         }
     }
 }
 
-async fn is_true(mut flag: watch::Receiver<bool>) {
-    // An error means that the server is gone, which is a reason to end as well.
-    let _ = flag.wait_for(|&is_set| is_set).await;
+impl Drop for Life {
+    fn drop(&mut self) {
+        if *self.phase.borrow() == Phase::Serve {
+            // If the server is gone already, nobody needs to know.
+            let _ = self.ended.try_send(self.number);
+        }
+    }
 }
 
 /// All services, with the layers that every call goes through.

@@ -323,8 +323,12 @@ fn apply(update: &KeyUpdate, key: &ApiKey, now: Timestamp, caller: &Caller) -> R
     if let Some(expires_at) = expires_at {
         check_future("key.expire_time", expires_at, now)?;
         let is_longer = expires_at.is_none_or(|end| key.expires_at.is_some_and(|old_end| end > old_end));
-        if key.replaced_by.is_some() && is_longer && expires_at != key.expires_at {
-            return Err(Precondition::ReplacedKeyExtended.into());
+        if is_longer && expires_at != key.expires_at {
+            if key.replaced_by.is_some() {
+                return Err(Precondition::ReplacedKeyExtended.into());
+            }
+            // To prolong a key, or bring an expired one back, is to grant its scopes for longer.
+            check_grantable(caller, &next.scopes)?;
         }
         next.expires_at = expires_at;
     }

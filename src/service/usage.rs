@@ -24,7 +24,7 @@ impl UsageRecorder {
         Self { repository, pending: Mutex::default() }
     }
 
-    /// Notes that the key was used. Neither blocks nor fails.
+    /// Notes that the key was used: a moment under a lock that is never held across I/O. It can't fail.
     pub fn note(&self, id: KeyId, used_at: Timestamp) {
         let mut pending = self.pending();
         if let Some(last) = pending.get_mut(&id) {
@@ -52,17 +52,23 @@ impl UsageRecorder {
         outcome
     }
 
-    /// Flushes every `interval`, for ever. A failure is logged when it begins and when it ends.
-    pub async fn flush_every(&self, interval: Duration) {
+    /// Flushes every `interval` until `stop` completes, and then once more. A flush that has begun is never broken off.
+    /// A failure is logged when it begins and when it ends.
+    pub async fn flush_until(&self, interval: Duration, stop: impl Future<Output = ()>) {
         let mut ticks = tokio::time::interval(interval);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut is_failing = false;
-        loop {
-            ticks.tick().await;
+        let mut is_stopping = false;
+        tokio::pin!(stop);
+        while !is_stopping {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = &mut stop => is_stopping = true,
+            }
             let outcome = self.flush().await;
             match &outcome {
                 Ok(()) if is_failing => tracing::info!("the last use of keys is recorded again"),
-                Err(error) if !is_failing => {
+                Err(error) if !is_failing || is_stopping => {
                     tracing::warn!(error = %error_chain(error), "the last use of keys can't be recorded");
                 }
                 Ok(()) | Err(_) => {}

@@ -1,6 +1,7 @@
 //! Setting up the log: text for people, JSON for machines, both on standard error.
 
 use std::io::{IsTerminal as _, stderr};
+use std::panic;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,14 @@ pub fn parse_filter(filter: &str) -> Result<EnvFilter, LogFilterError> {
         .map_err(LogFilterError::Filter)
 }
 
+/// Puts panics into the log, in its format and with the call that they belong to.
+fn log_panics() {
+    panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(place, message = panic.payload_as_str().unwrap_or_default(), "panicked");
+    }));
+}
+
 /// Starts logging what `filter` lets through: a level, or a list such as `info,keyvouch=debug,h2=warn`.
 pub fn init_logs(format: LogFormat, filter: &str) -> Result<(), LogFilterError> {
     let filter = parse_filter(filter)?;
@@ -47,5 +56,10 @@ pub fn init_logs(format: LogFormat, filter: &str) -> Result<(), LogFilterError> 
         LogFormat::Text => lines.with_ansi(stderr().is_terminal()).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
-    tracing_subscriber::registry().with(lines.with_filter(filter)).try_init().map_err(LogFilterError::Again)
+    tracing_subscriber::registry()
+        .with(lines.with_filter(filter))
+        .try_init()
+        .map_err(LogFilterError::Again)?;
+    log_panics();
+    Ok(())
 }

@@ -47,6 +47,16 @@ mod sqlite {
     });
 }
 
+/// As a server runs it.
+mod sqlite_on_another_runtime {
+    use super::*;
+    keyvouch::repository_conformance!(all: async {
+        let (repository, folder) = open_sqlite().await;
+        let handle = tokio::runtime::Handle::current();
+        (Arc::new(OnRuntime::new(repository, handle)) as Subject, folder)
+    });
+}
+
 pub(crate) async fn open_sqlite() -> (SqlRepository, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let repository =

@@ -132,6 +132,8 @@ async fn a_record_that_breaks_a_rule_is_corrupt() {
             "{column} = {fault}"
         );
     }
+    repository.delete(created.id, &context(2)).await.unwrap();
+    assert_eq!(repository.get(created.id).await.unwrap(), None, "what is corrupt can be deleted");
 }
 
 #[tokio::test]

@@ -27,6 +27,7 @@ pub(crate) fn config() -> Config {
     let mut config = Config::default();
     config.server.listen = vec!["127.0.0.1:0".into()];
     config.server.workers = 2;
+    config.server.handshake_timeout = HumanDuration(Duration::from_mins(1));
     config.server.drain_timeout = HumanDuration(Duration::from_secs(5));
     config.admin.tokens = vec![SecretText::from(format!("tests:{TOKEN}"))];
     config.usage.flush_interval = HumanDuration(Duration::from_millis(20));

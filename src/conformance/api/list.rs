@@ -49,6 +49,35 @@ pub async fn pages_hold_every_key_once_newest_first(api: Api) {
     }
 }
 
+/// A key that is there all the time is listed once, whatever is made and deleted between two pages.
+pub async fn pages_neither_skip_nor_repeat_while_keys_are_made_and_deleted(api: Api) {
+    let mut stay = Vec::new();
+    let mut go = Vec::new();
+    for number in 0..20 {
+        let id = api.create(new_key()).await.0.id;
+        if number % 2 == 0 { stay.push(id) } else { go.push(id) }
+    }
+    let mut listed = Vec::new();
+    let mut next = pb::ListKeysRequest { page_size: 3, ..request() };
+    loop {
+        let page = page(&api, next.clone()).await;
+        listed.extend(page.keys.into_iter().map(|key| key.id));
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        next.page_token = page.next_page_token;
+        api.create(new_key()).await;
+        if let Some(id) = go.pop() {
+            api.key_store().delete_key(pb::DeleteKeyRequest { id }).await.unwrap();
+        }
+    }
+    assert!(stay.iter().all(|id| listed.iter().filter(|it| *it == id).count() == 1), "{listed:?}");
+    let count = listed.len();
+    listed.sort();
+    listed.dedup();
+    assert_eq!(listed.len(), count, "a key was listed twice");
+}
+
 /// Under another filter it is refused; under another page size it is not.
 pub async fn a_page_token_is_bound_to_its_filter(api: Api) {
     for _ in 0..3 {

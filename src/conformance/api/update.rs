@@ -29,7 +29,8 @@ pub async fn only_what_the_mask_names_is_changed(api: Api) {
     };
     let updated = update(&api, request(given, &["name"])).await;
     assert!(updated.revision > key.revision);
-    assert!(updated.update_time.unwrap().nanos != 0 || updated.update_time != key.update_time);
+    let instant = |time: Option<prost_types::Timestamp>| time.map(|time| (time.seconds, time.nanos));
+    assert!(instant(updated.update_time) > instant(key.update_time));
     let expected = pb::Key {
         name: "renamed".into(),
         revision: updated.revision,

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use sea_orm::sea_query::ExprTrait as _;
 use sea_orm::{
     ActiveModelTrait as _, ActiveValue::Set, ColumnTrait as _, DatabaseConnection, DatabaseTransaction,
-    EntityTrait as _, QueryFilter as _, SqliteTransactionMode, TransactionOptions, TransactionTrait as _,
+    EntityTrait as _, IntoActiveModel as _, QueryFilter as _, SqliteTransactionMode, TransactionOptions,
+    TransactionTrait as _,
 };
 
-use super::convert::{from_row, to_row, uuid_of};
+use super::convert::{from_row, to_row, to_write, uuid_of};
 use super::entity::{api_key, key_event, revision_head};
 use super::error::from_db;
 use super::query;
@@ -55,14 +56,18 @@ impl Change {
     }
 
     pub(super) async fn find(&self, id: KeyId) -> Result<ApiKey> {
+        from_row(self.find_row(id).await?)
+    }
+
+    async fn find_row(&self, id: KeyId) -> Result<api_key::Model> {
         let row = api_key::Entity::find_by_id(uuid_of(id)).one(&self.transaction).await.map_err(from_db)?;
-        from_row(row.ok_or(ErrorKind::NotFound)?)
+        Ok(row.ok_or(ErrorKind::NotFound)?)
     }
 
     /// Stores a new key.
     pub(super) async fn insert(&mut self, key: ApiKey) -> Result<ApiKey> {
         let key = ApiKey { revision: self.revision, ..key };
-        let row = to_row(&key)?;
+        let row = to_row(&key)?.into_active_model();
         api_key::Entity::insert(row).exec_without_returning(&self.transaction).await.map_err(from_db)?;
         Ok(key)
     }
@@ -79,27 +84,28 @@ impl Change {
         }
         stored.check_update(&key)?;
         let key = ApiKey { revision: self.revision, ..key };
-        to_row(&key)?.update(&self.transaction).await.map_err(from_db)?;
+        to_write(to_row(&key)?).update(&self.transaction).await.map_err(from_db)?;
         let fields = stored.changed_fields(&key);
         Ok((key, fields))
     }
 
-    /// Removes the key, and its usage by the foreign key; returns it with the revision of its removal.
-    pub(super) async fn remove(&self, id: KeyId) -> Result<ApiKey> {
-        let key = self.find(id).await?;
+    /// Removes the key, and its usage by the foreign key; returns its row with the revision of its removal. The row need
+    /// not make a key any more: what is corrupt can be deleted.
+    pub(super) async fn remove(&self, id: KeyId) -> Result<api_key::Model> {
+        let row = self.find_row(id).await?;
         api_key::Entity::delete_many()
             .filter(api_key::Column::Id.eq(uuid_of(id)))
             .exec(&self.transaction)
             .await
             .map_err(from_db)?;
-        Ok(ApiKey { revision: self.revision, ..key })
+        Ok(api_key::Model { revision: self.revision.get(), ..row })
     }
 
-    /// Writes the event of the change of `key`, under the key's revision.
+    /// Writes the event of the change of `row`, under its revision.
     pub(super) async fn record(
         &self,
         kind: ChangeKind,
-        key: &ApiKey,
+        row: api_key::Model,
         fields: &[ChangedField],
         context: &ChangeContext,
     ) -> Result<()> {
@@ -108,11 +114,11 @@ impl Change {
         drawn.map_err(|error| RepositoryError::new(ErrorKind::Internal, error))?;
         let fields: Vec<_> = fields.iter().map(|field| field.as_str()).collect();
         let event = key_event::ActiveModel {
-            revision: Set(key.revision.get()),
+            revision: Set(row.revision),
             nonce: Set(i64::from_ne_bytes(nonce)),
-            key_id: Set(uuid_of(key.id)),
-            hash: Set(key.hash.as_bytes().to_vec()),
-            owner_id: Set(key.owner_id.as_str().to_owned()),
+            key_id: Set(row.id),
+            hash: Set(row.hash),
+            owner_id: Set(row.owner_id),
             kind: Set(kind.as_str().to_owned()),
             changed_fields: Set(fields.join(",")),
             actor: Set(context.actor.clone()),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sea_orm::{ActiveModelTrait as _, ActiveValue::Set, IntoActiveModel as _};
+use sea_orm::{ActiveModelTrait as _, ActiveValue::Unchanged, IntoActiveModel as _};
 use uuid::Uuid;
 
 use super::entity::api_key;
@@ -55,10 +55,10 @@ pub(super) fn from_row(row: api_key::Model) -> Result<ApiKey> {
     })
 }
 
-/// The whole row of `key`, every column to be written.
-pub(super) fn to_row(key: &ApiKey) -> Result<api_key::ActiveModel> {
+/// The row of `key`.
+pub(super) fn to_row(key: &ApiKey) -> Result<api_key::Model> {
     let scopes: Vec<&str> = key.scopes.iter().map(crate::domain::Scope::as_str).collect();
-    let row = api_key::Model {
+    Ok(api_key::Model {
         id: uuid_of(key.id),
         hash: key.hash.as_bytes().to_vec(),
         prefix: key.prefix.as_str().to_owned(),
@@ -75,11 +75,13 @@ pub(super) fn to_row(key: &ApiKey) -> Result<api_key::ActiveModel> {
         rotated_from: key.rotated_from.map(uuid_of),
         replaced_by: key.replaced_by.map(uuid_of),
         revision: key.revision.get(),
-    };
-    let id = row.id;
-    let mut row = row.into_active_model().reset_all();
-    row.id = Set(id);
-    Ok(row)
+    })
+}
+
+/// All columns of `row`, to be written to the row with its id.
+pub(super) fn to_write(row: api_key::Model) -> api_key::ActiveModel {
+    let id = Unchanged(row.id);
+    api_key::ActiveModel { id, ..row.into_active_model().reset_all() }
 }
 
 fn corrupt(error: InvalidField) -> RepositoryError {

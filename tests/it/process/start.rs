@@ -55,7 +55,7 @@ fn beyond_this_machine_it_starts_with_a_configured_token() {
     let home = Home::new();
     std::fs::write(home.path().join("tokens"), "ops:a-token-of-enough-characters\n").unwrap();
     std::fs::write(home.path().join("bare"), "a-token-of-enough-characters\n").unwrap();
-    let server = home.serve(&["admin.tokens_file=tokens"]);
+    let server = home.serve(&["admin.tokens_file=tokens", "server.listen=0.0.0.0:0"]);
     let arguments = ["key", "list", "--addr", &server.address];
     assert_eq!(home.run(&[&arguments[..], &["--token-file", "bare"]].concat()).status, 0);
     let without = home.run(&arguments);

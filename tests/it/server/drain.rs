@@ -6,6 +6,7 @@ use keyvouch::config::HumanDuration;
 use keyvouch::conformance::api::new_key;
 use keyvouch::grpc::pb;
 use keyvouch::repository::{KeyRepository as _, MemoryRepository};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -47,7 +48,7 @@ async fn a_silent_connection_and_an_open_watch_do_not_hold_it_up() {
     let mut config = config();
     config.server.drain_timeout = HumanDuration(Duration::from_millis(300));
     let mut server = TestServer::start_with(MemoryRepository::new(), &config);
-    let _silent = TcpStream::connect(server.address).await.unwrap();
+    let mut silent = TcpStream::connect(server.address).await.unwrap();
     let mut health = HealthClient::new(server.channel().await);
     let mut watch = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
     while watch.message().await.unwrap().unwrap().status() != ServingStatus::Serving {}
@@ -55,6 +56,9 @@ async fn a_silent_connection_and_an_open_watch_do_not_hold_it_up() {
     let last = watch.message().await.unwrap().unwrap();
     assert_eq!(last.status(), ServingStatus::NotServing, "watchers are told first");
     tokio::time::timeout(NEVER, server.ended()).await.unwrap().unwrap();
+    // The server said its first frame, if anything; now the connection is cut.
+    let _ = tokio::time::timeout(NEVER, silent.read_to_end(&mut Vec::new())).await.unwrap();
+    assert!(watch.message().await.is_err());
 }
 
 #[tokio::test]

@@ -3,10 +3,11 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use keyvouch::conformance::api::{Api, new_key};
+use keyvouch::config::HumanDuration;
+use keyvouch::conformance::api::{Api, new_key, refusal};
 use keyvouch::grpc::pb;
 use keyvouch::repository::MemoryRepository;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tonic::Code;
 
@@ -42,16 +43,32 @@ async fn connections_above_the_limit_are_closed_at_once() {
 }
 
 #[tokio::test]
+async fn a_connection_that_does_not_begin_is_closed() {
+    let mut config = config();
+    config.server.handshake_timeout = HumanDuration(Duration::from_millis(200));
+    let server = TestServer::start_with(MemoryRepository::new(), &config);
+    let api = server.api().await;
+    let mut silent = TcpStream::connect(server.address).await.unwrap();
+    let mut slow = TcpStream::connect(server.address).await.unwrap();
+    slow.write_all(b"PRI * HTTP/2.0").await.unwrap();
+    for stream in [&mut silent, &mut slow] {
+        // Whatever the server says before it closes, it closes.
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    }
+    api.create(new_key()).await;
+}
+
+#[tokio::test]
 async fn messages_above_the_limit_are_refused() {
     let server = TestServer::start(MemoryRepository::new());
     let api = server.api().await;
     let request = |bytes| pb::ValidateRequest { secret: "x".repeat(bytes), ..pb::ValidateRequest::default() };
     let response = api.validator().validate(request(60 * 1024)).await.unwrap().into_inner();
     assert_eq!(response.reason(), pb::Reason::Malformed);
-    let status = api.validator().validate(request(70 * 1024)).await.unwrap_err();
-    assert_eq!(status.code(), Code::OutOfRange, "{status:?}");
+    let expected = (Code::ResourceExhausted, "MESSAGE_TOO_LARGE".to_owned());
+    assert_eq!(refusal(api.validator().validate(request(70 * 1024)).await), expected);
     let large = pb::CreateKeyRequest { description: "x".repeat(300 * 1024), ..new_key() };
-    assert_eq!(api.key_store().create_key(large).await.unwrap_err().code(), Code::OutOfRange);
+    assert_eq!(refusal(api.key_store().create_key(large).await), expected);
     api.create(new_key()).await;
 }
 
