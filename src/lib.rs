@@ -6,8 +6,8 @@
 //! # The map
 //!
 //! ```text
-//! main → cli → app ─┬→ server → grpc → service → domain
-//!                   └→ repository ─────────────→ domain
+//! main → cli → app ─┬→ server → grpc → service ─┬→ domain
+//!                   └→ repository (backends) ───┘
 //! ```
 //!
 //! - [`domain`]: what a key is and when it may be used. Pure: time and randomness are parameters.
