@@ -19,8 +19,6 @@ use crate::grpc::pb::key_store_client::KeyStoreClient;
 use crate::grpc::pb::validator_client::ValidatorClient;
 
 pub(super) const DEFAULT_ADDRESS: &str = "127.0.0.1:50051";
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// The largest page that the server sends, and some more.
 const MAX_MESSAGE_BYTES: usize = 8 * 1024 * 1024;
 
@@ -34,6 +32,9 @@ pub(super) struct ClientArgs {
     /// for a server on this machine alone.
     #[arg(long, env = "KEYVOUCH_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// How long to wait for the connection, and for an answer.
+    #[arg(long, env = "KEYVOUCH_TIMEOUT", value_parser = humantime::parse_duration, default_value = "10s")]
+    timeout: Duration,
 }
 
 /// A channel that sends the credential with each call.
@@ -66,8 +67,16 @@ impl ClientArgs {
 
     pub(super) async fn connect(&self) -> Result<Channel> {
         let endpoint = self.endpoint()?;
-        let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await;
-        channel.with_context(|| format!("can't reach a server at {} (--addr)", self.addr))
+        let channel = tokio::time::timeout(self.timeout, endpoint.connect()).await;
+        let channel = channel.map_err(anyhow::Error::from).and_then(|channel| Ok(channel?));
+        channel.with_context(|| format!("can't reach a server at {} (--addr)", endpoint.uri()))
+    }
+
+    /// A call that gives up in time. Streams take as long as they need: they don't come through here.
+    pub(super) fn call<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(self.timeout);
+        request
     }
 
     fn endpoint(&self) -> Result<Endpoint> {
@@ -109,13 +118,6 @@ impl ClientArgs {
     }
 }
 
-/// A call that gives up in time. Streams take as long as they need: they don't come through here.
-pub(super) fn call<T>(message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.set_timeout(CALL_TIMEOUT);
-    request
-}
-
 /// Runs a command that talks to a server.
 pub(super) fn block_on(command: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -127,7 +129,7 @@ mod tests {
     use super::*;
 
     fn at(addr: &str) -> ClientArgs {
-        ClientArgs { addr: addr.into(), token_file: None }
+        ClientArgs { addr: addr.into(), token_file: None, timeout: Duration::from_secs(1) }
     }
 
     #[test]

@@ -10,7 +10,6 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::ClientArgs;
-use super::client::call;
 use super::output::Output;
 
 #[derive(Debug, Args)]
@@ -24,7 +23,8 @@ pub(super) struct HealthcheckArgs {
 
 pub(super) async fn run(arguments: HealthcheckArgs, output: &Output) -> Result<ExitCode> {
     let mut health = HealthClient::new(arguments.client.connect().await?);
-    let answer = health.check(call(HealthCheckRequest { service: arguments.service })).await?;
+    let answer =
+        health.check(arguments.client.call(HealthCheckRequest { service: arguments.service })).await?;
     let status = answer.into_inner().status();
     output.value(status.as_str_name(), &json!({ "status": status.as_str_name() }))?;
     Ok(if status == ServingStatus::Serving { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -5,11 +5,10 @@ mod show;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use prost_types::{Duration, FieldMask, Timestamp};
 
-use super::client::call;
 use super::output::{Output, ReaderGone};
 use super::{ClientArgs, arguments};
 use crate::grpc::pb;
@@ -183,7 +182,7 @@ pub(super) async fn run(command: KeyCommand, output: &Output) -> Result<ExitCode
         KeyCommand::Create(arguments) => create(arguments, output).await?,
         KeyCommand::Get(IdArgs { id, client }) => {
             let response =
-                client.key_store().await?.get_key(call(pb::GetKeyRequest { id })).await?.into_inner();
+                client.key_store().await?.get_key(client.call(pb::GetKeyRequest { id })).await?.into_inner();
             output.message(&response, |response| show::key(response.key.as_ref()))?;
         }
         KeyCommand::List(arguments) if arguments.all => stream(arguments, output).await?,
@@ -191,12 +190,12 @@ pub(super) async fn run(command: KeyCommand, output: &Output) -> Result<ExitCode
         KeyCommand::Update(arguments) => update(arguments, output).await?,
         KeyCommand::Rotate(arguments) => rotate(arguments, output).await?,
         KeyCommand::Revoke(RevokeArgs { id, reason, client }) => {
-            let request = call(pb::RevokeKeyRequest { id, reason });
+            let request = client.call(pb::RevokeKeyRequest { id, reason });
             let response = client.key_store().await?.revoke_key(request).await?.into_inner();
             output.message(&response, |response| show::key(response.key.as_ref()))?;
         }
         KeyCommand::Delete(IdArgs { id, client }) => {
-            let request = call(pb::DeleteKeyRequest { id });
+            let request = client.call(pb::DeleteKeyRequest { id });
             let response = client.key_store().await?.delete_key(request).await?.into_inner();
             output.message(&response, |_| "deleted".to_owned())?;
         }
@@ -216,8 +215,10 @@ async fn create(arguments: CreateArgs, output: &Output) -> Result<()> {
         prefix: arguments.prefix,
         expiry: ttl.map(Expiry::Ttl).or(expires.map(Expiry::ExpireTime)),
     };
-    let response = arguments.client.key_store().await?.create_key(call(request)).await?.into_inner();
-    output.message(&response, |response| show::issued(response.key.as_ref(), &response.secret))
+    let response =
+        arguments.client.key_store().await?.create_key(arguments.client.call(request)).await?.into_inner();
+    let printed = output.message(&response, |response| show::issued(response.key.as_ref(), &response.secret));
+    printed.with_context(|| unprinted(response.key.as_ref()))
 }
 
 async fn rotate(arguments: RotateArgs, output: &Output) -> Result<()> {
@@ -228,11 +229,19 @@ async fn rotate(arguments: RotateArgs, output: &Output) -> Result<()> {
         overlap: Some(arguments.overlap),
         expiry: ttl.map(Expiry::Ttl).or(expires.map(Expiry::ExpireTime)),
     };
-    let response = arguments.client.key_store().await?.rotate_key(call(request)).await?.into_inner();
-    output.message(&response, |response| {
+    let response =
+        arguments.client.key_store().await?.rotate_key(arguments.client.call(request)).await?.into_inner();
+    let printed = output.message(&response, |response| {
         let issued = show::issued(response.key.as_ref(), &response.secret);
         format!("{issued}\n\nIt replaces:\n{}", show::key(response.replaced.as_ref()))
-    })
+    });
+    printed.with_context(|| unprinted(response.key.as_ref()))
+}
+
+/// What to do when the only copy of a secret went nowhere.
+fn unprinted(key: Option<&pb::Key>) -> String {
+    let id = key.map_or("?", |key| key.id.as_str());
+    format!("key {id} was made, but its secret could not be printed: delete or rotate it")
 }
 
 async fn list(arguments: ListArgs, output: &Output) -> Result<()> {
@@ -243,7 +252,8 @@ async fn list(arguments: ListArgs, output: &Output) -> Result<()> {
         page_size: arguments.page_size,
         page_token: arguments.page_token,
     };
-    let response = arguments.client.key_store().await?.list_keys(call(request)).await?.into_inner();
+    let response =
+        arguments.client.key_store().await?.list_keys(arguments.client.call(request)).await?.into_inner();
     output.message(&response, show::page)
 }
 
@@ -292,6 +302,7 @@ async fn update(arguments: UpdateArgs, output: &Output) -> Result<()> {
         update_mask: Some(FieldMask { paths }),
         expected_revision: arguments.expected_revision,
     };
-    let response = arguments.client.key_store().await?.update_key(call(request)).await?.into_inner();
+    let response =
+        arguments.client.key_store().await?.update_key(arguments.client.call(request)).await?.into_inner();
     output.message(&response, |response| show::key(response.key.as_ref()))
 }

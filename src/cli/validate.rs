@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 
-use super::client::call;
 use super::output::{Output, pairs};
 use super::{ClientArgs, arguments};
 use crate::grpc::pb::{ScopeMatch, ValidateRequest, ValidateResponse};
@@ -38,7 +37,8 @@ pub(super) async fn run(arguments: ValidateArgs, output: &Output) -> Result<Exit
         required_scopes: arguments.scopes,
         scope_match: scope_match.into(),
     };
-    let response = arguments.client.validator().await?.validate(call(request)).await?.into_inner();
+    let response =
+        arguments.client.validator().await?.validate(arguments.client.call(request)).await?.into_inner();
     output.message(&response, describe)?;
     Ok(if response.valid { ExitCode::SUCCESS } else { ExitCode::from(DENIED) })
 }

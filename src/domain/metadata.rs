@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::InvalidField;
-use super::text::exceeds;
+use super::text::{CONTROL_PROBLEM, exceeds, is_control};
 
 /// Up to [`Metadata::MAX_PAIRS`] pairs of texts, sorted by key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,8 +32,8 @@ impl Metadata {
                 let problem = format!("has a value that is too long: give at most {}", Self::MAX_VALUE_CHARS);
                 return Err(refused(problem + " characters"));
             }
-            if key.chars().chain(value.chars()).any(char::is_control) {
-                return Err(refused("has a control character: leave out line breaks, tabs and NUL".into()));
+            if key.chars().chain(value.chars()).any(is_control) {
+                return Err(refused(CONTROL_PROBLEM.into()));
             }
         }
         Ok(Self(pairs))

@@ -32,11 +32,8 @@ impl<const MIN: usize, const MAX: usize> BoundedText<MIN, MAX> {
         if exceeds(&text, MAX) {
             return Err(InvalidField::new(field, format!("is too long: give at most {MAX} characters")));
         }
-        if text.chars().any(char::is_control) {
-            return Err(InvalidField::new(
-                field,
-                "has a control character: leave out line breaks, tabs and NUL",
-            ));
+        if text.chars().any(is_control) {
+            return Err(InvalidField::new(field, CONTROL_PROBLEM));
         }
         Ok(Self(text))
     }
@@ -66,6 +63,16 @@ impl<const MIN: usize, const MAX: usize> fmt::Display for BoundedText<MIN, MAX> 
     }
 }
 
+/// What to say of a text with a control character.
+pub(super) const CONTROL_PROBLEM: &str =
+    "has a control character: leave out line breaks, tabs, NUL and marks that turn the direction of text";
+
+/// Whether `c` controls instead of being shown: of Unicode's category Cc, a line or paragraph separator, or a mark that
+/// turns the direction of text (UAX #9), with which one name can look like another.
+pub(super) fn is_control(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// Whether `text` has more than `max` characters, without counting far beyond that.
 pub(super) fn exceeds(text: &str, max: usize) -> bool {
     text.len() > max && text.chars().nth(max).is_some()
@@ -85,7 +92,7 @@ mod tests {
 
     #[test]
     fn empty_blank_and_control_are_refused_with_the_field() {
-        for bad in ["", "  ", "\u{a0}", "a\n", "\0", "\u{7f}"] {
+        for bad in ["", "  ", "\u{a0}", "a\n", "\0", "\u{7f}", "\u{202e}", "\u{2028}"] {
             assert_eq!(Three::parse("name", bad).unwrap_err().field, "name", "{bad:?}");
         }
         assert!(BoundedText::<0, 3>::parse("f", "").is_ok());

@@ -26,6 +26,7 @@ use self::change::Change;
 use self::convert::{from_row, uuid_of};
 use self::entity::{api_key, api_key_usage};
 use self::error::from_db;
+use self::sqlite::DatabaseFile;
 use super::{ErrorKind, KeyRepository, KeyStream, PageRequest, RepositoryError, Result, pages};
 use crate::domain::{
     ApiKey, ChangeContext, ChangeKind, Entropy, KeyFilter, KeyHash, KeyId, OwnerId, Revision, RevokeReason,
@@ -58,8 +59,8 @@ pub struct SqlRepository {
     /// For writes; on SQLite one connection, since the database takes one writer at a time.
     writer: DatabaseConnection,
     options: SqlOptions,
-    /// Where the database is, without credentials.
-    place: Arc<str>,
+    /// The file behind the connections.
+    file: Arc<DatabaseFile>,
 }
 
 impl SqlRepository {
@@ -87,13 +88,14 @@ impl SqlRepository {
     }
 
     async fn begin(&self) -> Result<Change> {
+        self.file.check()?;
         Change::begin(&self.writer, Arc::clone(&self.options.entropy)).await
     }
 }
 
 impl fmt::Display for SqlRepository {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Sql({})", self.place)
+        write!(f, "Sql({})", self.file)
     }
 }
 
@@ -206,6 +208,7 @@ impl KeyRepository for SqlRepository {
     }
 
     async fn ping(&self) -> Result<()> {
+        self.file.check()?;
         self.within_deadline(async { query::head(&self.reader).await.map(drop) }).await
     }
 }

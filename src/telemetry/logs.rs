@@ -36,7 +36,8 @@ pub enum LogFilterError {
 pub fn parse_filter(filter: &str) -> Result<EnvFilter, LogFilterError> {
     EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
-        .parse(filter)
+        // Which migrations were applied is told by our own line.
+        .parse(format!("sea_orm_migration=warn,{filter}"))
         .map_err(LogFilterError::Filter)
 }
 

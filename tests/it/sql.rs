@@ -185,3 +185,23 @@ async fn of_replicas_that_start_at_once_one_migrates_and_all_serve() {
     }
     assert_eq!(migrated, 1);
 }
+
+#[tokio::test]
+async fn a_file_that_was_deleted_or_replaced_takes_no_more_changes() {
+    use keyvouch::repository::ErrorKind;
+    let (repository, database, folder) = open().await;
+    let created = repository.create(key("a"), &context(1)).await.unwrap();
+    database.close().await.unwrap();
+    let path = folder.path().join("kv.db");
+    std::fs::rename(&path, folder.path().join("moved")).unwrap();
+    for is_replaced in [false, true] {
+        if is_replaced {
+            std::fs::copy(folder.path().join("moved"), &path).unwrap();
+        }
+        let error = repository.revoke(created.id, RevokeReason::default(), &context(2)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert_eq!(repository.ping().await.unwrap_err().kind(), ErrorKind::Unavailable);
+    }
+    std::fs::rename(folder.path().join("moved"), &path).unwrap();
+    repository.revoke(created.id, RevokeReason::default(), &context(3)).await.unwrap();
+}

@@ -1,9 +1,11 @@
 //! Opening a SQLite file.
 
-use std::fs::{DirBuilder, OpenOptions};
+use std::fmt;
+use std::fs::{self, Metadata, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
@@ -15,12 +17,14 @@ use crate::repository::{ErrorKind, RepositoryError, Result};
 
 /// Connections that read. Writers need no more than one.
 const READERS: u32 = 4;
+/// How long to wait before a file that is held by another process is opened again.
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// How long a statement waits for another process that holds the database's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(4);
 
 impl SqlRepository {
-    /// Opens the SQLite database in the file `path`, which is made with mode 0600 if it does not exist, and its folder
-    /// with mode 0700. The tables are made by [`SqlRepository::migrate`].
+    /// Opens the SQLite database in the file `path`, which is made with mode 0600 if it does not exist; its
+    /// folder has to be there. The tables are made by [`SqlRepository::migrate`].
     ///
     /// Journal: WAL, so that readers and the writer don't wait for each other. Synchronous: FULL, so that a change that was
     /// answered survives a power loss.
@@ -28,10 +32,67 @@ impl SqlRepository {
     /// # Errors
     /// [`ErrorKind::Unavailable`] if the file can't be made or opened, [`ErrorKind::Corrupt`] if it is no database.
     pub async fn open_sqlite(path: &Path, options: SqlOptions) -> Result<Self> {
-        create_file(path).map_err(|error| RepositoryError::new(ErrorKind::Unavailable, error))?;
-        let writer = connect(path, 1, &options).await?;
-        let reader = connect(path, READERS, &options).await?;
-        Ok(Self { reader, writer, options, place: format!("sqlite:{}", path.display()).into() })
+        let file = DatabaseFile::create(path)
+            .map_err(|error| RepositoryError::new(ErrorKind::Unavailable, error))?;
+        let writer = connect_patiently(path, 1, &options).await?;
+        let reader = connect_patiently(path, READERS, &options).await?;
+        Ok(Self { reader, writer, options, file: Arc::new(file) })
+    }
+}
+
+/// The file that was opened. SQLite goes on in a file that was deleted or replaced, and what is written there is lost.
+#[derive(Debug)]
+pub(super) struct DatabaseFile {
+    path: PathBuf,
+    /// Device and inode.
+    identity: (u64, u64),
+}
+
+impl DatabaseFile {
+    fn create(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+        Ok(Self { path: path.to_owned(), identity: identity(&file.metadata()?) })
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        match fs::metadata(&self.path) {
+            Ok(found) if identity(&found) == self.identity => Ok(()),
+            Ok(_) => {
+                Err(RepositoryError::new(ErrorKind::Unavailable, "the database file was replaced: restart"))
+            }
+            Err(error) => Err(RepositoryError::new(ErrorKind::Unavailable, error)),
+        }
+    }
+}
+
+impl fmt::Display for DatabaseFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sqlite:{}", self.path.display())
+    }
+}
+
+fn identity(file: &Metadata) -> (u64, u64) {
+    (file.dev(), file.ino())
+}
+
+/// Connects, and tries again while another process holds the file: turning it into a write-ahead log needs it alone, and
+/// SQLite does not wait for that.
+async fn connect_patiently(
+    path: &Path,
+    connections: u32,
+    options: &SqlOptions,
+) -> Result<DatabaseConnection> {
+    let patience = async {
+        loop {
+            match connect(path, connections, options).await {
+                Err(error) if error.kind() == ErrorKind::Timeout => tokio::time::sleep(LOCK_PAUSE).await,
+                outcome => return outcome,
+            }
+        }
+    };
+    match tokio::time::timeout(options.timeout, patience).await {
+        Ok(outcome) => outcome,
+        Err(elapsed) => Err(RepositoryError::new(ErrorKind::Timeout, elapsed)),
     }
 }
 
@@ -55,13 +116,6 @@ async fn connect(path: &Path, connections: u32, options: &SqlOptions) -> Result<
                 .busy_timeout(BUSY_TIMEOUT)
         });
     Database::connect(connect).await.map_err(from_db)
-}
-
-fn create_file(path: &Path) -> io::Result<()> {
-    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
-    }
-    OpenOptions::new().create(true).append(true).mode(0o600).open(path).map(drop)
 }
 
 #[cfg(test)]

@@ -113,6 +113,28 @@ fn settings_are_checked_and_shown_without_secrets() {
 }
 
 #[test]
+fn a_server_that_never_answers_is_given_up() {
+    let home = Home::new();
+    let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = mute.local_addr().unwrap().to_string();
+    for command in [&["healthcheck"][..], &["key", "list"], &["key", "get", "x"]] {
+        let done = home.run(&[command, &["--addr", &address, "--timeout", "200ms"]].concat());
+        assert_eq!(done.status, 1, "{command:?}");
+    }
+}
+
+#[test]
+fn a_secret_that_could_not_be_printed_is_told() {
+    let home = Home::new();
+    let server = home.serve(&[]);
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let create = ["key", "create", "--name", "n", "--owner", "o", "--addr", &server.address];
+    let done = home.command(&create).stdout(full).output().unwrap();
+    assert_eq!(done.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&done.stderr).contains("its secret could not be printed"));
+}
+
+#[test]
 fn the_version_is_that_of_the_package() {
     let home = Home::new();
     assert_eq!(home.run(&["version"]).stdout.trim(), env!("CARGO_PKG_VERSION"));
