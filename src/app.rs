@@ -61,11 +61,17 @@ impl App {
     pub async fn prepare(config: &Config, surroundings: Surroundings) -> Result<Self> {
         config.check()?;
         let store = Store::open(&config.store, &surroundings.entropy).await?;
-        Self::with_store(config, surroundings, store)
+        Self::assemble(config, surroundings, store)
     }
 
     /// The same with a store that the caller opened: a backend of his own, for example.
     pub fn with_store(config: &Config, surroundings: Surroundings, store: Store) -> Result<Self> {
+        config.check()?;
+        Self::assemble(config, surroundings, store)
+    }
+
+    /// Puts the parts together, by settings that were checked.
+    fn assemble(config: &Config, surroundings: Surroundings, store: Store) -> Result<Self> {
         let door = AdminDoor::find(config, &surroundings.entropy)?;
         let listeners = bind(&config.server.addresses()?)?;
         let Surroundings { clock, entropy } = surroundings;

@@ -1,5 +1,8 @@
 //! Who may call what.
 
+use std::sync::Arc;
+
+use keyvouch::app::{App, Store, Surroundings};
 use keyvouch::config::{Config, SecretText};
 use keyvouch::conformance::api::{Api, new_key, refusal};
 use keyvouch::grpc::pb;
@@ -90,5 +93,18 @@ async fn several_tokens_work_side_by_side() {
     let server = TestServer::start_with(MemoryRepository::new(), &config);
     for token in [TOKEN, "the-next-admin-token-of-the-tests"] {
         Api::new(server.channel().await, token).create(new_key()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_with_a_backend_of_its_own_is_never_open_beyond_this_machine() {
+    let mut config = config();
+    config.server.listen = vec!["0.0.0.0:0".into()];
+    config.admin.tokens = Vec::new();
+    for insecure in [true, false] {
+        config.admin.insecure = insecure;
+        let store = Store::new(Arc::new(MemoryRepository::new()));
+        let refused = App::with_store(&config, Surroundings::default(), store).unwrap_err().to_string();
+        assert!(refused.contains("administer keys") || refused.contains("needs a credential"), "{refused}");
     }
 }
