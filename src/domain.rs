@@ -22,7 +22,7 @@ mod timestamp;
 mod verdict;
 
 pub use api_key::{ApiKey, ImmutableField, KeyState, Revocation};
-pub use change::{ChangeContext, ChangeKind, ChangedField};
+pub use change::{ChangeContext, ChangeKind, ChangedField, KeyEvent};
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use entropy::{Entropy, EntropyError, SystemEntropy};
 pub use filter::{KeyFilter, StateSet};

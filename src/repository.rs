@@ -17,6 +17,7 @@
 
 mod delegate;
 mod error;
+mod feed;
 mod memory;
 mod on_runtime;
 pub(crate) mod pages;
@@ -29,12 +30,14 @@ use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
 pub use error::{ErrorKind, RepositoryError, Result};
+pub use feed::{Changes, EventPageRequest, EventPosition, FeedPosition};
 pub use memory::MemoryRepository;
 pub use on_runtime::OnRuntime;
-pub use sql::{SqlOptions, SqlRepository};
+pub use sql::{PoolOptions, SqlOptions, SqlRepository};
 
 use crate::domain::{
-    ApiKey, ChangeContext, KeyFilter, KeyHash, KeyId, OwnerId, Revision, RevokeReason, Rotation, Timestamp,
+    ApiKey, ChangeContext, KeyEvent, KeyFilter, KeyHash, KeyId, OwnerId, Revision, RevokeReason, Rotation,
+    Timestamp,
 };
 
 /// A stream of keys that reads as it is polled, holds a bounded number of keys and stops when dropped.
@@ -127,6 +130,47 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
     /// The provided form knows of none.
     async fn usage(&self, ids: &[KeyId]) -> Result<Vec<Option<Timestamp>>> {
         Ok(vec![None; ids.len()])
+    }
+
+    /// Stores new keys and says of each, in their order, what [`create`](Self::create) would have said. A key that can't
+    /// be stored does not hinder the others.
+    ///
+    /// The provided form creates one after the other.
+    ///
+    /// # Errors
+    /// Any but those of a single key; then it is not known which of them were stored.
+    async fn create_many(&self, keys: Vec<ApiKey>, context: &ChangeContext) -> Result<Vec<Result<ApiKey>>> {
+        provided::create_many(self, keys, context).await
+    }
+
+    /// The audit trail: at most `request.limit` of the events that `request` asks for, newest first, beginning after the
+    /// event `request.after`. Events of deleted keys are there too.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotOffered`] by the provided form.
+    async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<KeyEvent>> {
+        let _ = request;
+        Err(RepositoryError::not_offered("the audit trail"))
+    }
+
+    /// The change feed: the events after a position, at most `limit`, each once and in the order in which they became
+    /// visible; and the position behind them. `None` begins with the oldest event that is kept.
+    ///
+    /// # Errors
+    /// [`ErrorKind::PositionLost`] if events after the position may be missing: they were pruned, or history was rewound.
+    /// [`ErrorKind::NotOffered`] by the provided form.
+    async fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
+        let _ = (after, limit);
+        Err(RepositoryError::not_offered("a change feed"))
+    }
+
+    /// Deletes events from before `before`, but never the newest of all; returns how many.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotOffered`] by the provided form.
+    async fn prune_events(&self, before: Timestamp) -> Result<u64> {
+        let _ = before;
+        Err(RepositoryError::not_offered("an audit trail to prune"))
     }
 
     /// Succeeds if the store can answer.

@@ -1,140 +1,194 @@
 //! The first schema: keys, their usage, the events of their changes and the counter of revisions.
 //!
 //! Times are microseconds since the epoch in UTC as `BIGINT`, because the timestamp types of the databases differ in
-//! range and precision. Scopes and metadata are JSON texts.
-
-#![expect(elided_lifetimes_in_paths, reason = "the trait elides it, and async_trait needs both to agree")]
+//! range and precision. Scopes and metadata are JSON texts. Owners are compared by their bytes: on MySQL as
+//! `VARBINARY`, since all its collations of text fold letters or ignore trailing spaces on one server or another.
 
 use sea_orm_migration::prelude::*;
+use sea_orm_migration::sea_orm::DbBackend;
 
-#[derive(DeriveMigrationName)]
-pub(crate) struct Migration;
+use crate::Names;
+use crate::sql_migration::Statements;
 
-#[async_trait::async_trait]
-impl MigrationTrait for Migration {
-    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager.create_table(api_key()).await?;
-        for index in api_key_indexes() {
-            manager.create_index(index).await?;
-        }
-        manager.create_table(api_key_usage()).await?;
-        manager.create_table(key_event()).await?;
-        for index in key_event_indexes() {
-            manager.create_index(index).await?;
-        }
-        manager.create_table(revision_head()).await?;
-        manager.execute(first_revision_head()).await
+pub(crate) struct CreateKeyTables;
+
+impl Statements for CreateKeyTables {
+    const NAME: &'static str = "m20261123_000001_create_key_tables";
+
+    fn up(names: &Names, backend: DbBackend) -> Vec<String> {
+        let schema = Schema { names, backend };
+        let mut statements = Vec::new();
+        schema.create(schema.api_key(), schema.api_key_indexes().into(), &mut statements);
+        schema.create(schema.api_key_usage(), Vec::new(), &mut statements);
+        schema.create(schema.key_event(), schema.key_event_indexes().into(), &mut statements);
+        schema.create(schema.revision_head(), Vec::new(), &mut statements);
+        statements.push(schema.first_revision_head());
+        statements
     }
 
-    async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager.drop_table(Table::drop().table(RevisionHead::Table).to_owned()).await?;
-        manager.drop_table(Table::drop().table(KeyEvent::Table).to_owned()).await?;
-        manager.drop_table(Table::drop().table(ApiKeyUsage::Table).to_owned()).await?;
-        manager.drop_table(Table::drop().table(ApiKey::Table).to_owned()).await
+    fn down(names: &Names, backend: DbBackend) -> Vec<String> {
+        let tables = [names.revision_head(), names.key_event(), names.api_key_usage(), names.api_key()];
+        tables
+            .into_iter()
+            .map(|table| {
+                // Repeatable, as every statement is.
+                let drop = Table::drop().table(Alias::new(table)).if_exists().take();
+                backend.build(&drop).sql
+            })
+            .collect()
     }
 }
 
-fn api_key() -> TableCreateStatement {
-    Table::create()
-        .table(ApiKey::Table)
-        .if_not_exists()
-        .col(ColumnDef::new(ApiKey::Id).uuid().not_null().primary_key())
-        .col(ColumnDef::new(ApiKey::Hash).binary_len(32).not_null())
-        .col(ColumnDef::new(ApiKey::Prefix).string_len(16).not_null())
-        .col(ColumnDef::new(ApiKey::Name).string_len(128).not_null())
-        .col(ColumnDef::new(ApiKey::Description).string_len(1024).not_null())
-        .col(ColumnDef::new(ApiKey::OwnerId).string_len(128).not_null())
-        .col(ColumnDef::new(ApiKey::Scopes).text().not_null())
-        .col(ColumnDef::new(ApiKey::Metadata).text().not_null())
-        .col(ColumnDef::new(ApiKey::CreatedAt).big_integer().not_null())
-        .col(ColumnDef::new(ApiKey::UpdatedAt).big_integer().not_null())
-        .col(ColumnDef::new(ApiKey::ExpiresAt).big_integer())
-        .col(ColumnDef::new(ApiKey::RevokedAt).big_integer())
-        .col(ColumnDef::new(ApiKey::RevokeReason).string_len(256))
-        .col(ColumnDef::new(ApiKey::RotatedFrom).uuid())
-        .col(ColumnDef::new(ApiKey::ReplacedBy).uuid())
-        .col(ColumnDef::new(ApiKey::Revision).big_integer().not_null())
-        .take()
+struct Schema<'n> {
+    names: &'n Names,
+    backend: DbBackend,
 }
 
-fn api_key_indexes() -> [IndexCreateStatement; 3] {
-    [
-        index("api_key_hash", ApiKey::Table).col(ApiKey::Hash).unique().take(),
-        index("api_key_owner_order", ApiKey::Table)
-            .col(ApiKey::OwnerId)
-            .col(ApiKey::CreatedAt)
-            .col(ApiKey::Id)
-            .take(),
-        index("api_key_order", ApiKey::Table).col(ApiKey::CreatedAt).col(ApiKey::Id).take(),
-    ]
-}
+impl Schema<'_> {
+    /// Adds the statements that make `table`. MySQL can't make an index only if it is missing, but can make it with its
+    /// table, in one statement that can be repeated.
+    fn create(
+        &self,
+        mut table: TableCreateStatement,
+        indexes: Vec<IndexCreateStatement>,
+        statements: &mut Vec<String>,
+    ) {
+        table.if_not_exists();
+        if self.backend == DbBackend::MySql {
+            table.engine("InnoDB").character_set("utf8mb4").collate("utf8mb4_bin");
+            for mut index in indexes {
+                table.index(&mut index);
+            }
+            statements.push(self.backend.build(&table).sql);
+        } else {
+            statements.push(self.backend.build(&table).sql);
+            statements
+                .extend(indexes.into_iter().map(|mut index| self.backend.build(index.if_not_exists()).sql));
+        }
+    }
 
-fn api_key_usage() -> TableCreateStatement {
-    Table::create()
-        .table(ApiKeyUsage::Table)
-        .if_not_exists()
-        .col(ColumnDef::new(ApiKeyUsage::KeyId).uuid().not_null().primary_key())
-        .col(ColumnDef::new(ApiKeyUsage::LastUsedAt).big_integer().not_null())
-        .foreign_key(
-            ForeignKey::create()
-                .name("api_key_usage_key")
-                .from(ApiKeyUsage::Table, ApiKeyUsage::KeyId)
-                .to(ApiKey::Table, ApiKey::Id)
-                .on_delete(ForeignKeyAction::Cascade),
-        )
-        .take()
-}
+    fn api_key(&self) -> TableCreateStatement {
+        Table::create()
+            .table(Alias::new(self.names.api_key()))
+            .col(ColumnDef::new(ApiKey::Id).uuid().not_null().primary_key())
+            .col(ColumnDef::new(ApiKey::Hash).binary_len(32).not_null())
+            .col(ColumnDef::new(ApiKey::Prefix).string_len(16).not_null())
+            .col(ColumnDef::new(ApiKey::Name).string_len(128).not_null())
+            .col(ColumnDef::new(ApiKey::Description).string_len(1024).not_null())
+            .col(self.owner(ApiKey::OwnerId))
+            .col(self.long_text(ApiKey::Scopes))
+            .col(self.long_text(ApiKey::Metadata))
+            .col(ColumnDef::new(ApiKey::CreatedAt).big_integer().not_null())
+            .col(ColumnDef::new(ApiKey::UpdatedAt).big_integer().not_null())
+            .col(ColumnDef::new(ApiKey::ExpiresAt).big_integer())
+            .col(ColumnDef::new(ApiKey::RevokedAt).big_integer())
+            .col(ColumnDef::new(ApiKey::RevokeReason).string_len(256))
+            .col(ColumnDef::new(ApiKey::RotatedFrom).uuid())
+            .col(ColumnDef::new(ApiKey::ReplacedBy).uuid())
+            .col(ColumnDef::new(ApiKey::Revision).big_integer().not_null())
+            .take()
+    }
 
-/// The change feed and the audit trail. Its rows outlive their keys.
-fn key_event() -> TableCreateStatement {
-    Table::create()
-        .table(KeyEvent::Table)
-        .if_not_exists()
-        .col(ColumnDef::new(KeyEvent::Revision).big_integer().not_null().primary_key())
-        .col(ColumnDef::new(KeyEvent::Nonce).big_integer().not_null())
-        .col(ColumnDef::new(KeyEvent::KeyId).uuid().not_null())
-        .col(ColumnDef::new(KeyEvent::Hash).binary_len(32).not_null())
-        .col(ColumnDef::new(KeyEvent::OwnerId).string_len(128).not_null())
-        .col(ColumnDef::new(KeyEvent::Kind).string_len(16).not_null())
-        .col(ColumnDef::new(KeyEvent::ChangedFields).text().not_null())
-        .col(ColumnDef::new(KeyEvent::Actor).string_len(256).not_null())
-        .col(ColumnDef::new(KeyEvent::RequestId).string_len(128).not_null())
-        .col(ColumnDef::new(KeyEvent::CreatedAt).big_integer().not_null())
-        .take()
-}
+    fn api_key_indexes(&self) -> [IndexCreateStatement; 3] {
+        let index = |name| self.index(name, self.names.api_key());
+        [
+            index("api_key_hash").col(ApiKey::Hash).unique().take(),
+            index("api_key_owner_order").col(ApiKey::OwnerId).col(ApiKey::CreatedAt).col(ApiKey::Id).take(),
+            index("api_key_order").col(ApiKey::CreatedAt).col(ApiKey::Id).take(),
+        ]
+    }
 
-fn key_event_indexes() -> [IndexCreateStatement; 2] {
-    [
-        index("key_event_key", KeyEvent::Table).col(KeyEvent::KeyId).col(KeyEvent::Revision).take(),
-        index("key_event_owner", KeyEvent::Table).col(KeyEvent::OwnerId).col(KeyEvent::Revision).take(),
-    ]
-}
+    fn api_key_usage(&self) -> TableCreateStatement {
+        let mut table = Table::create();
+        table
+            .table(Alias::new(self.names.api_key_usage()))
+            .col(ColumnDef::new(ApiKeyUsage::KeyId).uuid().not_null().primary_key())
+            .col(ColumnDef::new(ApiKeyUsage::LastUsedAt).big_integer().not_null());
+        // On MySQL a foreign key would make each write of usage lock the row of its key, and a revocation wait for it.
+        if self.backend != DbBackend::MySql {
+            table.foreign_key(
+                ForeignKey::create()
+                    .name(self.names.named("api_key_usage_key"))
+                    .from(Alias::new(self.names.api_key_usage()), ApiKeyUsage::KeyId)
+                    .to(Alias::new(self.names.api_key()), ApiKey::Id)
+                    .on_delete(ForeignKeyAction::Cascade),
+            );
+        }
+        table
+    }
 
-/// One row: the last revision that was given out.
-fn revision_head() -> TableCreateStatement {
-    Table::create()
-        .table(RevisionHead::Table)
-        .if_not_exists()
-        .col(ColumnDef::new(RevisionHead::Id).integer().not_null().primary_key())
-        .col(ColumnDef::new(RevisionHead::Revision).big_integer().not_null())
-        .take()
-}
+    /// The change feed and the audit trail. Its rows outlive their keys.
+    fn key_event(&self) -> TableCreateStatement {
+        Table::create()
+            .table(Alias::new(self.names.key_event()))
+            .col(ColumnDef::new(KeyEvent::Revision).big_integer().not_null().primary_key())
+            .col(ColumnDef::new(KeyEvent::Nonce).big_integer().not_null())
+            .col(ColumnDef::new(KeyEvent::KeyId).uuid().not_null())
+            .col(ColumnDef::new(KeyEvent::Hash).binary_len(32).not_null())
+            .col(self.owner(KeyEvent::OwnerId))
+            .col(ColumnDef::new(KeyEvent::Kind).string_len(16).not_null())
+            .col(self.long_text(KeyEvent::ChangedFields))
+            .col(ColumnDef::new(KeyEvent::Actor).string_len(256).not_null())
+            .col(ColumnDef::new(KeyEvent::RequestId).string_len(128).not_null())
+            .col(ColumnDef::new(KeyEvent::CreatedAt).big_integer().not_null())
+            .take()
+    }
 
-fn first_revision_head() -> InsertStatement {
-    Query::insert()
-        .into_table(RevisionHead::Table)
-        .columns([RevisionHead::Id, RevisionHead::Revision])
-        .values_panic([1.into(), 0_i64.into()])
-        .take()
-}
+    fn key_event_indexes(&self) -> [IndexCreateStatement; 2] {
+        let index = |name| self.index(name, self.names.key_event());
+        [
+            index("key_event_key").col(KeyEvent::KeyId).col(KeyEvent::Revision).take(),
+            index("key_event_owner").col(KeyEvent::OwnerId).col(KeyEvent::Revision).take(),
+        ]
+    }
 
-fn index(name: &str, table: impl Iden + 'static) -> IndexCreateStatement {
-    Index::create().if_not_exists().name(name).table(table).take()
+    /// One row: the last revision that was given out.
+    fn revision_head(&self) -> TableCreateStatement {
+        Table::create()
+            .table(Alias::new(self.names.revision_head()))
+            .col(ColumnDef::new(RevisionHead::Id).integer().not_null().primary_key())
+            .col(ColumnDef::new(RevisionHead::Revision).big_integer().not_null())
+            .take()
+    }
+
+    fn first_revision_head(&self) -> String {
+        let insert = Query::insert()
+            .into_table(Alias::new(self.names.revision_head()))
+            .columns([RevisionHead::Id, RevisionHead::Revision])
+            .values_panic([1.into(), 0_i64.into()])
+            .on_conflict(OnConflict::column(RevisionHead::Id).do_nothing_on([RevisionHead::Id]).to_owned())
+            .take();
+        self.backend.build(&insert).to_string()
+    }
+
+    /// Up to 128 characters that are compared by their bytes.
+    fn owner(&self, column: impl IntoIden) -> ColumnDef {
+        let mut column = ColumnDef::new(column);
+        match self.backend {
+            DbBackend::MySql => column.var_binary(512),
+            DbBackend::Postgres => column.custom(Alias::new("varchar(128) COLLATE \"C\"")),
+            _ => column.string_len(128),
+        };
+        column.not_null().take()
+    }
+
+    /// A text that can be longer than the 65,535 bytes of MySQL's `TEXT`.
+    fn long_text(&self, column: impl IntoIden) -> ColumnDef {
+        let mut column = ColumnDef::new(column);
+        match self.backend {
+            DbBackend::MySql => column.custom(Alias::new("mediumtext")),
+            _ => column.text(),
+        };
+        column.not_null().take()
+    }
+
+    fn index(&self, name: &str, table: String) -> IndexCreateStatement {
+        Index::create().name(self.names.named(name)).table(Alias::new(table)).take()
+    }
 }
 
 #[derive(DeriveIden)]
 enum ApiKey {
-    Table,
     Id,
     Hash,
     Prefix,
@@ -155,14 +209,12 @@ enum ApiKey {
 
 #[derive(DeriveIden)]
 enum ApiKeyUsage {
-    Table,
     KeyId,
     LastUsedAt,
 }
 
 #[derive(DeriveIden)]
 enum KeyEvent {
-    Table,
     Revision,
     Nonce,
     KeyId,
@@ -177,7 +229,6 @@ enum KeyEvent {
 
 #[derive(DeriveIden)]
 enum RevisionHead {
-    Table,
     Id,
     Revision,
 }

@@ -48,7 +48,7 @@ impl AdminDoor {
     /// Finds out by `config`, which was checked: without a credential, it is reached from this machine alone.
     ///
     /// # Errors
-    /// A token can't be read or made.
+    /// A token can't be read or made, or one has to be configured because the store is shared.
     pub(super) fn find(config: &Config, entropy: &Arc<dyn Entropy>) -> Result<Self> {
         if config.admin.insecure {
             tracing::warn!("everyone on this machine can administer keys (admin.insecure = true)");
@@ -57,7 +57,12 @@ impl AdminDoor {
         if !config.admin.is_unset() {
             return Ok(Self::Configured(config.admin.load_tokens()?));
         }
-        let file = token_file(&config.store.place()?);
+        let Some(file) = token_file(&config.store.place()?) else {
+            bail!(
+                "a database server can have several Keyvouch servers, which need to know the same tokens: set \
+                 admin.tokens_file to a file with a line `name:token`"
+            );
+        };
         let (token, is_new) = match read_token(&file)? {
             Some(token) => (token, false),
             None => make_token(&file, entropy.as_ref())?,
@@ -78,11 +83,12 @@ impl AdminDoor {
     }
 }
 
-/// Beside the database; in the working directory for a store that has no file.
-fn token_file(place: &StorePlace) -> PathBuf {
+/// Beside the database; in the working directory for a store in memory; none for a store that others share.
+fn token_file(place: &StorePlace) -> Option<PathBuf> {
     match place {
-        StorePlace::Memory => TOKEN_FILE.into(),
-        StorePlace::Sqlite(path) => path.with_file_name(TOKEN_FILE),
+        StorePlace::Memory => Some(TOKEN_FILE.into()),
+        StorePlace::Sqlite(path) => Some(path.with_file_name(TOKEN_FILE)),
+        StorePlace::Server => None,
     }
 }
 

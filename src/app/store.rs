@@ -1,6 +1,5 @@
 //! From `[store]` to a repository.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
@@ -8,7 +7,7 @@ use tokio::runtime::Handle;
 
 use crate::config::{StoreConfig, StorePlace};
 use crate::domain::{Entropy, SystemEntropy};
-use crate::repository::{KeyRepository, MemoryRepository, OnRuntime, SqlOptions, SqlRepository};
+use crate::repository::{KeyRepository, MemoryRepository, OnRuntime, SqlRepository};
 use crate::telemetry::error_chain;
 
 /// A repository, and what has to be closed behind it.
@@ -34,10 +33,9 @@ impl Store {
                 );
                 Ok(Self::new(Arc::new(MemoryRepository::new())))
             }
-            StorePlace::Sqlite(path) => {
-                let options = SqlOptions { timeout: config.timeout.0, entropy: Arc::clone(entropy) };
-                let sql = open_file(&path, options).await?;
-                bring_up_to_date(&sql, config.auto_migrate).await?;
+            StorePlace::Sqlite(_) | StorePlace::Server => {
+                let sql = connect(config, Arc::clone(entropy)).await?;
+                bring_up_to_date(&sql, config.migrates_itself()).await?;
                 let repository = Arc::new(OnRuntime::new(sql.clone(), Handle::current()));
                 Ok(Self { repository, sql: Some(sql) })
             }
@@ -57,30 +55,58 @@ impl Store {
 pub async fn open_sql(config: &StoreConfig) -> Result<Option<SqlRepository>> {
     match config.place()? {
         StorePlace::Memory => Ok(None),
-        StorePlace::Sqlite(path) => {
-            let options = SqlOptions { timeout: config.timeout.0, entropy: Arc::new(SystemEntropy) };
-            open_file(&path, options).await.map(Some)
+        StorePlace::Sqlite(_) | StorePlace::Server => {
+            connect(config, Arc::new(SystemEntropy)).await.map(Some)
         }
     }
 }
 
-async fn open_file(path: &Path, options: SqlOptions) -> Result<SqlRepository> {
-    let opened = SqlRepository::open_sqlite(path, options).await;
-    opened.with_context(|| format!("can't open the SQLite file {} (store.url)", path.display()))
+async fn connect(config: &StoreConfig, entropy: Arc<dyn Entropy>) -> Result<SqlRepository> {
+    let options = config.sql_options(entropy)?;
+    let sql = if let StorePlace::Sqlite(path) = config.place()? {
+        let opened = SqlRepository::open_sqlite(&path, options).await;
+        opened.with_context(|| format!("can't open the SQLite file {} (store.url)", path.display()))?
+    } else {
+        let opened = SqlRepository::open(config.url.expose(), options).await;
+        opened.context("can't connect to the database (store.url)")?
+    };
+    match config.replica_url.expose() {
+        "" => Ok(sql),
+        url => sql.with_replica(url).await.context("can't connect to the replica (store.replica_url)"),
+    }
 }
 
 async fn bring_up_to_date(sql: &SqlRepository, auto_migrate: bool) -> Result<()> {
-    let pending = sql.pending_migrations().await.context("can't read the database's schema")?;
-    if pending.is_empty() {
+    let state = sql.schema_state().await.context("can't read the database's schema")?;
+    let breaking: Vec<_> = state.breaking().collect();
+    if !breaking.is_empty() {
+        bail!(
+            "the database's schema is that of a newer release, which this one can't work with ({}): use a newer release",
+            breaking.join(", ")
+        );
+    }
+    if state.pending.is_empty() {
+        if !state.unknown.is_empty() {
+            let unknown = state.unknown.join(", ");
+            tracing::info!(unknown, "the database's schema is newer than this release, and compatible");
+        }
         return Ok(());
     }
     if !auto_migrate {
         bail!(
-            "the database's schema is behind by {}: run `keyvouch migrate up`, or set store.auto_migrate = true",
-            pending.join(", ")
+            "the database's schema is behind by {} ({}): run `keyvouch migrate up`, or set store.auto_migrate = true",
+            count(state.pending.len()),
+            state.pending.join(", ")
         );
     }
     let applied = sql.migrate().await.context("can't bring the database's schema up to date")?;
-    tracing::info!(migrations = applied.join(", "), "the database's schema was brought up to date");
+    tracing::info!(migrations = applied.join(", "), "the database's schema is up to date");
     Ok(())
+}
+
+fn count(migrations: usize) -> String {
+    match migrations {
+        1 => "1 migration".to_owned(),
+        more => format!("{more} migrations"),
+    }
 }

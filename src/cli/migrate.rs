@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Subcommand;
+use keyvouch_migration::{PlannedMigration, SchemaState};
 use serde_json::json;
 
 use super::SettingsArgs;
@@ -15,39 +16,92 @@ use crate::repository::SqlRepository;
 #[derive(Debug, Subcommand)]
 pub(super) enum MigrateCommand {
     /// Apply all migrations that are pending.
-    Up(SettingsArgs),
-    /// Say which migrations are pending. Exit status: 0 none, 1 some.
+    Up {
+        /// Print the statements and change nothing.
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        settings: SettingsArgs,
+    },
+    /// Undo the last migrations, with the data in what they added.
+    Down {
+        /// How many.
+        #[arg(long, default_value_t = 1)]
+        steps: u32,
+        /// Print the statements and change nothing.
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        settings: SettingsArgs,
+    },
+    /// Say which migrations are pending. Exit status: 0 none, 3 some.
     Status(SettingsArgs),
 }
 
+/// The schema is behind.
+const PENDING: u8 = 3;
+
 pub(super) fn run(command: MigrateCommand, output: &Output) -> Result<ExitCode> {
     block_on(async {
-        match command {
-            MigrateCommand::Up(settings) => {
-                let sql = open(settings).await?;
-                let applied = sql.migrate().await.context("the migration failed");
-                sql.close().await?;
-                let applied = applied?;
-                let text = match applied.as_slice() {
-                    [] => "nothing to do: the schema is up to date".to_owned(),
-                    applied => format!("applied {}", applied.join(", ")),
-                };
-                output.value(&text, &json!({ "applied": applied }))
-            }
-            MigrateCommand::Status(settings) => {
-                let sql = open(settings).await?;
-                let pending = sql.pending_migrations().await.context("can't read the schema");
-                sql.close().await?;
-                let pending = pending?;
-                let text = match pending.as_slice() {
-                    [] => "the schema is up to date".to_owned(),
-                    pending => format!("pending: {}\nrun `keyvouch migrate up`", pending.join(", ")),
-                };
-                output.value(&text, &json!({ "pending": pending }))?;
-                Ok(if pending.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-            }
-        }
+        let sql = open(match &command {
+            MigrateCommand::Up { settings, .. }
+            | MigrateCommand::Down { settings, .. }
+            | MigrateCommand::Status(settings) => settings.clone(),
+        })
+        .await?;
+        let outcome = execute(&sql, &command, output).await;
+        sql.close().await?;
+        outcome
     })
+}
+
+async fn execute(sql: &SqlRepository, command: &MigrateCommand, output: &Output) -> Result<ExitCode> {
+    match command {
+        MigrateCommand::Up { dry_run: true, .. } => {
+            show(&sql.plan_migrations().await.context("can't read the schema")?, output)
+        }
+        MigrateCommand::Up { dry_run: false, .. } => {
+            let applied = sql.migrate().await.context("the migration failed")?;
+            let text = match applied.as_slice() {
+                [] => "nothing to do: the schema is up to date".to_owned(),
+                applied => format!("applied {}", applied.join(", ")),
+            };
+            output.value(&text, &json!({ "applied": applied }))
+        }
+        MigrateCommand::Down { steps, dry_run: true, .. } => {
+            show(&sql.plan_undo(*steps).await.context("can't read the schema")?, output)
+        }
+        MigrateCommand::Down { steps, dry_run: false, .. } => {
+            let undone = sql.undo_migrations(*steps).await.context("the migrations could not be undone")?;
+            let text = match undone.as_slice() {
+                [] => "nothing to do: no migration is applied".to_owned(),
+                undone => format!("undone {}", undone.join(", ")),
+            };
+            output.value(&text, &json!({ "undone": undone }))
+        }
+        MigrateCommand::Status(_) => {
+            let SchemaState { pending, unknown } =
+                sql.schema_state().await.context("can't read the schema")?;
+            let mut text = match pending.as_slice() {
+                [] => "the schema is up to date".to_owned(),
+                pending => format!("pending: {}\nrun `keyvouch migrate up`", pending.join(", ")),
+            };
+            if !unknown.is_empty() {
+                text.push_str(&format!("\nnot known to this release: {}", unknown.join(", ")));
+            }
+            output.value(&text, &json!({ "pending": pending, "unknown": unknown }))?;
+            Ok(if pending.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(PENDING) })
+        }
+    }
+}
+
+fn show(plan: &[PlannedMigration], output: &Output) -> Result<ExitCode> {
+    let text = match plan {
+        [] => "-- nothing to do".to_owned(),
+        plan => plan.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
+    };
+    let plan: Vec<_> = plan.iter().map(|it| json!({ "name": it.name, "sql": it.sql })).collect();
+    output.value(&text, &json!({ "plan": plan }))
 }
 
 async fn open(settings: SettingsArgs) -> Result<SqlRepository> {

@@ -35,7 +35,9 @@ fn properties(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
 }
 
 fn kind(schema: &Value) -> Kind {
-    match schema.get("type").and_then(Value::as_str) {
+    // What may be unset has a list of types, with `null` as the last.
+    let kind = schema.get("type").map(|kind| kind.get(0).unwrap_or(kind));
+    match kind.and_then(Value::as_str) {
         Some("boolean") => Kind::Boolean,
         Some("integer") => Kind::Integer,
         Some("array") => Kind::List,

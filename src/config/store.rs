@@ -1,12 +1,15 @@
 //! `[store]`
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Arc;
 
+use keyvouch_migration::{InvalidName, Names};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, HumanDuration, StoreUrl};
+use crate::domain::Entropy;
+use crate::repository::{PoolOptions, SqlOptions};
 
 const NAME: &str = "store.url";
 
@@ -14,12 +17,34 @@ const NAME: &str = "store.url";
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct StoreConfig {
-    /// `sqlite://FILE` or `memory:`.
+    /// `sqlite://FILE`, `postgres://…`, `mysql://…` or `memory:`.
     pub url: StoreUrl,
-    /// Whether `serve` brings the tables up to date by itself.
-    pub auto_migrate: bool,
+    /// Whether `serve` brings the tables up to date by itself. Unset: on SQLite alone.
+    pub auto_migrate: Option<bool>,
+    /// Listings are read from this replica of the database, which may lag behind. Empty: from the store itself.
+    pub replica_url: StoreUrl,
+    /// What the names of the tables begin with.
+    pub table_prefix: String,
+    /// The schema of PostgreSQL that the tables are in. Empty: the one that the database's user has by default.
+    pub schema: String,
+    /// The table with the history of migrations. Empty: `seaql_migrations`, behind the prefix.
+    pub migrations_table: String,
     /// How long one call to the store may take.
     pub timeout: HumanDuration,
+    /// How long a change may wait for others.
+    pub lock_timeout: HumanDuration,
+    /// Connections to a database server for reads, at most.
+    pub max_readers: u32,
+    /// Connections to a database server for changes, at most.
+    pub max_writers: u32,
+    /// How long a call may wait for a connection.
+    pub acquire_timeout: HumanDuration,
+    /// How long the first connection may take.
+    pub connect_timeout: HumanDuration,
+    /// A connection that was not used for so long is closed.
+    pub idle_timeout: HumanDuration,
+    /// How long a connection lives at most.
+    pub max_lifetime: HumanDuration,
 }
 
 /// A store that this release speaks to.
@@ -29,14 +54,28 @@ pub enum StorePlace {
     Memory,
     /// A SQLite file.
     Sqlite(PathBuf),
+    /// A database server. The URL stays in the settings.
+    Server,
 }
 
 impl Default for StoreConfig {
     fn default() -> Self {
+        let sql = SqlOptions::default();
         Self {
             url: StoreUrl::from("sqlite://keyvouch.db".to_owned()),
-            auto_migrate: true,
-            timeout: HumanDuration(Duration::from_secs(5)),
+            auto_migrate: None,
+            replica_url: StoreUrl::from(String::new()),
+            table_prefix: String::new(),
+            schema: String::new(),
+            migrations_table: String::new(),
+            timeout: HumanDuration(sql.timeout),
+            lock_timeout: HumanDuration(sql.lock_timeout),
+            max_readers: sql.pool.max_readers,
+            max_writers: sql.pool.max_writers,
+            acquire_timeout: HumanDuration(sql.pool.acquire_timeout),
+            connect_timeout: HumanDuration(sql.pool.connect_timeout),
+            idle_timeout: HumanDuration(sql.pool.idle_timeout),
+            max_lifetime: HumanDuration(sql.pool.max_lifetime),
         }
     }
 }
@@ -44,19 +83,90 @@ impl Default for StoreConfig {
 impl StoreConfig {
     /// The store in `url`. No error holds the URL: it can have a password.
     pub fn place(&self) -> Result<StorePlace, ConfigError> {
-        if self.timeout.0.is_zero() {
-            return Err(ConfigError::invalid("store.timeout", "must be more than zero"));
+        for (name, duration) in [
+            ("store.timeout", self.timeout),
+            ("store.lock_timeout", self.lock_timeout),
+            ("store.acquire_timeout", self.acquire_timeout),
+            ("store.connect_timeout", self.connect_timeout),
+            ("store.idle_timeout", self.idle_timeout),
+            ("store.max_lifetime", self.max_lifetime),
+        ] {
+            if duration.0.is_zero() {
+                return Err(ConfigError::invalid(name, "must be more than zero"));
+            }
         }
+        for (name, count) in
+            [("store.max_readers", self.max_readers), ("store.max_writers", self.max_writers)]
+        {
+            if count == 0 {
+                return Err(ConfigError::invalid(name, "must be at least 1"));
+            }
+        }
+        let place = self.parse_url()?;
+        let is_postgres = self.url.expose().starts_with("postgres");
+        if !self.schema.is_empty() && !is_postgres {
+            return Err(ConfigError::invalid("store.schema", "is for PostgreSQL alone: leave it empty"));
+        }
+        if !self.replica_url.expose().is_empty() && place != StorePlace::Server {
+            return Err(ConfigError::invalid("store.replica_url", "needs a database server in store.url"));
+        }
+        self.names()?;
+        Ok(place)
+    }
+
+    /// Whether `serve` brings the tables up to date.
+    #[must_use]
+    pub fn migrates_itself(&self) -> bool {
+        self.auto_migrate.unwrap_or_else(|| self.url.expose().starts_with("sqlite:"))
+    }
+
+    /// How the SQL store behaves.
+    pub fn sql_options(&self, entropy: Arc<dyn Entropy>) -> Result<SqlOptions, ConfigError> {
+        Ok(SqlOptions {
+            timeout: self.timeout.0,
+            lock_timeout: self.lock_timeout.0,
+            names: self.names()?,
+            schema: (!self.schema.is_empty()).then(|| self.schema.clone()),
+            pool: PoolOptions {
+                max_readers: self.max_readers,
+                max_writers: self.max_writers,
+                acquire_timeout: self.acquire_timeout.0,
+                connect_timeout: self.connect_timeout.0,
+                idle_timeout: self.idle_timeout.0,
+                max_lifetime: self.max_lifetime.0,
+            },
+            entropy,
+        })
+    }
+
+    fn names(&self) -> Result<Names, ConfigError> {
+        let invalid = |name| move |error: InvalidName| ConfigError::invalid(name, error.to_string());
+        if !self.schema.is_empty() {
+            // A schema's name follows the rules of a table's.
+            Names::prefixed(&self.schema).map_err(invalid("store.schema"))?;
+        }
+        let names = Names::prefixed(&self.table_prefix).map_err(invalid("store.table_prefix"))?;
+        if self.migrations_table.is_empty() {
+            return Ok(names);
+        }
+        names.with_history(&self.migrations_table).map_err(invalid("store.migrations_table"))
+    }
+
+    fn parse_url(&self) -> Result<StorePlace, ConfigError> {
         let Some((scheme, rest)) = self.url.expose().split_once(':') else {
-            return Err(ConfigError::invalid(NAME, "is no URL: give sqlite://FILE or memory:"));
+            return Err(ConfigError::invalid(
+                NAME,
+                "is no URL: give sqlite://FILE, postgres://…, mysql://… or memory:",
+            ));
         };
         match scheme {
             "memory" if rest.is_empty() => Ok(StorePlace::Memory),
             "memory" => Err(ConfigError::invalid(NAME, "takes nothing after `memory:`")),
             "sqlite" => sqlite_file(rest),
+            "postgres" | "postgresql" | "mysql" | "mariadb" => Ok(StorePlace::Server),
             _ => Err(ConfigError::invalid(
                 NAME,
-                "names a store that this release does not have: use sqlite: or memory:",
+                "names a store that this release does not have: use sqlite:, postgres:, mysql: or memory:",
             )),
         }
     }
@@ -96,6 +206,8 @@ mod tests {
         assert_eq!(place("sqlite://keyvouch.db").unwrap(), StorePlace::Sqlite("keyvouch.db".into()));
         assert_eq!(place("sqlite:///var/kv.db").unwrap(), StorePlace::Sqlite("/var/kv.db".into()));
         assert_eq!(place("sqlite:kv.db").unwrap(), StorePlace::Sqlite("kv.db".into()));
+        assert_eq!(place("postgres://u:hunter2@h/d").unwrap(), StorePlace::Server);
+        assert_eq!(place("mysql://u:hunter2@h/d").unwrap(), StorePlace::Server);
     }
 
     #[test]
@@ -107,7 +219,7 @@ mod tests {
             "sqlite::memory:",
             "sqlite://a?mode=rw",
             "memory:x",
-            "postgres://u:hunter2@h/d",
+            "redis://u:hunter2@h/0",
         ] {
             let error = place(url).unwrap_err().to_string();
             assert!(error.starts_with("store.url: ") && !error.contains("hunter2"), "{error}");

@@ -22,6 +22,7 @@ impl StoreUrl {
 
     fn shown(&self) -> String {
         match self.expose().split_once(':') {
+            None if self.expose().is_empty() => String::new(),
             Some(("sqlite" | "memory", _)) => self.expose().to_owned(),
             Some((scheme, _)) if scheme.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-') => {
                 format!("{scheme}:(redacted)")

@@ -2,6 +2,7 @@
 
 pub mod create;
 pub mod delete;
+pub mod events;
 pub mod list;
 pub mod read;
 pub mod revision;
@@ -46,6 +47,11 @@ macro_rules! repository_conformance {
             usage::a_use_touches_neither_record_nor_revision,
             usage::a_use_does_not_bring_a_deleted_key_back,
             usage::a_re_created_key_was_never_used,
+            events::every_change_is_in_the_audit_trail,
+            events::the_audit_trail_can_be_narrowed,
+            events::pages_of_events_neither_skip_nor_repeat,
+            events::a_follower_sees_every_change_once_and_in_order,
+            events::pruned_events_are_missed_by_nobody_unawares,
         );
     };
     (required: $subject:expr) => {
@@ -53,6 +59,7 @@ macro_rules! repository_conformance {
             create::the_created_key_is_returned_with_a_revision,
             create::a_taken_id_is_refused_and_nothing_is_stored,
             create::a_taken_hash_is_refused_and_nothing_is_stored,
+            create::many_keys_are_created_each_for_itself,
             create::of_creates_at_once_with_one_id_one_wins,
             create::of_creates_at_once_with_one_hash_one_wins,
             read::a_missing_key_is_none,

@@ -118,6 +118,11 @@ fn from_repository(error: &RepositoryError) -> Status {
         ErrorKind::NotOffered => {
             status(Code::Unimplemented, ErrorReason::NotOffered, "the storage backend does not offer this")
         }
+        ErrorKind::PositionLost => status(
+            Code::OutOfRange,
+            ErrorReason::FeedPositionLost,
+            "the position is too old: begin anew without one",
+        ),
         ErrorKind::Unavailable => {
             log(error);
             let mut details = details_of(ErrorReason::StoreUnavailable);

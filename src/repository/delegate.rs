@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{KeyRepository, KeyStream, PageRequest, Result};
+use super::{Changes, EventPageRequest, FeedPosition, KeyRepository, KeyStream, PageRequest, Result};
 use crate::domain::{
-    ApiKey, ChangeContext, KeyFilter, KeyHash, KeyId, OwnerId, Revision, RevokeReason, Rotation, Timestamp,
+    ApiKey, ChangeContext, KeyEvent, KeyFilter, KeyHash, KeyId, OwnerId, Revision, RevokeReason, Rotation,
+    Timestamp,
 };
 
 macro_rules! delegate {
@@ -66,6 +67,26 @@ macro_rules! delegate {
 
             async fn usage(&self, ids: &[KeyId]) -> Result<Vec<Option<Timestamp>>> {
                 (**self).usage(ids).await
+            }
+
+            async fn create_many(
+                &self,
+                keys: Vec<ApiKey>,
+                context: &ChangeContext,
+            ) -> Result<Vec<Result<ApiKey>>> {
+                (**self).create_many(keys, context).await
+            }
+
+            async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<KeyEvent>> {
+                (**self).list_events(request).await
+            }
+
+            async fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
+                (**self).changes(after, limit).await
+            }
+
+            async fn prune_events(&self, before: Timestamp) -> Result<u64> {
+                (**self).prune_events(before).await
             }
 
             async fn ping(&self) -> Result<()> {

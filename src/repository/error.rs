@@ -19,6 +19,8 @@ pub enum ErrorKind {
     Refused,
     /// This backend has no such function.
     NotOffered,
+    /// Events after this position of the change feed may be missing.
+    PositionLost,
     /// The store can't be reached or takes no writes. Trying again later may help.
     Unavailable,
     /// The store did not answer in time.
@@ -37,6 +39,7 @@ impl ErrorKind {
             Self::Conflict => "the key was changed meanwhile",
             Self::Refused => "the change is not allowed",
             Self::NotOffered => "this storage backend does not offer that",
+            Self::PositionLost => "the position in the change feed is too old",
             Self::Unavailable => "the store is unavailable",
             Self::Timeout => "the store did not answer in time",
             Self::Corrupt => "a stored record can't be read",

@@ -2,14 +2,19 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::hash::{BuildHasher as _, RandomState};
 use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use async_trait::async_trait;
 
-use super::{ErrorKind, KeyRepository, KeyStream, PagePosition, PageRequest, Result, pages};
+use super::{
+    Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, PagePosition, PageRequest,
+    Result, pages,
+};
 use crate::domain::{
-    ApiKey, ChangeContext, KeyFilter, KeyHash, KeyId, OwnerId, Revision, RevokeReason, Rotation, Timestamp,
+    ApiKey, ChangeContext, ChangeKind, ChangedField, KeyEvent, KeyFilter, KeyHash, KeyId, OwnerId, Revision,
+    RevokeReason, Rotation, Timestamp,
 };
 
 /// Keeps keys in this process's memory. Clones share them.
@@ -21,7 +26,6 @@ pub struct MemoryRepository {
 /// The order of a listing, oldest first.
 type ListKey = (Timestamp, KeyId);
 
-#[derive(Default)]
 struct State {
     /// The one counter of all changes, so it outlives each key.
     last_revision: i64,
@@ -30,11 +34,30 @@ struct State {
     all: BTreeMap<ListKey, KeyId>,
     by_owner: HashMap<OwnerId, BTreeMap<ListKey, KeyId>>,
     last_used: HashMap<KeyId, Timestamp>,
+    /// By revision. All of them: pruning is the caller's.
+    events: BTreeMap<Revision, KeyEvent>,
+    /// Drawn once: a feed position of another process is no position here.
+    nonce: u64,
 }
 
 impl fmt::Debug for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("State").field("keys", &self.keys.len()).finish_non_exhaustive()
+    }
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            last_revision: 0,
+            keys: HashMap::new(),
+            ids_by_hash: HashMap::new(),
+            all: BTreeMap::new(),
+            by_owner: HashMap::new(),
+            last_used: HashMap::new(),
+            events: BTreeMap::new(),
+            nonce: RandomState::new().hash_one(()),
+        }
     }
 }
 
@@ -44,13 +67,30 @@ impl State {
         Revision::new(self.last_revision)
     }
 
-    fn create(&mut self, mut key: ApiKey) -> Result<ApiKey> {
+    fn record(&mut self, key: &ApiKey, kind: ChangeKind, fields: Vec<ChangedField>, context: &ChangeContext) {
+        let event = KeyEvent {
+            revision: key.revision,
+            nonce: self.nonce,
+            key_id: key.id,
+            hash: key.hash,
+            owner_id: key.owner_id.clone(),
+            kind,
+            changed_fields: fields,
+            actor: context.actor.clone(),
+            request_id: context.request_id.clone(),
+            at: context.now,
+        };
+        self.events.insert(event.revision, event);
+    }
+
+    fn create(&mut self, mut key: ApiKey, context: &ChangeContext) -> Result<ApiKey> {
         self.check_free(&key)?;
         key.revision = self.next_revision();
         self.ids_by_hash.insert(key.hash, key.id);
         self.all.insert((key.created_at, key.id), key.id);
         self.by_owner.entry(key.owner_id.clone()).or_default().insert((key.created_at, key.id), key.id);
         self.keys.insert(key.id, key.clone());
+        self.record(&key, ChangeKind::Created, Vec::new(), context);
         Ok(key)
     }
 
@@ -61,31 +101,44 @@ impl State {
         Ok(())
     }
 
-    fn update(&mut self, mut key: ApiKey, expected: Revision) -> Result<ApiKey> {
-        self.check_replaceable(&key, expected)?;
+    fn update(
+        &mut self,
+        mut key: ApiKey,
+        expected: Revision,
+        kind: ChangeKind,
+        context: &ChangeContext,
+    ) -> Result<ApiKey> {
+        let fields = self.check_replaceable(&key, expected)?.changed_fields(&key);
         key.revision = self.next_revision();
         self.keys.insert(key.id, key.clone());
+        self.record(&key, kind, fields, context);
         Ok(key)
     }
 
-    fn check_replaceable(&self, key: &ApiKey, expected: Revision) -> Result<()> {
+    /// The record that `key` may take the place of.
+    fn check_replaceable(&self, key: &ApiKey, expected: Revision) -> Result<&ApiKey> {
         let stored = self.keys.get(&key.id).ok_or(ErrorKind::NotFound)?;
         if stored.revision != expected {
             return Err(ErrorKind::Conflict.into());
         }
         stored.check_update(key)?;
-        Ok(())
+        Ok(stored)
     }
 
-    fn rotate(&mut self, Rotation { replaced, successor }: Rotation) -> Result<Rotation> {
+    fn rotate(
+        &mut self,
+        Rotation { replaced, successor }: Rotation,
+        context: &ChangeContext,
+    ) -> Result<Rotation> {
         let expected = replaced.revision;
         self.check_free(&successor)?;
         self.check_replaceable(&replaced, expected)?;
-        Ok(Rotation { successor: self.create(successor)?, replaced: self.update(replaced, expected)? })
+        let replaced = self.update(replaced, expected, ChangeKind::Rotated, context)?;
+        Ok(Rotation { replaced, successor: self.create(successor, context)? })
     }
 
-    fn delete(&mut self, id: KeyId) -> Result<Revision> {
-        let key = self.keys.remove(&id).ok_or(ErrorKind::NotFound)?;
+    fn delete(&mut self, id: KeyId, context: &ChangeContext) -> Result<Revision> {
+        let mut key = self.keys.remove(&id).ok_or(ErrorKind::NotFound)?;
         let place = (key.created_at, key.id);
         self.ids_by_hash.remove(&key.hash);
         self.all.remove(&place);
@@ -96,7 +149,57 @@ impl State {
             }
         }
         self.last_used.remove(&id);
-        Ok(self.next_revision())
+        key.revision = self.next_revision();
+        self.record(&key, ChangeKind::Deleted, Vec::new(), context);
+        Ok(key.revision)
+    }
+
+    fn event_page(&self, request: &EventPageRequest) -> Vec<KeyEvent> {
+        let end = request.after.map_or(Bound::Unbounded, |after| Bound::Excluded(after.revision));
+        let events = self.events.range((Bound::Unbounded, end)).rev().map(|(_, event)| event);
+        events
+            .filter(|event| request.key_id.is_none_or(|id| id == event.key_id))
+            .filter(|event| request.owner_id.as_ref().is_none_or(|owner| *owner == event.owner_id))
+            .take(request.limit)
+            .cloned()
+            .collect()
+    }
+
+    fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
+        let begin = match after {
+            None => Bound::Unbounded,
+            Some(position) if self.knows(position) => Bound::Excluded(position.revision()),
+            Some(_) => return Err(ErrorKind::PositionLost.into()),
+        };
+        let events: Vec<_> = self
+            .events
+            .range((begin, Bound::Unbounded))
+            .take(limit)
+            .map(|(_, event)| event.clone())
+            .collect();
+        let start = || after.cloned().unwrap_or_else(FeedPosition::beginning);
+        let position = events.last().map_or_else(start, FeedPosition::of);
+        Ok(Changes { events, position })
+    }
+
+    /// Whether no event after `position` is missing.
+    fn knows(&self, position: &FeedPosition) -> bool {
+        if position.is_beginning() {
+            return self.last_revision == 0 || self.events.contains_key(&Revision::new(1));
+        }
+        self.events.get(&position.revision()).is_some_and(|event| FeedPosition::of(event) == *position)
+    }
+
+    fn prune(&mut self, before: Timestamp) -> u64 {
+        let mut pruned = 0;
+        while self.events.len() > 1
+            && let Some(oldest) = self.events.first_entry()
+            && oldest.get().at < before
+        {
+            oldest.remove();
+            pruned += 1;
+        }
+        pruned
     }
 
     fn page(&self, request: &PageRequest) -> Vec<ApiKey> {
@@ -154,16 +257,21 @@ impl KeyRepository for MemoryRepository {
         Ok(self.read().keys.get(&id).cloned())
     }
 
-    async fn create(&self, key: ApiKey, _: &ChangeContext) -> Result<ApiKey> {
-        self.write().create(key)
+    async fn create(&self, key: ApiKey, context: &ChangeContext) -> Result<ApiKey> {
+        self.write().create(key, context)
     }
 
-    async fn update(&self, key: ApiKey, expected: Revision, _: &ChangeContext) -> Result<ApiKey> {
-        self.write().update(key, expected)
+    async fn create_many(&self, keys: Vec<ApiKey>, context: &ChangeContext) -> Result<Vec<Result<ApiKey>>> {
+        let mut state = self.write();
+        Ok(keys.into_iter().map(|key| state.create(key, context)).collect())
     }
 
-    async fn delete(&self, id: KeyId, _: &ChangeContext) -> Result<Revision> {
-        self.write().delete(id)
+    async fn update(&self, key: ApiKey, expected: Revision, context: &ChangeContext) -> Result<ApiKey> {
+        self.write().update(key, expected, ChangeKind::Updated, context)
+    }
+
+    async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<Revision> {
+        self.write().delete(id, context)
     }
 
     fn list_by_owner(&self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream {
@@ -177,13 +285,13 @@ impl KeyRepository for MemoryRepository {
             None => Ok(key.clone()),
             Some(revoked) => {
                 let expected = key.revision;
-                state.update(revoked, expected)
+                state.update(revoked, expected, ChangeKind::Revoked, context)
             }
         }
     }
 
-    async fn rotate(&self, rotation: Rotation, _: &ChangeContext) -> Result<Rotation> {
-        self.write().rotate(rotation)
+    async fn rotate(&self, rotation: Rotation, context: &ChangeContext) -> Result<Rotation> {
+        self.write().rotate(rotation, context)
     }
 
     async fn list_page(&self, request: &PageRequest) -> Result<Vec<ApiKey>> {
@@ -204,6 +312,18 @@ impl KeyRepository for MemoryRepository {
     async fn usage(&self, ids: &[KeyId]) -> Result<Vec<Option<Timestamp>>> {
         let state = self.read();
         Ok(ids.iter().map(|id| state.last_used.get(id).copied()).collect())
+    }
+
+    async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<KeyEvent>> {
+        Ok(self.read().event_page(request))
+    }
+
+    async fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
+        self.read().changes(after, limit)
+    }
+
+    async fn prune_events(&self, before: Timestamp) -> Result<u64> {
+        Ok(self.write().prune(before))
     }
 
     async fn ping(&self) -> Result<()> {

@@ -10,9 +10,13 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{ErrorKind, KeyRepository, KeyStream, PageRequest, RepositoryError, Result};
+use super::{
+    Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, PageRequest,
+    RepositoryError, Result,
+};
 use crate::domain::{
-    ApiKey, ChangeContext, KeyFilter, KeyHash, KeyId, OwnerId, Revision, RevokeReason, Rotation, Timestamp,
+    ApiKey, ChangeContext, KeyEvent, KeyFilter, KeyHash, KeyId, OwnerId, Revision, RevokeReason, Rotation,
+    Timestamp,
 };
 
 /// How many keys of a stream wait between the two runtimes.
@@ -122,6 +126,25 @@ impl<R: KeyRepository + 'static> KeyRepository for OnRuntime<R> {
     async fn usage(&self, ids: &[KeyId]) -> Result<Vec<Option<Timestamp>>> {
         let ids = ids.to_vec();
         self.run(|inner| async move { inner.usage(&ids).await }).await
+    }
+
+    async fn create_many(&self, keys: Vec<ApiKey>, context: &ChangeContext) -> Result<Vec<Result<ApiKey>>> {
+        let context = context.clone();
+        self.run(move |inner| async move { inner.create_many(keys, &context).await }).await
+    }
+
+    async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<KeyEvent>> {
+        let request = request.clone();
+        self.run(move |inner| async move { inner.list_events(&request).await }).await
+    }
+
+    async fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
+        let after = after.cloned();
+        self.run(move |inner| async move { inner.changes(after.as_ref(), limit).await }).await
+    }
+
+    async fn prune_events(&self, before: Timestamp) -> Result<u64> {
+        self.run(move |inner| async move { inner.prune_events(before).await }).await
     }
 
     async fn ping(&self) -> Result<()> {

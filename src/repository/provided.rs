@@ -49,6 +49,21 @@ pub(super) async fn rotate<R: KeyRepository + ?Sized>(
     }
 }
 
+pub(super) async fn create_many<R: KeyRepository + ?Sized>(
+    repository: &R,
+    keys: Vec<ApiKey>,
+    context: &ChangeContext,
+) -> Result<Vec<Result<ApiKey>>> {
+    let mut outcomes = Vec::new();
+    for key in keys {
+        match repository.create(key, context).await {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+            outcome => outcomes.push(outcome),
+        }
+    }
+    Ok(outcomes)
+}
+
 pub(super) async fn list_page<R: KeyRepository + ?Sized>(
     repository: &R,
     request: &PageRequest,

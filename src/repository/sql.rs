@@ -1,101 +1,206 @@
-//! Keys in a SQL database, through SeaORM. This release speaks to SQLite.
+//! Keys in a SQL database, through SeaORM: SQLite, PostgreSQL, MySQL and MariaDB.
 //!
 //! Every change is one transaction ([`change::Change`]) that first takes the next number of `revision_head` and holds it
 //! to its commit, so the order of revisions is the order of commits; it writes the record and its event together.
 //! Reads go through a pool of their own, so that they never wait for a writer.
 
 mod change;
-mod convert;
-mod entity;
 mod error;
+mod feed;
+mod mysql;
+mod options;
+mod place;
+mod pool;
+mod postgres;
 mod query;
+mod row;
 mod schema;
 mod sqlite;
+mod tables;
+mod write;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
+use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
-use sea_orm::{
-    ColumnTrait as _, ConnectionTrait as _, DatabaseConnection, EntityTrait as _, QueryFilter as _,
-};
+use sea_orm::{ConnectionTrait as _, FromQueryResult as _};
 
-use self::change::Change;
-use self::convert::{from_row, uuid_of};
-use self::entity::{api_key, api_key_usage};
-use self::error::from_db;
-use self::sqlite::DatabaseFile;
-use super::{ErrorKind, KeyRepository, KeyStream, PageRequest, RepositoryError, Result, pages};
+use self::change::{Change, read_head};
+use self::error::{Remedy, from_db, remedy};
+use self::place::{Place, Pool, Purpose};
+use self::row::KeyRow;
+use self::tables::Tables;
+use self::write::Write;
+use super::{
+    Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, PageRequest,
+    RepositoryError, Result, pages,
+};
 use crate::domain::{
-    ApiKey, ChangeContext, ChangeKind, Entropy, KeyFilter, KeyHash, KeyId, OwnerId, Revision, RevokeReason,
-    Rotation, SystemEntropy, Timestamp,
+    ApiKey, ChangeContext, KeyEvent, KeyFilter, KeyHash, KeyId, OwnerId, Revision, RevokeReason, Rotation,
+    Timestamp,
 };
 
-/// How many ids one statement names: well below the 32,766 parameters that SQLite takes.
-const BATCH: usize = 500;
+pub use self::options::{PoolOptions, SqlOptions};
 
-/// How a [`SqlRepository`] behaves.
-#[derive(Clone, Debug)]
-pub struct SqlOptions {
-    /// How long a call may take, waiting for a connection included.
-    pub timeout: Duration,
-    /// Where the nonces of events come from.
-    pub entropy: Arc<dyn Entropy>,
-}
-
-impl Default for SqlOptions {
-    fn default() -> Self {
-        Self { timeout: Duration::from_secs(5), entropy: Arc::new(SystemEntropy) }
-    }
-}
+/// How many ids one statement names, below SQLite's limit of 500 rows in a list.
+const BATCH: usize = 400;
+/// How often a change is tried that the database took back because of another one.
+const MAX_ATTEMPTS: usize = 5;
 
 /// Keys in a SQL database. Clones share its connections.
 #[derive(Clone, Debug)]
 pub struct SqlRepository {
-    /// For reads.
-    reader: DatabaseConnection,
-    /// For writes; on SQLite one connection, since the database takes one writer at a time.
-    writer: DatabaseConnection,
-    options: SqlOptions,
-    /// The file behind the connections.
-    file: Arc<DatabaseFile>,
+    reader: Pool,
+    /// On SQLite one connection, since the database takes one writer at a time.
+    writer: Pool,
+    /// For listings, which may come from a replica.
+    lister: Pool,
+    tables: Arc<Tables>,
+    options: Arc<SqlOptions>,
+    place: Place,
 }
 
 impl SqlRepository {
-    /// The names of the migrations that the database lacks, oldest first. Changes nothing.
-    pub async fn pending_migrations(&self) -> Result<Vec<String>> {
-        self.within_deadline(schema::pending(&self.reader)).await
+    /// Opens the database of `url`: `sqlite://FILE`, `postgres://…` or `mysql://…` (MariaDB too). Its tables are made by
+    /// [`SqlRepository::migrate`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Refused`] if the URL can't be used, [`ErrorKind::Unavailable`] if the database can't be reached,
+    /// [`ErrorKind::Corrupt`] if a file is no database. No error holds the URL.
+    pub async fn open(url: &str, options: SqlOptions) -> Result<Self> {
+        Self::open_place(Place::parse(url)?, options).await
     }
 
-    /// Applies all pending migrations and returns their names. It may take as long as it needs.
-    pub async fn migrate(&self) -> Result<Vec<String>> {
-        schema::migrate(&self.writer).await
+    /// Opens the SQLite database in the file `path`, which is made with mode 0600 if it does not exist; its folder has to
+    /// be there.
+    pub async fn open_sqlite(path: &Path, options: SqlOptions) -> Result<Self> {
+        let file = sqlite::DatabaseFile::create(path.to_owned())?;
+        Self::open_place(Place::Sqlite(Arc::new(file)), options).await
+    }
+
+    async fn open_place(place: Place, options: SqlOptions) -> Result<Self> {
+        place.probe(&options).await?;
+        let writer = place.pool(Purpose::Changes, &options).await?;
+        let reader = place.pool(Purpose::Reads, &options).await?;
+        let tables = Tables::new(&options.names, reader.connection.get_database_backend());
+        let lister = reader.clone();
+        Ok(Self { reader, writer, lister, tables: Arc::new(tables), options: Arc::new(options), place })
+    }
+
+    /// Has listings (pages of keys and of events, and streams) read from the replica of `url`, which may lag behind.
+    /// Everything else, validation above all, stays with the primary.
+    pub async fn with_replica(self, url: &str) -> Result<Self> {
+        let replica = Place::parse(url)?;
+        replica.probe(&self.options).await?;
+        let lister = replica.pool(Purpose::Reads, &self.options).await?;
+        if lister.connection.get_database_backend() != self.tables.backend {
+            return Err(RepositoryError::new(ErrorKind::Refused, "the replica is another kind of database"));
+        }
+        Ok(Self { lister, ..self })
     }
 
     /// Closes the connections. Calls that come afterwards fail with [`ErrorKind::Unavailable`].
     pub async fn close(&self) -> Result<()> {
-        self.reader.close_by_ref().await.map_err(from_db)?;
-        self.writer.close_by_ref().await.map_err(from_db)
+        for pool in [&self.reader, &self.writer, &self.lister] {
+            pool.connection.close_by_ref().await.map_err(from_db)?;
+        }
+        Ok(())
     }
 
-    async fn within_deadline<T>(&self, call: impl Future<Output = Result<T>> + Send) -> Result<T> {
-        match tokio::time::timeout(self.options.timeout, call).await {
+    async fn within_deadline<T>(
+        &self,
+        pool: &Pool,
+        call: impl Future<Output = Result<T>> + Send,
+    ) -> Result<T> {
+        let mut call = pin!(call);
+        match tokio::time::timeout(self.options.timeout, &mut call).await {
             Ok(outcome) => outcome,
-            Err(elapsed) => Err(RepositoryError::new(ErrorKind::Timeout, elapsed)),
+            Err(elapsed) => {
+                // Before the call is dropped and gives its connection back.
+                pool.health.suspect();
+                Err(RepositoryError::new(ErrorKind::Timeout, elapsed))
+            }
         }
     }
 
-    async fn begin(&self) -> Result<Change> {
-        self.file.check()?;
-        Change::begin(&self.writer, Arc::clone(&self.options.entropy)).await
+    /// Reads, and once more if the connection turned out to be gone.
+    async fn read<T, F>(&self, read: impl Fn(Pool) -> F + Send + Sync) -> Result<T>
+    where
+        T: Send,
+        F: Future<Output = Result<T>> + Send,
+    {
+        self.read_from(&self.reader, read).await
+    }
+
+    async fn read_from<T, F>(&self, pool: &Pool, read: impl Fn(Pool) -> F + Send + Sync) -> Result<T>
+    where
+        T: Send,
+        F: Future<Output = Result<T>> + Send,
+    {
+        self.within_deadline(pool, async {
+            match read(pool.clone()).await {
+                Err(error) if remedy(&error) == Remedy::Distrust => {
+                    pool.health.suspect();
+                    read(pool.clone()).await
+                }
+                outcome => outcome,
+            }
+        })
+        .await
+    }
+
+    async fn find(&self, select: sea_orm::sea_query::SelectStatement) -> Result<Option<ApiKey>> {
+        let row = self.read(|pool| {
+            let select = &select;
+            async move { pool.connection.query_one(select).await.map_err(from_db) }
+        });
+        let Some(row) = row.await? else {
+            return Ok(None);
+        };
+        KeyRow::from_query_result(&row, "").map_err(from_db)?.into_key().map(Some)
+    }
+
+    /// Makes a change, and makes it anew if the database took it back because of another one, or takes no writes here.
+    async fn write<W: Write>(&self, write: W, context: &ChangeContext) -> Result<W::Output> {
+        self.within_deadline(&self.writer, async {
+            for _ in 1..MAX_ATTEMPTS {
+                match self.try_write(&write, context).await {
+                    Err(error) => match remedy(&error) {
+                        Remedy::Retry => {}
+                        Remedy::Reconnect => {
+                            for pool in [&self.reader, &self.writer] {
+                                pool.health.replace_all();
+                            }
+                        }
+                        Remedy::Distrust => {
+                            self.writer.health.suspect();
+                            return Err(error);
+                        }
+                        Remedy::None => return Err(error),
+                    },
+                    outcome => return outcome,
+                }
+            }
+            self.try_write(&write, context).await
+        })
+        .await
+    }
+
+    async fn try_write<W: Write>(&self, write: &W, context: &ChangeContext) -> Result<W::Output> {
+        self.place.check()?;
+        let entropy = Arc::clone(&self.options.entropy);
+        let change = Change::begin(&self.writer.connection, Arc::clone(&self.tables), entropy).await?;
+        write.run(change, context).await
     }
 }
 
 impl fmt::Display for SqlRepository {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Sql({})", self.file)
+        write!(f, "Sql({})", self.place)
     }
 }
 
@@ -103,47 +208,27 @@ impl fmt::Display for SqlRepository {
 #[deny(clippy::missing_trait_methods)]
 impl KeyRepository for SqlRepository {
     async fn get_by_hash(&self, hash: &KeyHash) -> Result<Option<ApiKey>> {
-        let row = api_key::Entity::find()
-            .filter(api_key::Column::Hash.eq(hash.as_bytes().to_vec()))
-            .one(&self.reader);
-        self.within_deadline(async { row.await.map_err(from_db)?.map(from_row).transpose() }).await
+        self.find(query::key_by_hash(&self.tables, hash)).await
     }
 
     async fn get(&self, id: KeyId) -> Result<Option<ApiKey>> {
-        let row = api_key::Entity::find_by_id(uuid_of(id)).one(&self.reader);
-        self.within_deadline(async { row.await.map_err(from_db)?.map(from_row).transpose() }).await
+        self.find(query::key_by_id(&self.tables, id)).await
     }
 
     async fn create(&self, key: ApiKey, context: &ChangeContext) -> Result<ApiKey> {
-        self.within_deadline(async {
-            let mut change = self.begin().await?;
-            let created = change.insert(key).await?;
-            change.record(ChangeKind::Created, convert::to_row(&created)?, &[], context).await?;
-            change.commit().await?;
-            Ok(created)
-        })
-        .await
+        self.write(write::Create(key), context).await
+    }
+
+    async fn create_many(&self, keys: Vec<ApiKey>, context: &ChangeContext) -> Result<Vec<Result<ApiKey>>> {
+        self.write(write::CreateMany(keys), context).await
     }
 
     async fn update(&self, key: ApiKey, expected: Revision, context: &ChangeContext) -> Result<ApiKey> {
-        self.within_deadline(async {
-            let change = self.begin().await?;
-            let (updated, fields) = change.replace(key, expected).await?;
-            change.record(ChangeKind::Updated, convert::to_row(&updated)?, &fields, context).await?;
-            change.commit().await?;
-            Ok(updated)
-        })
-        .await
+        self.write(write::Update { key, expected }, context).await
     }
 
     async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<Revision> {
-        self.within_deadline(async {
-            let change = self.begin().await?;
-            let deleted = change.remove(id).await?;
-            change.record(ChangeKind::Deleted, deleted, &[], context).await?;
-            change.commit().await
-        })
-        .await
+        self.write(write::Delete(id), context).await
     }
 
     fn list_by_owner(&self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream {
@@ -151,64 +236,76 @@ impl KeyRepository for SqlRepository {
     }
 
     async fn revoke(&self, id: KeyId, reason: RevokeReason, context: &ChangeContext) -> Result<ApiKey> {
-        self.within_deadline(async {
-            let change = self.begin().await?;
-            let key = change.find(id).await?;
-            // Left without a commit, the change is rolled back and no revision is used up.
-            let Some(revoked) = key.revoked(reason, context.now) else {
-                return Ok(key);
-            };
-            let (revoked, fields) = change.replace(revoked, key.revision).await?;
-            change.record(ChangeKind::Revoked, convert::to_row(&revoked)?, &fields, context).await?;
-            change.commit().await?;
-            Ok(revoked)
-        })
-        .await
+        self.write(write::Revoke { id, reason }, context).await
     }
 
     async fn rotate(&self, rotation: Rotation, context: &ChangeContext) -> Result<Rotation> {
-        self.within_deadline(async {
-            let mut change = self.begin().await?;
-            let expected = rotation.replaced.revision;
-            let (replaced, fields) = change.replace(rotation.replaced, expected).await?;
-            change.record(ChangeKind::Rotated, convert::to_row(&replaced)?, &fields, context).await?;
-            change.next_revision().await?;
-            let successor = change.insert(rotation.successor).await?;
-            change.record(ChangeKind::Created, convert::to_row(&successor)?, &[], context).await?;
-            change.commit().await?;
-            Ok(Rotation { replaced, successor })
-        })
-        .await
+        self.write(write::Rotate(rotation), context).await
     }
 
     async fn list_page(&self, request: &PageRequest) -> Result<Vec<ApiKey>> {
-        let rows = query::page(request).all(&self.reader);
-        self.within_deadline(async { rows.await.map_err(from_db)?.into_iter().map(from_row).collect() }).await
+        let select = query::page(&self.tables, request);
+        let rows = self.read_from(&self.lister, |pool| {
+            let select = &select;
+            async move { pool.connection.query_all(select).await.map_err(from_db) }
+        });
+        let rows = rows.await?;
+        rows.iter().map(|row| KeyRow::from_query_result(row, "").map_err(from_db)?.into_key()).collect()
     }
 
     async fn record_usage(&self, usage: &[(KeyId, Timestamp)]) -> Result<()> {
         for batch in usage.chunks(BATCH) {
-            let statement = query::record_usage(batch)?;
-            self.within_deadline(async { self.writer.execute(&statement).await.map_err(from_db) }).await?;
+            let statement = query::record_usage(&self.tables, batch)?;
+            self.within_deadline(&self.writer, async {
+                self.place.check()?;
+                self.writer.connection.execute(&statement).await.map_err(from_db).map(drop)
+            })
+            .await?;
         }
         Ok(())
     }
 
     async fn usage(&self, ids: &[KeyId]) -> Result<Vec<Option<Timestamp>>> {
-        let mut last_used = std::collections::HashMap::new();
+        let mut last_used = HashMap::new();
         for batch in ids.chunks(BATCH) {
-            let rows = api_key_usage::Entity::find()
-                .filter(api_key_usage::Column::KeyId.is_in(batch.iter().copied().map(uuid_of)))
-                .all(&self.reader);
-            for row in self.within_deadline(async { rows.await.map_err(from_db) }).await? {
-                last_used.insert(KeyId::from_uuid(row.key_id), convert::timestamp(row.last_used_at)?);
+            let select = query::usage(&self.tables, batch);
+            let rows = self.read(|pool| {
+                let select = &select;
+                async move { pool.connection.query_all(select).await.map_err(from_db) }
+            });
+            for row in rows.await? {
+                let id = KeyId::from_uuid(row.try_get_by_index(0).map_err(from_db)?);
+                last_used.insert(id, row::timestamp(row.try_get_by_index(1).map_err(from_db)?)?);
             }
         }
         Ok(ids.iter().map(|id| last_used.get(id).copied()).collect())
     }
 
+    async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<KeyEvent>> {
+        self.read_from(&self.lister, |pool| async move {
+            feed::page(&pool.connection, &self.tables, request).await
+        })
+        .await
+    }
+
+    async fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
+        self.read(|pool| async move { feed::changes(&pool.connection, &self.tables, after, limit).await })
+            .await
+    }
+
+    async fn prune_events(&self, before: Timestamp) -> Result<u64> {
+        let mut pruned = 0;
+        loop {
+            let batch = feed::prune_batch(&self.writer.connection, &self.tables, before);
+            match self.within_deadline(&self.writer, batch).await? {
+                None | Some(0) => return Ok(pruned),
+                Some(deleted) => pruned += deleted,
+            }
+        }
+    }
+
     async fn ping(&self) -> Result<()> {
-        self.file.check()?;
-        self.within_deadline(async { query::head(&self.reader).await.map(drop) }).await
+        self.place.check()?;
+        self.read(|pool| async move { read_head(&pool.connection, &self.tables).await.map(drop) }).await
     }
 }

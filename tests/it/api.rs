@@ -2,6 +2,7 @@
 
 use keyvouch::repository::{MemoryRepository, OnRuntime};
 
+use crate::databases::Kind;
 use crate::repository::open_sqlite;
 use crate::support::TestServer;
 
@@ -20,5 +21,23 @@ mod sqlite {
         let repository = OnRuntime::new(repository, tokio::runtime::Handle::current());
         let server = TestServer::start(repository);
         (server.api().await, (server, folder))
+    });
+}
+
+mod postgres {
+    use super::*;
+    keyvouch::api_conformance!(async {
+        let repository = OnRuntime::new(Kind::Postgres.repository().await, tokio::runtime::Handle::current());
+        let server = TestServer::start(repository);
+        (server.api().await, server)
+    });
+}
+
+mod mariadb {
+    use super::*;
+    keyvouch::api_conformance!(async {
+        let repository = OnRuntime::new(Kind::MariaDb.repository().await, tokio::runtime::Handle::current());
+        let server = TestServer::start(repository);
+        (server.api().await, server)
     });
 }

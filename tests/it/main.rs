@@ -3,8 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod api;
+mod databases;
 mod process;
 mod repository;
 mod server;
 mod sql;
+mod sql_servers;
 mod support;

@@ -2,7 +2,7 @@
 
 mod cli;
 mod life;
-mod program;
+pub(crate) mod program;
 mod readme;
 mod secrecy;
 mod start;

@@ -10,6 +10,8 @@ use keyvouch::repository::{
 };
 use tempfile::TempDir;
 
+use crate::databases::Kind;
+
 mod memory {
     use super::*;
     keyvouch::repository_conformance!(all: async { (Arc::new(MemoryRepository::new()) as Subject, ()) });
@@ -44,6 +46,20 @@ mod sqlite {
     keyvouch::repository_conformance!(all: async {
         let (repository, folder) = open_sqlite().await;
         (Arc::new(repository) as Subject, folder)
+    });
+}
+
+mod postgres {
+    use super::*;
+    keyvouch::repository_conformance!(all: async {
+        (Arc::new(Kind::Postgres.repository().await) as Subject, ())
+    });
+}
+
+mod mariadb {
+    use super::*;
+    keyvouch::repository_conformance!(all: async {
+        (Arc::new(Kind::MariaDb.repository().await) as Subject, ())
     });
 }
 

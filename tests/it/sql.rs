@@ -173,7 +173,7 @@ async fn of_replicas_that_start_at_once_one_migrates_and_all_serve() {
             tokio::spawn(async move {
                 let repository = SqlRepository::open_sqlite(&path, SqlOptions::default()).await.unwrap();
                 let applied = repository.migrate().await.unwrap();
-                assert_eq!(repository.pending_migrations().await.unwrap(), Vec::<String>::new());
+                assert_eq!(repository.schema_state().await.unwrap().pending, Vec::<String>::new());
                 repository.ping().await.unwrap();
                 applied.len()
             })

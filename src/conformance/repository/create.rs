@@ -3,7 +3,7 @@
 use super::Subject;
 use super::fixture::{at_once, context, create, hash, id, key, kind, list, owner};
 use crate::domain::{ApiKey, Revision};
-use crate::repository::{ErrorKind, KeyRepository as _};
+use crate::repository::{ErrorKind, KeyRepository as _, RepositoryError};
 
 /// The key comes back as it was given, with a revision of its own.
 pub async fn the_created_key_is_returned_with_a_revision(subject: Subject) {
@@ -66,4 +66,22 @@ fn the_one_winner(outcomes: Vec<crate::repository::Result<ApiKey>>) -> ApiKey {
     assert!(losers.into_iter().all(|loser| kind(loser) == ErrorKind::AlreadyExists));
     assert_eq!(winners.len(), 1);
     winners.into_iter().next().unwrap().unwrap()
+}
+
+/// Each is answered as if it had been created alone, also when two of them are alike.
+pub async fn many_keys_are_created_each_for_itself(subject: Subject) {
+    let taken = create(&subject, key(1)).await;
+    let same_id = ApiKey { id: id(3), ..key(4) };
+    let keys = vec![key(0), key(1), key(3), same_id, key(5)];
+    let outcomes = subject.create_many(keys, &context()).await.unwrap();
+    let told: Vec<_> =
+        outcomes.iter().map(|it| it.as_ref().map(|key| key.id).map_err(RepositoryError::kind)).collect();
+    let exists = || Err(ErrorKind::AlreadyExists);
+    assert_eq!(told, [Ok(id(0)), exists(), Ok(id(3)), exists(), Ok(id(5))]);
+    for created in outcomes.into_iter().flatten() {
+        assert!(created.revision > taken.revision);
+        assert_eq!(subject.get_by_hash(&created.hash).await.unwrap(), Some(created));
+    }
+    assert_eq!(subject.create_many(Vec::new(), &context()).await.unwrap().len(), 0);
+    assert_eq!(subject.get(id(1)).await.unwrap(), Some(taken));
 }

@@ -1,39 +1,134 @@
-//! From SeaORM's errors to the kinds that callers act on.
+//! From the errors of SeaORM and the drivers to the kinds that callers act on.
 
-use sea_orm::{DbErr, RuntimeErr, SqlErr, sqlx};
+use std::error::Error as _;
+
+use sea_orm::{DbErr, RuntimeErr, sqlx};
 
 use crate::repository::{ErrorKind, RepositoryError};
 
 /// Classifies `error`, which becomes the source.
 pub(super) fn from_db(error: DbErr) -> RepositoryError {
-    RepositoryError::new(kind_of(&error), error)
+    RepositoryError::new(verdict_on(&error).0, error)
 }
 
-fn kind_of(error: &DbErr) -> ErrorKind {
-    if let Some(SqlErr::UniqueConstraintViolation(_)) = error.sql_err() {
-        return ErrorKind::AlreadyExists;
+/// The same for an error of the driver.
+pub(super) fn from_driver(error: sqlx::Error) -> RepositoryError {
+    from_db(DbErr::Conn(RuntimeErr::SqlxError(error.into())))
+}
+
+/// What the repository can do about an error by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Remedy {
+    /// Nothing.
+    None,
+    /// The database took the transaction back because of another one: the same again may pass.
+    Retry,
+    /// This server takes no writes (any more): connect anew, perhaps to another one, and try again.
+    Reconnect,
+    /// This connection is gone; others may be too. What only reads may be tried again.
+    Distrust,
+}
+
+/// The remedy for `error`, which [`from_db`] made.
+pub(super) fn remedy(error: &RepositoryError) -> Remedy {
+    match error.source().and_then(|source| source.downcast_ref::<DbErr>()) {
+        Some(error) => verdict_on(error).1,
+        None => Remedy::None,
     }
+}
+
+type Verdict = (ErrorKind, Remedy);
+
+fn verdict_on(error: &DbErr) -> Verdict {
     match error {
-        DbErr::ConnectionAcquire(_) | DbErr::Conn(_) => ErrorKind::Unavailable,
+        DbErr::Conn(RuntimeErr::SqlxError(source)) => match verdict_on_driver(source) {
+            // Whatever keeps us from connecting, the store is unavailable.
+            (ErrorKind::Internal, remedy) => (ErrorKind::Unavailable, remedy),
+            verdict => verdict,
+        },
+        DbErr::ConnectionAcquire(_) | DbErr::Conn(_) => (ErrorKind::Unavailable, Remedy::None),
         DbErr::Exec(RuntimeErr::SqlxError(source)) | DbErr::Query(RuntimeErr::SqlxError(source)) => {
-            kind_of_driver(source)
+            verdict_on_driver(source)
         }
-        DbErr::Type(_) | DbErr::Json(_) | DbErr::TryIntoErr { .. } => ErrorKind::Corrupt,
-        _ => ErrorKind::Internal,
+        DbErr::Type(_) | DbErr::Json(_) | DbErr::TryIntoErr { .. } => (ErrorKind::Corrupt, Remedy::None),
+        _ => (ErrorKind::Internal, Remedy::None),
     }
 }
 
-fn kind_of_driver(error: &sqlx::Error) -> ErrorKind {
+fn verdict_on_driver(error: &sqlx::Error) -> Verdict {
     match error {
-        sqlx::Error::Io(_)
-        | sqlx::Error::PoolTimedOut
-        | sqlx::Error::PoolClosed
-        | sqlx::Error::WorkerCrashed => ErrorKind::Unavailable,
-        sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => ErrorKind::Corrupt,
-        sqlx::Error::Database(error) => {
-            error.code().map_or(ErrorKind::Internal, |code| kind_of_sqlite(&code))
+        sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed => (ErrorKind::Unavailable, Remedy::Distrust),
+        sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => {
+            (ErrorKind::Unavailable, Remedy::None)
         }
-        _ => ErrorKind::Internal,
+        sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => (ErrorKind::Corrupt, Remedy::None),
+        sqlx::Error::Database(error) => {
+            if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
+                return verdict_on_mysql(error.number());
+            }
+            let code = error.code().unwrap_or_default();
+            if error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>().is_some() {
+                return verdict_on_postgres(&code);
+            }
+            (kind_of_sqlite(&code), Remedy::None)
+        }
+        _ => (ErrorKind::Internal, Remedy::None),
+    }
+}
+
+/// <https://www.postgresql.org/docs/15/errcodes-appendix.html>
+fn verdict_on_postgres(state: &str) -> Verdict {
+    match state {
+        // unique_violation
+        "23505" => (ErrorKind::AlreadyExists, Remedy::None),
+        // serialization_failure, deadlock_detected
+        "40001" | "40P01" => (ErrorKind::Unavailable, Remedy::Retry),
+        // read_only_sql_transaction: a standby, or a primary that was demoted
+        "25006" => (ErrorKind::Unavailable, Remedy::Reconnect),
+        // lock_not_available, query_canceled
+        "55P03" | "57014" => (ErrorKind::Timeout, Remedy::None),
+        // idle_in_transaction_session_timeout, transaction_timeout: the connection is closed
+        "25P03" | "25P04" => (ErrorKind::Timeout, Remedy::Distrust),
+        // admin_shutdown, crash_shutdown, cannot_connect_now, database_dropped, idle_session_timeout
+        "57P01" | "57P02" | "57P03" | "57P04" | "57P05" => (ErrorKind::Unavailable, Remedy::Distrust),
+        // data_corrupted, index_corrupted
+        "XX001" | "XX002" => (ErrorKind::Corrupt, Remedy::None),
+        // invalid_catalog_name: there is no such database
+        "3D000" => (ErrorKind::Unavailable, Remedy::None),
+        _ => match state.get(..2) {
+            // connection_exception
+            Some("08") => (ErrorKind::Unavailable, Remedy::Distrust),
+            // invalid_authorization_specification, insufficient_resources, system_error
+            Some("28" | "53" | "58") => (ErrorKind::Unavailable, Remedy::None),
+            _ => (ErrorKind::Internal, Remedy::None),
+        },
+    }
+}
+
+/// <https://mariadb.com/kb/en/mariadb-error-codes/>,
+/// <https://dev.mysql.com/doc/mysql-errors/8.0/en/server-error-reference.html>
+fn verdict_on_mysql(number: u16) -> Verdict {
+    match number {
+        // ER_DUP_ENTRY
+        1062 => (ErrorKind::AlreadyExists, Remedy::None),
+        // ER_CHECKREAD (MariaDB's snapshot isolation), ER_LOCK_DEADLOCK
+        1020 | 1213 => (ErrorKind::Unavailable, Remedy::Retry),
+        // ER_OPTION_PREVENTS_STATEMENT (--read-only), ER_READ_ONLY_MODE
+        1290 | 1836 => (ErrorKind::Unavailable, Remedy::Reconnect),
+        // ER_LOCK_WAIT_TIMEOUT, ER_QUERY_INTERRUPTED, ER_STATEMENT_TIMEOUT (MariaDB), ER_QUERY_TIMEOUT (MySQL)
+        1205 | 1317 | 1969 | 3024 => (ErrorKind::Timeout, Remedy::None),
+        // ER_SERVER_SHUTDOWN, ER_FORCING_CLOSE, ER_NEW_ABORTING_CONNECTION, ER_CONNECTION_KILLED (MariaDB),
+        // ER_CLIENT_INTERACTION_TIMEOUT (MySQL)
+        1053 | 1080 | 1184 | 1927 | 4031 => (ErrorKind::Unavailable, Remedy::Distrust),
+        // ER_CON_COUNT_ERROR, ER_DBACCESS_DENIED_ERROR, ER_ACCESS_DENIED_ERROR, ER_BAD_DB_ERROR,
+        // ER_TOO_MANY_USER_CONNECTIONS, ER_USER_LIMIT_REACHED; ER_DISK_FULL, ER_GET_ERRNO (of the storage engine),
+        // ER_OUTOFMEMORY, ER_RECORD_FILE_FULL
+        1040 | 1044 | 1045 | 1049 | 1203 | 1226 | 1021 | 1030 | 1037 | 1114 => {
+            (ErrorKind::Unavailable, Remedy::None)
+        }
+        // ER_NOT_KEYFILE, ER_CRASHED_ON_USAGE
+        1034 | 1194 => (ErrorKind::Corrupt, Remedy::None),
+        _ => (ErrorKind::Internal, Remedy::None),
     }
 }
 
@@ -42,13 +137,15 @@ fn kind_of_sqlite(code: &str) -> ErrorKind {
     let Ok(code) = code.parse::<u32>() else {
         return ErrorKind::Internal;
     };
-    match code & 0xff {
+    match (code, code & 0xff) {
+        // CONSTRAINT_PRIMARYKEY, CONSTRAINT_UNIQUE
+        (1_555 | 2_067, _) => ErrorKind::AlreadyExists,
         // BUSY, LOCKED: another process held the lock for longer than the busy timeout.
-        5 | 6 => ErrorKind::Timeout,
+        (_, 5 | 6) => ErrorKind::Timeout,
         // READONLY, IOERR, FULL, CANTOPEN
-        8 | 10 | 13 | 14 => ErrorKind::Unavailable,
+        (_, 8 | 10 | 13 | 14) => ErrorKind::Unavailable,
         // CORRUPT, NOTADB
-        11 | 26 => ErrorKind::Corrupt,
+        (_, 11 | 26) => ErrorKind::Corrupt,
         _ => ErrorKind::Internal,
     }
 }
@@ -58,20 +155,71 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sqlite_codes_that_matter() {
-        assert_eq!(kind_of_sqlite("5"), ErrorKind::Timeout);
-        assert_eq!(kind_of_sqlite("517"), ErrorKind::Timeout, "SQLITE_BUSY_SNAPSHOT");
-        assert_eq!(kind_of_sqlite("13"), ErrorKind::Unavailable);
-        assert_eq!(kind_of_sqlite("11"), ErrorKind::Corrupt);
-        assert_eq!(kind_of_sqlite("1"), ErrorKind::Internal);
-        assert_eq!(kind_of_sqlite("HY000"), ErrorKind::Internal);
+    fn sqlite_codes_become_kinds() {
+        for (code, kind) in [
+            ("1555", ErrorKind::AlreadyExists),
+            ("2067", ErrorKind::AlreadyExists),
+            ("5", ErrorKind::Timeout),
+            ("517", ErrorKind::Timeout),
+            ("8", ErrorKind::Unavailable),
+            ("778", ErrorKind::Unavailable),
+            ("13", ErrorKind::Unavailable),
+            ("11", ErrorKind::Corrupt),
+            ("26", ErrorKind::Corrupt),
+            ("787", ErrorKind::Internal),
+            ("1", ErrorKind::Internal),
+            ("x", ErrorKind::Internal),
+        ] {
+            assert_eq!(kind_of_sqlite(code), kind, "{code}");
+        }
     }
 
     #[test]
-    fn a_store_that_can_not_be_reached_is_unavailable() {
-        let refused = sqlx::Error::Io(std::io::ErrorKind::ConnectionRefused.into());
-        assert_eq!(kind_of(&DbErr::Query(RuntimeErr::SqlxError(refused.into()))), ErrorKind::Unavailable);
-        let timed_out = DbErr::ConnectionAcquire(sea_orm::ConnAcquireErr::Timeout);
-        assert_eq!(kind_of(&timed_out), ErrorKind::Unavailable);
+    fn sqlstates_of_postgres_become_kinds() {
+        for (state, kind, remedy) in [
+            ("23505", ErrorKind::AlreadyExists, Remedy::None),
+            ("23503", ErrorKind::Internal, Remedy::None),
+            ("40001", ErrorKind::Unavailable, Remedy::Retry),
+            ("40P01", ErrorKind::Unavailable, Remedy::Retry),
+            ("25006", ErrorKind::Unavailable, Remedy::Reconnect),
+            ("55P03", ErrorKind::Timeout, Remedy::None),
+            ("57014", ErrorKind::Timeout, Remedy::None),
+            ("25P03", ErrorKind::Timeout, Remedy::Distrust),
+            ("57P01", ErrorKind::Unavailable, Remedy::Distrust),
+            ("57P03", ErrorKind::Unavailable, Remedy::Distrust),
+            ("08006", ErrorKind::Unavailable, Remedy::Distrust),
+            ("53300", ErrorKind::Unavailable, Remedy::None),
+            ("28P01", ErrorKind::Unavailable, Remedy::None),
+            ("3D000", ErrorKind::Unavailable, Remedy::None),
+            ("58030", ErrorKind::Unavailable, Remedy::None),
+            ("XX001", ErrorKind::Corrupt, Remedy::None),
+            ("42P01", ErrorKind::Internal, Remedy::None),
+            ("", ErrorKind::Internal, Remedy::None),
+        ] {
+            assert_eq!(verdict_on_postgres(state), (kind, remedy), "{state}");
+        }
+    }
+
+    #[test]
+    fn numbers_of_mysql_become_kinds() {
+        for (number, kind, remedy) in [
+            (1062, ErrorKind::AlreadyExists, Remedy::None),
+            (1213, ErrorKind::Unavailable, Remedy::Retry),
+            (1020, ErrorKind::Unavailable, Remedy::Retry),
+            (1290, ErrorKind::Unavailable, Remedy::Reconnect),
+            (1836, ErrorKind::Unavailable, Remedy::Reconnect),
+            (1205, ErrorKind::Timeout, Remedy::None),
+            (1969, ErrorKind::Timeout, Remedy::None),
+            (3024, ErrorKind::Timeout, Remedy::None),
+            (1927, ErrorKind::Unavailable, Remedy::Distrust),
+            (1053, ErrorKind::Unavailable, Remedy::Distrust),
+            (1040, ErrorKind::Unavailable, Remedy::None),
+            (1045, ErrorKind::Unavailable, Remedy::None),
+            (1114, ErrorKind::Unavailable, Remedy::None),
+            (1194, ErrorKind::Corrupt, Remedy::None),
+            (1064, ErrorKind::Internal, Remedy::None),
+        ] {
+            assert_eq!(verdict_on_mysql(number), (kind, remedy), "{number}");
+        }
     }
 }

@@ -1,52 +1,76 @@
-//! The statements that are more than a look-up.
+//! The statements.
 
 use std::collections::BTreeMap;
 
-use sea_orm::sea_query::{CaseStatement, Expr, ExprTrait as _, InsertStatement, OnConflict, Query};
-use sea_orm::{
-    ColumnTrait as _, Condition, ConnectionTrait, EntityTrait as _, QueryFilter as _, QueryOrder as _,
-    QuerySelect as _, Select,
+use sea_orm::sea_query::{
+    CaseStatement, DeleteStatement, Expr, ExprTrait as _, InsertStatement, OnConflict, Order, Query,
+    SelectStatement, UnionType, UpdateStatement,
 };
+use sea_orm::{Condition, DbBackend};
 
-use super::convert::uuid_of;
-use super::entity::{api_key, api_key_usage, revision_head};
-use super::error::from_db;
-use crate::domain::{KeyFilter, KeyId, KeyState, Revision, Timestamp};
-use crate::repository::{ErrorKind, PagePosition, PageRequest, RepositoryError, Result};
+use super::row::{NewEvent, event_values, key_values};
+use super::tables::{Event, Head, Key, Tables, Usage};
+use crate::domain::{ApiKey, KeyFilter, KeyHash, KeyId, KeyState, Revision, Timestamp};
+use crate::repository::{ErrorKind, EventPageRequest, PagePosition, PageRequest, RepositoryError, Result};
 
-/// The last revision that was given out.
-pub(super) async fn head(connection: &impl ConnectionTrait) -> Result<Revision> {
-    let head = revision_head::Entity::find().one(connection).await.map_err(from_db)?;
-    let head = head.ok_or_else(|| RepositoryError::new(ErrorKind::Corrupt, "revision_head has no row"))?;
-    Ok(Revision::new(head.revision))
+fn keys(tables: &Tables) -> SelectStatement {
+    Query::select().columns(Key::ALL).from(tables.key.clone()).take()
+}
+
+fn events(tables: &Tables) -> SelectStatement {
+    Query::select().columns(Event::ALL).from(tables.event.clone()).take()
+}
+
+fn limit(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+pub(super) fn key_by_hash(tables: &Tables, hash: &KeyHash) -> SelectStatement {
+    keys(tables).and_where(Expr::col(Key::Hash).eq(hash.as_bytes().to_vec())).take()
+}
+
+pub(super) fn key_by_id(tables: &Tables, id: KeyId) -> SelectStatement {
+    keys(tables).and_where(Expr::col(Key::Id).eq(id.as_uuid())).take()
+}
+
+/// The ids and hashes of stored keys that are among those of `keys`.
+pub(super) fn taken(tables: &Tables, keys: &[ApiKey]) -> [SelectStatement; 2] {
+    let select = || Query::select().columns([Key::Id, Key::Hash]).from(tables.key.clone()).take();
+    let ids = keys.iter().map(|key| key.id.as_uuid());
+    let hashes = keys.iter().map(|key| key.hash.as_bytes().to_vec());
+    [
+        select().and_where(Expr::col(Key::Id).is_in(ids)).take(),
+        select().and_where(Expr::col(Key::Hash).is_in(hashes)).take(),
+    ]
 }
 
 /// A page of keys, newest first, ties in the order of descending ids.
-pub(super) fn page(request: &PageRequest) -> Select<api_key::Entity> {
+pub(super) fn page(tables: &Tables, request: &PageRequest) -> SelectStatement {
     let mut condition = filter_condition(&request.filter);
     if let Some(owner) = &request.owner_id {
-        condition = condition.add(api_key::Column::OwnerId.eq(owner.as_str()));
+        condition = condition.add(Expr::col(Key::OwnerId).eq(tables.exact(owner.as_str())));
     }
     if let Some(PagePosition { created_at, id }) = request.after {
         let created_at = created_at.as_micros();
         // The first term is implied by the second; it lets the index on the order find its place.
-        condition = condition.add(api_key::Column::CreatedAt.lte(created_at)).add(
+        condition = condition.add(Expr::col(Key::CreatedAt).lte(created_at)).add(
             Condition::any()
-                .add(api_key::Column::CreatedAt.lt(created_at))
-                .add(api_key::Column::Id.lt(uuid_of(id))),
+                .add(Expr::col(Key::CreatedAt).lt(created_at))
+                .add(Expr::col(Key::Id).lt(id.as_uuid())),
         );
     }
-    api_key::Entity::find()
-        .filter(condition)
-        .order_by_desc(api_key::Column::CreatedAt)
-        .order_by_desc(api_key::Column::Id)
-        .limit(u64::try_from(request.limit).unwrap_or(u64::MAX))
+    keys(tables)
+        .cond_where(condition)
+        .order_by(Key::CreatedAt, Order::Desc)
+        .order_by(Key::Id, Order::Desc)
+        .limit(limit(request.limit))
+        .take()
 }
 
 fn filter_condition(filter: &KeyFilter) -> Condition {
     let mut condition = Condition::all();
     if let Some(prefix) = &filter.prefix {
-        condition = condition.add(api_key::Column::Prefix.eq(prefix.as_str()));
+        condition = condition.add(Expr::col(Key::Prefix).eq(prefix.as_str()));
     }
     if filter.states.is_all() {
         return condition;
@@ -56,47 +80,168 @@ fn filter_condition(filter: &KeyFilter) -> Condition {
     condition.add(asked.fold(Condition::any(), |any, state| any.add(state_condition(state, filter.as_of))))
 }
 
-/// The same as [`ApiKey::state`](crate::domain::ApiKey::state).
+/// The same as [`ApiKey::state`].
 fn state_condition(state: KeyState, now: Timestamp) -> Condition {
-    let is_expired = api_key::Column::ExpiresAt.lte(now.as_micros());
+    let is_expired = Expr::col(Key::ExpiresAt).lte(now.as_micros());
+    let is_not_revoked = Expr::col(Key::RevokedAt).is_null();
     match state {
-        KeyState::Revoked => Condition::all().add(api_key::Column::RevokedAt.is_not_null()),
-        KeyState::Expired => Condition::all().add(api_key::Column::RevokedAt.is_null()).add(is_expired),
-        KeyState::Active => Condition::all()
-            .add(api_key::Column::RevokedAt.is_null())
-            .add(api_key::Column::ExpiresAt.is_null().or(api_key::Column::ExpiresAt.gt(now.as_micros()))),
+        KeyState::Revoked => Condition::all().add(Expr::col(Key::RevokedAt).is_not_null()),
+        KeyState::Expired => Condition::all().add(is_not_revoked).add(is_expired),
+        KeyState::Active => Condition::all().add(is_not_revoked).add(
+            Condition::any()
+                .add(Expr::col(Key::ExpiresAt).is_null())
+                .add(Expr::col(Key::ExpiresAt).gt(now.as_micros())),
+        ),
     }
 }
 
+pub(super) fn insert_keys(tables: &Tables, keys: &[ApiKey]) -> Result<InsertStatement> {
+    let mut insert = Query::insert().into_table(tables.key.clone()).columns(Key::ALL).take();
+    for key in keys {
+        insert.values(key_values(key, tables)?).map_err(unbuildable)?;
+    }
+    Ok(insert)
+}
+
+/// All columns of the row with the key's id.
+pub(super) fn replace_key(tables: &Tables, key: &ApiKey) -> Result<UpdateStatement> {
+    let values = Key::ALL.into_iter().zip(key_values(key, tables)?);
+    Ok(Query::update()
+        .table(tables.key.clone())
+        .values(values)
+        .and_where(Expr::col(Key::Id).eq(key.id.as_uuid()))
+        .take())
+}
+
+/// Removes the key's usage, then the key.
+pub(super) fn delete_key(tables: &Tables, id: KeyId) -> [DeleteStatement; 2] {
+    let id = id.as_uuid();
+    [
+        Query::delete().from_table(tables.usage.clone()).and_where(Expr::col(Usage::KeyId).eq(id)).take(),
+        Query::delete().from_table(tables.key.clone()).and_where(Expr::col(Key::Id).eq(id)).take(),
+    ]
+}
+
+pub(super) fn insert_events(tables: &Tables, events: &[NewEvent<'_>]) -> Result<InsertStatement> {
+    let mut insert = Query::insert().into_table(tables.event.clone()).columns(Event::ALL).take();
+    for event in events {
+        insert.values(event_values(event, tables)).map_err(unbuildable)?;
+    }
+    Ok(insert)
+}
+
+/// The last revision that was given out.
+pub(super) fn head(tables: &Tables) -> SelectStatement {
+    Query::select()
+        .column(Head::Revision)
+        .from(tables.head.clone())
+        .and_where(Expr::col(Head::Id).eq(1))
+        .take()
+}
+
+/// Takes the next `count` revisions.
+pub(super) fn advance_head(tables: &Tables, count: i64) -> UpdateStatement {
+    Query::update()
+        .table(tables.head.clone())
+        .value(Head::Revision, Expr::col(Head::Revision).add(count))
+        .and_where(Expr::col(Head::Id).eq(1))
+        .take()
+}
+
+/// Events from `first` on, in their order.
+pub(super) fn events_from(tables: &Tables, first: Revision, count: usize) -> SelectStatement {
+    events(tables)
+        .and_where(Expr::col(Event::Revision).gte(first.get()))
+        .order_by(Event::Revision, Order::Asc)
+        .limit(limit(count))
+        .take()
+}
+
+/// A page of the audit trail, newest first.
+pub(super) fn event_page(tables: &Tables, request: &EventPageRequest) -> SelectStatement {
+    let mut condition = Condition::all();
+    if let Some(id) = request.key_id {
+        condition = condition.add(Expr::col(Event::KeyId).eq(id.as_uuid()));
+    }
+    if let Some(owner) = &request.owner_id {
+        condition = condition.add(Expr::col(Event::OwnerId).eq(tables.exact(owner.as_str())));
+    }
+    if let Some(after) = request.after {
+        condition = condition.add(Expr::col(Event::Revision).lt(after.revision.get()));
+    }
+    events(tables)
+        .cond_where(condition)
+        .order_by(Event::Revision, Order::Desc)
+        .limit(limit(request.limit))
+        .take()
+}
+
+/// The revisions and times of the oldest events.
+pub(super) fn oldest_events(tables: &Tables, count: usize) -> SelectStatement {
+    Query::select()
+        .columns([Event::Revision, Event::CreatedAt])
+        .from(tables.event.clone())
+        .order_by(Event::Revision, Order::Asc)
+        .limit(limit(count))
+        .take()
+}
+
+pub(super) fn delete_events_through(tables: &Tables, last: Revision) -> DeleteStatement {
+    Query::delete()
+        .from_table(tables.event.clone())
+        .and_where(Expr::col(Event::Revision).lte(last.get()))
+        .take()
+}
+
+pub(super) fn usage(tables: &Tables, ids: &[KeyId]) -> SelectStatement {
+    Query::select()
+        .columns([Usage::KeyId, Usage::LastUsedAt])
+        .from(tables.usage.clone())
+        .and_where(Expr::col(Usage::KeyId).is_in(ids.iter().map(KeyId::as_uuid)))
+        .take()
+}
+
 /// Records the uses of keys that exist, in one statement, keeping the latest of each.
-pub(super) fn record_usage(usage: &[(KeyId, Timestamp)]) -> Result<InsertStatement> {
+pub(super) fn record_usage(tables: &Tables, usage: &[(KeyId, Timestamp)]) -> Result<InsertStatement> {
     let mut latest = BTreeMap::new();
     for &(id, used_at) in usage {
         let known = latest.entry(id).or_insert(used_at);
         *known = used_at.max(*known);
     }
-    let mut used_at = CaseStatement::new();
-    for (&id, at) in &latest {
-        used_at = used_at.case(api_key::Column::Id.eq(uuid_of(id)), at.as_micros());
+    // A list of rows that all databases read alike: PostgreSQL's and MySQL's forms of VALUES differ.
+    let row = |(id, used_at): (KeyId, Timestamp)| {
+        Query::select().expr_as(id.as_uuid(), "used_id").expr_as(used_at.as_micros(), "used_at").take()
+    };
+    let mut rows = latest.into_iter().map(row);
+    let mut list = rows.next().ok_or_else(|| RepositoryError::new(ErrorKind::Internal, "no uses"))?;
+    for row in rows {
+        list.union(UnionType::All, row);
     }
     let existing = Query::select()
-        .column(api_key::Column::Id)
-        .expr(used_at)
-        .from(api_key::Entity)
-        .and_where(api_key::Column::Id.is_in(latest.keys().copied().map(uuid_of)))
+        .column((tables.key.clone(), Key::Id))
+        .column(("used", "used_at"))
+        .from_subquery(list, "used")
+        .inner_join(tables.key.clone(), Expr::col((tables.key.clone(), Key::Id)).equals(("used", "used_id")))
+        // SQLite could take ON CONFLICT for the condition of a join if nothing stood between.
+        .and_where(Expr::val(1).eq(1))
         .take();
 
-    let stored = Expr::col((api_key_usage::Entity, api_key_usage::Column::LastUsedAt));
-    let offered = Expr::col(("excluded", api_key_usage::Column::LastUsedAt));
+    let stored = Expr::col((tables.usage.clone(), Usage::LastUsedAt));
+    let offered = match tables.backend {
+        DbBackend::MySql => Expr::cust("VALUES(`last_used_at`)"),
+        _ => Expr::col(("excluded", Usage::LastUsedAt)),
+    };
     let later = CaseStatement::new().case(offered.clone().gt(stored.clone()), offered).finally(stored);
-    let on_conflict = OnConflict::column(api_key_usage::Column::KeyId)
-        .value(api_key_usage::Column::LastUsedAt, later)
-        .to_owned();
+    let on_conflict = OnConflict::column(Usage::KeyId).value(Usage::LastUsedAt, later).to_owned();
     Query::insert()
-        .into_table(api_key_usage::Entity)
-        .columns([api_key_usage::Column::KeyId, api_key_usage::Column::LastUsedAt])
+        .into_table(tables.usage.clone())
+        .columns([Usage::KeyId, Usage::LastUsedAt])
         .on_conflict(on_conflict)
         .select_from(existing)
         .map(|statement| statement.to_owned())
-        .map_err(|error| RepositoryError::new(ErrorKind::Internal, error))
+        .map_err(unbuildable)
+}
+
+fn unbuildable(error: sea_orm::sea_query::error::Error) -> RepositoryError {
+    RepositoryError::new(ErrorKind::Internal, error)
 }

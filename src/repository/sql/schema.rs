@@ -1,50 +1,70 @@
 //! Whether the database has the tables that this release needs, and making them.
 
-use std::collections::HashSet;
+use keyvouch_migration::{MigrateError, Migrator, PlannedMigration, SchemaState};
+use sea_orm::DatabaseConnection;
 
-use keyvouch_migration::Migrator;
-use keyvouch_migration::sea_orm_migration::{
-    IntoSchemaManagerConnection, MigratorTrait, SchemaManager, seaql_migrations,
-};
-use sea_orm::{ConnectionTrait, DatabaseConnection, EntityTrait as _, TransactionTrait as _};
-
-use super::change::immediate;
 use super::error::from_db;
-use crate::repository::Result;
+use super::{SqlOptions, SqlRepository};
+use crate::repository::{ErrorKind, RepositoryError, Result};
 
-/// The names of the migrations that are not applied yet, oldest first. Changes nothing. Migrations of a newer release
-/// that are applied already are no obstacle.
-pub(super) async fn pending<'c, C>(connection: &'c C) -> Result<Vec<String>>
-where
-    C: ConnectionTrait,
-    &'c C: IntoSchemaManagerConnection<'c>,
-{
-    let all = Migrator::get_migration_files().into_iter().map(|migration| migration.name().to_owned());
-    let applied = applied(connection).await?;
-    Ok(all.filter(|name| !applied.contains(name)).collect())
+pub(super) fn migrator(options: &SqlOptions) -> Result<Migrator> {
+    let migrator = Migrator::new(options.names.clone());
+    match &options.schema {
+        None => Ok(migrator),
+        Some(schema) => {
+            migrator.in_schema(schema).map_err(|error| RepositoryError::new(ErrorKind::Refused, error))
+        }
+    }
 }
 
-async fn applied<'c, C>(connection: &'c C) -> Result<HashSet<String>>
-where
-    C: ConnectionTrait,
-    &'c C: IntoSchemaManagerConnection<'c>,
-{
-    let has_history = SchemaManager::new(connection).has_table("seaql_migrations").await.map_err(from_db)?;
-    if !has_history {
-        return Ok(HashSet::new());
+/// Migrations take as long as they need, on a connection of their own.
+impl SqlRepository {
+    /// How the schema differs from that of this release. Changes nothing.
+    pub async fn schema_state(&self) -> Result<SchemaState> {
+        let migrator = migrator(&self.options)?;
+        self.read(|pool| {
+            let migrator = migrator.clone();
+            let connection = pool.connection.clone();
+            async move { migrator.state(&connection).await.map_err(from_db) }
+        })
+        .await
     }
-    let rows = seaql_migrations::Entity::find().all(connection).await.map_err(from_db)?;
-    Ok(rows.into_iter().map(|row| row.version).collect())
+
+    /// Applies all pending migrations and returns their names.
+    pub async fn migrate(&self) -> Result<Vec<String>> {
+        let single = self.place.single(&self.options).await?;
+        let outcome = migrator(&self.options)?.up(&single).await;
+        close(single).await?;
+        outcome.map_err(from_migrator)
+    }
+
+    /// Undoes the last `steps` migrations and returns their names. What they added is lost, data too.
+    pub async fn undo_migrations(&self, steps: u32) -> Result<Vec<String>> {
+        let single = self.place.single(&self.options).await?;
+        let outcome = migrator(&self.options)?.down(&single, steps).await;
+        close(single).await?;
+        outcome.map_err(from_migrator)
+    }
+
+    /// The migrations that [`SqlRepository::migrate`] would apply, with their statements.
+    pub async fn plan_migrations(&self) -> Result<Vec<PlannedMigration>> {
+        migrator(&self.options)?.plan_up(&self.reader.connection).await.map_err(from_db)
+    }
+
+    /// The migrations that [`SqlRepository::undo_migrations`] would undo, with their statements.
+    pub async fn plan_undo(&self, steps: u32) -> Result<Vec<PlannedMigration>> {
+        migrator(&self.options)?.plan_down(&self.reader.connection, steps).await.map_err(from_db)
+    }
 }
 
-/// Applies what is pending and returns its names, all in one transaction: of several replicas that start at once, one
-/// does the work while the others wait, and a migration that fails leaves nothing behind.
-pub(super) async fn migrate(connection: &DatabaseConnection) -> Result<Vec<String>> {
-    let transaction = connection.begin_with_options(immediate()).await.map_err(from_db)?;
-    let pending = pending(&transaction).await?;
-    if !pending.is_empty() {
-        Migrator::up(&transaction, None).await.map_err(from_db)?;
+async fn close(connection: DatabaseConnection) -> Result<()> {
+    connection.close().await.map_err(from_db)
+}
+
+fn from_migrator(error: MigrateError) -> RepositoryError {
+    match error {
+        MigrateError::Database(error) => from_db(error),
+        MigrateError::Locked => RepositoryError::new(ErrorKind::Timeout, error),
+        MigrateError::Newer(_) => RepositoryError::new(ErrorKind::Refused, error),
     }
-    transaction.commit().await.map_err(from_db)?;
-    Ok(pending)
 }

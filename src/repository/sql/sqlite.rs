@@ -4,40 +4,37 @@ use std::fmt;
 use std::fs::{self, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
 use sea_orm::{ConnectOptions, Database, DatabaseConnection};
 
+use super::SqlOptions;
 use super::error::from_db;
-use super::{SqlOptions, SqlRepository};
 use crate::repository::{ErrorKind, RepositoryError, Result};
 
 /// Connections that read. Writers need no more than one.
-const READERS: u32 = 4;
+pub(super) const READERS: u32 = 4;
 /// How long to wait before a file that is held by another process is opened again.
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// How long a statement waits for another process that holds the database's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(4);
+/// The same for a migration: another process that migrates may take its time.
+const MIGRATION_BUSY_TIMEOUT: Duration = Duration::from_hours(1);
 
-impl SqlRepository {
-    /// Opens the SQLite database in the file `path`, which is made with mode 0600 if it does not exist; its
-    /// folder has to be there. The tables are made by [`SqlRepository::migrate`].
-    ///
-    /// Journal: WAL, so that readers and the writer don't wait for each other. Synchronous: FULL, so that a change that was
-    /// answered survives a power loss.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Unavailable`] if the file can't be made or opened, [`ErrorKind::Corrupt`] if it is no database.
-    pub async fn open_sqlite(path: &Path, options: SqlOptions) -> Result<Self> {
-        let file = DatabaseFile::create(path)
-            .map_err(|error| RepositoryError::new(ErrorKind::Unavailable, error))?;
-        let writer = connect_patiently(path, 1, &options).await?;
-        let reader = connect_patiently(path, READERS, &options).await?;
-        Ok(Self { reader, writer, options, file: Arc::new(file) })
-    }
+/// The connections of `file`, all of them for reading, or the one that writes.
+pub(super) async fn pool(
+    file: &DatabaseFile,
+    connections: u32,
+    options: &SqlOptions,
+) -> Result<DatabaseConnection> {
+    connect_patiently(file, connections, BUSY_TIMEOUT, options).await
+}
+
+/// A connection that waits for others as long as it takes.
+pub(super) async fn single(file: &DatabaseFile, options: &SqlOptions) -> Result<DatabaseConnection> {
+    connect_patiently(file, 1, MIGRATION_BUSY_TIMEOUT, options).await
 }
 
 /// The file that was opened. SQLite goes on in a file that was deleted or replaced, and what is written there is lost.
@@ -49,9 +46,14 @@ pub(super) struct DatabaseFile {
 }
 
 impl DatabaseFile {
-    fn create(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
-        Ok(Self { path: path.to_owned(), identity: identity(&file.metadata()?) })
+    /// Makes the file with mode 0600 if it does not exist; its folder has to be there.
+    pub(super) fn create(path: PathBuf) -> Result<Self> {
+        let identity = || -> io::Result<_> {
+            let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path)?;
+            Ok(identity(&file.metadata()?))
+        };
+        let identity = identity().map_err(|error| RepositoryError::new(ErrorKind::Unavailable, error))?;
+        Ok(Self { path, identity })
     }
 
     pub(super) fn check(&self) -> Result<()> {
@@ -67,7 +69,7 @@ impl DatabaseFile {
 
 impl fmt::Display for DatabaseFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sqlite:{}", self.path.display())
+        self.path.display().fmt(f)
     }
 }
 
@@ -78,13 +80,14 @@ fn identity(file: &Metadata) -> (u64, u64) {
 /// Connects, and tries again while another process holds the file: turning it into a write-ahead log needs it alone, and
 /// SQLite does not wait for that.
 async fn connect_patiently(
-    path: &Path,
+    file: &DatabaseFile,
     connections: u32,
+    busy_timeout: Duration,
     options: &SqlOptions,
 ) -> Result<DatabaseConnection> {
     let patience = async {
         loop {
-            match connect(path, connections, options).await {
+            match connect(file, connections, busy_timeout, options).await {
                 Err(error) if error.kind() == ErrorKind::Timeout => tokio::time::sleep(LOCK_PAUSE).await,
                 outcome => return outcome,
             }
@@ -96,8 +99,15 @@ async fn connect_patiently(
     }
 }
 
-async fn connect(path: &Path, connections: u32, options: &SqlOptions) -> Result<DatabaseConnection> {
-    let file = path.to_owned();
+/// Journal: WAL, so that readers and the writer don't wait for each other. Synchronous: FULL, so that a change that was
+/// answered survives a power loss.
+async fn connect(
+    file: &DatabaseFile,
+    connections: u32,
+    busy_timeout: Duration,
+    options: &SqlOptions,
+) -> Result<DatabaseConnection> {
+    let path = file.path.clone();
     let mut connect = ConnectOptions::new("sqlite:");
     connect
         .max_connections(connections)
@@ -109,11 +119,11 @@ async fn connect(path: &Path, connections: u32, options: &SqlOptions) -> Result<
         .sqlx_logging(false)
         .map_sqlx_sqlite_opts(move |sqlite| {
             sqlite
-                .filename(&file)
+                .filename(&path)
                 .foreign_keys(true)
                 .journal_mode(SqliteJournalMode::Wal)
                 .synchronous(SqliteSynchronous::Full)
-                .busy_timeout(BUSY_TIMEOUT)
+                .busy_timeout(busy_timeout)
         });
     Database::connect(connect).await.map_err(from_db)
 }
@@ -123,6 +133,7 @@ mod tests {
     use sea_orm::{ConnectionTrait as _, DbBackend, Statement};
 
     use super::*;
+    use crate::repository::SqlRepository;
 
     async fn pragma(connection: &DatabaseConnection, name: &str) -> String {
         let statement = Statement::from_string(DbBackend::Sqlite, format!("pragma {name}"));
@@ -136,7 +147,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let sql =
             SqlRepository::open_sqlite(&folder.path().join("kv.db"), SqlOptions::default()).await.unwrap();
-        for connection in [&sql.reader, &sql.writer] {
+        for connection in [&sql.reader.connection, &sql.writer.connection] {
             assert_eq!(pragma(connection, "journal_mode").await, "wal");
             // 2 is FULL: https://www.sqlite.org/pragma.html#pragma_synchronous
             assert_eq!(pragma(connection, "synchronous").await, "2");

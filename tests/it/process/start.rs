@@ -70,11 +70,19 @@ fn a_schema_that_is_behind_is_refused_with_the_command() {
     let off = ["--set", "store.auto_migrate=false", "--set", "server.listen=127.0.0.1:0"];
     let stderr = refusal(&home, &off);
     assert!(stderr.contains("keyvouch migrate up"), "{stderr}");
-    assert_eq!(home.run(&["migrate", "status"]).status, 1);
+    assert!(stderr.contains("behind by 1 migration (m20261123_000001_create_key_tables)"), "{stderr}");
+    assert_eq!(home.run(&["migrate", "status"]).status, 3);
+    let plan = home.run(&["migrate", "up", "--dry-run"]);
+    assert_eq!((plan.status, plan.stdout.contains("CREATE TABLE IF NOT EXISTS \"api_key\"")), (0, true));
+    assert_eq!(home.run(&["migrate", "status"]).status, 3, "a dry run changes nothing");
     let up = home.run(&["migrate", "up"]);
     assert_eq!((up.status, up.stdout.contains("applied m")), (0, true));
     assert_eq!(home.run(&["migrate", "status"]).status, 0);
     assert!(home.run(&["migrate", "up"]).stdout.contains("nothing to do"));
+    let down = home.run(&["migrate", "down"]);
+    assert_eq!((down.status, down.stdout.contains("undone m")), (0, true));
+    assert_eq!(home.run(&["migrate", "status"]).status, 3);
+    assert_eq!(home.run(&["migrate", "up"]).status, 0);
     home.serve(&["store.auto_migrate=false"]);
 }
 

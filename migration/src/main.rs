@@ -1,0 +1,144 @@
+//! `keyvouch-migration`: applies the migrations of Keyvouch to a database, for those who keep this step apart from the
+//! server. `keyvouch migrate` does the same with the server's settings.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use keyvouch_migration::sea_orm_migration::sea_orm::{ConnectOptions, Database, DatabaseConnection, DbErr};
+use keyvouch_migration::{MigrateError, Migrator, Names, PlannedMigration};
+
+/// Brings the tables of Keyvouch in a database up to date. The database is named by the variable `DATABASE_URL`: an
+/// argument, with a password in it, would be seen in the list of processes.
+#[derive(Debug, Parser)]
+#[command(name = "keyvouch-migration", version, max_term_width = 110)]
+struct Cli {
+    /// What the names of the tables begin with.
+    #[arg(long, global = true, default_value = "", value_name = "TEXT")]
+    table_prefix: String,
+    /// The schema of PostgreSQL that the tables are in.
+    #[arg(long, global = true, value_name = "NAME")]
+    schema: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Apply all migrations that are pending.
+    Up {
+        /// Print the statements and change nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Undo the last migrations, with the data in what they added.
+    Down {
+        /// How many.
+        #[arg(long, default_value_t = 1)]
+        steps: u32,
+        /// Print the statements and change nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Say which migrations are pending. Exit status: 0 none, 3 some.
+    Status,
+}
+
+/// The schema is behind.
+const PENDING: u8 = 3;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    match run(Cli::parse()).await {
+        Ok(code) => code,
+        Err(error) => {
+            let mut text = format!("error: {error}");
+            let mut source = error.source();
+            while let Some(cause) = source {
+                text.push_str(&format!(": {cause}"));
+                source = cause.source();
+            }
+            complain(&text);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    let names = Names::prefixed(&cli.table_prefix).map_err(|error| format!("--table-prefix {error}"))?;
+    let mut migrator = Migrator::new(names);
+    if let Some(schema) = &cli.schema {
+        migrator = migrator.in_schema(schema).map_err(|error| format!("--schema {error}"))?;
+    }
+    let database = connect(cli.schema.as_deref()).await?;
+    let outcome = execute(&migrator, &database, cli.command).await;
+    database.close().await?;
+    Ok(outcome?)
+}
+
+async fn execute(
+    migrator: &Migrator,
+    database: &DatabaseConnection,
+    command: Command,
+) -> Result<ExitCode, MigrateError> {
+    match command {
+        Command::Up { dry_run: true } => show(&migrator.plan_up(database).await?),
+        Command::Up { dry_run: false } => tell("applied", &migrator.up(database).await?),
+        Command::Down { steps, dry_run: true } => show(&migrator.plan_down(database, steps).await?),
+        Command::Down { steps, dry_run: false } => tell("undone", &migrator.down(database, steps).await?),
+        Command::Status => {
+            let state = migrator.state(database).await?;
+            tell("pending", &state.pending);
+            return Ok(if state.pending.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(PENDING) });
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One connection, as [`Migrator`] wants it.
+async fn connect(schema: Option<&str>) -> Result<DatabaseConnection, String> {
+    let url = std::env::var("DATABASE_URL").map_err(|_| "set DATABASE_URL to the URL of the database")?;
+    let mut options = ConnectOptions::new(url);
+    options
+        .max_connections(1)
+        .acquire_timeout(Duration::from_secs(30))
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .sqlx_logging(false);
+    if let Some(schema) = schema {
+        options.set_schema_search_path(schema);
+    }
+    // What the driver says of a URL can hold the whole of it, with the password.
+    Database::connect(options).await.map_err(|error| match error {
+        DbErr::Conn(_) => "can't connect: is DATABASE_URL right, and is the database up?".to_owned(),
+        error => error.to_string(),
+    })
+}
+
+fn show(plan: &[PlannedMigration]) {
+    if plan.is_empty() {
+        say("-- nothing to do");
+    }
+    for migration in plan {
+        say(&migration.to_string());
+    }
+}
+
+fn tell(what: &str, names: &[String]) {
+    if names.is_empty() {
+        say(&format!("{what}: none"));
+    }
+    for name in names {
+        say(&format!("{what}: {name}"));
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "a command answers on its standard output")]
+fn say(text: &str) {
+    println!("{text}");
+}
+
+#[expect(clippy::print_stderr, reason = "a command complains on its standard error")]
+fn complain(text: &str) {
+    eprintln!("{text}");
+}

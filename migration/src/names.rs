@@ -1,0 +1,126 @@
+//! What the tables are called.
+
+use std::fmt;
+
+/// The longest prefix: with it, every name fits into the 63 bytes of PostgreSQL.
+const MAX_PREFIX: usize = 24;
+
+/// The names of Keyvouch's tables. They have a common prefix, so that several Keyvouch installations, or Keyvouch and
+/// another program, can share a database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Names {
+    prefix: String,
+    history: String,
+}
+
+/// A name that can't be one of a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InvalidName;
+
+impl fmt::Display for InvalidName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("must be a lower-case letter or underscore, then up to 23 of a-z, 0-9 and _")
+    }
+}
+
+impl std::error::Error for InvalidName {}
+
+impl Default for Names {
+    fn default() -> Self {
+        Self { prefix: String::new(), history: "seaql_migrations".to_owned() }
+    }
+}
+
+impl Names {
+    /// Tables whose names begin with `prefix`; the history of their migrations is in `<prefix>seaql_migrations`.
+    ///
+    /// # Errors
+    /// The prefix is longer than 24 characters, or has others than `a-z`, `0-9` and `_`, or begins with a digit.
+    pub fn prefixed(prefix: &str) -> Result<Self, InvalidName> {
+        if prefix.is_empty() {
+            return Ok(Self::default());
+        }
+        check(prefix)?;
+        Ok(Self { prefix: prefix.to_owned(), history: format!("{prefix}seaql_migrations") })
+    }
+
+    /// The same, with the history of migrations in `table`.
+    ///
+    /// # Errors
+    /// `table` breaks the rules of a prefix.
+    pub fn with_history(self, table: &str) -> Result<Self, InvalidName> {
+        check(table)?;
+        Ok(Self { history: table.to_owned(), ..self })
+    }
+
+    /// The table of keys.
+    #[must_use]
+    pub fn api_key(&self) -> String {
+        self.named("api_key")
+    }
+
+    /// The table of their last uses.
+    #[must_use]
+    pub fn api_key_usage(&self) -> String {
+        self.named("api_key_usage")
+    }
+
+    /// The table of their changes.
+    #[must_use]
+    pub fn key_event(&self) -> String {
+        self.named("key_event")
+    }
+
+    /// The table with the last revision.
+    #[must_use]
+    pub fn revision_head(&self) -> String {
+        self.named("revision_head")
+    }
+
+    /// The table with the names of the migrations that were applied.
+    #[must_use]
+    pub fn history(&self) -> &str {
+        &self.history
+    }
+
+    /// `name` with the prefix in front, as indexes have it too.
+    #[must_use]
+    pub(crate) fn named(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+}
+
+/// A schema, a prefix or a table that can be quoted without a thought.
+pub(crate) fn check(name: &str) -> Result<(), InvalidName> {
+    let is_first = |byte: u8| byte.is_ascii_lowercase() || byte == b'_';
+    let is_next = |byte: u8| is_first(byte) || byte.is_ascii_digit();
+    match name.as_bytes() {
+        [first, rest @ ..]
+            if rest.len() < MAX_PREFIX && is_first(*first) && rest.iter().all(|&byte| is_next(byte)) =>
+        {
+            Ok(())
+        }
+        _ => Err(InvalidName),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_prefix_is_in_front_of_every_name() {
+        let names = Names::prefixed("kv_").unwrap();
+        assert_eq!(names.api_key(), "kv_api_key");
+        assert_eq!(names.history(), "kv_seaql_migrations");
+        assert_eq!(names.with_history("seaql_migrations").unwrap().history(), "seaql_migrations");
+        assert_eq!(Names::prefixed("").unwrap(), Names::default());
+    }
+
+    #[test]
+    fn odd_names_are_refused() {
+        for odd in ["1a", "a-b", "a b", "A", "a\"", "é", &"a".repeat(25)] {
+            assert_eq!(Names::prefixed(odd), Err(InvalidName), "{odd}");
+        }
+    }
+}

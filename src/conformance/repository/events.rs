@@ -1,0 +1,130 @@
+//! The audit trail and the change feed.
+
+use super::Subject;
+use super::fixture::{NOW, at, at_once, context, create, id, key, kind, owner};
+use crate::domain::{ChangeKind, ChangedField, KeyEvent, RevokeReason};
+use crate::repository::{ErrorKind, EventPageRequest, EventPosition, FeedPosition, KeyRepository as _};
+
+fn everything() -> EventPageRequest {
+    EventPageRequest { key_id: None, owner_id: None, after: None, limit: 1_000 }
+}
+
+async fn kinds(subject: &Subject, request: &EventPageRequest) -> Vec<ChangeKind> {
+    subject.list_events(request).await.unwrap().into_iter().map(|event| event.kind).collect()
+}
+
+/// It says who did what, when, for which call and to which key, newest first.
+pub async fn every_change_is_in_the_audit_trail(subject: Subject) {
+    let created = create(&subject, key(1)).await;
+    let revoked = subject.revoke(id(1), RevokeReason::default(), &context()).await.unwrap();
+    subject.revoke(id(1), RevokeReason::default(), &context()).await.unwrap();
+    let deleted = subject.delete(id(1), &context()).await.unwrap();
+    let events = subject.list_events(&everything()).await.unwrap();
+    let told: Vec<_> = events.iter().map(|event| (event.revision, event.kind)).collect();
+    assert_eq!(
+        told,
+        [
+            (deleted, ChangeKind::Deleted),
+            (revoked.revision, ChangeKind::Revoked),
+            (created.revision, ChangeKind::Created),
+        ]
+    );
+    assert_eq!(events[1].changed_fields, [ChangedField::Revocation]);
+    for event in events {
+        assert_eq!((event.key_id, event.hash, event.owner_id), (id(1), created.hash, owner("owner")));
+        assert_eq!(
+            (event.actor, event.request_id, event.at),
+            (context().actor, context().request_id, context().now)
+        );
+    }
+}
+
+/// By key and by owner, both by their bytes.
+pub async fn the_audit_trail_can_be_narrowed(subject: Subject) {
+    for (number, name) in [(1, "owner"), (2, "Owner"), (3, "owner ")] {
+        create(&subject, crate::domain::ApiKey { owner_id: owner(name), ..key(number) }).await;
+    }
+    subject.delete(id(1), &context()).await.unwrap();
+    let of_key = EventPageRequest { key_id: Some(id(1)), ..everything() };
+    assert_eq!(kinds(&subject, &of_key).await, [ChangeKind::Deleted, ChangeKind::Created]);
+    let of_owner = EventPageRequest { owner_id: Some(owner("Owner")), ..everything() };
+    assert_eq!(kinds(&subject, &of_owner).await, [ChangeKind::Created]);
+    let of_both = EventPageRequest { key_id: Some(id(1)), owner_id: Some(owner("Owner")), ..everything() };
+    assert_eq!(kinds(&subject, &of_both).await, []);
+}
+
+/// Reading on after the last event of each page gives every event once.
+pub async fn pages_of_events_neither_skip_nor_repeat(subject: Subject) {
+    for number in 0..7 {
+        create(&subject, key(number)).await;
+    }
+    let mut request = EventPageRequest { limit: 3, ..everything() };
+    let mut read = Vec::new();
+    loop {
+        let page = subject.list_events(&request).await.unwrap();
+        let Some(last) = page.last() else { break };
+        request.after = Some(EventPosition::of(last));
+        read.extend(page.iter().map(|event| event.key_id));
+    }
+    assert_eq!(read, (0..7).rev().map(id).collect::<Vec<_>>());
+}
+
+/// A reader that follows while keys are made, deleted and made again, by many at once, misses nothing.
+pub async fn a_follower_sees_every_change_once_and_in_order(subject: Subject) {
+    let follower = tokio::spawn({
+        let subject = Subject::clone(&subject);
+        async move { follow(&subject, 8 * 5 * 2).await }
+    });
+    let changed = at_once(&subject, 8, |subject, writer| async move {
+        let mut revisions = Vec::new();
+        for _ in 0..5 {
+            // Two writers fight for each key; who comes too late tries again.
+            let id = id(writer / 2);
+            let created = loop {
+                match subject.create(key(writer / 2), &context()).await {
+                    Ok(created) => break created,
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::AlreadyExists),
+                }
+                tokio::task::yield_now().await;
+            };
+            revisions.push(created.revision);
+            revisions.push(subject.delete(id, &context()).await.unwrap());
+        }
+        revisions
+    });
+    let mut changed: Vec<_> = changed.await.into_iter().flatten().collect();
+    changed.sort();
+    let seen: Vec<_> = follower.await.unwrap().into_iter().map(|event| event.revision).collect();
+    assert_eq!(seen, changed);
+}
+
+async fn follow(subject: &Subject, count: usize) -> Vec<KeyEvent> {
+    let mut position = FeedPosition::beginning();
+    let mut seen = Vec::new();
+    while seen.len() < count {
+        let changes = subject.changes(Some(&position), 7).await.unwrap();
+        assert!(changes.events.len() <= 7);
+        position = changes.position;
+        seen.extend(changes.events);
+        tokio::task::yield_now().await;
+    }
+    seen
+}
+
+/// The newest of all stays; who stood before what was pruned is told.
+pub async fn pruned_events_are_missed_by_nobody_unawares(subject: Subject) {
+    for number in 0..3 {
+        create(&subject, key(number)).await;
+    }
+    let all = subject.changes(None, 1_000).await.unwrap();
+    assert_eq!(all.events.len(), 3);
+    assert_eq!(subject.changes(Some(&all.position), 10).await.unwrap().events, []);
+    assert_eq!(subject.prune_events(context().now).await.unwrap(), 0, "what is not older is kept");
+    assert_eq!(subject.prune_events(at(NOW + 1_000_000)).await.unwrap(), 2);
+    assert_eq!(kind(subject.changes(Some(&FeedPosition::beginning()), 10).await), ErrorKind::PositionLost);
+    let first = FeedPosition::of(&all.events[0]);
+    assert_eq!(kind(subject.changes(Some(&first), 10).await), ErrorKind::PositionLost);
+    assert_eq!(subject.changes(Some(&all.position), 10).await.unwrap().events, []);
+    create(&subject, key(9)).await;
+    assert_eq!(subject.changes(Some(&all.position), 10).await.unwrap().events.len(), 1);
+}

@@ -1,0 +1,140 @@
+//! Following the events, and letting go of old ones.
+
+use sea_orm::{
+    ConnectionTrait as _, DatabaseConnection, DbBackend, FromQueryResult as _, Statement,
+    TransactionTrait as _,
+};
+
+use super::change::read_head;
+use super::error::from_db;
+use super::query;
+use super::row::{EventRow, timestamp};
+use super::tables::Tables;
+use crate::domain::{KeyEvent, Revision, Timestamp};
+use crate::repository::{Changes, ErrorKind, EventPageRequest, FeedPosition, RepositoryError, Result};
+
+/// How many events one transaction deletes.
+const PRUNE_BATCH: usize = 1_000;
+
+pub(super) async fn page(
+    connection: &DatabaseConnection,
+    tables: &Tables,
+    request: &EventPageRequest,
+) -> Result<Vec<KeyEvent>> {
+    read(connection, &query::event_page(tables, request)).await
+}
+
+async fn read(
+    connection: &DatabaseConnection,
+    select: &sea_orm::sea_query::SelectStatement,
+) -> Result<Vec<KeyEvent>> {
+    let rows = connection.query_all(select).await.map_err(from_db)?;
+    rows.iter().map(|row| EventRow::from_query_result(row, "").map_err(from_db)?.into_event()).collect()
+}
+
+/// The events after `position`, whose own event is read again: if it is not there, or is another one, then history was
+/// pruned beyond it or rewound.
+pub(super) async fn changes(
+    connection: &DatabaseConnection,
+    tables: &Tables,
+    position: Option<&FeedPosition>,
+    limit: usize,
+) -> Result<Changes> {
+    let Some(position) = position else {
+        let events = read(connection, &query::events_from(tables, Revision::NONE, limit)).await?;
+        let position = match events.last() {
+            Some(last) => FeedPosition::of(last),
+            None => FeedPosition::beginning(),
+        };
+        return Ok(Changes { events, position });
+    };
+    // Read first: what is counted there has its event by the time when events are read.
+    let head = if position.is_beginning() { read_head(connection, tables).await? } else { Revision::NONE };
+    let mut events = read(connection, &query::events_from(tables, position.revision(), limit + 1)).await?;
+    if position.is_beginning() {
+        events.truncate(limit);
+        // Revisions have no gaps, so the first event of all has the first revision.
+        let is_whole = match events.first() {
+            Some(first) => first.revision == Revision::new(1),
+            None => head == Revision::NONE,
+        };
+        if !is_whole {
+            return Err(ErrorKind::PositionLost.into());
+        }
+    } else if events.first().is_some_and(|first| FeedPosition::of(first) == *position) {
+        events.remove(0);
+    } else {
+        return Err(ErrorKind::PositionLost.into());
+    }
+    let position = events.last().map_or_else(|| position.clone(), FeedPosition::of);
+    Ok(Changes { events, position })
+}
+
+/// Deletes one batch of the events from before `before`, oldest first, but never the newest of all, which tells followers
+/// that nothing is missing. Returns how many; `None` if another process prunes at this moment.
+pub(super) async fn prune_batch(
+    connection: &DatabaseConnection,
+    tables: &Tables,
+    before: Timestamp,
+) -> Result<Option<u64>> {
+    let transaction = connection.begin().await.map_err(from_db)?;
+    if !try_lock(&transaction, tables).await? {
+        return Ok(None);
+    }
+    let delete = async {
+        let rows =
+            transaction.query_all(&query::oldest_events(tables, PRUNE_BATCH)).await.map_err(from_db)?;
+        let mut last = None;
+        let newest = read_head(&transaction, tables).await?;
+        for row in rows {
+            let revision = Revision::new(row.try_get_by_index(0).map_err(from_db)?);
+            let at = timestamp(row.try_get_by_index(1).map_err(from_db)?)?;
+            if at >= before || revision >= newest {
+                break;
+            }
+            last = Some(revision);
+        }
+        let Some(last) = last else {
+            return Ok(0);
+        };
+        let deleted =
+            transaction.execute(&query::delete_events_through(tables, last)).await.map_err(from_db)?;
+        Ok(deleted.rows_affected())
+    };
+    let outcome: Result<u64> = delete.await;
+    let unlocked = unlock(&transaction, tables).await;
+    let deleted = outcome?;
+    unlocked?;
+    transaction.commit().await.map_err(from_db)?;
+    Ok(Some(deleted))
+}
+
+/// One process prunes at a time, so that they don't wait for each other. SQLite has one writer anyway.
+async fn try_lock(transaction: &sea_orm::DatabaseTransaction, tables: &Tables) -> Result<bool> {
+    let sql = match tables.backend {
+        DbBackend::Postgres => {
+            "SELECT pg_try_advisory_xact_lock(hashtextextended(\
+             'keyvouch prune ' || coalesce(current_schema(), '') || '.' || $1, 0))"
+        }
+        DbBackend::MySql => {
+            "SELECT CAST(GET_LOCK(\
+             CONCAT('keyvouch_prune_', LEFT(SHA2(CONCAT(DATABASE(), '.', ?), 256), 32)), 0) AS SIGNED) = 1"
+        }
+        _ => return Ok(true),
+    };
+    let statement = Statement::from_sql_and_values(tables.backend, sql, [tables.event.to_string().into()]);
+    let row = transaction.query_one_raw(statement).await.map_err(from_db)?;
+    let row = row.ok_or_else(|| RepositoryError::new(ErrorKind::Internal, "a lock gave no answer"))?;
+    row.try_get_by_index(0).map_err(from_db)
+}
+
+/// On PostgreSQL the lock ends with the transaction.
+async fn unlock(transaction: &sea_orm::DatabaseTransaction, tables: &Tables) -> Result<()> {
+    if tables.backend != DbBackend::MySql {
+        return Ok(());
+    }
+    let sql =
+        "SELECT RELEASE_LOCK(CONCAT('keyvouch_prune_', LEFT(SHA2(CONCAT(DATABASE(), '.', ?), 256), 32)))";
+    let statement = Statement::from_sql_and_values(tables.backend, sql, [tables.event.to_string().into()]);
+    transaction.query_one_raw(statement).await.map_err(from_db).map(drop)
+}

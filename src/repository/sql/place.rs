@@ -1,0 +1,139 @@
+//! Which database a URL names, and connections to it.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr as _;
+use std::sync::Arc;
+
+use sea_orm::DatabaseConnection;
+use sea_orm::sqlx::mysql::MySqlConnectOptions;
+use sea_orm::sqlx::postgres::PgConnectOptions;
+
+use super::pool::PoolHealth;
+use super::sqlite::DatabaseFile;
+use super::{SqlOptions, mysql, postgres, sqlite};
+use crate::repository::{ErrorKind, RepositoryError, Result};
+
+/// A database. `Display` and `Debug` show no credential.
+#[derive(Clone)]
+pub(super) enum Place {
+    Sqlite(Arc<DatabaseFile>),
+    Postgres(PgConnectOptions),
+    MySql(MySqlConnectOptions),
+}
+
+/// Connections for one purpose.
+#[derive(Clone, Debug)]
+pub(super) struct Pool {
+    pub connection: DatabaseConnection,
+    pub health: Arc<PoolHealth>,
+}
+
+/// What a pool is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Reads,
+    Changes,
+}
+
+impl Place {
+    /// Reads `url`. No error holds any part of it.
+    pub(super) fn parse(url: &str) -> Result<Self> {
+        let refused = |problem: &'static str| RepositoryError::new(ErrorKind::Refused, problem);
+        let (scheme, rest) = url.split_once(':').ok_or_else(|| refused("the URL has no scheme"))?;
+        let unreadable = "the URL can't be read: special characters in a password are written as %XX";
+        match scheme {
+            "sqlite" => {
+                let path = PathBuf::from(rest.strip_prefix("//").unwrap_or(rest));
+                Ok(Self::Sqlite(Arc::new(DatabaseFile::create(path)?)))
+            }
+            "postgres" | "postgresql" => {
+                // The driver's error quotes the URL.
+                PgConnectOptions::from_str(url).map(Self::Postgres).map_err(|_| refused(unreadable))
+            }
+            "mysql" | "mariadb" => {
+                MySqlConnectOptions::from_str(url).map(Self::MySql).map_err(|_| refused(unreadable))
+            }
+            _ => Err(refused("the URL's scheme is none of sqlite, postgres, mysql and mariadb")),
+        }
+    }
+
+    /// A pool. Connections to a server are made when they are needed.
+    pub(super) async fn pool(&self, purpose: Purpose, options: &SqlOptions) -> Result<Pool> {
+        let max_connections = match (self, purpose) {
+            (Self::Sqlite(_), Purpose::Reads) => sqlite::READERS,
+            (Self::Sqlite(_), Purpose::Changes) => 1,
+            (_, Purpose::Reads) => options.pool.max_readers,
+            (_, Purpose::Changes) => options.pool.max_writers,
+        };
+        let health = PoolHealth::new(options, max_connections);
+        let health = Arc::new(health.map_err(|error| RepositoryError::new(ErrorKind::Internal, error))?);
+        let connection = match self {
+            Self::Sqlite(file) => sqlite::pool(file, max_connections, options).await?,
+            Self::Postgres(server) => postgres::pool(server, &health, max_connections, options),
+            Self::MySql(server) => mysql::pool(server, &health, max_connections, options),
+        };
+        Ok(Pool { connection, health })
+    }
+
+    /// Connects once, for the sake of the error: a pool tells only that it timed out.
+    pub(super) async fn probe(&self, options: &SqlOptions) -> Result<()> {
+        let probe = async {
+            match self {
+                Self::Sqlite(_) => Ok(()),
+                Self::Postgres(server) => postgres::probe(server).await,
+                Self::MySql(server) => mysql::probe(server).await,
+            }
+        };
+        match tokio::time::timeout(options.pool.connect_timeout, probe).await {
+            Ok(outcome) => outcome,
+            Err(elapsed) => Err(RepositoryError::new(ErrorKind::Unavailable, elapsed)),
+        }
+    }
+
+    /// A single connection whose statements have no deadline, for migrations.
+    pub(super) async fn single(&self, options: &SqlOptions) -> Result<DatabaseConnection> {
+        self.probe(options).await?;
+        match self {
+            Self::Sqlite(file) => sqlite::single(file, options).await,
+            Self::Postgres(server) => Ok(postgres::single(server, options)),
+            Self::MySql(server) => Ok(mysql::single(server, options)),
+        }
+    }
+
+    /// Whether the database is still the one that was opened.
+    pub(super) fn check(&self) -> Result<()> {
+        match self {
+            Self::Sqlite(file) => file.check(),
+            Self::Postgres(_) | Self::MySql(_) => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(file) => write!(f, "sqlite:{file}"),
+            Self::Postgres(server) => {
+                let database = server.get_database().unwrap_or(server.get_username());
+                match server.get_socket() {
+                    Some(socket) => write!(f, "postgres:{}/{database}", socket.display()),
+                    None => write!(f, "postgres://{}:{}/{database}", server.get_host(), server.get_port()),
+                }
+            }
+            Self::MySql(server) => {
+                let database = server.get_database().unwrap_or_default();
+                match server.get_socket() {
+                    Some(socket) => write!(f, "mysql:{}/{database}", socket.display()),
+                    None => write!(f, "mysql://{}:{}/{database}", server.get_host(), server.get_port()),
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Place({self})")
+    }
+}

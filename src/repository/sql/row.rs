@@ -1,0 +1,210 @@
+//! Between rows and keys or events. A row that breaks a rule of the domain is corrupt: it is reported, never guessed at.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use sea_orm::sea_query::Expr;
+use sea_orm::{ColIdx, FromQueryResult, QueryResult, TryGetError, TryGetable};
+use uuid::Uuid;
+
+use super::tables::Tables;
+use crate::domain::{
+    ApiKey, ChangeKind, ChangedField, Description, InvalidField, KeyEvent, KeyHash, KeyId, KeyName,
+    KeyPrefix, Metadata, OwnerId, Revision, Revocation, RevokeReason, Scope, ScopeSet, Timestamp,
+};
+use crate::repository::{ErrorKind, RepositoryError, Result};
+
+/// A key as it is stored.
+#[derive(FromQueryResult)]
+pub(super) struct KeyRow {
+    pub id: Uuid,
+    pub hash: Vec<u8>,
+    prefix: String,
+    name: String,
+    description: String,
+    pub owner_id: Exact,
+    scopes: String,
+    metadata: String,
+    created_at: i64,
+    updated_at: i64,
+    expires_at: Option<i64>,
+    revoked_at: Option<i64>,
+    revoke_reason: Option<String>,
+    rotated_from: Option<Uuid>,
+    replaced_by: Option<Uuid>,
+    revision: i64,
+}
+
+/// An event as it is stored.
+#[derive(FromQueryResult)]
+pub(super) struct EventRow {
+    revision: i64,
+    nonce: i64,
+    key_id: Uuid,
+    hash: Vec<u8>,
+    owner_id: Exact,
+    kind: String,
+    changed_fields: String,
+    actor: String,
+    request_id: String,
+    created_at: i64,
+}
+
+/// A text that the database compares by its bytes: see [`Tables::exact`].
+pub(super) struct Exact(pub String);
+
+impl TryGetable for Exact {
+    fn try_get_by<I: ColIdx>(row: &QueryResult, index: I) -> std::result::Result<Self, TryGetError> {
+        if let Ok(text) = row.try_get_by::<String, _>(index) {
+            return Ok(Self(text));
+        }
+        let bytes = Vec::<u8>::try_get_by(row, index)?;
+        let text = String::from_utf8(bytes);
+        text.map(Self).map_err(|_| TryGetError::DbErr(sea_orm::DbErr::Type("a text that is no UTF-8".into())))
+    }
+}
+
+/// Shows the id alone: a row holds the hash.
+impl fmt::Debug for KeyRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyRow").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl KeyRow {
+    pub(super) fn into_key(self) -> Result<ApiKey> {
+        let scopes: Vec<String> = serde_json::from_str(&self.scopes).map_err(corrupt_json)?;
+        let metadata: BTreeMap<String, String> =
+            serde_json::from_str(&self.metadata).map_err(corrupt_json)?;
+        let revocation = match self.revoked_at {
+            None => None,
+            Some(at) => Some(Revocation {
+                at: timestamp(at)?,
+                reason: RevokeReason::parse("revoke_reason", self.revoke_reason.unwrap_or_default())
+                    .map_err(corrupt)?,
+            }),
+        };
+        Ok(ApiKey {
+            id: KeyId::from_uuid(self.id),
+            hash: hash(self.hash)?,
+            prefix: KeyPrefix::parse("prefix", self.prefix).map_err(corrupt)?,
+            name: KeyName::parse("name", self.name).map_err(corrupt)?,
+            description: Description::parse("description", self.description).map_err(corrupt)?,
+            owner_id: OwnerId::parse("owner_id", self.owner_id.0).map_err(corrupt)?,
+            scopes: ScopeSet::parse("scopes", scopes).map_err(corrupt)?,
+            metadata: Metadata::parse(metadata).map_err(corrupt)?,
+            created_at: timestamp(self.created_at)?,
+            updated_at: timestamp(self.updated_at)?,
+            expires_at: self.expires_at.map(timestamp).transpose()?,
+            revocation,
+            rotated_from: self.rotated_from.map(KeyId::from_uuid),
+            replaced_by: self.replaced_by.map(KeyId::from_uuid),
+            revision: Revision::new(self.revision),
+        })
+    }
+}
+
+impl EventRow {
+    pub(super) fn into_event(self) -> Result<KeyEvent> {
+        let unknown = |what| RepositoryError::new(ErrorKind::Corrupt, what);
+        let fields = self.changed_fields.split(',').filter(|field| !field.is_empty());
+        Ok(KeyEvent {
+            revision: Revision::new(self.revision),
+            nonce: self.nonce.cast_unsigned(),
+            key_id: KeyId::from_uuid(self.key_id),
+            hash: hash(self.hash)?,
+            owner_id: OwnerId::parse("owner_id", self.owner_id.0).map_err(corrupt)?,
+            kind: ChangeKind::parse(&self.kind).ok_or_else(|| unknown("a change of an unknown kind"))?,
+            changed_fields: fields
+                .map(|field| {
+                    ChangedField::parse(field).ok_or_else(|| unknown("a change of an unknown field"))
+                })
+                .collect::<Result<_>>()?,
+            actor: self.actor,
+            request_id: self.request_id,
+            at: timestamp(self.created_at)?,
+        })
+    }
+}
+
+/// The values of `key` in the order of [`super::tables::Key::ALL`].
+pub(super) fn key_values(key: &ApiKey, tables: &Tables) -> Result<[Expr; 16]> {
+    let scopes: Vec<&str> = key.scopes.iter().map(Scope::as_str).collect();
+    let revoked_at = key.revocation.as_ref().map(|revocation| revocation.at.as_micros());
+    let revoke_reason = key.revocation.as_ref().map(|revocation| revocation.reason.as_str().to_owned());
+    Ok([
+        key.id.as_uuid().into(),
+        key.hash.as_bytes().to_vec().into(),
+        key.prefix.as_str().into(),
+        key.name.as_str().into(),
+        key.description.as_str().into(),
+        tables.exact(key.owner_id.as_str()).into(),
+        serde_json::to_string(&scopes).map_err(unwritable)?.into(),
+        serde_json::to_string(key.metadata.as_map()).map_err(unwritable)?.into(),
+        key.created_at.as_micros().into(),
+        key.updated_at.as_micros().into(),
+        key.expires_at.map(Timestamp::as_micros).into(),
+        revoked_at.into(),
+        revoke_reason.into(),
+        key.rotated_from.map(|id| id.as_uuid()).into(),
+        key.replaced_by.map(|id| id.as_uuid()).into(),
+        key.revision.get().into(),
+    ])
+}
+
+/// The values of `event` in the order of [`super::tables::Event::ALL`]. The key may be one that is corrupt, so its owner
+/// and hash come as they are stored.
+pub(super) fn event_values(event: &NewEvent<'_>, tables: &Tables) -> [Expr; 10] {
+    let fields: Vec<_> = event.changed_fields.iter().map(|field| field.as_str()).collect();
+    [
+        event.revision.get().into(),
+        event.nonce.cast_signed().into(),
+        event.key_id.into(),
+        event.hash.to_vec().into(),
+        tables.exact(event.owner_id).into(),
+        event.kind.as_str().into(),
+        fields.join(",").into(),
+        event.context.actor.as_str().into(),
+        event.context.request_id.as_str().into(),
+        event.context.now.as_micros().into(),
+    ]
+}
+
+/// An event that is to be written.
+pub(super) struct NewEvent<'e> {
+    pub revision: Revision,
+    pub nonce: u64,
+    pub key_id: Uuid,
+    pub hash: &'e [u8],
+    pub owner_id: &'e str,
+    pub kind: ChangeKind,
+    pub changed_fields: &'e [ChangedField],
+    pub context: &'e crate::domain::ChangeContext,
+}
+
+pub(super) fn timestamp(micros: i64) -> Result<Timestamp> {
+    Timestamp::from_micros(micros)
+        .ok_or_else(|| RepositoryError::new(ErrorKind::Corrupt, "a time outside of the years 1 to 9999"))
+}
+
+fn hash(bytes: Vec<u8>) -> Result<KeyHash> {
+    let bytes: [u8; KeyHash::BYTES] = bytes
+        .try_into()
+        .map_err(|_| RepositoryError::new(ErrorKind::Corrupt, "a hash of the wrong length"))?;
+    Ok(KeyHash::from_bytes(bytes))
+}
+
+fn corrupt(error: InvalidField) -> RepositoryError {
+    RepositoryError::new(ErrorKind::Corrupt, error)
+}
+
+/// The parser's message can quote the text, so only its category and place are kept.
+fn corrupt_json(error: serde_json::Error) -> RepositoryError {
+    let problem =
+        format!("JSON: {:?} error at line {} column {}", error.classify(), error.line(), error.column());
+    RepositoryError::new(ErrorKind::Corrupt, problem)
+}
+
+fn unwritable(error: serde_json::Error) -> RepositoryError {
+    RepositoryError::new(ErrorKind::Internal, error)
+}

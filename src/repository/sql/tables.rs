@@ -1,0 +1,124 @@
+//! The tables and columns, as statements name them. `migration/` makes them and never looks here.
+
+use keyvouch_migration::Names;
+use sea_orm::sea_query::{Alias, DynIden, IntoIden as _};
+use sea_orm::{DbBackend, DeriveIden, Value};
+
+/// The tables of one store, and how its database wants to be spoken to.
+#[derive(Clone, Debug)]
+pub(super) struct Tables {
+    pub backend: DbBackend,
+    pub key: DynIden,
+    pub usage: DynIden,
+    pub event: DynIden,
+    pub head: DynIden,
+}
+
+impl Tables {
+    pub(super) fn new(names: &Names, backend: DbBackend) -> Self {
+        let iden = |name: String| Alias::new(name).into_iden();
+        Self {
+            backend,
+            key: iden(names.api_key()),
+            usage: iden(names.api_key_usage()),
+            event: iden(names.key_event()),
+            head: iden(names.revision_head()),
+        }
+    }
+
+    /// A text that is compared by its bytes: on MySQL its column has no characters but bytes.
+    pub(super) fn exact(&self, text: &str) -> Value {
+        match self.backend {
+            DbBackend::MySql => text.as_bytes().to_vec().into(),
+            _ => text.to_owned().into(),
+        }
+    }
+}
+
+/// The columns of keys.
+#[derive(Clone, Copy, Debug, DeriveIden)]
+pub(super) enum Key {
+    Id,
+    Hash,
+    Prefix,
+    Name,
+    Description,
+    OwnerId,
+    Scopes,
+    Metadata,
+    CreatedAt,
+    UpdatedAt,
+    ExpiresAt,
+    RevokedAt,
+    RevokeReason,
+    RotatedFrom,
+    ReplacedBy,
+    Revision,
+}
+
+impl Key {
+    /// In the order of [`super::row::key_values`].
+    pub(super) const ALL: [Self; 16] = [
+        Self::Id,
+        Self::Hash,
+        Self::Prefix,
+        Self::Name,
+        Self::Description,
+        Self::OwnerId,
+        Self::Scopes,
+        Self::Metadata,
+        Self::CreatedAt,
+        Self::UpdatedAt,
+        Self::ExpiresAt,
+        Self::RevokedAt,
+        Self::RevokeReason,
+        Self::RotatedFrom,
+        Self::ReplacedBy,
+        Self::Revision,
+    ];
+}
+
+/// The columns of last uses.
+#[derive(Clone, Copy, Debug, DeriveIden)]
+pub(super) enum Usage {
+    KeyId,
+    LastUsedAt,
+}
+
+/// The columns of events.
+#[derive(Clone, Copy, Debug, DeriveIden)]
+pub(super) enum Event {
+    Revision,
+    Nonce,
+    KeyId,
+    Hash,
+    OwnerId,
+    Kind,
+    ChangedFields,
+    Actor,
+    RequestId,
+    CreatedAt,
+}
+
+impl Event {
+    /// In the order of [`super::row::event_values`].
+    pub(super) const ALL: [Self; 10] = [
+        Self::Revision,
+        Self::Nonce,
+        Self::KeyId,
+        Self::Hash,
+        Self::OwnerId,
+        Self::Kind,
+        Self::ChangedFields,
+        Self::Actor,
+        Self::RequestId,
+        Self::CreatedAt,
+    ];
+}
+
+/// The columns of the one row with the last revision.
+#[derive(Clone, Copy, Debug, DeriveIden)]
+pub(super) enum Head {
+    Id,
+    Revision,
+}

@@ -1,0 +1,108 @@
+//! The changes of keys, each as a value that can be tried again.
+
+use async_trait::async_trait;
+
+use super::change::Change;
+use crate::domain::{ApiKey, ChangeContext, ChangeKind, KeyId, Revision, RevokeReason, Rotation};
+use crate::repository::Result;
+
+/// A change. It commits by itself; left without a commit, it is rolled back and no revision is used up.
+#[async_trait]
+pub(super) trait Write: Sync {
+    type Output: Send;
+
+    async fn run(&self, change: Change, context: &ChangeContext) -> Result<Self::Output>;
+}
+
+pub(super) struct Create(pub ApiKey);
+
+#[async_trait]
+impl Write for Create {
+    type Output = ApiKey;
+
+    async fn run(&self, mut change: Change, context: &ChangeContext) -> Result<ApiKey> {
+        let created = change.insert(self.0.clone(), context).await?;
+        change.commit().await?;
+        Ok(created)
+    }
+}
+
+pub(super) struct CreateMany(pub Vec<ApiKey>);
+
+#[async_trait]
+impl Write for CreateMany {
+    type Output = Vec<Result<ApiKey>>;
+
+    async fn run(&self, mut change: Change, context: &ChangeContext) -> Result<Self::Output> {
+        let outcomes = change.insert_many(self.0.clone(), context).await?;
+        if outcomes.iter().any(Result::is_ok) {
+            change.commit().await?;
+        }
+        Ok(outcomes)
+    }
+}
+
+pub(super) struct Update {
+    pub key: ApiKey,
+    pub expected: Revision,
+}
+
+#[async_trait]
+impl Write for Update {
+    type Output = ApiKey;
+
+    async fn run(&self, change: Change, context: &ChangeContext) -> Result<ApiKey> {
+        let updated = change.replace(self.key.clone(), self.expected, ChangeKind::Updated, context).await?;
+        change.commit().await?;
+        Ok(updated)
+    }
+}
+
+pub(super) struct Delete(pub KeyId);
+
+#[async_trait]
+impl Write for Delete {
+    type Output = Revision;
+
+    async fn run(&self, change: Change, context: &ChangeContext) -> Result<Revision> {
+        change.remove(self.0, context).await?;
+        change.commit().await
+    }
+}
+
+pub(super) struct Revoke {
+    pub id: KeyId,
+    pub reason: RevokeReason,
+}
+
+#[async_trait]
+impl Write for Revoke {
+    type Output = ApiKey;
+
+    async fn run(&self, change: Change, context: &ChangeContext) -> Result<ApiKey> {
+        let key = change.find(self.id).await?;
+        let Some(revoked) = key.revoked(self.reason.clone(), context.now) else {
+            return Ok(key);
+        };
+        let revoked = change.replace(revoked, key.revision, ChangeKind::Revoked, context).await?;
+        change.commit().await?;
+        Ok(revoked)
+    }
+}
+
+pub(super) struct Rotate(pub Rotation);
+
+#[async_trait]
+impl Write for Rotate {
+    type Output = Rotation;
+
+    async fn run(&self, mut change: Change, context: &ChangeContext) -> Result<Rotation> {
+        let Rotation { replaced, successor } = self.0.clone();
+        let expected = replaced.revision;
+        let replaced = change.replace(replaced, expected, ChangeKind::Rotated, context).await?;
+        change.next_revision().await?;
+        let successor = change.insert(successor, context).await?;
+        change.commit().await?;
+        Ok(Rotation { replaced, successor })
+    }
+}

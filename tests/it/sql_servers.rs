@@ -1,0 +1,238 @@
+//! What only real database servers show.
+
+use std::time::Duration;
+
+use keyvouch::conformance::repository::Subject;
+use keyvouch::domain::{
+    ApiKey, ChangeContext, Description, KeyHash, KeyId, KeyName, KeyPrefix, Metadata, OwnerId, Revision,
+    RevokeReason, ScopeSet, SystemEntropy, Timestamp,
+};
+use keyvouch::repository::{ErrorKind, KeyRepository as _, SqlOptions, SqlRepository};
+use keyvouch_migration::Names;
+use sea_orm::{ConnectionTrait as _, Database, TransactionTrait as _};
+use tokio::time::Instant;
+
+use crate::databases::Kind;
+use crate::process::program::Home;
+
+fn now() -> Timestamp {
+    Timestamp::from_micros(1_767_225_600_000_000).unwrap()
+}
+
+fn context() -> ChangeContext {
+    ChangeContext { actor: "token:tests".into(), request_id: "r".into(), now: now() }
+}
+
+fn key(secret: &str) -> ApiKey {
+    let hash = KeyHash::of(secret);
+    ApiKey {
+        id: KeyId::generate(now(), &hash, &SystemEntropy).unwrap(),
+        hash,
+        prefix: KeyPrefix::parse("prefix", "kv_").unwrap(),
+        name: KeyName::parse("name", "name").unwrap(),
+        description: Description::default(),
+        owner_id: OwnerId::parse("owner_id", "owner").unwrap(),
+        scopes: ScopeSet::default(),
+        metadata: Metadata::default(),
+        created_at: now(),
+        updated_at: now(),
+        expires_at: None,
+        revocation: None,
+        rotated_from: None,
+        replaced_by: None,
+        revision: Revision::NONE,
+    }
+}
+
+/// Someone holds the row of revisions and does nothing more.
+async fn a_writer_that_hangs(kind: Kind) {
+    let url = kind.database().await;
+    let options = SqlOptions { lock_timeout: Duration::from_secs(1), ..SqlOptions::default() };
+    let timeout = options.timeout;
+    let repository = SqlRepository::open(&url, options).await.unwrap();
+    repository.migrate().await.unwrap();
+    let created = repository.create(key("a"), &context()).await.unwrap();
+
+    let stranger = Database::connect(&url).await.unwrap();
+    let held = stranger.begin().await.unwrap();
+    held.execute_unprepared("UPDATE revision_head SET revision = revision").await.unwrap();
+    let begun = Instant::now();
+    let error = repository.revoke(created.id, RevokeReason::default(), &context()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert!(begun.elapsed() < timeout, "the lock time-out ends it, not that of the call");
+    assert_eq!(repository.get_by_hash(&created.hash).await.unwrap(), Some(created.clone()), "reads go on");
+    repository.record_usage(&[(created.id, now())]).await.unwrap();
+    held.rollback().await.unwrap();
+    repository.revoke(created.id, RevokeReason::default(), &context()).await.unwrap();
+}
+
+/// Someone writes the usage of a key and does not commit.
+async fn a_usage_write_that_hangs(kind: Kind) {
+    let url = kind.database().await;
+    let repository = SqlRepository::open(&url, SqlOptions::default()).await.unwrap();
+    repository.migrate().await.unwrap();
+    let created = repository.create(key("a"), &context()).await.unwrap();
+    repository.record_usage(&[(created.id, now())]).await.unwrap();
+    let stranger = Database::connect(&url).await.unwrap();
+    let held = stranger.begin().await.unwrap();
+    held.execute_unprepared("UPDATE api_key_usage SET last_used_at = last_used_at + 1").await.unwrap();
+    let revoked = repository.revoke(created.id, RevokeReason::default(), &context()).await.unwrap();
+    assert!(revoked.revocation.is_some());
+    held.rollback().await.unwrap();
+}
+
+/// Two stores in one database, apart by the prefix of their tables.
+async fn prefixes_keep_stores_apart(kind: Kind) {
+    let url = kind.database().await;
+    let mut stores: Vec<Subject> = Vec::new();
+    for prefix in ["", "a_", "b_"] {
+        let options = SqlOptions { names: Names::prefixed(prefix).unwrap(), ..SqlOptions::default() };
+        let repository = SqlRepository::open(&url, options).await.unwrap();
+        repository.migrate().await.unwrap();
+        stores.push(std::sync::Arc::new(repository));
+    }
+    let same = key("a");
+    for store in &stores {
+        assert_eq!(store.create(same.clone(), &context()).await.unwrap().revision, Revision::new(1));
+    }
+    stores[1].revoke(same.id, RevokeReason::default(), &context()).await.unwrap();
+    stores[2].delete(same.id, &context()).await.unwrap();
+    assert!(stores[0].get(same.id).await.unwrap().unwrap().revocation.is_none());
+}
+
+/// Ten servers on an empty database: one migrates, all serve.
+async fn ten_at_once(kind: Kind) {
+    let url = kind.database().await;
+    let starting: Vec<_> = (0..10)
+        .map(|_| {
+            let url = url.clone();
+            tokio::task::spawn_blocking(move || {
+                let home = Home::new();
+                let settings = [
+                    format!("store.url={url}"),
+                    "store.auto_migrate=true".to_owned(),
+                    "store.max_readers=2".to_owned(),
+                    "admin.insecure=true".to_owned(),
+                ];
+                let settings: Vec<_> = settings.iter().map(String::as_str).collect();
+                let server = home.serve(&settings);
+                let listed = home.run(&["key", "list", "--addr", &server.address]);
+                assert_eq!(listed.status, 0, "{}", listed.stderr);
+                let log = std::fs::read_to_string(home.path().join("stderr")).unwrap();
+                assert!(!log.contains("postgres@") && !log.contains("root@"), "{log}");
+                (home, server)
+            })
+        })
+        .collect();
+    for server in starting {
+        server.await.unwrap();
+    }
+}
+
+/// What is there is refused until it is migrated, with a count and the command.
+async fn a_schema_that_is_behind_is_refused(kind: Kind) {
+    let url = format!("store.url={}", kind.database().await);
+    tokio::task::spawn_blocking(move || {
+        let home = Home::new();
+        let settings = ["--set", &url, "--set", "admin.insecure=true", "--set", "server.listen=127.0.0.1:0"];
+        let refused = home.run(&[&["serve"], &settings[..]].concat());
+        assert_eq!(refused.status, 1);
+        assert!(refused.stderr.contains("behind by 1 migration"), "{}", refused.stderr);
+        assert!(refused.stderr.contains("keyvouch migrate up"), "{}", refused.stderr);
+        assert_eq!(home.run(&["migrate", "status", "--set", &url]).status, 3);
+        assert_eq!(home.run(&["migrate", "up", "--set", &url]).status, 0);
+        assert_eq!(home.run(&["migrate", "status", "--set", &url]).status, 0);
+        let _server = home.serve(&[&url, "admin.insecure=true"]);
+    })
+    .await
+    .unwrap();
+}
+
+macro_rules! on_each_server {
+    ($($test:ident,)*) => {
+        mod postgres {
+            use super::*;
+            $(#[tokio::test(flavor = "multi_thread")] async fn $test() { super::$test(Kind::Postgres).await; })*
+        }
+        mod mariadb {
+            use super::*;
+            $(#[tokio::test(flavor = "multi_thread")] async fn $test() { super::$test(Kind::MariaDb).await; })*
+        }
+    };
+}
+
+on_each_server!(
+    a_writer_that_hangs,
+    a_usage_write_that_hangs,
+    prefixes_keep_stores_apart,
+    ten_at_once,
+    a_schema_that_is_behind_is_refused,
+);
+
+#[tokio::test]
+async fn connections_to_a_server_that_takes_no_writes_are_replaced() {
+    let url = Kind::Postgres.database().await;
+    let (_, name) = url.rsplit_once('/').unwrap();
+    let repository = SqlRepository::open(&url, SqlOptions::default()).await.unwrap();
+    repository.migrate().await.unwrap();
+    let stranger = Database::connect(&url).await.unwrap();
+    let make_read_only = |on: bool| format!("ALTER DATABASE {name} SET default_transaction_read_only = {on}");
+    stranger.execute_unprepared(&make_read_only(true)).await.unwrap();
+    let error = repository.create(key("a"), &context()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    // The sessions that exist stay as they were made: only new ones can write.
+    stranger.execute_unprepared(&make_read_only(false)).await.unwrap();
+    repository.create(key("a"), &context()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_schema_of_its_own_holds_the_tables() {
+    let url = Kind::Postgres.database().await;
+    let options = SqlOptions { schema: Some("vouched".into()), ..SqlOptions::default() };
+    let repository = SqlRepository::open(&url, options).await.unwrap();
+    repository.migrate().await.unwrap();
+    repository.create(key("a"), &context()).await.unwrap();
+    let stranger = Database::connect(&url).await.unwrap();
+    stranger.execute_unprepared("SELECT hash FROM vouched.api_key").await.unwrap();
+    stranger.execute_unprepared("SELECT hash FROM public.api_key").await.unwrap_err();
+}
+
+#[tokio::test]
+async fn listings_alone_come_from_the_replica() {
+    let (primary, replica) = (Kind::Postgres.database().await, Kind::Postgres.database().await);
+    for url in [&primary, &replica] {
+        let repository = SqlRepository::open(url, SqlOptions::default()).await.unwrap();
+        repository.migrate().await.unwrap();
+    }
+    let repository = SqlRepository::open(&primary, SqlOptions::default()).await.unwrap();
+    let repository = repository.with_replica(&replica).await.unwrap();
+    let created = repository.create(key("a"), &context()).await.unwrap();
+    assert_eq!(repository.get_by_hash(&created.hash).await.unwrap(), Some(created.clone()));
+    assert_eq!(repository.get(created.id).await.unwrap(), Some(created));
+    let request = keyvouch::repository::PageRequest {
+        owner_id: None,
+        filter: keyvouch::domain::KeyFilter::all(now()),
+        after: None,
+        limit: 10,
+    };
+    assert_eq!(repository.list_page(&request).await.unwrap(), [], "the other database has none");
+}
+
+#[tokio::test]
+async fn no_error_of_a_connection_holds_the_password() {
+    for url in [
+        "postgres://u:hunter2@127.0.0.1:1/d",
+        "mysql://u:hunter2@127.0.0.1:1/d",
+        "postgres://u:hunter2@127.0.0.1:port/d",
+        "mysql://u:hunter2@[/d",
+        "oracle://u:hunter2@h/d",
+        "hunter2",
+    ] {
+        let error = SqlRepository::open(url, SqlOptions::default()).await.unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("hunter2"), "{url}");
+        assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Refused), "{url} {error:?}");
+    }
+    let repository =
+        SqlRepository::open(&Kind::Postgres.database().await, SqlOptions::default()).await.unwrap();
+    assert!(!format!("{repository:?}").contains("postgres@"));
+}
