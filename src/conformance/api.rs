@@ -3,6 +3,7 @@
 pub mod create;
 pub mod delete;
 pub mod errors;
+pub mod events;
 pub mod list;
 pub mod revoke;
 pub mod rotate;
@@ -163,6 +164,8 @@ macro_rules! api_conformance {
             list::ten_thousand_keys_are_streamed,
             errors::unknown_ids_are_not_found,
             errors::odd_ids_are_wrong_fields,
+            events::it_tells_what_was_done_to_a_key_that_is_gone,
+            events::its_pages_hold_every_event_once,
         );
     };
     (@tests $subject:expr; $($group:ident::$clause:ident,)*) => {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::pb;
 use crate::domain::{
-    Denial, InvalidField, KeyFilter, KeyId, KeyPrefix, KeyState, MAX_OVERLAP, OwnerId, ScopeMatch, ScopeSet,
-    StateSet, Timestamp, Verdict,
+    ChangeKind, Denial, InvalidField, KeyEvent, KeyFilter, KeyId, KeyPrefix, KeyState, MAX_OVERLAP, OwnerId,
+    ScopeMatch, ScopeSet, StateSet, Timestamp, Verdict,
 };
 use crate::service::{Expiry, KeyRecord, Validation};
 
@@ -72,6 +72,26 @@ pub(super) fn key_message(record: KeyRecord) -> pb::Key {
 
 fn scope_list(scopes: &ScopeSet) -> Vec<String> {
     scopes.iter().map(|scope| scope.as_str().to_owned()).collect()
+}
+
+pub(super) fn event_message(event: KeyEvent) -> pb::Event {
+    let kind = match event.kind {
+        ChangeKind::Created => pb::EventKind::Created,
+        ChangeKind::Updated => pb::EventKind::Updated,
+        ChangeKind::Revoked => pb::EventKind::Revoked,
+        ChangeKind::Rotated => pb::EventKind::Rotated,
+        ChangeKind::Deleted => pb::EventKind::Deleted,
+    };
+    pb::Event {
+        revision: event.revision.get(),
+        key_id: event.key_id.to_string(),
+        owner_id: event.owner_id.as_str().to_owned(),
+        kind: kind.into(),
+        changed_fields: event.changed_fields.iter().map(|field| field.as_str().to_owned()).collect(),
+        actor: event.actor,
+        request_id: event.request_id,
+        event_time: Some(to_proto_time(event.at)),
+    }
 }
 
 pub(super) fn scope_match(value: i32) -> Result<ScopeMatch, InvalidField> {

@@ -9,7 +9,7 @@ use super::{convert, page_token, pb, status};
 use crate::domain::{
     Description, InvalidField, KeyId, KeyName, Metadata, OwnerId, Revision, RevokeReason, ScopeSet,
 };
-use crate::repository::{PagePosition, PageRequest};
+use crate::repository::{EventPageRequest, EventPosition, PagePosition, PageRequest};
 use crate::service::{Caller, KeyStoreService, KeyUpdate, NewKey, RotateRequest};
 
 const DEFAULT_PAGE_SIZE: usize = 100;
@@ -143,15 +143,49 @@ impl KeyStore for KeyStoreHandler {
         self.service.delete(id, &caller).await.map_err(status::from_service)?;
         Ok(Response::new(pb::DeleteKeyResponse {}))
     }
+
+    async fn list_events(
+        &self,
+        request: Request<pb::ListEventsRequest>,
+    ) -> Result<Response<pb::ListEventsResponse>, Status> {
+        let (_, request) = authenticated(request)?;
+        let mut page = event_page_request(request).map_err(status::invalid_field)?;
+        let limit = page.limit;
+        // One more than asked for tells whether there is a next page.
+        page.limit += 1;
+        let mut events = self.service.events(&page).await.map_err(status::from_service)?;
+        let has_more = events.len() > limit;
+        events.truncate(limit);
+        let next = events.last().filter(|_| has_more).map(EventPosition::of);
+        Ok(Response::new(pb::ListEventsResponse {
+            events: events.into_iter().map(convert::event_message).collect(),
+            next_page_token: next.map_or_else(String::new, |next| page_token::encode_event(next, &page)),
+        }))
+    }
+}
+
+fn page_size(asked: i32) -> Result<usize, InvalidField> {
+    match usize::try_from(asked) {
+        Err(_) => Err(InvalidField::new("page_size", "must not be negative: 0 stands for 100")),
+        Ok(0) => Ok(DEFAULT_PAGE_SIZE),
+        Ok(size) => Ok(size.min(MAX_PAGE_SIZE)),
+    }
+}
+
+fn event_page_request(request: pb::ListEventsRequest) -> Result<EventPageRequest, InvalidField> {
+    let key_id = match request.key_id.as_str() {
+        "" => None,
+        id => Some(KeyId::parse("key_id", id)?),
+    };
+    let owner_id = convert::listed_owner(request.owner_id)?;
+    let mut page = EventPageRequest { key_id, owner_id, after: None, limit: page_size(request.page_size)? };
+    page.after = page_token::decode_event(&request.page_token, &page)?;
+    Ok(page)
 }
 
 impl KeyStoreHandler {
     fn page_request(&self, request: pb::ListKeysRequest) -> Result<PageRequest, InvalidField> {
-        let limit = match usize::try_from(request.page_size) {
-            Err(_) => return Err(InvalidField::new("page_size", "must not be negative: 0 stands for 100")),
-            Ok(0) => DEFAULT_PAGE_SIZE,
-            Ok(size) => size.min(MAX_PAGE_SIZE),
-        };
+        let limit = page_size(request.page_size)?;
         let owner_id = convert::listed_owner(request.owner_id)?;
         let filter = convert::filter(&request.states, request.prefix, self.service.now())?;
         let mut page = PageRequest { owner_id, filter, after: None, limit };

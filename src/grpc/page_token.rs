@@ -5,10 +5,12 @@ use data_encoding::BASE64URL_NOPAD;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use crate::domain::{InvalidField, KeyId, KeyPrefix, KeyState, OwnerId, Timestamp};
-use crate::repository::{PagePosition, PageRequest};
+use crate::domain::{InvalidField, KeyId, KeyPrefix, KeyState, OwnerId, Revision, Timestamp};
+use crate::repository::{EventPageRequest, EventPosition, PagePosition, PageRequest};
 
 const VERSION: u8 = 1;
+/// That of a token of the audit trail.
+const EVENT_VERSION: u8 = 101;
 /// Bytes of the filter's digest: enough to notice a mistake, which is all that they are for.
 const FILTER_BYTES: usize = 8;
 const TIME_BYTES: usize = 8;
@@ -31,40 +33,84 @@ pub(super) fn decode(token: &str, request: &PageRequest) -> Result<Option<PagePo
         return Ok(None);
     }
     let position = BASE64URL_NOPAD.decode(token.as_bytes()).ok().and_then(|bytes| read(&bytes, request));
-    match position {
-        Some(position) => Ok(Some(position)),
-        None => Err(InvalidField::new(
-            "page_token",
-            "is not one of this listing: give next_page_token of the page before, under the same filter",
-        )),
+    position.map(Some).ok_or_else(foreign_token)
+}
+
+/// The token of the page after `position`, in the audit trail that `request` asks for.
+pub(super) fn encode_event(position: EventPosition, request: &EventPageRequest) -> String {
+    let mut token = Vec::with_capacity(TOKEN_BYTES);
+    token.push(EVENT_VERSION);
+    token.extend(event_filter_digest(request));
+    token.extend(position.revision.get().to_be_bytes());
+    token.extend(position.key_id.as_uuid().as_bytes());
+    BASE64URL_NOPAD.encode(&token)
+}
+
+/// The position in `token`, which has to belong to the audit trail that `request` asks for. An empty token is the
+/// beginning.
+pub(super) fn decode_event(
+    token: &str,
+    request: &EventPageRequest,
+) -> Result<Option<EventPosition>, InvalidField> {
+    if token.is_empty() {
+        return Ok(None);
     }
+    let bytes = BASE64URL_NOPAD.decode(token.as_bytes()).ok();
+    let parts = bytes.as_deref().and_then(|bytes| split(bytes, EVENT_VERSION, event_filter_digest(request)));
+    let position =
+        parts.map(|(revision, key_id)| EventPosition { revision: Revision::new(revision), key_id });
+    position.map(Some).ok_or_else(foreign_token)
+}
+
+fn foreign_token() -> InvalidField {
+    InvalidField::new(
+        "page_token",
+        "is not one of this listing: give next_page_token of the page before, under the same filter",
+    )
+}
+
+/// The number and the id of a token, if it is of this version and for this filter.
+fn split(token: &[u8], version: u8, filter: [u8; FILTER_BYTES]) -> Option<(i64, KeyId)> {
+    let (&made_as, rest) = token.split_first()?;
+    let (made_for, rest) = rest.split_at_checked(FILTER_BYTES)?;
+    let (number, id) = rest.split_first_chunk::<TIME_BYTES>()?;
+    if made_as != version || made_for != filter {
+        return None;
+    }
+    Some((i64::from_be_bytes(*number), KeyId::from_uuid(Uuid::from_slice(id).ok()?)))
 }
 
 fn read(token: &[u8], request: &PageRequest) -> Option<PagePosition> {
-    let (&version, rest) = token.split_first()?;
-    let (filter, rest) = rest.split_at_checked(FILTER_BYTES)?;
-    let (time, id) = rest.split_first_chunk::<TIME_BYTES>()?;
-    if version != VERSION || filter != filter_digest(request) {
-        return None;
-    }
-    let created_at = Timestamp::from_micros(i64::from_be_bytes(*time))?;
-    Some(PagePosition { created_at, id: KeyId::from_uuid(Uuid::from_slice(id).ok()?) })
+    let (created_at, id) = split(token, VERSION, filter_digest(request))?;
+    Some(PagePosition { created_at: Timestamp::from_micros(created_at)?, id })
 }
 
 /// A digest of what the listing shows; the moment and the size of the page are no part of that.
 fn filter_digest(request: &PageRequest) -> [u8; FILTER_BYTES] {
+    let states = [KeyState::Active, KeyState::Revoked, KeyState::Expired];
+    digest(
+        [
+            request.owner_id.as_ref().map(OwnerId::as_str),
+            request.filter.prefix.as_ref().map(KeyPrefix::as_str),
+        ]
+        .into_iter()
+        .chain(states.map(|state| request.filter.states.contains(state).then_some(""))),
+    )
+}
+
+fn event_filter_digest(request: &EventPageRequest) -> [u8; FILTER_BYTES] {
+    let key_id = request.key_id.map(|id| id.to_string());
+    digest([key_id.as_deref(), request.owner_id.as_ref().map(OwnerId::as_str)].into_iter())
+}
+
+fn digest<'t>(parts: impl Iterator<Item = Option<&'t str>>) -> [u8; FILTER_BYTES] {
     let mut digest = Sha256::new();
-    let mut part = |text: Option<&str>| {
+    for text in parts {
         // With its length in front, no two different lists of parts look the same.
         let bytes = text.unwrap_or_default().as_bytes();
         digest.update([u8::from(text.is_some())]);
         digest.update(u64::try_from(bytes.len()).unwrap_or(u64::MAX).to_be_bytes());
         digest.update(bytes);
-    };
-    part(request.owner_id.as_ref().map(OwnerId::as_str));
-    part(request.filter.prefix.as_ref().map(KeyPrefix::as_str));
-    for state in [KeyState::Active, KeyState::Revoked, KeyState::Expired] {
-        part(request.filter.states.contains(state).then_some(""));
     }
     let mut short = [0; FILTER_BYTES];
     short.copy_from_slice(&digest.finalize()[..FILTER_BYTES]);

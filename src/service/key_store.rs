@@ -7,10 +7,11 @@ use futures_util::{StreamExt as _, stream::BoxStream};
 
 use super::{Caller, Precondition, ServiceError};
 use crate::domain::{
-    ApiKey, Clock, Description, Entropy, InvalidField, KeyFilter, KeyFormat, KeyId, KeyIdentity, KeyName,
-    KeyPrefix, Metadata, OwnerId, Revision, RevokeReason, Rotation, Scope, ScopeSet, SecretKey, Timestamp,
+    ApiKey, Clock, Description, Entropy, InvalidField, KeyEvent, KeyFilter, KeyFormat, KeyId, KeyIdentity,
+    KeyName, KeyPrefix, Metadata, OwnerId, Revision, RevokeReason, Rotation, Scope, ScopeSet, SecretKey,
+    Timestamp,
 };
-use crate::repository::{ErrorKind, KeyRepository, PageRequest, pages};
+use crate::repository::{ErrorKind, EventPageRequest, KeyRepository, PageRequest, pages};
 use crate::telemetry::error_chain;
 
 /// How often a change that lost against another one is tried anew, where the caller expects no revision.
@@ -163,6 +164,11 @@ impl KeyStoreService {
     pub async fn list(&self, request: &PageRequest) -> Result<Vec<KeyRecord>> {
         let keys = self.repository.list_page(request).await?;
         self.records(keys).await
+    }
+
+    /// Reads a page of the audit trail, newest first.
+    pub async fn events(&self, request: &EventPageRequest) -> Result<Vec<KeyEvent>> {
+        Ok(self.repository.list_events(request).await?)
     }
 
     /// Streams the keys of one owner or of all, newest first.

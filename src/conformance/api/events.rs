@@ -1,0 +1,56 @@
+//! The audit trail.
+
+use super::{Api, new_key, wrong_field};
+use crate::grpc::pb;
+
+async fn list(api: &Api, request: pb::ListEventsRequest) -> pb::ListEventsResponse {
+    api.key_store().list_events(request).await.unwrap().into_inner()
+}
+
+/// Who, what, when, under which call; also of a key that is gone.
+pub async fn it_tells_what_was_done_to_a_key_that_is_gone(api: Api) {
+    let (key, _) = api.create(new_key()).await;
+    api.create(new_key()).await;
+    api.revoke(&key.id, "leaked").await;
+    let request = pb::DeleteKeyRequest { id: key.id.clone() };
+    let deleted = api.key_store().delete_key(request).await.unwrap();
+    let request_id = deleted.metadata().get("x-request-id").unwrap().to_str().unwrap().to_owned();
+    let request = pb::ListEventsRequest { key_id: key.id.clone(), ..pb::ListEventsRequest::default() };
+    let events = list(&api, request).await.events;
+    let kinds: Vec<_> = events.iter().map(pb::Event::kind).collect();
+    assert_eq!(kinds, [pb::EventKind::Deleted, pb::EventKind::Revoked, pb::EventKind::Created]);
+    assert_eq!(events[0].request_id, request_id);
+    assert_eq!(events[1].changed_fields, ["revoke_time"]);
+    assert_eq!(events[2].revision, key.revision);
+    assert_eq!(events[2].event_time, key.create_time);
+    for event in events {
+        assert_eq!((&event.key_id, event.owner_id.as_str()), (&key.id, "owner"));
+        assert!(event.actor.starts_with("token:"), "{}", event.actor);
+    }
+}
+
+/// Every event once, newest first, with a token that belongs to its filter.
+pub async fn its_pages_hold_every_event_once(api: Api) {
+    for _ in 0..5 {
+        api.create(new_key()).await;
+    }
+    let mut request =
+        pb::ListEventsRequest { owner_id: "owner".into(), page_size: 2, ..pb::ListEventsRequest::default() };
+    let mut revisions = Vec::new();
+    loop {
+        let page = list(&api, request.clone()).await;
+        revisions.extend(page.events.iter().map(|event| event.revision));
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = page.next_page_token;
+    }
+    assert_eq!(revisions.len(), 5);
+    assert!(revisions.is_sorted_by(|newer, older| newer > older));
+    request.owner_id = "other".into();
+    assert_eq!(wrong_field(api.key_store().list_events(request).await), "page_token");
+    let negative = pb::ListEventsRequest { page_size: -1, ..pb::ListEventsRequest::default() };
+    assert_eq!(wrong_field(api.key_store().list_events(negative).await), "page_size");
+    let odd = pb::ListEventsRequest { key_id: "x".into(), ..pb::ListEventsRequest::default() };
+    assert_eq!(wrong_field(api.key_store().list_events(odd).await), "key_id");
+}
