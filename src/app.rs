@@ -21,7 +21,7 @@ use crate::domain::{Clock, Entropy, SystemClock, SystemEntropy};
 use crate::grpc::{KeyStoreHandler, ValidatorHandler};
 use crate::repository::KeyRepository;
 use crate::server::{self, CallLayer, Listener, ServerOptions, Services};
-use crate::service::{KeyStoreService, UsageRecorder, ValidatorService};
+use crate::service::{EventPruner, KeyStoreService, UsageRecorder, ValidatorService};
 
 /// How long the last flush of usage may hold up the end of the process.
 const LAST_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -37,6 +37,7 @@ pub struct App {
     door: AdminDoor,
     usage: Arc<UsageRecorder>,
     flush_interval: Duration,
+    pruner: Option<EventPruner>,
     health: HealthMonitor,
 }
 
@@ -85,6 +86,10 @@ impl App {
             Arc::clone(&clock),
             Arc::clone(&usage),
         );
+        let pruner = config
+            .events
+            .retention()
+            .map(|retention| EventPruner::new(Arc::clone(&repository), Arc::clone(&clock), retention));
         let key_store = KeyStoreService::new(Arc::clone(&repository), format, clock, entropy);
         let health = HealthMonitor::new(repository);
         let services = Services {
@@ -101,7 +106,7 @@ impl App {
             drain_timeout: config.server.drain_timeout.0,
         };
         let flush_interval = config.usage.flush_interval.0;
-        Ok(Self { listeners, services, calls, options, store, door, usage, flush_interval, health })
+        Ok(Self { listeners, services, calls, options, store, door, usage, flush_interval, pruner, health })
     }
 
     /// The addresses, with the ports that were taken.
@@ -140,6 +145,8 @@ impl App {
         let monitor = self.health.clone();
         let mut watcher = tokio::spawn(async move { monitor.watch().await });
 
+        let pruner = self.pruner.map(|pruner| tokio::spawn(async move { pruner.run().await }));
+
         let health = self.health.clone();
         let shutdown = async move {
             shutdown.await;
@@ -153,6 +160,9 @@ impl App {
         };
 
         watcher.abort();
+        if let Some(pruner) = pruner {
+            pruner.abort();
+        }
         drop(stop_flushing);
         if !flusher.is_finished() && tokio::time::timeout(LAST_FLUSH_TIMEOUT, flusher).await.is_err() {
             tracing::warn!("the last uses of keys were not recorded in time");

@@ -2,6 +2,7 @@
 
 mod admin;
 mod error;
+mod events;
 mod human_duration;
 mod keys;
 mod layers;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use admin::AdminConfig;
 pub use error::ConfigError;
+pub use events::EventsConfig;
 pub use human_duration::HumanDuration;
 pub use keys::{ForeignConfig, KeysConfig};
 pub use layers::{ENV_PREFIX, Sources};
@@ -40,6 +42,8 @@ pub struct Config {
     pub store: StoreConfig,
     /// Who may administer keys.
     pub admin: AdminConfig,
+    /// The audit trail.
+    pub events: EventsConfig,
     /// How the last use of keys is recorded.
     pub usage: UsageConfig,
     /// What operators see.
@@ -53,6 +57,7 @@ impl Config {
         self.server.check()?;
         self.keys.format()?;
         self.store.place()?;
+        self.events.check()?;
         self.usage.check()?;
         self.telemetry.check()?;
         self.admin.check(&listen)

@@ -3,6 +3,7 @@
 mod caller;
 mod error;
 mod key_store;
+mod pruner;
 mod usage;
 mod validator;
 
@@ -11,5 +12,6 @@ pub use error::{Precondition, ServiceError};
 pub use key_store::{
     Expiry, IssuedKey, KeyRecord, KeyStoreService, KeyUpdate, NewKey, RotateRequest, RotatedKey,
 };
+pub use pruner::EventPruner;
 pub use usage::UsageRecorder;
 pub use validator::{Validation, ValidatorService};

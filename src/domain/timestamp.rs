@@ -32,6 +32,13 @@ impl Timestamp {
         u64::try_from(self.0 / 1_000).unwrap_or(0)
     }
 
+    /// The instant that much earlier; `None` before the first of all.
+    #[must_use]
+    pub fn checked_sub(self, duration: Duration) -> Option<Self> {
+        let micros = i64::try_from(duration.as_micros()).ok()?;
+        Self::from_micros(self.as_micros().checked_sub(micros)?)
+    }
+
     /// This instant and `duration` later, cut to microseconds; `None` past the end of the range.
     #[must_use]
     pub fn checked_add(self, duration: Duration) -> Option<Self> {

@@ -1,0 +1,100 @@
+//! Letting go of old events.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::domain::Clock;
+use crate::repository::{ErrorKind, KeyRepository};
+use crate::telemetry::error_chain;
+
+/// How often it is looked for old events.
+const INTERVAL: Duration = Duration::from_hours(1);
+
+/// Deletes events that are older than a retention time. Every replica has one; the store lets one at a time do it.
+#[derive(Debug)]
+pub struct EventPruner {
+    repository: Arc<dyn KeyRepository>,
+    clock: Arc<dyn Clock>,
+    retention: Duration,
+}
+
+impl EventPruner {
+    /// Keeps the events of `repository` for `retention`.
+    pub fn new(repository: Arc<dyn KeyRepository>, clock: Arc<dyn Clock>, retention: Duration) -> Self {
+        Self { repository, clock, retention }
+    }
+
+    /// Prunes now and from time to time, until it is dropped. Ends by itself if the backend keeps no events.
+    pub async fn run(&self) {
+        loop {
+            match self.prune().await {
+                Err(error) if error.kind() == ErrorKind::NotOffered => return,
+                Err(error) => {
+                    tracing::warn!(error = %error_chain(&error), "old events could not be deleted; trying again later");
+                }
+                Ok(0) => {}
+                Ok(deleted) => tracing::info!(deleted, "old events were deleted"),
+            }
+            tokio::time::sleep(INTERVAL).await;
+        }
+    }
+
+    /// Deletes what is too old now; returns how many events that were.
+    pub async fn prune(&self) -> crate::repository::Result<u64> {
+        match self.clock.now().checked_sub(self.retention) {
+            Some(before) => self.repository.prune_events(before).await,
+            None => Ok(0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{
+        ApiKey, ChangeContext, Description, KeyHash, KeyId, KeyName, KeyPrefix, ManualClock, Metadata,
+        OwnerId, Revision, ScopeSet, SystemEntropy, Timestamp,
+    };
+    use crate::repository::{EventPageRequest, MemoryRepository};
+
+    fn key(secret: &str, now: Timestamp) -> ApiKey {
+        let hash = KeyHash::of(secret);
+        ApiKey {
+            id: KeyId::generate(now, &hash, &SystemEntropy).unwrap(),
+            hash,
+            prefix: KeyPrefix::parse("prefix", "kv_").unwrap(),
+            name: KeyName::parse("name", "name").unwrap(),
+            description: Description::default(),
+            owner_id: OwnerId::parse("owner_id", "owner").unwrap(),
+            scopes: ScopeSet::default(),
+            metadata: Metadata::default(),
+            created_at: now,
+            updated_at: now,
+            expires_at: None,
+            revocation: None,
+            rotated_from: None,
+            replaced_by: None,
+            revision: Revision::NONE,
+        }
+    }
+
+    #[tokio::test]
+    async fn events_are_kept_for_the_retention_time() {
+        let now = Timestamp::from_micros(1_000_000_000).unwrap();
+        let repository = Arc::new(MemoryRepository::new());
+        for (seconds_ago, secret) in [(11, "a"), (9, "b"), (0, "c")] {
+            let now = now.checked_sub(Duration::from_secs(seconds_ago)).unwrap();
+            let context = ChangeContext { actor: String::new(), request_id: String::new(), now };
+            repository.create(key(secret, now), &context).await.unwrap();
+        }
+        let clock = Arc::new(ManualClock::new(now));
+        let pruner = EventPruner::new(
+            Arc::<MemoryRepository>::clone(&repository) as Arc<dyn KeyRepository>,
+            clock,
+            Duration::from_secs(10),
+        );
+        assert_eq!(pruner.prune().await.unwrap(), 1);
+        let request = EventPageRequest { key_id: None, owner_id: None, after: None, limit: 10 };
+        assert_eq!(repository.list_events(&request).await.unwrap().len(), 2);
+    }
+}
