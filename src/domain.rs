@@ -21,6 +21,8 @@ mod text;
 mod timestamp;
 mod verdict;
 
+#[cfg(test)]
+pub(crate) use api_key::tests::key as sample_key;
 pub use api_key::{ApiKey, ImmutableField, KeyState, Revocation};
 pub use change::{ChangeContext, ChangeKind, ChangedField, KeyEvent};
 pub use clock::{Clock, ManualClock, SystemClock};

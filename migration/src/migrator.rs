@@ -55,12 +55,6 @@ pub enum MigrateError {
 }
 
 impl SchemaState {
-    /// Whether this release can work with the schema: it lacks nothing, and no newer release took anything away.
-    #[must_use]
-    pub fn is_usable(&self) -> bool {
-        self.pending.is_empty() && self.breaking().next().is_none()
-    }
-
     /// The unknown migrations that this release can't live with.
     pub fn breaking(&self) -> impl Iterator<Item = &str> {
         self.unknown.iter().map(String::as_str).filter(|name| name.contains(BREAKING))

@@ -125,7 +125,7 @@ impl ApiKey {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::domain::SystemEntropy;
 
@@ -134,7 +134,7 @@ pub(super) mod tests {
     }
 
     /// An active key, made at 0, that never expires.
-    pub(in crate::domain) fn key() -> ApiKey {
+    pub(crate) fn key() -> ApiKey {
         let hash = KeyHash::of("secret");
         ApiKey {
             id: KeyId::generate(at(0), &hash, &SystemEntropy).unwrap(),

@@ -19,31 +19,19 @@ const TOKEN_BYTES: usize = 1 + FILTER_BYTES + TIME_BYTES + ID_BYTES;
 
 /// The token of the page after `position`, in the listing of `request`.
 pub(super) fn encode(position: PagePosition, request: &PageRequest) -> String {
-    let mut token = Vec::with_capacity(TOKEN_BYTES);
-    token.push(VERSION);
-    token.extend(filter_digest(request));
-    token.extend(position.created_at.as_micros().to_be_bytes());
-    token.extend(position.id.as_uuid().as_bytes());
-    BASE64URL_NOPAD.encode(&token)
+    join(VERSION, filter_digest(request), position.created_at.as_micros(), position.id)
 }
 
 /// The position in `token`, which has to belong to the listing of `request`. An empty token is the beginning.
 pub(super) fn decode(token: &str, request: &PageRequest) -> Result<Option<PagePosition>, InvalidField> {
-    if token.is_empty() {
-        return Ok(None);
-    }
-    let position = BASE64URL_NOPAD.decode(token.as_bytes()).ok().and_then(|bytes| read(&bytes, request));
-    position.map(Some).ok_or_else(foreign_token)
+    let position =
+        |(created_at, id)| Some(PagePosition { created_at: Timestamp::from_micros(created_at)?, id });
+    read(token, VERSION, filter_digest(request), position)
 }
 
 /// The token of the page after `position`, in the audit trail that `request` asks for.
 pub(super) fn encode_event(position: EventPosition, request: &EventPageRequest) -> String {
-    let mut token = Vec::with_capacity(TOKEN_BYTES);
-    token.push(EVENT_VERSION);
-    token.extend(event_filter_digest(request));
-    token.extend(position.revision.get().to_be_bytes());
-    token.extend(position.key_id.as_uuid().as_bytes());
-    BASE64URL_NOPAD.encode(&token)
+    join(EVENT_VERSION, event_filter_digest(request), position.revision.get(), position.key_id)
 }
 
 /// The position in `token`, which has to belong to the audit trail that `request` asks for. An empty token is the
@@ -52,21 +40,36 @@ pub(super) fn decode_event(
     token: &str,
     request: &EventPageRequest,
 ) -> Result<Option<EventPosition>, InvalidField> {
+    let position = |(revision, key_id)| Some(EventPosition { revision: Revision::new(revision), key_id });
+    read(token, EVENT_VERSION, event_filter_digest(request), position)
+}
+
+fn join(version: u8, filter: [u8; FILTER_BYTES], number: i64, id: KeyId) -> String {
+    let mut token = Vec::with_capacity(TOKEN_BYTES);
+    token.push(version);
+    token.extend(filter);
+    token.extend(number.to_be_bytes());
+    token.extend(id.as_uuid().as_bytes());
+    BASE64URL_NOPAD.encode(&token)
+}
+
+fn read<P>(
+    token: &str,
+    version: u8,
+    filter: [u8; FILTER_BYTES],
+    position: impl FnOnce((i64, KeyId)) -> Option<P>,
+) -> Result<Option<P>, InvalidField> {
     if token.is_empty() {
         return Ok(None);
     }
     let bytes = BASE64URL_NOPAD.decode(token.as_bytes()).ok();
-    let parts = bytes.as_deref().and_then(|bytes| split(bytes, EVENT_VERSION, event_filter_digest(request)));
-    let position =
-        parts.map(|(revision, key_id)| EventPosition { revision: Revision::new(revision), key_id });
-    position.map(Some).ok_or_else(foreign_token)
-}
-
-fn foreign_token() -> InvalidField {
-    InvalidField::new(
-        "page_token",
-        "is not one of this listing: give next_page_token of the page before, under the same filter",
-    )
+    let parts = bytes.as_deref().and_then(|bytes| split(bytes, version, filter));
+    parts.and_then(position).map(Some).ok_or_else(|| {
+        InvalidField::new(
+            "page_token",
+            "is not one of this listing: give next_page_token of the page before, under the same filter",
+        )
+    })
 }
 
 /// The number and the id of a token, if it is of this version and for this filter.
@@ -78,11 +81,6 @@ fn split(token: &[u8], version: u8, filter: [u8; FILTER_BYTES]) -> Option<(i64, 
         return None;
     }
     Some((i64::from_be_bytes(*number), KeyId::from_uuid(Uuid::from_slice(id).ok()?)))
-}
-
-fn read(token: &[u8], request: &PageRequest) -> Option<PagePosition> {
-    let (created_at, id) = split(token, VERSION, filter_digest(request))?;
-    Some(PagePosition { created_at: Timestamp::from_micros(created_at)?, id })
 }
 
 /// A digest of what the listing shows; the moment and the size of the page are no part of that.

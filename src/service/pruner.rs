@@ -52,30 +52,13 @@ impl EventPruner {
 mod tests {
     use super::*;
     use crate::domain::{
-        ApiKey, ChangeContext, Description, KeyHash, KeyId, KeyName, KeyPrefix, ManualClock, Metadata,
-        OwnerId, Revision, ScopeSet, SystemEntropy, Timestamp,
+        ApiKey, ChangeContext, KeyHash, KeyId, ManualClock, SystemEntropy, Timestamp, sample_key,
     };
     use crate::repository::{EventPageRequest, MemoryRepository};
 
     fn key(secret: &str, now: Timestamp) -> ApiKey {
         let hash = KeyHash::of(secret);
-        ApiKey {
-            id: KeyId::generate(now, &hash, &SystemEntropy).unwrap(),
-            hash,
-            prefix: KeyPrefix::parse("prefix", "kv_").unwrap(),
-            name: KeyName::parse("name", "name").unwrap(),
-            description: Description::default(),
-            owner_id: OwnerId::parse("owner_id", "owner").unwrap(),
-            scopes: ScopeSet::default(),
-            metadata: Metadata::default(),
-            created_at: now,
-            updated_at: now,
-            expires_at: None,
-            revocation: None,
-            rotated_from: None,
-            replaced_by: None,
-            revision: Revision::NONE,
-        }
+        ApiKey { id: KeyId::generate(now, &hash, &SystemEntropy).unwrap(), hash, ..sample_key() }
     }
 
     #[tokio::test]

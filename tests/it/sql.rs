@@ -17,7 +17,7 @@ fn identity(secret: &str) -> KeyIdentity {
     KeyIdentity { id, hash, prefix: KeyPrefix::parse("prefix", "kv_").unwrap() }
 }
 
-fn key(secret: &str) -> ApiKey {
+pub(crate) fn key(secret: &str) -> ApiKey {
     let KeyIdentity { id, hash, prefix } = identity(secret);
     ApiKey {
         id,

@@ -3,10 +3,7 @@
 use std::time::Duration;
 
 use keyvouch::conformance::repository::Subject;
-use keyvouch::domain::{
-    ApiKey, ChangeContext, Description, KeyHash, KeyId, KeyName, KeyPrefix, Metadata, OwnerId, Revision,
-    RevokeReason, ScopeSet, SystemEntropy, Timestamp,
-};
+use keyvouch::domain::{ChangeContext, Revision, RevokeReason, Timestamp};
 use keyvouch::repository::{ErrorKind, KeyRepository as _, SqlOptions, SqlRepository};
 use keyvouch_migration::Names;
 use sea_orm::{ConnectionTrait as _, Database, TransactionTrait as _};
@@ -14,6 +11,7 @@ use tokio::time::Instant;
 
 use crate::databases::Kind;
 use crate::process::program::Home;
+use crate::sql::key;
 
 fn now() -> Timestamp {
     Timestamp::from_micros(1_767_225_600_000_000).unwrap()
@@ -21,27 +19,6 @@ fn now() -> Timestamp {
 
 fn context() -> ChangeContext {
     ChangeContext { actor: "token:tests".into(), request_id: "r".into(), now: now() }
-}
-
-fn key(secret: &str) -> ApiKey {
-    let hash = KeyHash::of(secret);
-    ApiKey {
-        id: KeyId::generate(now(), &hash, &SystemEntropy).unwrap(),
-        hash,
-        prefix: KeyPrefix::parse("prefix", "kv_").unwrap(),
-        name: KeyName::parse("name", "name").unwrap(),
-        description: Description::default(),
-        owner_id: OwnerId::parse("owner_id", "owner").unwrap(),
-        scopes: ScopeSet::default(),
-        metadata: Metadata::default(),
-        created_at: now(),
-        updated_at: now(),
-        expires_at: None,
-        revocation: None,
-        rotated_from: None,
-        replaced_by: None,
-        revision: Revision::NONE,
-    }
 }
 
 /// Someone holds the row of revisions and does nothing more.

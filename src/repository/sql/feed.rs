@@ -15,6 +15,8 @@ use crate::repository::{Changes, ErrorKind, EventPageRequest, FeedPosition, Repo
 
 /// How many events one transaction deletes.
 const PRUNE_BATCH: usize = 1_000;
+/// MySQL's locks are the server's, with names of at most 64 characters: the database is part of this one.
+const MYSQL_LOCK: &str = "CONCAT('keyvouch_prune_', LEFT(SHA2(CONCAT(DATABASE(), '.', ?), 256), 32))";
 
 pub(super) async fn page(
     connection: &DatabaseConnection,
@@ -112,14 +114,10 @@ pub(super) async fn prune_batch(
 /// One process prunes at a time, so that they don't wait for each other. SQLite has one writer anyway.
 async fn try_lock(transaction: &sea_orm::DatabaseTransaction, tables: &Tables) -> Result<bool> {
     let sql = match tables.backend {
-        DbBackend::Postgres => {
-            "SELECT pg_try_advisory_xact_lock(hashtextextended(\
+        DbBackend::Postgres => "SELECT pg_try_advisory_xact_lock(hashtextextended(\
              'keyvouch prune ' || coalesce(current_schema(), '') || '.' || $1, 0))"
-        }
-        DbBackend::MySql => {
-            "SELECT CAST(GET_LOCK(\
-             CONCAT('keyvouch_prune_', LEFT(SHA2(CONCAT(DATABASE(), '.', ?), 256), 32)), 0) AS SIGNED) = 1"
-        }
+            .to_owned(),
+        DbBackend::MySql => format!("SELECT CAST(GET_LOCK({MYSQL_LOCK}, 0) AS SIGNED) = 1"),
         _ => return Ok(true),
     };
     let statement = Statement::from_sql_and_values(tables.backend, sql, [tables.event.to_string().into()]);
@@ -133,8 +131,7 @@ async fn unlock(transaction: &sea_orm::DatabaseTransaction, tables: &Tables) -> 
     if tables.backend != DbBackend::MySql {
         return Ok(());
     }
-    let sql =
-        "SELECT RELEASE_LOCK(CONCAT('keyvouch_prune_', LEFT(SHA2(CONCAT(DATABASE(), '.', ?), 256), 32)))";
+    let sql = format!("SELECT RELEASE_LOCK({MYSQL_LOCK})");
     let statement = Statement::from_sql_and_values(tables.backend, sql, [tables.event.to_string().into()]);
     transaction.query_one_raw(statement).await.map_err(from_db).map(drop)
 }

@@ -23,8 +23,8 @@ pub(super) fn pool(
         .guard(options, max_connections)
         .after_connect(move |connection, _| {
             Box::pin(async move {
-                begin_session(connection).await?;
-                limit_session(connection, timeout, lock_timeout).await
+                let is_mariadb = begin_session(connection).await?;
+                limit_session(connection, is_mariadb, timeout, lock_timeout).await
             })
         })
         .connect_lazy_with(server.clone().disable_statement_logging());
@@ -42,32 +42,37 @@ pub(super) fn single(server: &MySqlConnectOptions, options: &SqlOptions) -> Data
         .acquire_timeout(options.pool.connect_timeout)
         .idle_timeout(None)
         .max_lifetime(None)
-        .after_connect(|connection, _| Box::pin(begin_session(connection)))
+        .after_connect(|connection, _| Box::pin(async move { begin_session(connection).await.map(drop) }))
         .connect_lazy_with(server.clone().disable_statement_logging());
     SqlxMySqlConnector::from_sqlx_mysql_pool(pool)
 }
 
 /// What is too long for its column is an error and never cut off, whatever the server's default is. READ COMMITTED: a
-/// change that waited for another one sees what that wrote, and no gaps between rows are locked.
-async fn begin_session(connection: &mut MySqlConnection) -> sqlx::Result<()> {
-    let session = "SET SESSION sql_mode = CONCAT(@@SESSION.sql_mode, ',STRICT_ALL_TABLES'), \
-                   SESSION transaction_isolation = 'READ-COMMITTED'";
-    let session_mariadb = "SET SESSION sql_mode = CONCAT(@@SESSION.sql_mode, ',STRICT_ALL_TABLES'), \
-                           SESSION tx_isolation = 'READ-COMMITTED'";
-    let is_mariadb = is_mariadb(connection).await?;
-    connection.execute(if is_mariadb { session_mariadb } else { session }).await.map(drop)
+/// change that waited for another one sees what that wrote, and no gaps between rows are locked. Returns whether the
+/// server is MariaDB.
+async fn begin_session(connection: &mut MySqlConnection) -> sqlx::Result<bool> {
+    let row = connection.fetch_one("SELECT VERSION()").await?;
+    let is_mariadb = row.try_get::<String, _>(0)?.contains("MariaDB");
+    let isolation = if is_mariadb { "tx_isolation" } else { "transaction_isolation" };
+    let session = format!(
+        "SET SESSION sql_mode = CONCAT(@@SESSION.sql_mode, ',STRICT_ALL_TABLES'), \
+         SESSION {isolation} = 'READ-COMMITTED'"
+    );
+    connection.execute(AssertSqlSafe(session)).await?;
+    Ok(is_mariadb)
 }
 
 /// The server ends a statement of ours that takes too long (MySQL: reads alone), and, on MariaDB, a transaction that
 /// stands still.
 async fn limit_session(
     connection: &mut MySqlConnection,
+    is_mariadb: bool,
     timeout: Duration,
     lock_timeout: Duration,
 ) -> sqlx::Result<()> {
     let lock_seconds = lock_timeout.as_millis().div_ceil(1_000).max(1);
     let millis = timeout.as_millis().max(1);
-    let limits = if is_mariadb(connection).await? {
+    let limits = if is_mariadb {
         format!(
             "SET SESSION max_statement_time = {millis} / 1000, SESSION innodb_lock_wait_timeout = {lock_seconds}, \
              SESSION idle_transaction_timeout = {lock_seconds}"
@@ -78,9 +83,4 @@ async fn limit_session(
         )
     };
     connection.execute(AssertSqlSafe(limits)).await.map(drop)
-}
-
-async fn is_mariadb(connection: &mut MySqlConnection) -> sqlx::Result<bool> {
-    let row = connection.fetch_one("SELECT VERSION()").await?;
-    Ok(row.try_get::<String, _>(0)?.contains("MariaDB"))
 }

@@ -21,13 +21,8 @@ pub(super) fn migrator(options: &SqlOptions) -> Result<Migrator> {
 impl SqlRepository {
     /// How the schema differs from that of this release. Changes nothing.
     pub async fn schema_state(&self) -> Result<SchemaState> {
-        let migrator = migrator(&self.options)?;
-        self.read(|pool| {
-            let migrator = migrator.clone();
-            let connection = pool.connection.clone();
-            async move { migrator.state(&connection).await.map_err(from_db) }
-        })
-        .await
+        let migrator = &migrator(&self.options)?;
+        self.read(|pool| async move { migrator.state(&pool.connection).await.map_err(from_db) }).await
     }
 
     /// Applies all pending migrations and returns their names.
