@@ -169,7 +169,8 @@ fn postgres_bin() -> PathBuf {
 fn run(command: &mut Command) {
     let done = command.stdin(Stdio::null()).output();
     let done = done.unwrap_or_else(|error| panic!("{command:?}: {error} (scripts/test installs it)"));
-    assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
+    let said = [done.stdout, done.stderr].concat();
+    assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&said));
 }
 
 fn free_port() -> u16 {
