@@ -8,15 +8,24 @@ use std::{env, fs};
 use prost::Message as _;
 
 const PROTO_ROOT: &str = "proto";
+/// Protocols of others. Their Rust types come from `tonic_types`; their descriptors are needed to print details of errors.
+const THIRD_PARTY_ROOT: &str = "third_party";
 
-/// Messages that carry a secret. They get a hand-written, redacting `Debug` in `src/grpc/pb.rs`.
-const SECRET_MESSAGES: [&str; 3] =
-    ["keyvouch.v1.ValidateRequest", "keyvouch.v1.CreateKeyResponse", "keyvouch.v1.RotateKeyResponse"];
+/// Messages that carry a secret or its hash. They get a hand-written, redacting `Debug` in `src/grpc/pb.rs`.
+const SECRET_MESSAGES: [&str; 4] = [
+    "keyvouch.v1.ValidateRequest",
+    "keyvouch.v1.CreateKeyResponse",
+    "keyvouch.v1.RotateKeyResponse",
+    "keyvouch.v1.ImportKeysRequest",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    println!("cargo:rerun-if-changed={PROTO_ROOT}");
-    let files = proto_files(&Path::new(PROTO_ROOT).join("keyvouch/v1"))?;
-    let descriptors = protox::compile(&files, [PROTO_ROOT])?;
+    let mut files = Vec::new();
+    for (root, package) in [(PROTO_ROOT, "keyvouch/v1"), (THIRD_PARTY_ROOT, "google/rpc")] {
+        println!("cargo:rerun-if-changed={root}");
+        files.extend(proto_files(&Path::new(root).join(package))?);
+    }
+    let descriptors = protox::compile(&files, [PROTO_ROOT, THIRD_PARTY_ROOT])?;
 
     let out_dir = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out_dir.join("keyvouch_descriptor.bin"), descriptors.encode_to_vec())?;
@@ -24,6 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     config.enable_type_names();
     tonic_prost_build::configure()
         .btree_map(".")
+        .extern_path(".google.rpc", "::tonic_types::pb")
         .skip_debug(SECRET_MESSAGES)
         .compile_fds_with_config(descriptors, config)?;
     Ok(())

@@ -18,6 +18,7 @@
 mod delegate;
 mod error;
 mod feed;
+mod lookup_queue;
 mod memory;
 mod on_runtime;
 pub(crate) mod pages;
@@ -58,6 +59,17 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
 
     /// The key with this id, revoked and expired ones too. `None` means that there is none.
     async fn get(&self, id: KeyId) -> Result<Option<ApiKey>>;
+
+    /// What [`get_by_hash`](Self::get_by_hash) says of each of `hashes`, in their order. A record that can't be read does
+    /// not hide the others.
+    ///
+    /// The provided form asks one after the other.
+    ///
+    /// # Errors
+    /// Any but those of a single record.
+    async fn get_many_by_hash(&self, hashes: &[KeyHash]) -> Result<Vec<Result<Option<ApiKey>>>> {
+        provided::get_many_by_hash(self, hashes).await
+    }
 
     /// Stores a new key and returns it with its first revision, which is larger than any that a key with this hash had
     /// before, also one that was deleted.

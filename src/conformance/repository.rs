@@ -63,6 +63,7 @@ macro_rules! repository_conformance {
             create::of_creates_at_once_with_one_id_one_wins,
             create::of_creates_at_once_with_one_hash_one_wins,
             read::a_missing_key_is_none,
+            read::many_hashes_are_looked_up_each_for_itself,
             read::revoked_and_expired_keys_are_returned,
             read::every_field_makes_the_round_trip,
             read::ids_and_hashes_find_their_own_key,

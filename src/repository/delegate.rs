@@ -19,6 +19,10 @@ macro_rules! delegate {
                 (**self).get_by_hash(hash).await
             }
 
+            async fn get_many_by_hash(&self, hashes: &[KeyHash]) -> Result<Vec<Result<Option<ApiKey>>>> {
+                (**self).get_many_by_hash(hashes).await
+            }
+
             async fn get(&self, id: KeyId) -> Result<Option<ApiKey>> {
                 (**self).get(id).await
             }

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 
 /// The result of a repository's method.
 pub type Result<T> = std::result::Result<T, RepositoryError>;
@@ -50,16 +51,17 @@ impl ErrorKind {
 
 /// A kind that callers act on, and its cause for the log. `Display` leaves the cause out, and no cause holds a key,
 /// a hash, a password or a URL with one.
-#[derive(Debug)]
+/// Clones share the cause: one failure can be the answer to several calls.
+#[derive(Clone, Debug)]
 pub struct RepositoryError {
     kind: ErrorKind,
-    source: Option<Box<dyn Error + Send + Sync>>,
+    source: Option<Arc<dyn Error + Send + Sync>>,
 }
 
 impl RepositoryError {
     /// An error with the cause `source`: an error or a text.
     pub fn new(kind: ErrorKind, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self { kind, source: Some(source.into()) }
+        Self { kind, source: Some(Arc::from(source.into())) }
     }
 
     /// An error that this backend lacks `function`.

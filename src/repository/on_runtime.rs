@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, stream};
@@ -10,6 +11,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::lookup_queue::LookupQueue;
 use super::{
     Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, PageRequest,
     RepositoryError, Result,
@@ -22,21 +24,27 @@ use crate::domain::{
 /// How many keys of a stream wait between the two runtimes.
 const STREAM_BUFFER: usize = 64;
 
+/// How long a look-up by hash may wait for its answer. Stores have shorter limits of their own for what they do.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Runs every call on the runtime of `handle`, where the store's connections live. Calls come from the
 /// single-threaded runtimes that serve clients.
 ///
 /// A call that was begun is finished there even if its caller goes away, so a client that hangs up in the middle
-/// of a change can't leave it half done. A stream that is dropped is not read on.
+/// of a change can't leave it half done. Look-ups by hash that wait at the same time go to the store together. A stream that is dropped is not read on.
 #[derive(Clone, Debug)]
 pub struct OnRuntime<R> {
     inner: Arc<R>,
+    lookups: LookupQueue,
     handle: Handle,
 }
 
 impl<R: KeyRepository + 'static> OnRuntime<R> {
     /// Runs the calls of `inner` on the runtime of `handle`.
     pub fn new(inner: R, handle: Handle) -> Self {
-        Self { inner: Arc::new(inner), handle }
+        let inner = Arc::new(inner);
+        let lookups = LookupQueue::new(Arc::clone(&inner), &handle, LOOKUP_TIMEOUT);
+        Self { inner, lookups, handle }
     }
 
     async fn run<T, F>(&self, call: impl FnOnce(Arc<R>) -> F) -> Result<T>
@@ -62,8 +70,12 @@ impl<R: fmt::Display> fmt::Display for OnRuntime<R> {
 #[deny(clippy::missing_trait_methods)]
 impl<R: KeyRepository + 'static> KeyRepository for OnRuntime<R> {
     async fn get_by_hash(&self, hash: &KeyHash) -> Result<Option<ApiKey>> {
-        let hash = *hash;
-        self.run(|inner| async move { inner.get_by_hash(&hash).await }).await
+        self.lookups.get(hash).await
+    }
+
+    async fn get_many_by_hash(&self, hashes: &[KeyHash]) -> Result<Vec<Result<Option<ApiKey>>>> {
+        let hashes = hashes.to_vec();
+        self.run(|inner| async move { inner.get_many_by_hash(&hashes).await }).await
     }
 
     async fn get(&self, id: KeyId) -> Result<Option<ApiKey>> {

@@ -3,11 +3,25 @@
 use futures_util::TryStreamExt as _;
 
 use super::{ErrorKind, KeyRepository, PageRequest, RepositoryError, Result};
-use crate::domain::{ApiKey, ChangeContext, KeyId, RevokeReason, Rotation};
+use crate::domain::{ApiKey, ChangeContext, KeyHash, KeyId, RevokeReason, Rotation};
 use crate::telemetry::error_chain;
 
 /// How often a change that lost against another one is tried anew.
 const MAX_ATTEMPTS: usize = 64;
+
+pub(super) async fn get_many_by_hash<R: KeyRepository + ?Sized>(
+    repository: &R,
+    hashes: &[KeyHash],
+) -> Result<Vec<Result<Option<ApiKey>>>> {
+    let mut found = Vec::new();
+    for hash in hashes {
+        match repository.get_by_hash(hash).await {
+            Err(error) if error.kind() != ErrorKind::Corrupt => return Err(error),
+            outcome => found.push(outcome),
+        }
+    }
+    Ok(found)
+}
 
 pub(super) async fn revoke<R: KeyRepository + ?Sized>(
     repository: &R,

@@ -7,6 +7,7 @@
 mod change;
 mod error;
 mod feed;
+mod lookup;
 mod mysql;
 mod options;
 mod place;
@@ -31,6 +32,7 @@ use sea_orm::{ConnectionTrait as _, FromQueryResult as _};
 
 use self::change::{Change, read_head};
 use self::error::{Remedy, from_db, remedy};
+use self::lookup::LookupStatements;
 use self::place::{Place, Pool, Purpose};
 use self::row::KeyRow;
 use self::tables::Tables;
@@ -60,6 +62,7 @@ pub struct SqlRepository {
     /// For listings, which may come from a replica.
     lister: Pool,
     tables: Arc<Tables>,
+    lookups: Arc<LookupStatements>,
     options: Arc<SqlOptions>,
     place: Place,
 }
@@ -87,8 +90,16 @@ impl SqlRepository {
         let writer = place.pool(Purpose::Changes, &options).await?;
         let reader = place.pool(Purpose::Reads, &options).await?;
         let tables = Tables::new(&options.names, reader.connection.get_database_backend());
-        let lister = reader.clone();
-        Ok(Self { reader, writer, lister, tables: Arc::new(tables), options: Arc::new(options), place })
+        let lookups = LookupStatements::new(&tables);
+        Ok(Self {
+            lister: reader.clone(),
+            reader,
+            writer,
+            tables: Arc::new(tables),
+            lookups: Arc::new(lookups),
+            options: Arc::new(options),
+            place,
+        })
     }
 
     /// Has listings (pages of keys and of events, and streams) read from the replica of `url`, which may lag behind.
@@ -153,15 +164,8 @@ impl SqlRepository {
         .await
     }
 
-    async fn find(&self, select: sea_orm::sea_query::SelectStatement) -> Result<Option<ApiKey>> {
-        let row = self.read(|pool| {
-            let select = &select;
-            async move { pool.connection.query_one(select).await.map_err(from_db) }
-        });
-        let Some(row) = row.await? else {
-            return Ok(None);
-        };
-        KeyRow::from_query_result(&row, "").map_err(from_db)?.into_key().map(Some)
+    async fn find_many(&self, hashes: &[KeyHash]) -> Result<Vec<Result<Option<ApiKey>>>> {
+        self.read(|pool| lookup::find(pool, &self.tables, &self.lookups, hashes)).await
     }
 
     /// Makes a change, and makes it anew if the database took it back because of another one, or takes no writes here.
@@ -208,11 +212,28 @@ impl fmt::Display for SqlRepository {
 #[deny(clippy::missing_trait_methods)]
 impl KeyRepository for SqlRepository {
     async fn get_by_hash(&self, hash: &KeyHash) -> Result<Option<ApiKey>> {
-        self.find(query::key_by_hash(&self.tables, hash)).await
+        let found = self.find_many(std::slice::from_ref(hash)).await?;
+        found.into_iter().next().unwrap_or(Ok(None))
+    }
+
+    async fn get_many_by_hash(&self, hashes: &[KeyHash]) -> Result<Vec<Result<Option<ApiKey>>>> {
+        let mut found = Vec::new();
+        for hashes in hashes.chunks(lookup::MAX_HASHES) {
+            found.extend(self.find_many(hashes).await?);
+        }
+        Ok(found)
     }
 
     async fn get(&self, id: KeyId) -> Result<Option<ApiKey>> {
-        self.find(query::key_by_id(&self.tables, id)).await
+        let select = query::key_by_id(&self.tables, id);
+        let row = self.read(|pool| {
+            let select = &select;
+            async move { pool.connection.query_one(select).await.map_err(from_db) }
+        });
+        let Some(row) = row.await? else {
+            return Ok(None);
+        };
+        KeyRow::from_query_result(&row, "").map_err(from_db)?.into_key().map(Some)
     }
 
     async fn create(&self, key: ApiKey, context: &ChangeContext) -> Result<ApiKey> {

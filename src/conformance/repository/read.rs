@@ -15,6 +15,26 @@ pub async fn a_missing_key_is_none(subject: Subject) {
     assert_eq!(subject.get_by_hash(&hash(1)).await.unwrap(), None);
 }
 
+/// Each its own answer, in the order that was asked for, whether there are few or many, known or not, twice or once.
+pub async fn many_hashes_are_looked_up_each_for_itself(subject: Subject) {
+    let mut stored = Vec::new();
+    for number in 0..70 {
+        stored.push(create(&subject, key(number)).await);
+    }
+    for count in [0, 1, 2, 5, 17, 64, 65, 70] {
+        let mut hashes: Vec<_> = stored[..count].iter().map(|key| key.hash).collect();
+        let mut expected: Vec<_> = stored[..count].iter().cloned().map(Some).collect();
+        for (at, hash, key) in [(count / 2, hash(100), None), (0, hash(1), Some(stored[1].clone()))] {
+            hashes.insert(at, hash);
+            expected.insert(at, key);
+        }
+        let found = subject.get_many_by_hash(&hashes).await.unwrap();
+        let found: Vec<_> = found.into_iter().map(|key| key.unwrap()).collect();
+        assert_eq!(found, expected);
+    }
+    assert!(subject.get_many_by_hash(&[]).await.unwrap().is_empty());
+}
+
 /// Whether a key is good is for others to judge.
 pub async fn revoked_and_expired_keys_are_returned(subject: Subject) {
     let revocation = Some(Revocation { at: at(NOW), reason: reason("leaked") });

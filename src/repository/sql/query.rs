@@ -6,11 +6,11 @@ use sea_orm::sea_query::{
     CaseStatement, DeleteStatement, Expr, ExprTrait as _, InsertStatement, OnConflict, Order, Query,
     SelectStatement, UnionType, UpdateStatement,
 };
-use sea_orm::{Condition, DbBackend};
+use sea_orm::{Condition, DbBackend, StatementBuilder};
 
 use super::row::{NewEvent, event_values, key_values};
 use super::tables::{Event, Head, Key, Tables, Usage};
-use crate::domain::{ApiKey, KeyFilter, KeyHash, KeyId, KeyState, Revision, Timestamp};
+use crate::domain::{ApiKey, KeyFilter, KeyId, KeyState, Revision, Timestamp};
 use crate::repository::{ErrorKind, EventPageRequest, PagePosition, PageRequest, RepositoryError, Result};
 
 fn keys(tables: &Tables) -> SelectStatement {
@@ -25,8 +25,11 @@ fn limit(count: usize) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
 }
 
-pub(super) fn key_by_hash(tables: &Tables, hash: &KeyHash) -> SelectStatement {
-    keys(tables).and_where(Expr::col(Key::Hash).eq(hash.as_bytes().to_vec())).take()
+/// The keys with one of `count` hashes, as text to be prepared.
+pub(super) fn keys_by_hash(tables: &Tables, count: usize) -> String {
+    let hashes = (0..count).map(|_| Vec::<u8>::new());
+    let select = keys(tables).and_where(Expr::col(Key::Hash).is_in(hashes)).take();
+    StatementBuilder::build(&select, &tables.backend).sql
 }
 
 pub(super) fn key_by_id(tables: &Tables, id: KeyId) -> SelectStatement {
