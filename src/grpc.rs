@@ -2,6 +2,7 @@
 
 mod auth;
 mod convert;
+mod import;
 mod key_store;
 mod page_token;
 pub mod pb;
@@ -10,6 +11,7 @@ mod status;
 mod validator;
 
 pub use auth::{AdminAuth, AdminToken, AdminTokenError};
+pub(crate) use import::imported_key;
 pub use key_store::KeyStoreHandler;
 pub use request_id::RequestId;
 pub use status::ERROR_DOMAIN;

@@ -2,6 +2,7 @@
 
 mod caller;
 mod error;
+mod import;
 mod key_store;
 mod pruner;
 mod usage;
@@ -9,6 +10,7 @@ mod validator;
 
 pub use caller::Caller;
 pub use error::{Precondition, ServiceError};
+pub use import::ImportedKey;
 pub use key_store::{
     Expiry, IssuedKey, KeyRecord, KeyStoreService, KeyUpdate, NewKey, RotateRequest, RotatedKey,
 };

@@ -4,6 +4,7 @@ pub mod create;
 pub mod delete;
 pub mod errors;
 pub mod events;
+pub mod import;
 pub mod list;
 pub mod revoke;
 pub mod rotate;
@@ -166,6 +167,12 @@ macro_rules! api_conformance {
             errors::odd_ids_are_wrong_fields,
             events::it_tells_what_was_done_to_a_key_that_is_gone,
             events::its_pages_hold_every_event_once,
+            import::an_imported_key_is_as_it_was_given,
+            import::what_has_ended_elsewhere_stays_ended,
+            import::each_key_has_its_answer,
+            import::an_import_can_be_repeated,
+            import::wrong_fields_of_import_are_named,
+            import::an_import_grants_no_reserved_scope_that_the_caller_lacks,
         );
     };
     (@tests $subject:expr; $($group:ident::$clause:ident,)*) => {

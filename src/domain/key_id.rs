@@ -25,6 +25,12 @@ impl KeyId {
         Ok(Self(uuid::Builder::from_unix_timestamp_millis(now.as_unix_millis(), &random).into_uuid()))
     }
 
+    /// Whether this id has the form that [`KeyId::generate`] gives to the key with `hash`.
+    #[must_use]
+    pub fn belongs_to(&self, hash: &KeyHash) -> bool {
+        self.0.get_version_num() == 7 && self.0.as_bytes()[15] == hash.as_bytes()[0]
+    }
+
     /// Reads the hyphenated form, which came in `field`.
     pub fn parse(field: &str, text: &str) -> Result<Self, InvalidField> {
         // Other spellings of a UUID are refused: one key has one name in logs and audit trails.

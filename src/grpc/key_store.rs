@@ -2,10 +2,10 @@
 
 use futures_util::{StreamExt as _, stream::BoxStream};
 use prost::Message as _;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::pb::key_store_server::KeyStore;
-use super::{convert, page_token, pb, status};
+use super::{convert, import, page_token, pb, status};
 use crate::domain::{
     Description, InvalidField, KeyId, KeyName, Metadata, OwnerId, Revision, RevokeReason, ScopeSet,
 };
@@ -142,6 +142,16 @@ impl KeyStore for KeyStoreHandler {
         let id = KeyId::parse("id", &request.id).map_err(status::invalid_field)?;
         self.service.delete(id, &caller).await.map_err(status::from_service)?;
         Ok(Response::new(pb::DeleteKeyResponse {}))
+    }
+
+    type ImportKeysStream = BoxStream<'static, Result<pb::ImportKeysResponse, Status>>;
+
+    async fn import_keys(
+        &self,
+        request: Request<Streaming<pb::ImportKeysRequest>>,
+    ) -> Result<Response<Self::ImportKeysStream>, Status> {
+        let (caller, keys) = authenticated(request)?;
+        Ok(Response::new(import::answers(self.service.clone(), caller, keys)))
     }
 
     async fn list_events(

@@ -44,6 +44,12 @@ impl fmt::Debug for RotateKeyResponse {
     }
 }
 
+impl fmt::Debug for ImportKeysRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ImportKeysRequest").field("key", &self.key).field("hash", &REDACTED).finish()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,9 +61,13 @@ mod tests {
             format!("{:?}", ValidateRequest { secret: secret(), ..ValidateRequest::default() }),
             format!("{:?}", CreateKeyResponse { key: None, secret: secret() }),
             format!("{:?}", RotateKeyResponse { key: None, secret: secret(), replaced: None }),
+            format!("{:?}", ImportKeysRequest { key: None, hash: secret().into_bytes() }),
         ];
         for text in shown {
-            assert!(text.contains("redacted") && !text.contains("kv_secret"), "{text}");
+            assert!(
+                text.contains("redacted") && !text.contains("kv_secret") && !text.contains("107"),
+                "{text}"
+            );
         }
     }
 }

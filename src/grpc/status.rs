@@ -6,6 +6,7 @@
 use std::error::Error;
 use std::time::Duration;
 
+use prost::Message as _;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -38,6 +39,16 @@ pub(super) fn invalid_field(error: InvalidField) -> Status {
     let mut details = details_of(ErrorReason::InvalidField);
     details.add_bad_request_violation(error.field, error.problem);
     Status::with_error_details(Code::InvalidArgument, message, details)
+}
+
+/// The status as a message, for a part of an answer.
+pub(super) fn into_message(status: &Status) -> tonic_types::pb::Status {
+    let whole = tonic_types::pb::Status::decode(status.details()).ok().filter(|it| it.code != 0);
+    whole.unwrap_or_else(|| tonic_types::pb::Status {
+        code: status.code().into(),
+        message: status.message().to_owned(),
+        details: Vec::new(),
+    })
 }
 
 /// A refused credential: `what` says what the call needs.

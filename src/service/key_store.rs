@@ -24,10 +24,10 @@ type Result<T> = std::result::Result<T, ServiceError>;
 /// Issues keys and administers them.
 #[derive(Clone, Debug)]
 pub struct KeyStoreService {
-    repository: Arc<dyn KeyRepository>,
+    pub(super) repository: Arc<dyn KeyRepository>,
     format: Arc<KeyFormat>,
-    clock: Arc<dyn Clock>,
-    entropy: Arc<dyn Entropy>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) entropy: Arc<dyn Entropy>,
 }
 
 /// What a new key should be.
@@ -365,7 +365,7 @@ fn check_future(field: &str, instant: Option<Timestamp>, now: Timestamp) -> Resu
     Ok(())
 }
 
-fn check_grantable(caller: &Caller, scopes: &ScopeSet) -> Result<()> {
+pub(super) fn check_grantable(caller: &Caller, scopes: &ScopeSet) -> Result<()> {
     match caller.first_not_grantable(scopes) {
         Some(scope) => Err(ServiceError::ScopeNotGrantable(scope.clone())),
         None => Ok(()),

@@ -1,0 +1,160 @@
+//! ImportKeys.
+
+use tonic::Code;
+use tonic_types::StatusExt as _;
+
+use super::Api;
+use crate::domain::{KeyHash, KeyId, KeyPrefix, SecretKey, SystemEntropy, Timestamp};
+use crate::grpc::pb;
+use crate::grpc::pb::import_keys_response::Result as Outcome;
+
+/// A key that another server could have made, and its secret.
+fn foreign() -> (pb::ImportKeysRequest, String) {
+    let secret = SecretKey::generate(&KeyPrefix::parse("prefix", "kv_").unwrap(), &SystemEntropy).unwrap();
+    let key =
+        pb::Key { name: "name".into(), owner_id: "owner".into(), prefix: "kv_".into(), ..pb::Key::default() };
+    let hash = secret.hash().as_bytes().to_vec();
+    (pb::ImportKeysRequest { key: Some(key), hash }, secret.expose().to_owned())
+}
+
+/// The same with other attributes.
+fn foreign_with(change: impl FnOnce(&mut pb::Key)) -> (pb::ImportKeysRequest, String) {
+    let (mut request, secret) = foreign();
+    change(request.key.as_mut().unwrap());
+    (request, secret)
+}
+
+async fn import(api: &Api, requests: Vec<pb::ImportKeysRequest>) -> Vec<pb::ImportKeysResponse> {
+    let answers = api.key_store().import_keys(futures_util::stream::iter(requests)).await.unwrap();
+    let mut answers = answers.into_inner();
+    let mut all = Vec::new();
+    while let Some(answer) = answers.message().await.unwrap() {
+        all.push(answer);
+    }
+    all
+}
+
+async fn outcome(api: &Api, request: pb::ImportKeysRequest) -> Outcome {
+    import(api, vec![request]).await.remove(0).result.unwrap()
+}
+
+/// The code of a refusal, its machine-readable reason, and the field that it names, if any.
+fn refusal(outcome: Outcome) -> (Code, String, String) {
+    let Outcome::Error(error) = outcome else { panic!("{outcome:?}") };
+    let (code, details) = (Code::from(error.code), prost::Message::encode_to_vec(&error));
+    let status = tonic::Status::with_details(code, error.message, details.into());
+    let field = status.get_details_bad_request().map(|it| it.field_violations[0].field.clone());
+    (code, status.get_details_error_info().unwrap().reason, field.unwrap_or_default())
+}
+
+fn second(seconds: i64) -> Option<prost_types::Timestamp> {
+    Some(prost_types::Timestamp { seconds, nanos: 5_000 })
+}
+
+/// And it validates with the secret that nobody here was told.
+pub async fn an_imported_key_is_as_it_was_given(api: Api) {
+    let (request, secret) = foreign_with(|key| {
+        key.description = "from elsewhere".into();
+        key.scopes = vec!["read".into(), "write".into()];
+        key.metadata = [("old_id".into(), "7".into())].into();
+        key.create_time = second(1_600_000_000);
+        key.expire_time = second(4_102_444_800);
+        key.last_used_time = second(1_700_000_000);
+    });
+    let given = request.key.clone().unwrap();
+    let Outcome::Key(key) = outcome(&api, request).await else { panic!("it was refused") };
+    assert!(!key.id.is_empty() && key.revision > 0 && key.update_time.is_some());
+    let kept = pb::Key { state: pb::KeyState::Active.into(), ..given };
+    let made = pb::Key { id: String::new(), revision: 0, update_time: None, ..key.clone() };
+    assert_eq!(made, kept);
+    assert_eq!(api.get(&key.id).await, key);
+    let validated = api.validate(&secret).await;
+    assert_eq!((validated.reason(), validated.key.unwrap().id), (pb::Reason::Valid, key.id));
+}
+
+/// A revocation and an expiry are kept.
+pub async fn what_has_ended_elsewhere_stays_ended(api: Api) {
+    let (revoked, secret_of_revoked) = foreign_with(|key| {
+        key.revoke_time = second(1_700_000_000);
+        key.revoke_reason = "leaked".into();
+    });
+    let (expired, secret_of_expired) = foreign_with(|key| key.expire_time = second(1_700_000_000));
+    let answers = import(&api, vec![revoked, expired]).await;
+    let Some(Outcome::Key(key)) = &answers[0].result else { panic!("{answers:?}") };
+    assert_eq!((key.revoke_time, key.revoke_reason.as_str()), (second(1_700_000_000), "leaked"));
+    assert_eq!(api.reason(&secret_of_revoked).await, pb::Reason::Revoked);
+    assert_eq!(api.reason(&secret_of_expired).await, pb::Reason::Expired);
+}
+
+/// In the order of the messages; a key that is refused does not hinder the others.
+pub async fn each_key_has_its_answer(api: Api) {
+    let (good, secret) = foreign();
+    let (nameless, _) = foreign_with(|key| key.name.clear());
+    let (other, secret_of_other) = foreign();
+    let answers = import(&api, vec![good.clone(), nameless, good.clone(), other]).await;
+    let indexes: Vec<_> = answers.iter().map(|answer| answer.index).collect();
+    assert_eq!(indexes, [0, 1, 2, 3]);
+    let mut outcomes = answers.into_iter().map(|answer| answer.result.unwrap());
+    let Some(Outcome::Key(first)) = outcomes.next() else { panic!("the first was refused") };
+    let invalid = (Code::InvalidArgument, "INVALID_FIELD".to_owned(), "key.name".to_owned());
+    assert_eq!(refusal(outcomes.next().unwrap()), invalid);
+    let taken = (Code::AlreadyExists, "KEY_ALREADY_EXISTS".to_owned(), String::new());
+    assert_eq!(refusal(outcomes.next().unwrap()), taken);
+    assert!(matches!(outcomes.next(), Some(Outcome::Key(_))));
+    for secret in [&secret, &secret_of_other] {
+        assert_eq!(api.reason(secret).await, pb::Reason::Valid);
+    }
+    api.revoke(&first.id, "").await;
+    assert_eq!(refusal(outcome(&api, good).await), taken);
+    assert_eq!(api.reason(&secret).await, pb::Reason::Revoked, "importing it again brings nothing back");
+}
+
+/// More keys than are stored at once; and again, which changes nothing.
+pub async fn an_import_can_be_repeated(api: Api) {
+    let keys: Vec<_> = (0..1_200).map(|_| foreign().0).collect();
+    let answers = import(&api, keys.clone()).await;
+    assert!((0..).zip(&answers).all(|(index, answer)| answer.index == index));
+    assert_eq!(answers.iter().filter(|it| matches!(it.result, Some(Outcome::Key(_)))).count(), 1_200);
+    let again = import(&api, keys).await;
+    assert_eq!(again.len(), 1_200);
+    for answer in again {
+        assert_eq!(refusal(answer.result.unwrap()).0, Code::AlreadyExists);
+    }
+    assert_eq!(import(&api, Vec::new()).await, []);
+}
+
+/// Each by its name.
+pub async fn wrong_fields_of_import_are_named(api: Api) {
+    let ahead = second(4_102_444_800);
+    let mut of_another_hash = foreign().0;
+    let another = KeyHash::from_bytes([!of_another_hash.hash[0]; KeyHash::BYTES]);
+    let id = KeyId::generate(Timestamp::MAX, &another, &SystemEntropy).unwrap();
+    of_another_hash.key.as_mut().unwrap().id = id.to_string();
+    let cases = [
+        ("key", pb::ImportKeysRequest { key: None, ..foreign().0 }),
+        ("hash", pb::ImportKeysRequest { hash: vec![0; 31], ..foreign().0 }),
+        ("key.id", of_another_hash),
+        ("key.id", foreign_with(|key| key.id = "00000000-0000-4000-8000-000000000000".into()).0),
+        ("key.owner_id", foreign_with(|key| key.owner_id.clear()).0),
+        ("key.prefix", foreign_with(|key| key.prefix = "No".into()).0),
+        ("key.scopes[0]", foreign_with(|key| key.scopes = vec!["a b".into()]).0),
+        ("key.create_time", foreign_with(|key| key.create_time = ahead).0),
+        ("key.revoke_time", foreign_with(|key| key.revoke_time = ahead).0),
+        ("key.last_used_time", foreign_with(|key| key.last_used_time = ahead).0),
+        ("key.revoke_reason", foreign_with(|key| key.revoke_reason = "no time".into()).0),
+    ];
+    for (field, request) in cases {
+        let (code, reason, named) = refusal(outcome(&api, request).await);
+        assert_eq!((code, reason.as_str(), named.as_str()), (Code::InvalidArgument, "INVALID_FIELD", field));
+    }
+    let listed = api.key_store().list_keys(pb::ListKeysRequest::default()).await.unwrap().into_inner();
+    assert_eq!(listed.keys, [], "nothing was stored");
+}
+
+/// As with the other ways to make a key.
+pub async fn an_import_grants_no_reserved_scope_that_the_caller_lacks(api: Api) {
+    let (request, secret) = foreign_with(|key| key.scopes = vec!["keyvouch.everything".into()]);
+    let refused = (Code::PermissionDenied, "SCOPE_NOT_GRANTABLE".to_owned(), String::new());
+    assert_eq!(refusal(outcome(&api, request).await), refused);
+    assert_eq!(api.reason(&secret).await, pb::Reason::NotFound);
+}

@@ -1,0 +1,161 @@
+//! Taking over keys that another system made.
+
+use super::key_store::check_grantable;
+use super::{Caller, KeyRecord, KeyStoreService, ServiceError};
+use crate::domain::{
+    ApiKey, Description, Entropy, InvalidField, KeyHash, KeyId, KeyName, KeyPrefix, Metadata, OwnerId,
+    Revision, Revocation, ScopeSet, Timestamp,
+};
+use crate::repository::ErrorKind;
+use crate::telemetry::error_chain;
+
+/// A key of another system, as it should be here.
+#[derive(Clone, Debug)]
+pub struct ImportedKey {
+    /// An id that Keyvouch made for this hash; `None`: a new one.
+    pub id: Option<KeyId>,
+    /// The digest of the whole key string.
+    pub hash: KeyHash,
+    /// What the key string begins with, for display.
+    pub prefix: KeyPrefix,
+    /// A label for people.
+    pub name: KeyName,
+    /// What it is for.
+    pub description: Description,
+    /// Whom it acts for.
+    pub owner_id: OwnerId,
+    /// What it may do.
+    pub scopes: ScopeSet,
+    /// Free data.
+    pub metadata: Metadata,
+    /// When it was made; `None`: now.
+    pub created_at: Option<Timestamp>,
+    /// When it ends, or ended.
+    pub expires_at: Option<Timestamp>,
+    /// Set if it was revoked.
+    pub revocation: Option<Revocation>,
+    /// Its last use.
+    pub last_used_at: Option<Timestamp>,
+    /// The key that it replaced.
+    pub rotated_from: Option<KeyId>,
+    /// The key that replaced it.
+    pub replaced_by: Option<KeyId>,
+}
+
+impl ImportedKey {
+    /// Checks what depends on the present: what has happened can't lie ahead.
+    ///
+    /// # Errors
+    /// The field that says so.
+    pub fn check(&self, now: Timestamp) -> Result<(), InvalidField> {
+        if self.id.is_some_and(|id| !id.belongs_to(&self.hash)) {
+            return Err(InvalidField::new(
+                "key.id",
+                "was not made by Keyvouch for this hash: leave it empty",
+            ));
+        }
+        for (field, instant) in [
+            ("key.create_time", self.created_at),
+            ("key.revoke_time", self.revocation.as_ref().map(|revocation| revocation.at)),
+            ("key.last_used_time", self.last_used_at),
+        ] {
+            if instant.is_some_and(|instant| instant > now) {
+                return Err(InvalidField::new(field, "is in the future: it has to have happened"));
+            }
+        }
+        Ok(())
+    }
+
+    fn into_key(self, now: Timestamp, entropy: &dyn Entropy) -> Result<ApiKey, ServiceError> {
+        let created_at = self.created_at.unwrap_or(now);
+        let id = match self.id {
+            Some(id) => id,
+            None => KeyId::generate(created_at, &self.hash, entropy)?,
+        };
+        Ok(ApiKey {
+            id,
+            hash: self.hash,
+            prefix: self.prefix,
+            name: self.name,
+            description: self.description,
+            owner_id: self.owner_id,
+            scopes: self.scopes,
+            metadata: self.metadata,
+            created_at,
+            updated_at: now,
+            expires_at: self.expires_at,
+            revocation: self.revocation,
+            rotated_from: self.rotated_from,
+            replaced_by: self.replaced_by,
+            revision: Revision::NONE,
+        })
+    }
+}
+
+impl KeyStoreService {
+    /// Stores `keys` and says of each, in their order, what became of it. One that is refused does not hinder the others.
+    ///
+    /// # Errors
+    /// The store failed: it is not known which of them were stored.
+    pub async fn import(
+        &self,
+        keys: Vec<Result<ImportedKey, InvalidField>>,
+        caller: &Caller,
+    ) -> Result<Vec<Result<KeyRecord, ServiceError>>, ServiceError> {
+        let now = self.clock.now();
+        let mut accepted = Vec::new();
+        let mut last_uses = Vec::new();
+        let mut refusals = Vec::new();
+        for key in keys {
+            let last_used_at = key.as_ref().ok().and_then(|key| key.last_used_at);
+            match self.accept(key, now, caller) {
+                Ok(key) => {
+                    last_uses.push(last_used_at);
+                    accepted.push(key);
+                    refusals.push(None);
+                }
+                Err(refusal) => refusals.push(Some(refusal)),
+            }
+        }
+        let stored = match accepted.as_slice() {
+            [] => Vec::new(),
+            _ => self.repository.create_many(accepted, &caller.context(now)).await?,
+        };
+        let mut records = Vec::new();
+        for (stored, last_used_at) in stored.into_iter().zip(last_uses) {
+            records.push(stored.map(|key| KeyRecord { key, last_used_at, as_of: now }));
+        }
+        self.record_last_uses(records.iter().flatten()).await;
+        let mut records = records.into_iter();
+        let unanswered = || ErrorKind::Internal.into();
+        let outcomes = refusals.into_iter().map(|refusal| match refusal {
+            Some(refusal) => Err(refusal),
+            None => records.next().unwrap_or_else(|| Err(unanswered())).map_err(ServiceError::from),
+        });
+        Ok(outcomes.collect())
+    }
+
+    fn accept(
+        &self,
+        key: Result<ImportedKey, InvalidField>,
+        now: Timestamp,
+        caller: &Caller,
+    ) -> Result<ApiKey, ServiceError> {
+        let key = key?;
+        key.check(now)?;
+        check_grantable(caller, &key.scopes)?;
+        key.into_key(now, self.entropy.as_ref())
+    }
+
+    /// The keys are stored by now, so a last use that can't be recorded is left out: an error would tell the caller
+    /// that nothing happened.
+    async fn record_last_uses(&self, records: impl Iterator<Item = &KeyRecord>) {
+        let uses: Vec<_> = records.filter_map(|it| Some((it.key.id, it.last_used_at?))).collect();
+        if uses.is_empty() {
+            return;
+        }
+        if let Err(error) = self.repository.record_usage(&uses).await {
+            tracing::warn!(error = %error_chain(&error), "the last uses of imported keys were not recorded");
+        }
+    }
+}
