@@ -5,6 +5,7 @@ mod client;
 mod config;
 mod error;
 mod healthcheck;
+mod import;
 mod key;
 mod migrate;
 mod output;
@@ -47,6 +48,9 @@ enum Command {
         #[command(subcommand)]
         command: key::KeyCommand,
     },
+    /// Bring hashed keys of another system to a running server. Exit status: 0 all are there, 3 some were rejected,
+    /// 1 it could not go on.
+    Import(import::ImportArgs),
     /// Ask a running server whether a key may be used. Exit status: 0 allowed, 3 denied, 1 could not be decided.
     Validate(validate::ValidateArgs),
     /// Ask a running server whether it is healthy. Exit status: 0 serving, 1 not.
@@ -91,6 +95,7 @@ pub fn main() -> ExitCode {
         Command::Serve(settings) => serve::run(settings),
         Command::Migrate { command } => migrate::run(command, &output),
         Command::Key { command } => client::block_on(key::run(command, &output)),
+        Command::Import(arguments) => client::block_on(import::run(arguments, &output)),
         Command::Validate(arguments) => client::block_on(validate::run(arguments, &output)),
         Command::Healthcheck(arguments) => client::block_on(healthcheck::run(arguments, &output)),
         Command::Config { command } => config::run(command, &output),

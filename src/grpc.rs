@@ -11,6 +11,7 @@ mod status;
 mod validator;
 
 pub use auth::{AdminAuth, AdminToken, AdminTokenError};
+pub(crate) use convert::to_proto_time;
 pub(crate) use import::imported_key;
 pub use key_store::KeyStoreHandler;
 pub use request_id::RequestId;

@@ -167,7 +167,7 @@ pub(super) fn overlap(overlap: Option<prost_types::Duration>) -> Result<Duration
     Ok(overlap)
 }
 
-pub(super) fn to_proto_time(time: Timestamp) -> prost_types::Timestamp {
+pub(crate) fn to_proto_time(time: Timestamp) -> prost_types::Timestamp {
     let micros = time.as_micros();
     let below_a_second = i32::try_from(micros.rem_euclid(MICROS_PER_SECOND)).unwrap_or(0);
     prost_types::Timestamp {

@@ -5,6 +5,7 @@
     unused_qualifications,
     clippy::pedantic,
     clippy::allow_attributes_without_reason,
+    clippy::large_enum_variant,
     reason = "generated code"
 )]
 

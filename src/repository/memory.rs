@@ -10,7 +10,7 @@ use async_trait::async_trait;
 
 use super::{
     Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, PagePosition, PageRequest,
-    Result, pages,
+    Result, pages, provided,
 };
 use crate::domain::{
     ApiKey, ChangeContext, ChangeKind, ChangedField, KeyEvent, KeyFilter, KeyHash, KeyId, OwnerId, Revision,
@@ -251,6 +251,10 @@ impl KeyRepository for MemoryRepository {
     async fn get_by_hash(&self, hash: &KeyHash) -> Result<Option<ApiKey>> {
         let state = self.read();
         Ok(state.ids_by_hash.get(hash).and_then(|id| state.keys.get(id)).cloned())
+    }
+
+    async fn get_many_by_hash(&self, hashes: &[KeyHash]) -> Result<Vec<Result<Option<ApiKey>>>> {
+        provided::get_many_by_hash(self, hashes).await
     }
 
     async fn get(&self, id: KeyId) -> Result<Option<ApiKey>> {

@@ -1,5 +1,7 @@
 //! Taking over keys that another system made.
 
+use std::time::Duration;
+
 use super::key_store::check_grantable;
 use super::{Caller, KeyRecord, KeyStoreService, ServiceError};
 use crate::domain::{
@@ -8,6 +10,9 @@ use crate::domain::{
 };
 use crate::repository::ErrorKind;
 use crate::telemetry::error_chain;
+
+/// How far the clock of the system that a key comes from may be ahead.
+const CLOCK_SKEW: Duration = Duration::from_mins(5);
 
 /// A key of another system, as it should be here.
 #[derive(Clone, Debug)]
@@ -54,12 +59,13 @@ impl ImportedKey {
                 "was not made by Keyvouch for this hash: leave it empty",
             ));
         }
+        let latest = now.checked_add(CLOCK_SKEW).unwrap_or(Timestamp::MAX);
         for (field, instant) in [
             ("key.create_time", self.created_at),
             ("key.revoke_time", self.revocation.as_ref().map(|revocation| revocation.at)),
             ("key.last_used_time", self.last_used_at),
         ] {
-            if instant.is_some_and(|instant| instant > now) {
+            if instant.is_some_and(|instant| instant > latest) {
                 return Err(InvalidField::new(field, "is in the future: it has to have happened"));
             }
         }

@@ -47,8 +47,8 @@ fn refusal(outcome: Outcome) -> (Code, String, String) {
     (code, status.get_details_error_info().unwrap().reason, field.unwrap_or_default())
 }
 
-fn second(seconds: i64) -> Option<prost_types::Timestamp> {
-    Some(prost_types::Timestamp { seconds, nanos: 5_000 })
+fn second(seconds: i64) -> prost_types::Timestamp {
+    prost_types::Timestamp { seconds, nanos: 5_000 }
 }
 
 /// And it validates with the secret that nobody here was told.
@@ -57,9 +57,9 @@ pub async fn an_imported_key_is_as_it_was_given(api: Api) {
         key.description = "from elsewhere".into();
         key.scopes = vec!["read".into(), "write".into()];
         key.metadata = [("old_id".into(), "7".into())].into();
-        key.create_time = second(1_600_000_000);
-        key.expire_time = second(4_102_444_800);
-        key.last_used_time = second(1_700_000_000);
+        key.create_time = Some(second(1_600_000_000));
+        key.expire_time = Some(second(4_102_444_800));
+        key.last_used_time = Some(second(1_700_000_000));
     });
     let given = request.key.clone().unwrap();
     let Outcome::Key(key) = outcome(&api, request).await else { panic!("it was refused") };
@@ -75,13 +75,13 @@ pub async fn an_imported_key_is_as_it_was_given(api: Api) {
 /// A revocation and an expiry are kept.
 pub async fn what_has_ended_elsewhere_stays_ended(api: Api) {
     let (revoked, secret_of_revoked) = foreign_with(|key| {
-        key.revoke_time = second(1_700_000_000);
+        key.revoke_time = Some(second(1_700_000_000));
         key.revoke_reason = "leaked".into();
     });
-    let (expired, secret_of_expired) = foreign_with(|key| key.expire_time = second(1_700_000_000));
+    let (expired, secret_of_expired) = foreign_with(|key| key.expire_time = Some(second(1_700_000_000)));
     let answers = import(&api, vec![revoked, expired]).await;
     let Some(Outcome::Key(key)) = &answers[0].result else { panic!("{answers:?}") };
-    assert_eq!((key.revoke_time, key.revoke_reason.as_str()), (second(1_700_000_000), "leaked"));
+    assert_eq!((key.revoke_time, key.revoke_reason.as_str()), (Some(second(1_700_000_000)), "leaked"));
     assert_eq!(api.reason(&secret_of_revoked).await, pb::Reason::Revoked);
     assert_eq!(api.reason(&secret_of_expired).await, pb::Reason::Expired);
 }
@@ -125,7 +125,7 @@ pub async fn an_import_can_be_repeated(api: Api) {
 
 /// Each by its name.
 pub async fn wrong_fields_of_import_are_named(api: Api) {
-    let ahead = second(4_102_444_800);
+    let ahead = Some(second(4_102_444_800));
     let mut of_another_hash = foreign().0;
     let another = KeyHash::from_bytes([!of_another_hash.hash[0]; KeyHash::BYTES]);
     let id = KeyId::generate(Timestamp::MAX, &another, &SystemEntropy).unwrap();

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -141,6 +141,14 @@ impl Done {
             stderr: text(&output.stderr),
         }
     }
+}
+
+/// A program that `scripts/test` installs from PyPI, or another `bin` folder named by `KEYVOUCH_TEST_TOOLS`.
+pub(crate) fn tool(name: &str) -> PathBuf {
+    let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/venv/bin");
+    let tool = std::env::var_os("KEYVOUCH_TEST_TOOLS").map_or(installed, PathBuf::from).join(name);
+    assert!(tool.exists(), "{} is missing: run scripts/test, which installs it", tool.display());
+    tool
 }
 
 /// Asks again until there is an answer.

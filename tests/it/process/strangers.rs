@@ -1,22 +1,13 @@
 //! Clients that nobody here wrote, and the example.
 
-use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use super::program::{Home, Server};
-
-/// `buf`, a gRPC client among other things; `scripts/test` installs it.
-fn buf() -> PathBuf {
-    let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/venv/bin/buf");
-    let buf = std::env::var_os("BUF").map_or(installed, PathBuf::from);
-    assert!(buf.exists(), "{} is missing: run scripts/test, which installs it, or set BUF", buf.display());
-    buf
-}
+use super::program::{Home, Server, tool};
 
 fn curl(server: &Server, arguments: &[&str], path: &str) -> Output {
     let url = format!("http://{}{path}", server.address);
     let base = ["curl", "--protocol", "grpc", "--http2-prior-knowledge"];
-    Command::new(buf()).args(base).args(arguments).arg(url).output().unwrap()
+    Command::new(tool("buf")).args(base).args(arguments).arg(url).output().unwrap()
 }
 
 fn stdout(output: &Output) -> String {

@@ -1,0 +1,191 @@
+//! `keyvouch import`
+
+mod file;
+mod litestar;
+mod row;
+mod source;
+
+use std::io::{Write as _, stderr};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
+
+use self::row::Row;
+use self::source::{Format, Source, format};
+use super::ClientArgs;
+use super::output::Output;
+use crate::domain::{Clock as _, InvalidField, SystemClock};
+use crate::grpc::pb::import_keys_response::Result as Outcome;
+use crate::grpc::{imported_key, pb};
+
+/// The exit status when rows were rejected.
+const REJECTED: u8 = 3;
+/// How many keys are read before the server has taken the first of them.
+const READ_AHEAD: usize = 1_000;
+
+/// Running it again is safe: what is there already is left alone.
+#[derive(Debug, Args)]
+pub(super) struct ImportArgs {
+    /// A file of JSON lines or CSV (`-`: standard input), or the URL of the SQL database of litestar-api-auth. Arguments
+    /// can be seen by every process of the machine: a URL with a password belongs into `KEYVOUCH_IMPORT_FROM`.
+    #[arg(long, env = "KEYVOUCH_IMPORT_FROM", hide_env_values = true, value_name = "FILE|URL")]
+    from: String,
+    /// What the source is written in. Unset: as its name ends, or as the URL begins.
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// Whose keys they are, where a row does not say it.
+    #[arg(long)]
+    owner: Option<String>,
+    /// What the key strings of litestar-api-auth begin with: its database does not know.
+    #[arg(long, default_value = "pyorg_", value_name = "PREFIX")]
+    key_prefix: String,
+    /// The table of litestar-api-auth.
+    #[arg(long, default_value = "api_keys")]
+    table: String,
+    /// Check every row by itself and store nothing. Needs no server, so it can't tell what is there already.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+/// What became of the rows.
+#[derive(Debug, Default)]
+struct Report {
+    imported: u64,
+    already_there: u64,
+    rejected: u64,
+}
+
+/// What the reader did with a row. Rows that were sent are answered in the order of these.
+enum Step {
+    Sent(String),
+    Rejected(String, InvalidField),
+    /// The source can't be read further.
+    Broken(anyhow::Error),
+}
+
+pub(super) async fn run(arguments: ImportArgs, output: &Output) -> Result<ExitCode> {
+    let source = Source::open(&arguments).await?;
+    let mut report = Report::default();
+    let outcome = if arguments.dry_run {
+        check(source, &mut report).await
+    } else {
+        send(source, &arguments.client, &mut report).await
+    };
+    // What was stored is told whatever came after it.
+    output.value(&report.text(&arguments)?, &report.json(&arguments)?)?;
+    outcome.context("the import stopped: run it again, what is stored is left alone")?;
+    Ok(if report.rejected == 0 { ExitCode::SUCCESS } else { ExitCode::from(REJECTED) })
+}
+
+/// Checks rows as the server would.
+async fn check(mut source: Source, report: &mut Report) -> Result<()> {
+    while let Some(Row { label, request }) = source.next().await? {
+        let checked = request.and_then(imported_key).and_then(|key| key.check(SystemClock.now()));
+        match checked {
+            Ok(()) => report.imported += 1,
+            Err(problem) => report.reject(&label, &problem.to_string())?,
+        }
+    }
+    Ok(())
+}
+
+async fn send(source: Source, client: &ClientArgs, report: &mut Report) -> Result<()> {
+    let (requests, sent) = mpsc::channel(READ_AHEAD);
+    let (steps, mut taken) = mpsc::channel(READ_AHEAD);
+    let mut key_store = client.key_store().await?;
+    let reading = tokio::spawn(read(source, requests, steps));
+    let mut answers = key_store.import_keys(ReceiverStream::new(sent)).await?.into_inner();
+    while let Some(step) = taken.recv().await {
+        match step {
+            Step::Rejected(label, problem) => report.reject(&label, &problem.to_string())?,
+            Step::Broken(error) => return Err(error),
+            Step::Sent(label) => match answers.message().await? {
+                Some(answer) => report.take(&label, answer)?,
+                None => bail!("the server ended the import at {label}"),
+            },
+        }
+    }
+    reading.await.context("the reader failed")
+}
+
+/// Reads ahead of the server's answers, as far as the two channels have room.
+async fn read(mut source: Source, requests: mpsc::Sender<pb::ImportKeysRequest>, steps: mpsc::Sender<Step>) {
+    loop {
+        let step = match source.next().await {
+            Ok(None) => return,
+            Err(error) => Step::Broken(error),
+            Ok(Some(Row { label, request: Err(problem) })) => Step::Rejected(label, problem),
+            Ok(Some(Row { label, request: Ok(request) })) => {
+                // An error means that the call has ended: who reads the steps finds out why.
+                let _ = requests.send(request).await;
+                Step::Sent(label)
+            }
+        };
+        let is_last = matches!(step, Step::Broken(_));
+        if steps.send(step).await.is_err() || is_last {
+            return;
+        }
+    }
+}
+
+impl Report {
+    fn take(&mut self, label: &str, answer: pb::ImportKeysResponse) -> Result<()> {
+        match answer.result {
+            Some(Outcome::Key(_)) => self.imported += 1,
+            Some(Outcome::Error(error)) if error.code == i32::from(Code::AlreadyExists) => {
+                self.already_there += 1;
+            }
+            Some(Outcome::Error(error)) => self.reject(label, &error.message)?,
+            None => bail!("the server gave no answer to {label}"),
+        }
+        Ok(())
+    }
+
+    /// Told at once: there can be more rejections than fit into memory.
+    fn reject(&mut self, label: &str, problem: &str) -> Result<()> {
+        self.rejected += 1;
+        writeln!(stderr(), "rejected: {label}: {problem}").context("can't print what was rejected")
+    }
+
+    fn text(&self, arguments: &ImportArgs) -> Result<String> {
+        let Self { imported, already_there, rejected } = self;
+        let mut text = if arguments.dry_run {
+            format!("{imported} can be imported, {rejected} would be rejected; nothing was stored")
+        } else {
+            format!("{imported} imported, {already_there} were there already, {rejected} rejected")
+        };
+        if let Some((prefix, length)) = foreign(arguments)? {
+            text.push_str(&format!(
+                "\nThese keys validate once the server's settings have this pattern, if they begin with \"{prefix}\" \
+                 (else give --key-prefix):\n[keys]\nforeign = [{{ prefix = \"{prefix}\", length = {length} }}]"
+            ));
+        }
+        Ok(text)
+    }
+
+    fn json(&self, arguments: &ImportArgs) -> Result<serde_json::Value> {
+        let foreign =
+            foreign(arguments)?.map(|(prefix, length)| json!({ "prefix": prefix, "length": length }));
+        Ok(json!({
+            "dryRun": arguments.dry_run,
+            "imported": self.imported,
+            "alreadyThere": self.already_there,
+            "rejected": self.rejected,
+            "foreign": foreign.into_iter().collect::<Vec<_>>(),
+        }))
+    }
+}
+
+/// The entry of `keys.foreign` that the keys need, where it is known.
+fn foreign(arguments: &ImportArgs) -> Result<Option<(&str, usize)>> {
+    let prefix = arguments.key_prefix.as_str();
+    let is_litestar = format(arguments)? == Format::Litestar;
+    Ok(is_litestar.then(|| (prefix, prefix.len() + litestar::BODY_CHARS)))
+}

@@ -1,0 +1,198 @@
+//! Rows of litestar-api-auth's SQL backend (0.1): the table `api_keys`.
+//!
+//! What becomes of its columns is told in `docs/import.md`.
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use sea_orm::{
+    ConnectOptions, ConnectionTrait as _, Database, DatabaseConnection, DbBackend, QueryResult, Statement,
+};
+use serde_json::Value;
+
+use super::row::{Row, digest, metadata, parse_time, scopes};
+use crate::domain::{InvalidField, KeyPrefix};
+use crate::grpc::pb;
+
+/// The schemes of databases that can be read.
+const SCHEMES: [&str; 5] = ["sqlite", "postgres", "postgresql", "mysql", "mariadb"];
+/// How many rows are read at once.
+const PAGE: u64 = 500;
+/// The name in the metadata that keeps the old id.
+pub(super) const OLD_ID: &str = "litestar_key_id";
+/// What a key that was not active is revoked for.
+const REVOKE_REASON: &str = "was inactive in litestar-api-auth";
+/// The characters behind the prefix of its keys: base64url of 32 bytes, without padding.
+pub(super) const BODY_CHARS: usize = 43;
+
+/// The keys in a database, by ascending row ids.
+pub(super) struct LitestarRows {
+    database: DatabaseConnection,
+    table: String,
+    owner: String,
+    prefix: String,
+    now: prost_types::Timestamp,
+    last_row: i64,
+    page: std::vec::IntoIter<QueryResult>,
+}
+
+/// Whether `from` is the URL of a database.
+pub(super) fn is_url(from: &str) -> bool {
+    from.split_once(':').is_some_and(|(scheme, _)| SCHEMES.contains(&scheme))
+}
+
+impl LitestarRows {
+    /// Connects to the database of `url`. No error holds any part of it.
+    pub(super) async fn open(
+        url: &str,
+        table: &str,
+        owner: &str,
+        key_prefix: &str,
+        now: prost_types::Timestamp,
+    ) -> Result<Self> {
+        let mut options = ConnectOptions::new(url);
+        options.max_connections(1).sqlx_logging(false);
+        // What the driver says of a URL can hold the whole of it, with the password.
+        let database = Database::connect(options).await.map_err(|_| {
+            anyhow!("can't connect to the database (--from): is the URL right, and is the database up?")
+        })?;
+        // Ours has narrower rules; without one that fits, the key is shown without.
+        let prefix =
+            KeyPrefix::parse("prefix", key_prefix).map_or_else(|_| String::new(), |it| it.to_string());
+        Ok(Self {
+            table: quoted(table, database.get_database_backend())?,
+            database,
+            owner: owner.to_owned(),
+            prefix,
+            now,
+            last_row: i64::MIN,
+            page: Vec::new().into_iter(),
+        })
+    }
+
+    pub(super) async fn next(&mut self) -> Result<Option<Row>> {
+        if self.page.as_slice().is_empty() {
+            let page = self.database.query_all_raw(self.statement()).await;
+            self.page = page.context("can't read the keys of litestar-api-auth")?.into_iter();
+        }
+        let Some(row) = self.page.next() else {
+            return Ok(None);
+        };
+        self.last_row = row.try_get("", "row_id").context("a row without an id")?;
+        Ok(Some(Row { label: format!("row {}", self.last_row), request: self.request(&row) }))
+    }
+
+    /// Values that databases give in different types are made texts by them.
+    fn statement(&self) -> Statement {
+        let backend = self.database.get_database_backend();
+        let time = |name: &str| match backend {
+            DbBackend::Postgres => {
+                format!("to_char({name} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') AS {name}")
+            }
+            DbBackend::MySql => format!("DATE_FORMAT({name}, '%Y-%m-%dT%H:%i:%s.%fZ') AS {name}"),
+            _ => name.to_owned(),
+        };
+        let json = |name: &str| match backend {
+            DbBackend::MySql => format!("CAST({name} AS CHAR) AS {name}"),
+            _ => format!("CAST({name} AS TEXT) AS {name}"),
+        };
+        let sql = format!(
+            "SELECT id AS row_id, key_id, key_hash, name, {}, {}, \
+             CASE WHEN is_active THEN 'yes' ELSE 'no' END AS is_active, {}, {}, {} \
+             FROM {} WHERE id > {} ORDER BY id LIMIT {PAGE}",
+            json("scopes"),
+            json("metadata_"),
+            time("created_at"),
+            time("expires_at"),
+            time("last_used_at"),
+            self.table,
+            self.last_row,
+        );
+        Statement::from_string(backend, sql)
+    }
+
+    fn request(&self, row: &QueryResult) -> Result<pb::ImportKeysRequest, InvalidField> {
+        let hash = digest(&text(row, "key_hash")?.unwrap_or_default())?;
+        let old_id = text(row, "key_id")?.unwrap_or_default();
+        let mut metadata = metadata(json(row, "metadata_")?)?;
+        if metadata.insert(OLD_ID.to_owned(), old_id).is_some() {
+            return Err(InvalidField::new("metadata_", format!("has {OLD_ID} already: rename it")));
+        }
+        let is_active = text(row, "is_active")?.as_deref() == Some("yes");
+        let key = pb::Key {
+            prefix: self.prefix.clone(),
+            name: text(row, "name")?.unwrap_or_default(),
+            owner_id: self.owner.clone(),
+            scopes: scopes(json(row, "scopes")?)?,
+            metadata,
+            create_time: time(row, "created_at")?,
+            expire_time: time(row, "expires_at")?,
+            last_used_time: time(row, "last_used_at")?,
+            revoke_time: (!is_active).then_some(self.now),
+            revoke_reason: if is_active { String::new() } else { REVOKE_REASON.to_owned() },
+            ..pb::Key::default()
+        };
+        Ok(pb::ImportKeysRequest { key: Some(key), hash })
+    }
+}
+
+/// `table` or `schema.table` as the database wants names.
+fn quoted(table: &str, backend: DbBackend) -> Result<String> {
+    let is_plain = |name: &str| {
+        !name.is_empty()
+            && name.chars().all(|char| char.is_ascii_alphanumeric() || matches!(char, '_' | '$' | '-'))
+    };
+    let names: Vec<_> = table.split('.').collect();
+    if names.len() > 2 || !names.iter().all(|name| is_plain(name)) {
+        bail!("--table: is no name of a table: write it as TABLE or SCHEMA.TABLE");
+    }
+    let quote = if backend == DbBackend::MySql { '`' } else { '"' };
+    Ok(names.iter().map(|name| format!("{quote}{name}{quote}")).collect::<Vec<_>>().join("."))
+}
+
+fn text(row: &QueryResult, name: &str) -> Result<Option<String>, InvalidField> {
+    row.try_get("", name).map_err(|_| unreadable(name))
+}
+
+fn json(row: &QueryResult, name: &str) -> Result<Option<Value>, InvalidField> {
+    let Some(text) = text(row, name)? else {
+        return Ok(None);
+    };
+    let value: Value = serde_json::from_str(&text).map_err(|_| InvalidField::new(name, "is no JSON"))?;
+    Ok(Some(value).filter(|value| !value.is_null()))
+}
+
+/// SQLite keeps times as the texts that `SQLAlchemy` writes: in UTC, with a space and often without an offset.
+fn time(row: &QueryResult, name: &str) -> Result<Option<prost_types::Timestamp>, InvalidField> {
+    let Some(text) = text(row, name)? else {
+        return Ok(None);
+    };
+    let mut text = text.replacen(' ', "T", 1);
+    let has_offset = text.get(10..).is_some_and(|time| time.contains(['Z', 'z', '+', '-']));
+    if !has_offset {
+        text.push('Z');
+    }
+    parse_time(name, &text).map(Some)
+}
+
+fn unreadable(name: &str) -> InvalidField {
+    InvalidField::new(name, "has a value of another type than litestar-api-auth writes")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_tables_can_not_break_out_of_the_statement() {
+        assert_eq!(quoted("api_keys", DbBackend::Sqlite).unwrap(), "\"api_keys\"");
+        assert_eq!(quoted("auth.api_keys", DbBackend::MySql).unwrap(), "`auth`.`api_keys`");
+        for odd in ["", "a.b.c", "a b", "a\"b", "a;b", ".a"] {
+            assert!(quoted(odd, DbBackend::Postgres).is_err(), "{odd}");
+        }
+    }
+
+    #[test]
+    fn urls_are_told_from_files() {
+        assert!(is_url("sqlite:///app.db") && is_url("postgres://h/d") && is_url("mysql://h/d"));
+        assert!(!is_url("keys.jsonl") && !is_url("/tmp/keys.csv") && !is_url("http://h"));
+    }
+}

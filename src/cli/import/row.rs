@@ -1,0 +1,187 @@
+//! One key of an import: named values become a request.
+
+use std::collections::BTreeMap;
+use std::str::FromStr as _;
+
+use data_encoding::HEXLOWER_PERMISSIVE;
+use serde_json::{Map, Value};
+
+use crate::domain::InvalidField;
+use crate::grpc::pb;
+
+/// What a row may have. `hash` is needed; the others are those of a key.
+pub(super) const COLUMNS: [&str; 14] = [
+    "hash",
+    "id",
+    "prefix",
+    "name",
+    "owner_id",
+    "description",
+    "scopes",
+    "metadata",
+    "create_time",
+    "expire_time",
+    "revoke_time",
+    "revoke_reason",
+    "last_used_time",
+    "rotated_from",
+];
+
+/// A row as it was read.
+#[derive(Debug)]
+pub(super) struct Row {
+    /// Where it stands in its source, for people.
+    pub(super) label: String,
+    /// The key, or what is wrong with it.
+    pub(super) request: Result<pb::ImportKeysRequest, InvalidField>,
+}
+
+/// Makes a request of `values`; without an owner among them, the key is `owner`'s.
+pub(super) fn request(
+    mut values: Map<String, Value>,
+    owner: Option<&str>,
+) -> Result<pb::ImportKeysRequest, InvalidField> {
+    if let Some(unknown) = values.keys().find(|name| !COLUMNS.contains(&name.as_str())) {
+        return Err(unknown_column(unknown));
+    }
+    let mut take = |name: &str| values.remove(name).filter(|value| !value.is_null());
+    let hash = text("hash", take("hash"))?;
+    let key = pb::Key {
+        id: text("id", take("id"))?,
+        prefix: text("prefix", take("prefix"))?,
+        name: text("name", take("name"))?,
+        owner_id: match take("owner_id") {
+            None => owner.unwrap_or_default().to_owned(),
+            owner_id => text("owner_id", owner_id)?,
+        },
+        description: text("description", take("description"))?,
+        scopes: scopes(take("scopes"))?,
+        metadata: metadata(take("metadata"))?,
+        create_time: time("create_time", take("create_time"))?,
+        expire_time: time("expire_time", take("expire_time"))?,
+        revoke_time: time("revoke_time", take("revoke_time"))?,
+        revoke_reason: text("revoke_reason", take("revoke_reason"))?,
+        last_used_time: time("last_used_time", take("last_used_time"))?,
+        rotated_from: text("rotated_from", take("rotated_from"))?,
+        ..pb::Key::default()
+    };
+    Ok(pb::ImportKeysRequest { key: Some(key), hash: digest(&hash)? })
+}
+
+/// An error of the column `name`, with the one that was perhaps meant.
+pub(super) fn unknown_column(name: &str) -> InvalidField {
+    let nearest = COLUMNS.iter().max_by(|a, b| {
+        let likeness = |known: &str| strsim::jaro_winkler(known, name);
+        likeness(a).total_cmp(&likeness(b))
+    });
+    let problem = format!(
+        "is no column of an import, did you mean `{}`? There are {}",
+        nearest.unwrap_or(&"hash"),
+        COLUMNS.join(", ")
+    );
+    InvalidField::new(name, problem)
+}
+
+/// A SHA-256 digest in hex.
+pub(super) fn digest(hex: &str) -> Result<Vec<u8>, InvalidField> {
+    let digest = HEXLOWER_PERMISSIVE.decode(hex.as_bytes()).ok().filter(|digest| digest.len() == 32);
+    digest.ok_or_else(|| InvalidField::new("hash", "is no SHA-256 digest: give its 64 hex digits"))
+}
+
+/// Texts as they are, anything else as JSON.
+pub(super) fn metadata(value: Option<Value>) -> Result<BTreeMap<String, String>, InvalidField> {
+    let pairs = match value {
+        None => return Ok(BTreeMap::new()),
+        Some(Value::Object(pairs)) => pairs,
+        Some(_) => return Err(InvalidField::new("metadata", "is no JSON object")),
+    };
+    let as_text = |value| match value {
+        Value::String(text) => text,
+        other => other.to_string(),
+    };
+    Ok(pairs.into_iter().map(|(name, value)| (name, as_text(value))).collect())
+}
+
+pub(super) fn scopes(value: Option<Value>) -> Result<Vec<String>, InvalidField> {
+    let problem = || InvalidField::new("scopes", "is no JSON array of texts");
+    let scopes = match value {
+        None => return Ok(Vec::new()),
+        Some(Value::Array(scopes)) => scopes,
+        Some(_) => return Err(problem()),
+    };
+    let texts = scopes.into_iter().map(|scope| match scope {
+        Value::String(scope) => Ok(scope),
+        _ => Err(problem()),
+    });
+    texts.collect()
+}
+
+fn text(name: &str, value: Option<Value>) -> Result<String, InvalidField> {
+    match value {
+        None => Ok(String::new()),
+        Some(Value::String(text)) => Ok(text),
+        Some(_) => Err(InvalidField::new(name, "is no text")),
+    }
+}
+
+fn time(name: &str, value: Option<Value>) -> Result<Option<prost_types::Timestamp>, InvalidField> {
+    match text(name, value)?.as_str() {
+        "" => Ok(None),
+        text => parse_time(name, text).map(Some),
+    }
+}
+
+/// An instant as in RFC 3339.
+pub(super) fn parse_time(name: &str, text: &str) -> Result<prost_types::Timestamp, InvalidField> {
+    prost_types::Timestamp::from_str(text)
+        .map_err(|_| InvalidField::new(name, "is no time: write it like 2030-01-31T12:00:00Z"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn of(value: Value) -> Result<pb::ImportKeysRequest, InvalidField> {
+        let Value::Object(values) = value else { panic!("no object") };
+        request(values, Some("default-owner"))
+    }
+
+    #[test]
+    fn a_row_becomes_a_request() {
+        let row = of(json!({
+            "hash": "AB".repeat(32), "name": "n", "scopes": ["a", "b"], "owner_id": null,
+            "metadata": {"text": "x", "number": 7, "list": [1, "y"]}, "expire_time": "1970-01-01T00:00:09Z",
+        }))
+        .unwrap();
+        let key = row.key.unwrap();
+        assert_eq!(row.hash, vec![0xab; 32]);
+        assert_eq!((key.name.as_str(), key.owner_id.as_str()), ("n", "default-owner"));
+        assert_eq!(key.scopes, ["a", "b"]);
+        assert_eq!(key.metadata["list"], "[1,\"y\"]");
+        assert_eq!((key.metadata["text"].as_str(), key.metadata["number"].as_str()), ("x", "7"));
+        assert_eq!(key.expire_time.unwrap().seconds, 9);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_without_its_value() {
+        let hash = "ab".repeat(32);
+        for (field, row) in [
+            ("hash", json!({ "name": "n" })),
+            ("hash", json!({ "hash": "abc" })),
+            ("hash", json!({ "hash": "zz".repeat(32) })),
+            ("name", json!({ "hash": hash, "name": 1 })),
+            ("scopes", json!({ "hash": hash, "scopes": "read" })),
+            ("scopes", json!({ "hash": hash, "scopes": [1] })),
+            ("metadata", json!({ "hash": hash, "metadata": [] })),
+            ("expire_time", json!({ "hash": hash, "expire_time": "tomorrow" })),
+            ("expires", json!({ "hash": hash, "expires": "1970-01-01T00:00:09Z" })),
+        ] {
+            let error = of(row.clone()).unwrap_err();
+            assert_eq!(error.field, field, "{row}");
+            assert!(!error.to_string().contains(&hash), "{error}");
+        }
+        assert!(of(json!({ "hash": hash, "owner": "x" })).unwrap_err().to_string().contains("`owner_id`"));
+    }
+}

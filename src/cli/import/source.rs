@@ -1,0 +1,84 @@
+//! Where an import reads its rows.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum;
+
+use super::ImportArgs;
+use super::file::{CsvRows, JsonLines};
+use super::litestar::{self, LitestarRows};
+use super::row::Row;
+use crate::domain::{Clock as _, SystemClock};
+use crate::grpc::to_proto_time;
+
+/// What the rows are written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// A JSON object a line.
+    Jsonl,
+    /// CSV whose first line names the columns.
+    Csv,
+    /// The SQL database of litestar-api-auth.
+    Litestar,
+}
+
+/// Rows, read one after the other.
+pub(super) struct Source {
+    owner: Option<String>,
+    rows: Rows,
+}
+
+enum Rows {
+    Jsonl(JsonLines),
+    Csv(CsvRows),
+    Litestar(LitestarRows),
+}
+
+impl Source {
+    pub(super) async fn open(arguments: &ImportArgs) -> Result<Self> {
+        let from = arguments.from.as_str();
+        let rows = match format(arguments)? {
+            Format::Jsonl => Rows::Jsonl(JsonLines::open(Path::new(from))?),
+            Format::Csv => Rows::Csv(CsvRows::open(Path::new(from))?),
+            Format::Litestar => {
+                let owner = arguments
+                    .owner
+                    .as_deref()
+                    .context("--owner: litestar-api-auth keeps no owners: say whose keys these are")?;
+                let now = to_proto_time(SystemClock.now());
+                let (table, prefix) = (&arguments.table, &arguments.key_prefix);
+                Rows::Litestar(LitestarRows::open(from, table, owner, prefix, now).await?)
+            }
+        };
+        Ok(Self { owner: arguments.owner.clone(), rows })
+    }
+
+    /// The next row; `None` at the end.
+    pub(super) async fn next(&mut self) -> Result<Option<Row>> {
+        let owner = self.owner.as_deref();
+        match &mut self.rows {
+            Rows::Jsonl(rows) => rows.next(owner),
+            Rows::Csv(rows) => rows.next(owner),
+            Rows::Litestar(rows) => rows.next().await,
+        }
+    }
+}
+
+/// The format that was given, or what the source looks like.
+pub(super) fn format(arguments: &ImportArgs) -> Result<Format> {
+    if let Some(format) = arguments.format {
+        return Ok(format);
+    }
+    if litestar::is_url(&arguments.from) {
+        return Ok(Format::Litestar);
+    }
+    let path = PathBuf::from(&arguments.from);
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("jsonl" | "ndjson") => Ok(Format::Jsonl),
+        Some("csv") => Ok(Format::Csv),
+        _ => {
+            bail!("--from: give a file .jsonl or .csv, or the URL of a database; or say which with --format")
+        }
+    }
+}
