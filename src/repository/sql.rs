@@ -6,6 +6,8 @@
 
 mod change;
 mod error;
+#[cfg(feature = "conformance")]
+mod explain;
 mod feed;
 mod lookup;
 mod mysql;

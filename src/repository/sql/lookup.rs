@@ -27,7 +27,7 @@ impl LookupStatements {
     }
 
     /// Looks for up to [`MAX_HASHES`] hashes. Where there are fewer than the statement names, the last one is named again.
-    fn of(&self, tables: &Tables, hashes: &[KeyHash]) -> Statement {
+    pub(super) fn of(&self, tables: &Tables, hashes: &[KeyHash]) -> Statement {
         let fitting = SIZES.iter().zip(&self.0).find(|(size, _)| **size >= hashes.len());
         let (size, sql) = fitting.unwrap_or((&MAX_HASHES, &self.0[SIZES.len() - 1]));
         let padding = hashes.last().into_iter().cycle();
