@@ -2,18 +2,40 @@
 //!
 //! # Writing a backend
 //!
-//! Implement [`KeyRepository`]: [`get_by_hash`](KeyRepository::get_by_hash), [`get`](KeyRepository::get),
-//! [`create`](KeyRepository::create), [`update`](KeyRepository::update), [`delete`](KeyRepository::delete) and
-//! [`list_by_owner`](KeyRepository::list_by_owner) are all that has to be written. The other methods have provided
-//! forms that are sound but not fast; what can't be derived from these six answers [`ErrorKind::NotOffered`].
-//! [`MemoryRepository`] is the reference to read beside the contract.
+//! `examples/custom_backend.rs` keeps keys as JSON files in a folder: a whole backend, with a server of its own. This is
+//! the way through it, which is that of any backend.
 //!
-//! Each sentence of the contract is a clause of the suite in `conformance::repository` (feature `conformance`):
-//! run it on your backend before you trust it.
+//! 1. **Implement [`KeyRepository`].** [`get_by_hash`](KeyRepository::get_by_hash), [`get`](KeyRepository::get),
+//!    [`create`](KeyRepository::create), [`update`](KeyRepository::update), [`delete`](KeyRepository::delete) and
+//!    [`list_by_owner`](KeyRepository::list_by_owner) are all that has to be written. The other methods have provided
+//!    forms that are sound but not fast; what can't be derived from these six answers [`ErrorKind::NotOffered`].
+//!    [`MemoryRepository`] is the reference to read beside the contract.
+//! 2. **Store records, decide nothing.** Rules of the domain stay in the domain: a repository asks
+//!    [`ApiKey::check_update`](crate::domain::ApiKey::check_update) whether one record may take the place of another, and
+//!    knows nothing else about a key. [`StoredKey`] makes a document of it and checks what it reads.
+//! 3. **Order the changes.** Every change draws a [`Revision`] larger than all that this hash had before, also after the
+//!    key was deleted: the example keeps the last one in a file. A change that was answered is seen by every read from
+//!    then on, so whatever makes it durable (there: a synced file and a rename) comes before the answer.
+//! 4. **Be honest about failure.** `Ok(None)` says that there is no such key; when you could not look, it is an `Err`,
+//!    whose kind callers act on and whose cause goes to the log, without key, hash or password in it.
+//! 5. **Run the suite.** Each sentence of the contract is a clause of `conformance::repository` (feature `conformance`):
 //!
-//! Rules of the domain stay in the domain: a repository stores records and orders changes. It asks
-//! [`ApiKey::check_update`](crate::domain::ApiKey::check_update) whether one record may take the place of another,
-//! and decides nothing else about a key.
+//!    ```
+//!    # #[cfg(feature = "conformance")]
+//!    mod my_backend {
+//!        # use std::sync::Arc;
+//!        # use keyvouch::repository::MemoryRepository;
+//!        // An empty store, and what has to live as long as the test.
+//!        keyvouch::repository_conformance!(required: async { (Arc::new(MemoryRepository::new()) as _, ()) });
+//!    }
+//!    ```
+//! 6. **Serve it.** [`Store::new`](crate::app::Store::new) takes any backend and
+//!    [`App::with_store`](crate::app::App::with_store) serves it. [`OnRuntime`] keeps what waits for a disk or a network
+//!    off the threads that answer calls.
+//!
+//! # Using the SQL backend in a program of your own
+//!
+//! [`SqlRepository`] needs no server around it: see `examples/list_by_owner.rs`.
 
 mod delegate;
 mod error;
@@ -24,6 +46,7 @@ mod on_runtime;
 pub(crate) mod pages;
 mod provided;
 mod sql;
+mod stored_key;
 
 use std::fmt::{Debug, Display};
 
@@ -35,6 +58,7 @@ pub use feed::{Changes, EventPageRequest, EventPosition, FeedPosition};
 pub use memory::MemoryRepository;
 pub use on_runtime::OnRuntime;
 pub use sql::{PoolOptions, SqlOptions, SqlRepository};
+pub use stored_key::StoredKey;
 
 use crate::domain::{
     ApiKey, ChangeContext, KeyEvent, KeyFilter, KeyHash, KeyId, OwnerId, Revision, RevokeReason, Rotation,

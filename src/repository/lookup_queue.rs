@@ -139,7 +139,7 @@ mod tests {
     }
 
     impl Slow {
-        fn ask(&self, hash: &KeyHash) -> Result<Option<ApiKey>> {
+        fn ask(hash: &KeyHash) -> Result<Option<ApiKey>> {
             assert_ne!(*hash, KeyHash::of("panic"), "told to");
             if *hash == KeyHash::of("corrupt") {
                 return Err(ErrorKind::Corrupt.into());
@@ -154,14 +154,14 @@ mod tests {
         async fn get_by_hash(&self, hash: &KeyHash) -> Result<Option<ApiKey>> {
             self.calls.fetch_add(1, Ordering::SeqCst);
             self.let_go.notified().await;
-            self.ask(hash)
+            Self::ask(hash)
         }
 
         async fn get_many_by_hash(&self, hashes: &[KeyHash]) -> Result<Vec<Result<Option<ApiKey>>>> {
             self.calls.fetch_add(1, Ordering::SeqCst);
             let mut found = Vec::new();
             for hash in hashes {
-                found.push(self.ask(hash));
+                found.push(Self::ask(hash));
             }
             Ok(found)
         }

@@ -3,7 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod api;
+#[path = "../../examples/custom_backend.rs"]
+#[expect(dead_code, unreachable_pub, reason = "its `main` is run as a program")]
+mod custom_backend;
 mod databases;
+mod fixtures;
 mod process;
 mod repository;
 mod server;

@@ -1,6 +1,7 @@
 //! The binary as a process, as its users run it.
 
 mod cli;
+mod examples;
 mod import;
 mod life;
 pub(crate) mod program;

@@ -81,6 +81,15 @@ pub(crate) async fn open_sqlite() -> (SqlRepository, TempDir) {
     (repository, folder)
 }
 
+/// The example.
+mod folder_of_files {
+    use super::*;
+    keyvouch::repository_conformance!(required: async {
+        let folder = tempfile::tempdir().unwrap();
+        (Arc::new(crate::custom_backend::Folder::open(folder.path()).unwrap()) as Subject, folder)
+    });
+}
+
 /// What the author of a backend has to write, and no more.
 mod required_methods_alone {
     use super::*;

@@ -143,7 +143,7 @@ impl Done {
     }
 }
 
-/// A program that `scripts/test` installs from PyPI, or another `bin` folder named by `KEYVOUCH_TEST_TOOLS`.
+/// A program that `scripts/test` installs from `PyPI`, or another `bin` folder named by `KEYVOUCH_TEST_TOOLS`.
 pub(crate) fn tool(name: &str) -> PathBuf {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/venv/bin");
     let tool = std::env::var_os("KEYVOUCH_TEST_TOOLS").map_or(installed, PathBuf::from).join(name);

@@ -86,6 +86,32 @@ fn a_schema_that_is_behind_is_refused_with_the_command() {
     home.serve(&["store.auto_migrate=false"]);
 }
 
+/// A rollback: the release before finds what the one after it added.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_schema_is_served_unless_it_took_something_away() {
+    use sea_orm::ConnectionTrait as _;
+    let home = Home::new();
+    drop(home.serve(&[]));
+    let url = format!("sqlite://{}", home.path().join("keyvouch.db").display());
+    let database = sea_orm::Database::connect(url).await.unwrap();
+    let apply = |name: &str| format!("INSERT INTO seaql_migrations VALUES ('{name}', 1)");
+    database.execute_unprepared(&apply("m20991231_000001_add_a_column")).await.unwrap();
+    let server = home.serve(&[]);
+    let created = home.json(&server, &["key", "create", "--name", "n", "--owner", "o"]);
+    assert_eq!(home.validate(&server, created["secret"].as_str().unwrap()).0, 0);
+    assert!(home.read("stderr").contains("m20991231_000001_add_a_column"));
+    drop(server);
+    let status = home.run(&["migrate", "status"]);
+    assert!(status.status == 0 && status.stdout.contains("not known to this release"), "{}", status.stdout);
+    let down = home.run(&["migrate", "down"]);
+    assert!(down.status == 1 && down.stderr.contains("m20991231_000001_add_a_column"), "{}", down.stderr);
+
+    database.execute_unprepared(&apply("m20991231_000002_keyvouch_contract_owners")).await.unwrap();
+    let refused = refusal(&home, &[]);
+    assert!(refused.contains("m20991231_000002_keyvouch_contract_owners"), "{refused}");
+    assert!(refused.contains("use a newer release"), "{refused}");
+}
+
 #[test]
 fn a_file_that_is_no_database_is_named() {
     let home = Home::new();

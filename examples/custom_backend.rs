@@ -1,0 +1,214 @@
+//! A storage backend of one's own: a folder with a JSON file for each key. And a server that keeps its keys there:
+//!
+//! ```sh
+//! KEYS_FOLDER=keys cargo run --example custom_backend
+//! ```
+//!
+//! It is real: changes are synced before they are answered, a file is there as a whole or not at all, and a lock keeps a
+//! second process out. The documentation of `keyvouch::repository` walks through it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use futures_util::{StreamExt as _, stream};
+use keyvouch::app::{App, Store, Surroundings};
+use keyvouch::config::Sources;
+use keyvouch::domain::{ApiKey, ChangeContext, KeyFilter, KeyHash, KeyId, OwnerId, Revision, Timestamp};
+use keyvouch::repository::{
+    ErrorKind, KeyRepository, KeyStream, OnRuntime, RepositoryError, Result, StoredKey,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Keys as files `<id>.json` of a folder, which this process has to itself.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    path: PathBuf,
+    /// Held while files change.
+    index: Arc<Mutex<Index>>,
+    /// Locked as long as the folder is used.
+    _lock: Arc<File>,
+}
+
+/// How keys are found: by what never changes of them.
+#[derive(Debug, Default)]
+struct Index {
+    ids: HashMap<KeyHash, KeyId>,
+    owned: BTreeMap<OwnerId, BTreeSet<(Timestamp, KeyId)>>,
+}
+
+impl Index {
+    fn insert(&mut self, key: &ApiKey) {
+        self.ids.insert(key.hash, key.id);
+        self.owned.entry(key.owner_id.clone()).or_default().insert((key.created_at, key.id));
+    }
+
+    fn remove(&mut self, key: &ApiKey) {
+        self.ids.remove(&key.hash);
+        if let Some(owned) = self.owned.get_mut(&key.owner_id) {
+            owned.remove(&(key.created_at, key.id));
+        }
+    }
+}
+
+impl Folder {
+    /// Uses the folder `path`, which is made if it is missing.
+    pub fn open(path: &Path) -> Result<Self> {
+        fs::create_dir_all(path).map_err(unavailable)?;
+        let lock = File::create(path.join("lock")).map_err(unavailable)?;
+        lock.try_lock().map_err(|error| unavailable(error.into()))?;
+        let folder = Self { path: path.to_owned(), index: Arc::default(), _lock: Arc::new(lock) };
+        for entry in fs::read_dir(path).map_err(unavailable)? {
+            let name = entry.map_err(unavailable)?.file_name();
+            let id = name.to_str().and_then(|name| KeyId::parse("id", name.strip_suffix(".json")?).ok());
+            if let Some(key) = id.map(|id| folder.read_key(id)).transpose()?.flatten() {
+                folder.index().insert(&key);
+            }
+        }
+        Ok(folder)
+    }
+
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn file(&self, id: KeyId) -> PathBuf {
+        self.path.join(format!("{id}.json"))
+    }
+
+    fn read_key(&self, id: KeyId) -> Result<Option<ApiKey>> {
+        read(&self.file(id))?.map(StoredKey::into_key).transpose()
+    }
+
+    /// Stores `key` with the next revision.
+    fn write_key(&self, key: ApiKey) -> Result<ApiKey> {
+        let key = ApiKey { revision: self.next_revision()?, ..key };
+        write(&self.file(key.id), &StoredKey::new(&key))?;
+        Ok(key)
+    }
+
+    /// One counter for all keys, kept in a file: it never goes back, whatever is deleted.
+    fn next_revision(&self) -> Result<Revision> {
+        let file = self.path.join("revision");
+        let next = read::<i64>(&file)?.unwrap_or(0) + 1;
+        write(&file, &next)?;
+        Ok(Revision::new(next))
+    }
+}
+
+#[async_trait]
+impl KeyRepository for Folder {
+    async fn get_by_hash(&self, hash: &KeyHash) -> Result<Option<ApiKey>> {
+        let id = self.index().ids.get(hash).copied();
+        id.map_or(Ok(None), |id| self.read_key(id))
+    }
+
+    async fn get(&self, id: KeyId) -> Result<Option<ApiKey>> {
+        self.read_key(id)
+    }
+
+    async fn create(&self, key: ApiKey, _: &ChangeContext) -> Result<ApiKey> {
+        let mut index = self.index();
+        if index.ids.contains_key(&key.hash) || self.read_key(key.id)?.is_some() {
+            return Err(ErrorKind::AlreadyExists.into());
+        }
+        let created = self.write_key(key)?;
+        index.insert(&created);
+        Ok(created)
+    }
+
+    async fn update(&self, key: ApiKey, expected: Revision, _: &ChangeContext) -> Result<ApiKey> {
+        let _changing = self.index();
+        let stored = self.read_key(key.id)?.ok_or(ErrorKind::NotFound)?;
+        if stored.revision != expected {
+            return Err(ErrorKind::Conflict.into());
+        }
+        stored.check_update(&key)?;
+        self.write_key(key)
+    }
+
+    async fn delete(&self, id: KeyId, _: &ChangeContext) -> Result<Revision> {
+        let mut index = self.index();
+        let key = self.read_key(id)?.ok_or(ErrorKind::NotFound)?;
+        let revision = self.next_revision()?;
+        fs::remove_file(self.file(id)).and_then(|()| sync(&self.path)).map_err(unavailable)?;
+        index.remove(&key);
+        Ok(revision)
+    }
+
+    fn list_by_owner(&self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream {
+        let ids = self.index().owned.get(owner).cloned().unwrap_or_default();
+        let (folder, filter) = (self.clone(), filter.clone());
+        // Files are read as the stream is: a key that was deleted meanwhile is missed.
+        let keys = ids.into_iter().rev().filter_map(move |(_, id)| folder.read_key(id).transpose());
+        stream::iter(keys.filter(move |key| key.as_ref().map_or(true, |key| filter.matches(key)))).boxed()
+    }
+}
+
+impl fmt::Display for Folder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Folder({})", self.path.display())
+    }
+}
+
+/// The content of `file`; `None` if there is no such file.
+fn read<T: DeserializeOwned>(file: &Path) -> Result<Option<T>> {
+    match fs::read(file) {
+        // The parser's message could quote the file.
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|_| {
+            RepositoryError::new(ErrorKind::Corrupt, "a file is not the JSON that it should be")
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(unavailable(error)),
+    }
+}
+
+/// Replaces `file` as a whole, and lasts when it returns.
+fn write(file: &Path, content: &impl Serialize) -> Result<()> {
+    let bytes =
+        serde_json::to_vec(content).map_err(|error| RepositoryError::new(ErrorKind::Internal, error))?;
+    let draft = file.with_extension("draft");
+    let written = File::create(&draft).and_then(|mut draft| {
+        draft.write_all(&bytes)?;
+        draft.sync_all()
+    });
+    let renamed = written.and_then(|()| fs::rename(&draft, file));
+    renamed.and_then(|()| sync(file.parent().unwrap_or(file))).map_err(unavailable)
+}
+
+/// Makes names in `folder` last.
+fn sync(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+fn unavailable(error: io::Error) -> RepositoryError {
+    RepositoryError::new(ErrorKind::Unavailable, error)
+}
+
+/// A server like `keyvouch serve`, with the settings of variables `KEYVOUCH__SECTION__FIELD`.
+#[tokio::main]
+#[expect(clippy::print_stdout, reason = "an example talks to its reader")]
+async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
+    let path = std::env::var_os("KEYS_FOLDER").map_or_else(|| "keys".into(), PathBuf::from);
+    let environment = std::env::vars().collect();
+    let config = Sources { environment, ..Sources::default() }.load()?;
+    // Files are read on tokio's shared threads, not on those that answer calls.
+    let repository = OnRuntime::new(Folder::open(&path)?, tokio::runtime::Handle::current());
+    let app = App::with_store(&config, Surroundings::default(), Store::new(Arc::new(repository)))?;
+    for address in app.addresses() {
+        println!("{} listens on {address}", app.store().repository);
+    }
+    app.run(async {
+        // An error means that there is no such signal here: then it runs until it is killed.
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    })
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,183 @@
+//! A key as a document, for stores that have no columns.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use data_encoding::HEXLOWER;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{ErrorKind, RepositoryError, Result};
+use crate::domain::{
+    ApiKey, Description, InvalidField, KeyHash, KeyId, KeyName, KeyPrefix, Metadata, OwnerId, Revision,
+    Revocation, RevokeReason, Scope, ScopeSet, Timestamp,
+};
+
+/// The form that this release writes. Another one is not guessed at.
+const FORMAT: u32 = 1;
+
+/// A key in a form for serde: times are microseconds since the epoch, the hash is hex.
+///
+/// What is read goes through the rules of the domain again: a record that breaks one is [`ErrorKind::Corrupt`], and so is
+/// one in a form that this release does not know.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct StoredKey {
+    format: u32,
+    id: Uuid,
+    hash: String,
+    prefix: String,
+    name: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    description: String,
+    owner_id: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    scopes: Vec<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    metadata: BTreeMap<String, String>,
+    created_at: i64,
+    updated_at: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    expires_at: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    revoked_at: Option<i64>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    revoke_reason: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rotated_from: Option<Uuid>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    replaced_by: Option<Uuid>,
+    revision: i64,
+}
+
+impl StoredKey {
+    /// `key` as a document.
+    #[must_use]
+    pub fn new(key: &ApiKey) -> Self {
+        let revocation = key.revocation.as_ref();
+        Self {
+            format: FORMAT,
+            id: key.id.as_uuid(),
+            hash: HEXLOWER.encode(key.hash.as_bytes()),
+            prefix: key.prefix.as_str().to_owned(),
+            name: key.name.as_str().to_owned(),
+            description: key.description.as_str().to_owned(),
+            owner_id: key.owner_id.as_str().to_owned(),
+            scopes: key.scopes.iter().map(Scope::as_str).map(str::to_owned).collect(),
+            metadata: key.metadata.as_map().clone(),
+            created_at: key.created_at.as_micros(),
+            updated_at: key.updated_at.as_micros(),
+            expires_at: key.expires_at.map(Timestamp::as_micros),
+            revoked_at: revocation.map(|revocation| revocation.at.as_micros()),
+            revoke_reason: revocation.map(|it| it.reason.as_str().to_owned()).unwrap_or_default(),
+            rotated_from: key.rotated_from.map(|id| id.as_uuid()),
+            replaced_by: key.replaced_by.map(|id| id.as_uuid()),
+            revision: key.revision.get(),
+        }
+    }
+
+    /// The key.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`].
+    pub fn into_key(self) -> Result<ApiKey> {
+        if self.format != FORMAT {
+            return Err(corrupt("the record has a form that this release does not know"));
+        }
+        self.parse().map_err(corrupt)
+    }
+
+    fn parse(self) -> std::result::Result<ApiKey, InvalidField> {
+        let hash = HEXLOWER.decode(self.hash.as_bytes()).ok().and_then(|hash| hash.try_into().ok());
+        let hash = hash.ok_or_else(|| InvalidField::new("hash", "is no SHA-256 digest"))?;
+        let revocation = match self.revoked_at {
+            None => None,
+            Some(at) => Some(Revocation {
+                at: timestamp("revoked_at", at)?,
+                reason: RevokeReason::parse("revoke_reason", self.revoke_reason)?,
+            }),
+        };
+        Ok(ApiKey {
+            id: KeyId::from_uuid(self.id),
+            hash: KeyHash::from_bytes(hash),
+            prefix: KeyPrefix::parse("prefix", self.prefix)?,
+            name: KeyName::parse("name", self.name)?,
+            description: Description::parse("description", self.description)?,
+            owner_id: OwnerId::parse("owner_id", self.owner_id)?,
+            scopes: ScopeSet::parse("scopes", self.scopes)?,
+            metadata: Metadata::parse(self.metadata)?,
+            created_at: timestamp("created_at", self.created_at)?,
+            updated_at: timestamp("updated_at", self.updated_at)?,
+            expires_at: self.expires_at.map(|at| timestamp("expires_at", at)).transpose()?,
+            revocation,
+            rotated_from: self.rotated_from.map(KeyId::from_uuid),
+            replaced_by: self.replaced_by.map(KeyId::from_uuid),
+            revision: Revision::new(self.revision),
+        })
+    }
+}
+
+/// Shows the id alone: a record holds the hash.
+impl fmt::Debug for StoredKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoredKey").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+fn timestamp(field: &str, micros: i64) -> std::result::Result<Timestamp, InvalidField> {
+    let timestamp = Timestamp::from_micros(micros);
+    timestamp.ok_or_else(|| InvalidField::new(field, "is outside of the years 1 to 9999"))
+}
+
+fn corrupt(problem: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> RepositoryError {
+    RepositoryError::new(ErrorKind::Corrupt, problem)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::domain::sample_key;
+
+    fn read(document: Value) -> Result<ApiKey> {
+        serde_json::from_value::<StoredKey>(document).unwrap().into_key()
+    }
+
+    #[test]
+    fn a_key_makes_the_round_trip() {
+        let bare = sample_key();
+        let full = ApiKey {
+            expires_at: Some(Timestamp::MAX),
+            rotated_from: Some(bare.id),
+            replaced_by: Some(bare.id),
+            metadata: Metadata::parse([("k".into(), "🔑".into())].into()).unwrap(),
+            ..bare.revoked(RevokeReason::parse("r", "leaked").unwrap(), Timestamp::MIN).unwrap()
+        };
+        for key in [bare, full] {
+            assert_eq!(read(serde_json::to_value(StoredKey::new(&key)).unwrap()).unwrap(), key);
+        }
+    }
+
+    #[test]
+    fn what_breaks_a_rule_is_corrupt() {
+        let sound = serde_json::to_value(StoredKey::new(&sample_key())).unwrap();
+        read(sound.clone()).unwrap();
+        for (field, fault) in [
+            ("format", json!(2)),
+            ("hash", json!("ab")),
+            ("name", json!("")),
+            ("scopes", json!(["a b"])),
+            ("created_at", json!(i64::MAX)),
+        ] {
+            let mut faulty = sound.clone();
+            faulty[field] = fault;
+            assert_eq!(read(faulty).unwrap_err().kind(), ErrorKind::Corrupt, "{field}");
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_hash() {
+        let stored = StoredKey::new(&sample_key());
+        assert!(!format!("{stored:?}").contains(&stored.hash));
+    }
+}

@@ -1,0 +1,133 @@
+//! Databases as earlier releases left them: they are brought up to date, and nothing is lost.
+//!
+//! `tests/fixtures/RELEASE/` has a dump for each kind of database, taken after [`fill`] had filled it by that release.
+
+use std::time::Duration;
+
+use keyvouch::domain::{
+    ApiKey, ChangeContext, Description, KeyEvent, KeyFilter, KeyHash, KeyId, KeyIdentity, KeyName, KeyPrefix,
+    Metadata, OwnerId, RevokeReason, Rotation, ScopeSet, Timestamp,
+};
+use keyvouch::repository::{
+    EventPageRequest, KeyRepository, MemoryRepository, PageRequest, SqlOptions, SqlRepository,
+};
+use sea_orm::{ConnectionTrait as _, Database};
+
+use crate::databases::Kind;
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_micros(1_767_225_600_123_456 + seconds * 1_000_000).unwrap()
+}
+
+fn context(step: i64) -> ChangeContext {
+    ChangeContext { actor: "token:fixture".into(), request_id: format!("step-{step}"), now: at(step) }
+}
+
+fn identity(number: u8) -> KeyIdentity {
+    let hash = KeyHash::from_bytes([number; KeyHash::BYTES]);
+    let mut id = *b"\x01\x9b\x76\x00\x00\x00\x70\x00\x80\x00\x00\x00\x00\x00\x00\x00";
+    id[14] = number;
+    id[15] = number;
+    let id = KeyId::from_uuid(uuid::Uuid::from_bytes(id));
+    KeyIdentity { id, hash, prefix: KeyPrefix::parse("prefix", "kv_").unwrap() }
+}
+
+fn key(number: u8) -> ApiKey {
+    let KeyIdentity { id, hash, prefix } = identity(number);
+    ApiKey {
+        id,
+        hash,
+        prefix,
+        name: KeyName::parse("name", format!("key {number} 'of' \"blue\" 🔑")).unwrap(),
+        description: Description::parse("description", "Описание \\ 100%").unwrap(),
+        owner_id: OwnerId::parse("owner_id", if number.is_multiple_of(2) { "Owner" } else { "owner" })
+            .unwrap(),
+        scopes: ScopeSet::parse("scopes", ["read", "users:write"]).unwrap(),
+        metadata: Metadata::parse([("ключ".into(), "v🔑;".into()), ("e".into(), String::new())].into())
+            .unwrap(),
+        created_at: at(i64::from(number)),
+        updated_at: at(i64::from(number)),
+        expires_at: (number == 2).then_some(Timestamp::MAX),
+        revocation: None,
+        rotated_from: None,
+        replaced_by: None,
+        revision: keyvouch::domain::Revision::NONE,
+    }
+}
+
+/// Every kind of change, and a use.
+async fn fill(repository: &impl KeyRepository) {
+    for number in 1..=5 {
+        repository.create(key(number), &context(number.into())).await.unwrap();
+    }
+    let second = repository.get(key(2).id).await.unwrap().unwrap();
+    let renamed =
+        ApiKey { name: KeyName::parse("name", "renamed").unwrap(), updated_at: at(10), ..second.clone() };
+    repository.update(renamed, second.revision, &context(10)).await.unwrap();
+    let reason = RevokeReason::parse("reason", "leaked").unwrap();
+    repository.revoke(key(3).id, reason, &context(11)).await.unwrap();
+    let fourth = repository.get(key(4).id).await.unwrap().unwrap();
+    let rotation = Rotation::plan(&fourth, identity(9), Duration::from_hours(1), None, at(12)).unwrap();
+    repository.rotate(rotation, &context(12)).await.unwrap();
+    repository.delete(key(5).id, &context(13)).await.unwrap();
+    repository.record_usage(&[(key(1).id, at(14))]).await.unwrap();
+}
+
+/// All that a store knows. Nonces are drawn at random, so they are left out.
+async fn contents(repository: &impl KeyRepository) -> (Vec<ApiKey>, Vec<Option<Timestamp>>, Vec<KeyEvent>) {
+    let filter = KeyFilter::all(at(20));
+    let request = PageRequest { owner_id: None, filter, after: None, limit: 100 };
+    let keys = repository.list_page(&request).await.unwrap();
+    let uses = repository.usage(&keys.iter().map(|key| key.id).collect::<Vec<_>>()).await.unwrap();
+    let request = EventPageRequest { key_id: None, owner_id: None, after: None, limit: 100 };
+    let events = repository.list_events(&request).await.unwrap();
+    (keys, uses, events.into_iter().map(|event| KeyEvent { nonce: 0, ..event }).collect())
+}
+
+async fn nothing_is_lost(url: &str) {
+    let repository = SqlRepository::open(url, SqlOptions::default()).await.unwrap();
+    repository.migrate().await.unwrap();
+    assert_eq!(repository.schema_state().await.unwrap().pending, Vec::<String>::new());
+    let expected = MemoryRepository::new();
+    fill(&expected).await;
+    assert_eq!(contents(&repository).await, contents(&expected).await);
+    for number in [1, 2, 3, 4, 9] {
+        let hash = identity(number).hash;
+        assert_eq!(repository.get_by_hash(&hash).await.unwrap(), expected.get_by_hash(&hash).await.unwrap());
+    }
+    // And it goes on from there.
+    let last = repository.changes(None, 100).await.unwrap();
+    let again = repository.create(key(5), &context(15)).await.unwrap();
+    let news = repository.changes(Some(&last.position), 100).await.unwrap().events;
+    assert_eq!(news.iter().map(|event| event.revision).collect::<Vec<_>>(), [again.revision]);
+    assert!(last.events.iter().all(|event| event.revision < again.revision));
+}
+
+/// Runs the statements of a dump.
+async fn restore(url: &str, dump: &str) {
+    let database = Database::connect(url).await.unwrap();
+    database.execute_unprepared(dump).await.unwrap();
+    database.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn sqlite_of_0_1_0() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kv.db").display().to_string();
+    restore(&format!("sqlite://{path}?mode=rwc"), include_str!("../fixtures/0.1.0/sqlite.sql")).await;
+    nothing_is_lost(&format!("sqlite://{path}")).await;
+}
+
+#[tokio::test]
+async fn postgres_of_0_1_0() {
+    let url = Kind::Postgres.database().await;
+    restore(&url, include_str!("../fixtures/0.1.0/postgres.sql")).await;
+    nothing_is_lost(&url).await;
+}
+
+#[tokio::test]
+async fn mariadb_of_0_1_0() {
+    let url = Kind::MariaDb.database().await;
+    restore(&url, include_str!("../fixtures/0.1.0/mariadb.sql")).await;
+    nothing_is_lost(&url).await;
+}

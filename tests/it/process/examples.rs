@@ -1,0 +1,129 @@
+//! The examples, as programs.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use sea_orm::{ConnectionTrait as _, Database};
+
+use super::program::{Home, wait_for};
+use crate::databases::Kind;
+
+/// Examples are built beside the tests.
+fn example(name: &str) -> PathBuf {
+    let example = std::env::current_exe().unwrap().parent().unwrap().join("../examples").join(name);
+    assert!(example.exists(), "{} is missing: run scripts/test", example.display());
+    example
+}
+
+#[test]
+fn the_example_validates_a_key() {
+    let home = Home::new();
+    let server = home.serve(&[]);
+    let created =
+        home.json(&server, &["key", "create", "--name", "n", "--owner", "alice", "--scope", "read"]);
+    let run = |secret: &str| {
+        let output = Command::new(example("validate"))
+            .env("KEYVOUCH_URL", format!("http://{}", server.address))
+            .env("API_KEY", secret)
+            .output()
+            .unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (is_allowed, text) = run(created["secret"].as_str().unwrap());
+    assert!(is_allowed && text.contains("alice"), "{text}");
+    let (is_allowed, text) = run("nonsense");
+    assert!(!is_allowed && text.contains("REASON_MALFORMED"), "{text}");
+}
+
+#[test]
+fn the_example_lists_the_keys_of_an_owner() {
+    let home = Home::new();
+    let server = home.serve(&[]);
+    for (name, owner) in [("first", "alice"), ("second", "alice"), ("other", "bob")] {
+        home.json(&server, &["key", "create", "--name", name, "--owner", owner]);
+    }
+    let done = Command::new(example("list_by_owner")).arg("alice").current_dir(home.path()).output().unwrap();
+    let stdout = String::from_utf8(done.stdout).unwrap();
+    let names: Vec<_> = stdout.lines().map(|line| line.split(' ').nth(1).unwrap()).collect();
+    assert_eq!(names, ["second", "first"]);
+}
+
+/// A process that is killed when dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Keys in files, served; they are there after a kill.
+#[test]
+fn the_example_of_a_backend_serves_and_keeps_keys() {
+    let home = Home::new();
+    let start = || {
+        let out = std::fs::File::create(home.path().join("out")).unwrap();
+        let process = Command::new(example("custom_backend"))
+            .current_dir(home.path())
+            .env("KEYVOUCH__SERVER__LISTEN", "127.0.0.1:0")
+            .stdout(out)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let address = wait_for("the address", || {
+            home.read("out")
+                .lines()
+                .next()?
+                .rsplit_once(" listens on ")
+                .map(|(_, address)| address.to_owned())
+        });
+        wait_for("health", || (home.run(&["healthcheck", "--addr", &address]).status == 0).then_some(()));
+        (Running(process), address)
+    };
+    let (server, address) = start();
+    let created =
+        home.run(&["-o", "json", "key", "create", "--name", "n", "--owner", "o", "--addr", &address]);
+    let created: serde_json::Value = serde_json::from_str(&created.stdout).unwrap();
+    let id = created["key"]["id"].as_str().unwrap();
+    assert!(home.path().join(format!("keys/{id}.json")).exists());
+    let validate = |address: &str| {
+        home.run_with_input(&["validate", "--addr", address], created["secret"].as_str().unwrap()).status
+    };
+    assert_eq!(validate(&address), 0);
+    drop(server);
+
+    let (_server, address) = start();
+    assert_eq!(validate(&address), 0);
+    assert_eq!(home.run(&["key", "revoke", id, "--addr", &address]).status, 0);
+    assert_eq!(validate(&address), 3);
+}
+
+/// The tables of Keyvouch and those of a program, made by that program's migrator, and a server on them.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_example_of_a_migrator_makes_tables_that_a_server_takes() {
+    for kind in [Kind::Postgres, Kind::MariaDb] {
+        let url = kind.database().await;
+        let migrate = || Command::new(example("own_migrator")).env("DATABASE_URL", &url).output().unwrap();
+        for done in [migrate(), migrate()] {
+            assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        }
+        let database = Database::connect(&url).await.unwrap();
+        database.execute_unprepared("SELECT * FROM note").await.unwrap();
+        let settings = [
+            format!("store.url={url}"),
+            "store.table_prefix=vouch_".into(),
+            "store.migrations_table=migration".into(),
+        ];
+        tokio::task::spawn_blocking(move || {
+            let home = Home::new();
+            let mut settings: Vec<_> = settings.iter().map(String::as_str).collect();
+            settings.push("admin.insecure=true");
+            let server = home.serve(&settings);
+            home.json(&server, &["key", "create", "--name", "n", "--owner", "o"]);
+        })
+        .await
+        .unwrap();
+    }
+}
