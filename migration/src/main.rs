@@ -44,6 +44,8 @@ enum Command {
     Status,
 }
 
+/// How long a connection may take. sqlx tries again for so long even where nobody listens.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The schema is behind.
 const PENDING: u8 = 3;
 
@@ -101,7 +103,7 @@ async fn connect(schema: Option<&str>) -> Result<DatabaseConnection, String> {
     let mut options = ConnectOptions::new(url);
     options
         .max_connections(1)
-        .acquire_timeout(Duration::from_secs(30))
+        .acquire_timeout(CONNECT_TIMEOUT)
         .idle_timeout(None)
         .max_lifetime(None)
         .sqlx_logging(false);

@@ -16,6 +16,8 @@ use crate::telemetry::error_chain;
 
 /// How often a change that lost against another one is tried anew, where the caller expects no revision.
 const MAX_ATTEMPTS: usize = 16;
+/// How long the answer to a change, which stands already, waits for the key's last use.
+const USAGE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How many keys of a stream are looked up at once for their last use.
 const STREAM_CHUNK: usize = 200;
 
@@ -275,10 +277,18 @@ impl KeyStoreService {
     /// The record of a key that was just changed. The change stands, so what can't be read of its usage is left out:
     /// an error would tell the caller that nothing happened, and lose the secret of a successor.
     async fn changed_record(&self, key: ApiKey) -> KeyRecord {
-        let usage = self.repository.usage(&[key.id]).await.unwrap_or_else(|error| {
-            tracing::warn!(error = %error_chain(&error), key = %key.id, "the last use of a changed key can't be read");
-            Vec::new()
-        });
+        let ids = [key.id];
+        let usage = match tokio::time::timeout(USAGE_TIMEOUT, self.repository.usage(&ids)).await {
+            Ok(Ok(usage)) => usage,
+            Ok(Err(error)) => {
+                tracing::warn!(error = %error_chain(&error), key = %key.id, "the last use of a changed key can't be read");
+                Vec::new()
+            }
+            Err(_) => {
+                tracing::warn!(key = %key.id, "the last use of a changed key could not be read in time");
+                Vec::new()
+            }
+        };
         self.record(key, usage)
     }
 

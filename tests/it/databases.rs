@@ -13,18 +13,36 @@ use std::time::Duration;
 
 use keyvouch::repository::{SqlOptions, SqlRepository};
 use sea_orm::{ConnectionTrait as _, Database};
+use tempfile::TempDir;
 use tokio::time::Instant;
+
+/// Makes a test of each function that takes a [`Kind`], on each kind of server.
+macro_rules! on_each_server {
+    ($($test:ident,)*) => {
+        mod postgres {
+            use super::*;
+            $(#[tokio::test(flavor = "multi_thread")] async fn $test() { super::$test(Kind::Postgres).await; })*
+        }
+        mod mariadb {
+            use super::*;
+            $(#[tokio::test(flavor = "multi_thread")] async fn $test() { super::$test(Kind::MariaDb).await; })*
+        }
+    };
+}
+pub(crate) use on_each_server;
 
 /// Far more than a server needs to start.
 const NEVER: Duration = Duration::from_mins(1);
 
-/// A running server.
-struct Server {
+/// A running server. It stops when this is dropped.
+pub(crate) struct Server {
     /// Its URL up to the name of the database.
-    url: String,
+    pub(crate) url: String,
     /// A database that is always there.
     maintenance: &'static str,
     next_database: AtomicU32,
+    /// Its files; removed by the watcher.
+    folder: PathBuf,
     /// Holds the pipe open.
     _watcher: Child,
 }
@@ -39,13 +57,7 @@ pub(crate) enum Kind {
 impl Kind {
     /// The URL of a new, empty database.
     pub(crate) async fn database(self) -> String {
-        let server = self.server();
-        let name = format!("test_{}", server.next_database.fetch_add(1, Ordering::Relaxed));
-        let url = format!("{}/{}", server.url, server.maintenance);
-        let maintenance = Database::connect(url).await.unwrap();
-        maintenance.execute_unprepared(&format!("CREATE DATABASE {name}")).await.unwrap();
-        maintenance.close().await.unwrap();
-        format!("{}/{name}", server.url)
+        self.server().database().await
     }
 
     /// A repository in a new database, its tables made.
@@ -67,14 +79,65 @@ impl Kind {
         static POSTGRES: OnceLock<Server> = OnceLock::new();
         static MARIADB: OnceLock<Server> = OnceLock::new();
         match self {
-            Self::Postgres => POSTGRES.get_or_init(start_postgres),
-            Self::MariaDb => MARIADB.get_or_init(start_mariadb),
+            Self::Postgres => POSTGRES.get_or_init(|| self.start(None)),
+            Self::MariaDb => MARIADB.get_or_init(|| self.start(None)),
+        }
+    }
+
+    /// A server for one test alone, which takes connections with TLS alone if it has a certificate.
+    pub(crate) fn start(self, certificate: Option<&Certificate>) -> Server {
+        match self {
+            Self::Postgres => start_postgres(certificate),
+            Self::MariaDb => start_mariadb(certificate),
         }
     }
 }
 
-fn start_postgres() -> Server {
-    let folder = folder("postgres");
+/// A server's certificate and its key, as PEM.
+pub(crate) struct Certificate {
+    pub(crate) certificate: String,
+    pub(crate) key: String,
+}
+
+impl Server {
+    /// The URL of a new, empty database.
+    pub(crate) async fn database(&self) -> String {
+        let name = format!("test_{}", self.next_database.fetch_add(1, Ordering::Relaxed));
+        let url = format!("{}/{}", self.url, self.maintenance);
+        let maintenance = Database::connect(url).await.unwrap();
+        maintenance.execute_unprepared(&format!("CREATE DATABASE {name}")).await.unwrap();
+        maintenance.close().await.unwrap();
+        format!("{}/{name}", self.url)
+    }
+
+    /// Stops all its processes where they are; its connections stay open.
+    pub(crate) fn freeze(&self) {
+        self.signal("-STOP");
+    }
+
+    /// Lets them go on.
+    pub(crate) fn thaw(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        // All of them run in the folder or have its name in their arguments: a server's own, and those it starts for
+        // connections.
+        let pid = std::fs::read_to_string(self.folder.join("pid")).unwrap();
+        let mut pids = vec![pid.trim().to_owned()];
+        let mut at = 0;
+        while let Some(parent) = pids.get(at) {
+            let children = Command::new("pgrep").args(["-P", parent]).output().unwrap().stdout;
+            pids.extend(String::from_utf8(children).unwrap().lines().map(str::to_owned));
+            at += 1;
+        }
+        run(Command::new("kill").arg(signal).args(&pids));
+    }
+}
+
+fn start_postgres(certificate: Option<&Certificate>) -> Server {
+    let temporary = folder("postgres");
+    let folder = temporary.path().to_owned();
     let data = folder.join("data");
     let bin = postgres_bin();
     // PostgreSQL refuses to run as root.
@@ -89,8 +152,9 @@ fn start_postgres() -> Server {
             Command::new(program)
         }
     };
+    let tls = certificate.map(|certificate| certificate.write(&folder));
     if is_root {
-        run(Command::new("chown").arg("postgres:").arg(&folder));
+        run(Command::new("chown").args(["-R", "postgres:"]).arg(&folder));
     }
     run(command("initdb").arg("-D").arg(&data).args([
         "-A",
@@ -112,14 +176,21 @@ fn start_postgres() -> Server {
         server.args(["-c", setting]);
     }
     server.args(["-c", "max_connections=300"]);
-    let watcher = watch(server, &folder);
+    if let Some((certificate, key)) = tls {
+        server.args(["-c", "ssl=on", "-c"]).arg(format!("ssl_cert_file={}", certificate.display()));
+        server.arg("-c").arg(format!("ssl_key_file={}", key.display()));
+        let rule = "hostssl all all 127.0.0.1/32 trust\n";
+        std::fs::write(data.join("pg_hba.conf"), rule).unwrap();
+    }
+    let watcher = watch(server, temporary);
     let url = format!("postgres://postgres@127.0.0.1:{port}");
     wait_for(port, &folder);
-    Server { url, maintenance: "postgres", next_database: AtomicU32::new(0), _watcher: watcher }
+    Server { url, maintenance: "postgres", next_database: AtomicU32::new(0), folder, _watcher: watcher }
 }
 
-fn start_mariadb() -> Server {
-    let folder = folder("mariadb");
+fn start_mariadb(certificate: Option<&Certificate>) -> Server {
+    let temporary = folder("mariadb");
+    let folder = temporary.path().to_owned();
     let data = folder.join("data");
     let socket = folder.join("socket");
     run(Command::new("mariadb-install-db")
@@ -141,20 +212,36 @@ fn start_mariadb() -> Server {
     if rustix::process::geteuid().is_root() {
         server.arg("--user=root");
     }
+    if let Some(certificate) = certificate {
+        let (certificate, key) = certificate.write(&folder);
+        server.arg("--require-secure-transport=ON").arg(format!("--ssl-cert={}", certificate.display()));
+        server.arg(format!("--ssl-key={}", key.display()));
+    }
     server
         .arg(format!("--datadir={}", data.display()))
         .arg(format!("--socket={}", socket.display()))
         .arg(format!("--port={port}"));
-    let watcher = watch(server, &folder);
+    let watcher = watch(server, temporary);
     let url = format!("mysql://root@127.0.0.1:{port}");
     wait_for(port, &folder);
-    Server { url, maintenance: "mysql", next_database: AtomicU32::new(0), _watcher: watcher }
+    Server { url, maintenance: "mysql", next_database: AtomicU32::new(0), folder, _watcher: watcher }
+}
+
+impl Certificate {
+    /// Writes both into `folder`; the names of the files.
+    fn write(&self, folder: &Path) -> (PathBuf, PathBuf) {
+        let (certificate, key) = (folder.join("server.pem"), folder.join("server.key"));
+        std::fs::write(&certificate, &self.certificate).unwrap();
+        std::fs::write(&key, &self.key).unwrap();
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+        (certificate, key)
+    }
 }
 
 /// A folder that other users can reach.
-fn folder(name: &str) -> PathBuf {
-    let folder = tempfile::Builder::new().prefix(&format!("keyvouch-{name}-")).tempdir().unwrap().keep();
-    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+fn folder(name: &str) -> TempDir {
+    let folder = tempfile::Builder::new().prefix(&format!("keyvouch-{name}-")).tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     folder
 }
 
@@ -177,12 +264,13 @@ fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
-/// Starts `server`, to be stopped when this process ends.
-fn watch(server: Command, folder: &Path) -> Child {
+/// Starts `server`, to be stopped when this process ends; `folder` goes then.
+fn watch(server: Command, folder: TempDir) -> Child {
     let script = r#"
         folder=$1; shift
         "$@" </dev/null >"$folder/log" 2>&1 &
         server=$!
+        echo "$server" >"$folder/pid"
         cat >/dev/null
         kill "$server"
         wait "$server"
@@ -190,7 +278,7 @@ fn watch(server: Command, folder: &Path) -> Child {
     "#;
     Command::new("sh")
         .args(["-c", script, "watcher"])
-        .arg(folder)
+        .arg(folder.keep())
         .arg(server.get_program())
         .args(server.get_args())
         .stdin(Stdio::piped())

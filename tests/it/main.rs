@@ -12,5 +12,6 @@ mod process;
 mod repository;
 mod server;
 mod sql;
+mod sql_faults;
 mod sql_servers;
 mod support;

@@ -9,7 +9,7 @@ use keyvouch_migration::Names;
 use sea_orm::{ConnectionTrait as _, Database, TransactionTrait as _};
 use tokio::time::Instant;
 
-use crate::databases::Kind;
+use crate::databases::{Kind, on_each_server};
 use crate::process::program::Home;
 use crate::sql::key;
 
@@ -174,19 +174,6 @@ async fn no_statement_reads_a_whole_table(kind: Kind) {
         }
         assert!(plan.contains("Index") || plan.contains("key="), "{name}:\n{plan}");
     }
-}
-
-macro_rules! on_each_server {
-    ($($test:ident,)*) => {
-        mod postgres {
-            use super::*;
-            $(#[tokio::test(flavor = "multi_thread")] async fn $test() { super::$test(Kind::Postgres).await; })*
-        }
-        mod mariadb {
-            use super::*;
-            $(#[tokio::test(flavor = "multi_thread")] async fn $test() { super::$test(Kind::MariaDb).await; })*
-        }
-    };
 }
 
 on_each_server!(

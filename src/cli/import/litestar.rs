@@ -2,6 +2,8 @@
 //!
 //! What becomes of its columns is told in `docs/import.md`.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, anyhow, bail};
 use sea_orm::{
     ConnectOptions, ConnectionTrait as _, Database, DatabaseConnection, DbBackend, QueryResult, Statement,
@@ -14,6 +16,8 @@ use crate::grpc::pb;
 
 /// The schemes of databases that can be read.
 const SCHEMES: [&str; 5] = ["sqlite", "postgres", "postgresql", "mysql", "mariadb"];
+/// How long a connection may take. The driver tries again for so long even where nobody listens.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How many rows are read at once.
 const PAGE: u64 = 500;
 /// The name in the metadata that keeps the old id.
@@ -49,7 +53,7 @@ impl LitestarRows {
         now: prost_types::Timestamp,
     ) -> Result<Self> {
         let mut options = ConnectOptions::new(url);
-        options.max_connections(1).sqlx_logging(false);
+        options.max_connections(1).acquire_timeout(CONNECT_TIMEOUT).sqlx_logging(false);
         // What the driver says of a URL can hold the whole of it, with the password.
         let database = Database::connect(options).await.map_err(|_| {
             anyhow!("can't connect to the database (--from): is the URL right, and is the database up?")

@@ -1,0 +1,189 @@
+//! Databases that freeze, drop connections or are reached by TLS.
+
+use std::time::Duration;
+
+use keyvouch::domain::{ChangeContext, RevokeReason, Timestamp};
+use keyvouch::grpc::pb;
+use keyvouch::repository::{ErrorKind, KeyRepository as _, OnRuntime, SqlOptions, SqlRepository};
+use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
+use sea_orm::{ConnectionTrait as _, Database, Statement};
+
+use crate::databases::{Certificate, Kind, on_each_server};
+use crate::sql::key;
+use crate::support::TestServer;
+
+fn context() -> ChangeContext {
+    let now = Timestamp::from_micros(1_767_225_600_000_000).unwrap();
+    ChangeContext { actor: "token:tests".into(), request_id: "r".into(), now }
+}
+
+async fn open(url: &str, options: SqlOptions) -> SqlRepository {
+    let repository = SqlRepository::open(url, options).await.unwrap();
+    repository.migrate().await.unwrap();
+    repository
+}
+
+/// Its connections stay open and nothing answers: each call says so in time, and all is well when it wakes up.
+async fn a_frozen_server(kind: Kind) {
+    let server = kind.start(None);
+    let mut options = SqlOptions { timeout: Duration::from_secs(1), ..SqlOptions::default() };
+    options.pool.acquire_timeout = Duration::from_millis(700);
+    let repository = open(&server.database().await, options).await;
+    let created = repository.create(key("a"), &context()).await.unwrap();
+    server.freeze();
+    for _ in 0..3 {
+        let honest = [ErrorKind::Timeout, ErrorKind::Unavailable];
+        let read = repository.get_by_hash(&created.hash).await.unwrap_err();
+        assert!(honest.contains(&read.kind()), "{read:?}");
+        let change = repository.revoke(created.id, RevokeReason::default(), &context()).await.unwrap_err();
+        assert!(honest.contains(&change.kind()), "{change:?}");
+        repository.ping().await.unwrap_err();
+    }
+    server.thaw();
+    while repository.get_by_hash(&created.hash).await.is_err() {}
+    while repository.revoke(created.id, RevokeReason::default(), &context()).await.is_err() {}
+    let found = repository.get_by_hash(&created.hash).await.unwrap().unwrap();
+    assert!(found.revocation.is_some());
+}
+
+/// The numbers of the server's connections of others, by a query of its own.
+async fn connections(kind: Kind, url: &str) -> Vec<i64> {
+    let stranger = Database::connect(url).await.unwrap();
+    let sql = match kind {
+        Kind::Postgres => {
+            "SELECT pid::bigint FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        }
+        Kind::MariaDb => {
+            "SELECT CAST(id AS SIGNED) FROM information_schema.processlist \
+             WHERE db = DATABASE() AND id <> CONNECTION_ID()"
+        }
+    };
+    let backend = stranger.get_database_backend();
+    let rows = stranger.query_all_raw(Statement::from_string(backend, sql)).await.unwrap();
+    stranger.close().await.unwrap();
+    rows.iter().map(|row| row.try_get_by_index(0).unwrap()).collect()
+}
+
+/// Reads notice nothing; a change is told of it at most once, since it could have been made.
+async fn connections_that_the_server_ended(kind: Kind) {
+    let url = kind.database().await;
+    let repository = open(&url, SqlOptions::default()).await;
+    let created = repository.create(key("a"), &context()).await.unwrap();
+    for _ in 0..3 {
+        repository.get(created.id).await.unwrap();
+        let stranger = Database::connect(&url).await.unwrap();
+        for connection in connections(kind, &url).await {
+            let kill = match kind {
+                Kind::Postgres => format!("SELECT pg_terminate_backend({connection})"),
+                Kind::MariaDb => format!("KILL {connection}"),
+            };
+            // It may have ended by itself.
+            let _ = stranger.execute_unprepared(&kill).await;
+        }
+        assert_eq!(repository.get_by_hash(&created.hash).await.unwrap(), Some(created.clone()));
+    }
+    if let Err(error) = repository.revoke(created.id, RevokeReason::default(), &context()).await {
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+        repository.revoke(created.id, RevokeReason::default(), &context()).await.unwrap();
+    }
+}
+
+/// None lives for longer than it may, however much it is used.
+async fn old_connections(kind: Kind) {
+    let url = kind.database().await;
+    let mut options = SqlOptions::default();
+    options.pool.max_lifetime = Duration::from_millis(300);
+    options.pool.max_readers = 2;
+    let repository = open(&url, options).await;
+    repository.ping().await.unwrap();
+    let first = connections(kind, &url).await;
+    assert!(!first.is_empty());
+    loop {
+        repository.ping().await.unwrap();
+        let now = connections(kind, &url).await;
+        if !now.is_empty() && now.iter().all(|connection| !first.contains(connection)) {
+            return;
+        }
+    }
+}
+
+/// The tables of uses are locked by someone else: validations go on, a revocation is answered, and what was used is
+/// written when the lock is gone.
+async fn a_locked_table_of_uses(kind: Kind) {
+    let url = kind.database().await;
+    let repository = open(&url, SqlOptions::default()).await;
+    let server = TestServer::start(OnRuntime::new(repository, tokio::runtime::Handle::current()));
+    let api = server.api().await;
+    let (key, secret) = api.create(keyvouch::conformance::api::new_key()).await;
+    let mut options = sea_orm::ConnectOptions::new(url);
+    options.max_connections(1);
+    let stranger = Database::connect(options).await.unwrap();
+    let (lock, unlock) = match kind {
+        Kind::Postgres => ("BEGIN; LOCK TABLE api_key_usage IN ACCESS EXCLUSIVE MODE", "COMMIT"),
+        Kind::MariaDb => ("LOCK TABLES api_key_usage WRITE", "UNLOCK TABLES"),
+    };
+    stranger.execute_unprepared(lock).await.unwrap();
+    for _ in 0..100 {
+        assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
+    }
+    assert_eq!(api.revoke(&key.id, "leaked").await.state(), pb::KeyState::Revoked);
+    assert_eq!(api.reason(&secret).await, pb::Reason::Revoked);
+    stranger.execute_unprepared(unlock).await.unwrap();
+    while api.get(&key.id).await.last_used_time.is_none() {}
+}
+
+/// A certificate authority, and a certificate of it for the name `localhost`.
+fn authority() -> (String, Certificate) {
+    let mut params = CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    let certificate = params.signed_by(&key, &authority).unwrap();
+    (authority.pem(), Certificate { certificate: certificate.pem(), key: key.serialize_pem() })
+}
+
+/// A certificate of the right authority for the right name, or nothing.
+async fn tls_is_verified(kind: Kind) {
+    let folder = tempfile::tempdir().unwrap();
+    let (ca, certificate) = authority();
+    let (other_ca, _) = authority();
+    let write = |name: &str, pem: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, pem).unwrap();
+        path.display().to_string()
+    };
+    let (ca, other_ca) = (write("ca.pem", &ca), write("other.pem", &other_ca));
+    let server = kind.start(Some(&certificate));
+    let url = |host: &str, ca: &str| {
+        let server = server.url.replace("127.0.0.1", host);
+        match kind {
+            Kind::Postgres => format!("{server}/postgres?sslmode=verify-full&sslrootcert={ca}"),
+            Kind::MariaDb => format!("{server}/mysql?ssl-mode=VERIFY_IDENTITY&ssl-ca={ca}"),
+        }
+    };
+    let options = || SqlOptions {
+        names: keyvouch_migration::Names::prefixed("tls_").unwrap(),
+        ..SqlOptions::default()
+    };
+    let repository = open(&url("localhost", &ca), options()).await;
+    let created = repository.create(key("a"), &context()).await.unwrap();
+    assert_eq!(repository.get_by_hash(&created.hash).await.unwrap(), Some(created));
+
+    let plain = match kind {
+        Kind::Postgres => format!("{}/postgres?sslmode=disable", server.url),
+        Kind::MariaDb => format!("{}/mysql?ssl-mode=DISABLED", server.url),
+    };
+    for refused in [url("127.0.0.1", &ca), url("localhost", &other_ca), plain] {
+        let error = SqlRepository::open(&refused, options()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{refused}: {error:?}");
+    }
+}
+
+on_each_server!(
+    a_frozen_server,
+    connections_that_the_server_ended,
+    old_connections,
+    a_locked_table_of_uses,
+    tls_is_verified,
+);
