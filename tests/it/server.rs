@@ -6,3 +6,4 @@ mod faults;
 mod faulty;
 mod limits;
 mod observability;
+mod streams;

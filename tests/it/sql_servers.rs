@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use keyvouch::conformance::repository::Subject;
-use keyvouch::domain::{ApiKey, ChangeContext, OwnerId, Revision, RevokeReason, Timestamp};
+use keyvouch::domain::{ApiKey, ChangeContext, KeyHash, OwnerId, Revision, RevokeReason, Timestamp};
 use keyvouch::repository::{ErrorKind, KeyRepository as _, SqlOptions, SqlRepository};
 use keyvouch_migration::Names;
-use sea_orm::{ConnectionTrait as _, Database, TransactionTrait as _};
+use sea_orm::{ConnectionTrait as _, Database, DbBackend, Statement, TransactionTrait as _};
 use tokio::time::Instant;
 
 use crate::databases::{Kind, on_each_server};
@@ -125,6 +125,43 @@ async fn a_schema_that_is_behind_is_refused(kind: Kind) {
     .unwrap();
 }
 
+/// Five replicas prune at once: one deletes, the others go away, and nothing is deleted that is not old.
+async fn of_replicas_that_prune_one_does(kind: Kind) {
+    let url = kind.database().await;
+    let repository = SqlRepository::open(&url, SqlOptions::default()).await.unwrap();
+    repository.migrate().await.unwrap();
+    let keys = (0..2_500).map(|number| key(&number.to_string())).collect();
+    repository.create_many(keys, &context()).await.unwrap();
+    let later = ChangeContext { now: now().checked_add(Duration::from_secs(10)).unwrap(), ..context() };
+    let kept = repository.create(key("kept"), &later).await.unwrap();
+    let last = repository.create(key("last"), &later).await.unwrap();
+
+    // Whoever has the oldest events keeps the others out, and they do not wait.
+    let stranger = Database::connect(&url).await.unwrap();
+    let held = stranger.begin().await.unwrap();
+    let lock = "SELECT revision FROM key_event ORDER BY revision LIMIT 1 FOR UPDATE";
+    held.execute_unprepared(lock).await.unwrap();
+    assert_eq!(repository.prune_events(later.now).await.unwrap(), 0);
+    held.rollback().await.unwrap();
+
+    let mut pruning = Vec::new();
+    for _ in 0..5 {
+        let replica = SqlRepository::open(&url, SqlOptions::default()).await.unwrap();
+        let before = later.now;
+        pruning.push(tokio::spawn(async move { replica.prune_events(before).await.unwrap() }));
+    }
+    let mut deleted = repository.prune_events(later.now).await.unwrap();
+    for replica in pruning {
+        deleted += replica.await.unwrap();
+    }
+    // Those that came while another one pruned left it to that one, which may have gone before them.
+    deleted += repository.prune_events(later.now).await.unwrap();
+    assert_eq!(deleted, 2_500);
+    let left = repository.changes(None, 10).await.unwrap().events;
+    let left: Vec<_> = left.iter().map(|event| event.revision).collect();
+    assert_eq!(left, [kept.revision, last.revision]);
+}
+
 /// A hundred thousand keys and as many events, of which every twentieth is of the owner that is asked for.
 async fn no_statement_reads_a_whole_table(kind: Kind) {
     let url = kind.database().await;
@@ -182,8 +219,55 @@ on_each_server!(
     prefixes_keep_stores_apart,
     ten_at_once,
     a_schema_that_is_behind_is_refused,
+    of_replicas_that_prune_one_does,
     no_statement_reads_a_whole_table,
 );
+
+/// PostgreSQL keeps the plan of a statement that was prepared when the table was empty: it must not be one that reads all
+/// of it.
+#[tokio::test]
+async fn statements_prepared_on_empty_tables_read_no_full_ones() {
+    let url = Kind::Postgres.database().await;
+    let mut options = SqlOptions::default();
+    options.pool.max_readers = 1;
+    options.pool.max_writers = 1;
+    let repository = SqlRepository::open(&url, options).await.unwrap();
+    repository.migrate().await.unwrap();
+    let hashes: Vec<_> = (0..30).map(|number: u32| KeyHash::of(&number.to_string())).collect();
+    // It takes five executions until a plan is kept.
+    let work = async |round: u32| {
+        for number in 0..10 {
+            repository.get_by_hash(&hashes[0]).await.unwrap();
+            repository.get_many_by_hash(&hashes).await.unwrap();
+            let keys = (0..5).map(|at| key(&format!("{round} {number} {at}"))).collect();
+            repository.create_many(keys, &context()).await.unwrap();
+        }
+    };
+    work(0).await;
+    let stranger = Database::connect(&url).await.unwrap();
+    stranger
+        .execute_unprepared(
+            "INSERT INTO api_key SELECT gen_random_uuid(), sha256(i::text::bytea), 'kv_', 'name', '', 'o', '[]', '{}', i, i, \
+             NULL, NULL, NULL, NULL, NULL, i FROM generate_series(1, 50000) AS n(i)",
+        )
+        .await
+        .unwrap();
+    stranger.execute_unprepared("SELECT pg_stat_reset()").await.unwrap();
+    work(1).await;
+    // Connections tell what they did when they end.
+    repository.close().await.unwrap();
+    let sql = "SELECT coalesce(idx_scan, 0), seq_scan FROM pg_stat_user_tables WHERE relname = 'api_key'";
+    loop {
+        let counts = Statement::from_string(DbBackend::Postgres, sql);
+        let counts = stranger.query_one_raw(counts).await.unwrap().unwrap();
+        let count = |at| counts.try_get_by_index::<i64>(at).unwrap();
+        assert_eq!(count(1), 0, "the table was read as a whole");
+        // A look-up of 30 hashes counts as many scans of the index, those of new keys five of each of two.
+        if count(0) >= 10 * (1 + 30 + 10) {
+            return;
+        }
+    }
+}
 
 #[tokio::test]
 async fn connections_to_a_server_that_takes_no_writes_are_replaced() {

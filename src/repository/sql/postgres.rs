@@ -23,6 +23,9 @@ pub(super) fn pool(
         ("statement_timeout", millis(options.timeout)),
         ("lock_timeout", millis(options.lock_timeout)),
         ("idle_in_transaction_session_timeout", millis(options.lock_timeout)),
+        // A statement that is prepared while a table is small is planned to read all of it, and that plan is kept until the
+        // statistics change: measured, 1,600 imported keys a second instead of 30,000. Every statement here has an index.
+        ("enable_seqscan", "off".to_owned()),
     ];
     let server = named(server, options).options(session);
     let pool = health.guard(options, max_connections).connect_lazy_with(server);
