@@ -4,6 +4,7 @@ mod arguments;
 mod client;
 mod config;
 mod error;
+mod events;
 mod healthcheck;
 mod import;
 mod key;
@@ -48,6 +49,8 @@ enum Command {
         #[command(subcommand)]
         command: key::KeyCommand,
     },
+    /// Show the audit trail: who changed which key, when, and what. Newest first.
+    Events(events::EventsArgs),
     /// Bring hashed keys of another system to a running server. Exit status: 0 all are there, 3 some were rejected,
     /// 1 it could not go on.
     Import(import::ImportArgs),
@@ -95,6 +98,7 @@ pub fn main() -> ExitCode {
         Command::Serve(settings) => serve::run(settings),
         Command::Migrate { command } => migrate::run(command, &output),
         Command::Key { command } => client::block_on(key::run(command, &output)),
+        Command::Events(arguments) => client::block_on(events::run(arguments, &output)),
         Command::Import(arguments) => client::block_on(import::run(arguments, &output)),
         Command::Validate(arguments) => client::block_on(validate::run(arguments, &output)),
         Command::Healthcheck(arguments) => client::block_on(healthcheck::run(arguments, &output)),

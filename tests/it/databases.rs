@@ -121,8 +121,7 @@ impl Server {
     }
 
     fn signal(&self, signal: &str) {
-        // All of them run in the folder or have its name in their arguments: a server's own, and those it starts for
-        // connections.
+        // The server's process, and those that it started.
         let pid = std::fs::read_to_string(self.folder.join("pid")).unwrap();
         let mut pids = vec![pid.trim().to_owned()];
         let mut at = 0;
@@ -184,7 +183,7 @@ fn start_postgres(certificate: Option<&Certificate>) -> Server {
     }
     let watcher = watch(server, temporary);
     let url = format!("postgres://postgres@127.0.0.1:{port}");
-    wait_for(port, &folder);
+    wait_for("database system is ready to accept connections", &folder);
     Server { url, maintenance: "postgres", next_database: AtomicU32::new(0), folder, _watcher: watcher }
 }
 
@@ -223,7 +222,7 @@ fn start_mariadb(certificate: Option<&Certificate>) -> Server {
         .arg(format!("--port={port}"));
     let watcher = watch(server, temporary);
     let url = format!("mysql://root@127.0.0.1:{port}");
-    wait_for(port, &folder);
+    wait_for("ready for connections", &folder);
     Server { url, maintenance: "mysql", next_database: AtomicU32::new(0), folder, _watcher: watcher }
 }
 
@@ -288,10 +287,11 @@ fn watch(server: Command, folder: TempDir) -> Child {
         .unwrap()
 }
 
-fn wait_for(port: u16, folder: &Path) {
+/// Waits until the server's log says `ready`: a port that can be reached does not mean that.
+fn wait_for(ready: &str, folder: &Path) {
     let begun = Instant::now();
-    while std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-        let log = || std::fs::read_to_string(folder.join("log")).unwrap_or_default();
+    let log = || std::fs::read_to_string(folder.join("log")).unwrap_or_default();
+    while !log().contains(ready) {
         assert!(begun.elapsed() < NEVER, "the server does not start: {}", log());
         std::thread::sleep(Duration::from_millis(20));
     }

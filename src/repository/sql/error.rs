@@ -115,8 +115,9 @@ fn verdict_on_mysql(number: u16) -> Verdict {
         1020 | 1213 => (ErrorKind::Unavailable, Remedy::Retry),
         // ER_OPTION_PREVENTS_STATEMENT (--read-only), ER_READ_ONLY_MODE
         1290 | 1836 => (ErrorKind::Unavailable, Remedy::Reconnect),
-        // ER_LOCK_WAIT_TIMEOUT, ER_QUERY_INTERRUPTED, ER_STATEMENT_TIMEOUT (MariaDB), ER_QUERY_TIMEOUT (MySQL)
-        1205 | 1317 | 1969 | 3024 => (ErrorKind::Timeout, Remedy::None),
+        // ER_LOCK_WAIT_TIMEOUT, ER_QUERY_INTERRUPTED, ER_STATEMENT_TIMEOUT (MariaDB), ER_QUERY_TIMEOUT and ER_LOCK_NOWAIT
+        // (MySQL)
+        1205 | 1317 | 1969 | 3024 | 3572 => (ErrorKind::Timeout, Remedy::None),
         // ER_SERVER_SHUTDOWN, ER_FORCING_CLOSE, ER_NEW_ABORTING_CONNECTION, ER_CONNECTION_KILLED (MariaDB),
         // ER_CLIENT_INTERACTION_TIMEOUT (MySQL)
         1053 | 1080 | 1184 | 1927 | 4031 => (ErrorKind::Unavailable, Remedy::Distrust),
@@ -211,6 +212,7 @@ mod tests {
             (1205, ErrorKind::Timeout, Remedy::None),
             (1969, ErrorKind::Timeout, Remedy::None),
             (3024, ErrorKind::Timeout, Remedy::None),
+            (3572, ErrorKind::Timeout, Remedy::None),
             (1927, ErrorKind::Unavailable, Remedy::Distrust),
             (1053, ErrorKind::Unavailable, Remedy::Distrust),
             (1040, ErrorKind::Unavailable, Remedy::None),

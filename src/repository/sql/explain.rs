@@ -57,7 +57,7 @@ impl SqlRepository {
             ("events of all", built(&events(false, false))),
             ("events of a key", built(&events(true, false))),
             ("events of an owner", built(&events(false, true))),
-            ("the oldest events", built(&query::oldest_events(tables, 100))),
+            ("the oldest events", built(&query::lock_oldest_events(tables, 100))),
             ("pruned events", built(&query::delete_events_through(tables, Revision::new(1)))),
         ])
     }

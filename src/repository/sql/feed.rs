@@ -1,9 +1,6 @@
 //! Following the events, and letting go of old ones.
 
-use sea_orm::{
-    ConnectionTrait as _, DatabaseConnection, DbBackend, FromQueryResult as _, Statement,
-    TransactionTrait as _,
-};
+use sea_orm::{ConnectionTrait as _, DatabaseConnection, FromQueryResult as _, TransactionTrait as _};
 
 use super::change::read_head;
 use super::error::from_db;
@@ -11,12 +8,10 @@ use super::query;
 use super::row::{EventRow, timestamp};
 use super::tables::Tables;
 use crate::domain::{KeyEvent, Revision, Timestamp};
-use crate::repository::{Changes, ErrorKind, EventPageRequest, FeedPosition, RepositoryError, Result};
+use crate::repository::{Changes, ErrorKind, EventPageRequest, FeedPosition, Result};
 
 /// How many events one transaction deletes.
 const PRUNE_BATCH: usize = 1_000;
-/// MySQL's locks are the server's, with names of at most 64 characters: the database is part of this one.
-const MYSQL_LOCK: &str = "CONCAT('keyvouch_prune_', LEFT(SHA2(CONCAT(DATABASE(), '.', ?), 256), 32))";
 
 pub(super) async fn page(
     connection: &DatabaseConnection,
@@ -80,58 +75,26 @@ pub(super) async fn prune_batch(
     before: Timestamp,
 ) -> Result<Option<u64>> {
     let transaction = connection.begin().await.map_err(from_db)?;
-    if !try_lock(&transaction, tables).await? {
-        return Ok(None);
-    }
-    let delete = async {
-        let rows =
-            transaction.query_all(&query::oldest_events(tables, PRUNE_BATCH)).await.map_err(from_db)?;
-        let mut last = None;
-        let newest = read_head(&transaction, tables).await?;
-        for row in rows {
-            let revision = Revision::new(row.try_get_by_index(0).map_err(from_db)?);
-            let at = timestamp(row.try_get_by_index(1).map_err(from_db)?)?;
-            if at >= before || revision >= newest {
-                break;
-            }
-            last = Some(revision);
+    // Whoever holds the rows deletes them; on SQLite it is whoever writes.
+    let oldest = query::lock_oldest_events(tables, PRUNE_BATCH);
+    let rows = match transaction.query_all(&oldest).await.map_err(from_db) {
+        Err(error) if error.kind() == ErrorKind::Timeout => return Ok(None),
+        rows => rows?,
+    };
+    let mut last = None;
+    let newest = read_head(&transaction, tables).await?;
+    for row in rows {
+        let revision = Revision::new(row.try_get_by_index(0).map_err(from_db)?);
+        let at = timestamp(row.try_get_by_index(1).map_err(from_db)?)?;
+        if at >= before || revision >= newest {
+            break;
         }
-        let Some(last) = last else {
-            return Ok(0);
-        };
-        let deleted =
-            transaction.execute(&query::delete_events_through(tables, last)).await.map_err(from_db)?;
-        Ok(deleted.rows_affected())
-    };
-    let outcome: Result<u64> = delete.await;
-    let unlocked = unlock(&transaction, tables).await;
-    let deleted = outcome?;
-    unlocked?;
-    transaction.commit().await.map_err(from_db)?;
-    Ok(Some(deleted))
-}
-
-/// One process prunes at a time, so that they don't wait for each other. SQLite has one writer anyway.
-async fn try_lock(transaction: &sea_orm::DatabaseTransaction, tables: &Tables) -> Result<bool> {
-    let sql = match tables.backend {
-        DbBackend::Postgres => "SELECT pg_try_advisory_xact_lock(hashtextextended(\
-             'keyvouch prune ' || coalesce(current_schema(), '') || '.' || $1, 0))"
-            .to_owned(),
-        DbBackend::MySql => format!("SELECT CAST(GET_LOCK({MYSQL_LOCK}, 0) AS SIGNED) = 1"),
-        _ => return Ok(true),
-    };
-    let statement = Statement::from_sql_and_values(tables.backend, sql, [tables.event.to_string().into()]);
-    let row = transaction.query_one_raw(statement).await.map_err(from_db)?;
-    let row = row.ok_or_else(|| RepositoryError::new(ErrorKind::Internal, "a lock gave no answer"))?;
-    row.try_get_by_index(0).map_err(from_db)
-}
-
-/// On PostgreSQL the lock ends with the transaction.
-async fn unlock(transaction: &sea_orm::DatabaseTransaction, tables: &Tables) -> Result<()> {
-    if tables.backend != DbBackend::MySql {
-        return Ok(());
+        last = Some(revision);
     }
-    let sql = format!("SELECT RELEASE_LOCK({MYSQL_LOCK})");
-    let statement = Statement::from_sql_and_values(tables.backend, sql, [tables.event.to_string().into()]);
-    transaction.query_one_raw(statement).await.map_err(from_db).map(drop)
+    let Some(last) = last else {
+        return Ok(Some(0));
+    };
+    let deleted = transaction.execute(&query::delete_events_through(tables, last)).await.map_err(from_db)?;
+    transaction.commit().await.map_err(from_db)?;
+    Ok(Some(deleted.rows_affected()))
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use sea_orm::sea_query::{
-    CaseStatement, DeleteStatement, Expr, ExprTrait as _, InsertStatement, OnConflict, Order, Query,
-    SelectStatement, UnionType, UpdateStatement,
+    CaseStatement, DeleteStatement, Expr, ExprTrait as _, InsertStatement, LockBehavior, LockType,
+    OnConflict, Order, Query, SelectStatement, UnionType, UpdateStatement,
 };
 use sea_orm::{Condition, DbBackend, StatementBuilder};
 
@@ -179,13 +179,15 @@ pub(super) fn event_page(tables: &Tables, request: &EventPageRequest) -> SelectS
         .take()
 }
 
-/// The revisions and times of the oldest events.
-pub(super) fn oldest_events(tables: &Tables, count: usize) -> SelectStatement {
+/// The revisions and times of the oldest events, which nobody else may delete until the transaction ends. Fails at once if
+/// somebody else has them.
+pub(super) fn lock_oldest_events(tables: &Tables, count: usize) -> SelectStatement {
     Query::select()
         .columns([Event::Revision, Event::CreatedAt])
         .from(tables.event.clone())
         .order_by(Event::Revision, Order::Asc)
         .limit(limit(count))
+        .lock_with_behavior(LockType::Update, LockBehavior::Nowait)
         .take()
 }
 

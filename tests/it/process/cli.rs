@@ -152,3 +152,24 @@ fn a_token_that_nobody_named_is_found_beside_the_server_alone() {
     let named = named.to_str().unwrap();
     assert_eq!(elsewhere.run(&["key", "list", "--addr", &server.address, "--token-file", named]).status, 0);
 }
+
+#[test]
+fn the_audit_trail_is_read_from_the_shell() {
+    let home = Home::new();
+    let server = home.serve(&[]);
+    let created = home.json(&server, &["key", "create", "--name", "n", "--owner", "o"]);
+    let id = created["key"]["id"].as_str().unwrap();
+    home.json(&server, &["key", "update", id, "--name", "m", "--description", "d"]);
+    home.json(&server, &["key", "delete", id]);
+    let trail = home.run(&["events", "--key", id, "--addr", &server.address]);
+    assert_eq!(trail.status, 0, "{}", trail.stderr);
+    for shown in ["deleted", "updated: name description", "created", "token:first-start", id] {
+        assert!(trail.stdout.contains(shown), "{shown}: {}", trail.stdout);
+    }
+    let page = home.json(&server, &["events", "--owner", "o", "--page-size", "2"]);
+    assert_eq!(page["events"].as_array().unwrap().len(), 2);
+    let token = page["nextPageToken"].as_str().unwrap();
+    let rest = home.json(&server, &["events", "--owner", "o", "--page-size", "2", "--page-token", token]);
+    assert_eq!(rest["events"][0]["kind"], "EVENT_KIND_CREATED");
+    assert!(home.run(&["events", "--owner", "x", "--addr", &server.address]).stdout.contains("no events"));
+}

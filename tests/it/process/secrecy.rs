@@ -38,6 +38,14 @@ fn neither_secrets_nor_hashes_nor_tokens_are_logged_or_stored() {
         for secret in &secrets {
             assert_eq!(home.validate(&server, secret).0, 0);
         }
+        let imported = format!("kv_{format:_>43}");
+        let hash = HEXLOWER.encode(KeyHash::of(&imported).as_bytes());
+        let row = format!("{{\"hash\": \"{hash}\", \"name\": \"n\", \"owner_id\": \"o\"}}\n");
+        // Twice in one stream: one is stored, and the other refused.
+        std::fs::write(home.path().join("keys.jsonl"), format!("{row}{row}")).unwrap();
+        let done = home.run(&["import", "--from", "keys.jsonl", "--addr", &server.address]);
+        assert_eq!(done.stdout.lines().next(), Some("1 imported, 1 were there already, 0 rejected"));
+        assert!(!done.stderr.contains(&hash), "{}", done.stderr);
         home.json(&server, &["key", "list"]);
         home.json(&server, &["key", "revoke", &id]);
         assert_eq!(home.validate(&server, &secrets[0]).0, 3);
@@ -49,7 +57,7 @@ fn neither_secrets_nor_hashes_nor_tokens_are_logged_or_stored() {
         let printed = [bytes_of_files(home.path(), "std"), home.read("stdout").into_bytes()].concat();
         assert!(contains(&printed, b"TRACE") && contains(&printed, b"/keyvouch.v1.KeyStore/CreateKey"));
         let token = home.read("keyvouch.admin-token").trim().to_owned();
-        for form in secrets.iter().chain([&token]).flat_map(|secret| forms(secret)) {
+        for form in secrets.iter().chain([&token, &imported]).flat_map(|secret| forms(secret)) {
             assert!(!contains(&printed, form.as_bytes()), "the log shows {form}");
         }
         assert!(!contains(&printed, b"not_a_key_but_secret_all_the_same"));
