@@ -24,6 +24,7 @@ use keyvouch::repository::{
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Keys as files `<id>.json` of a folder, which this process has to itself.
 #[derive(Clone, Debug)]
@@ -43,9 +44,10 @@ struct Index {
 }
 
 impl Index {
-    fn insert(&mut self, key: &ApiKey) {
-        self.ids.insert(key.hash, key.id);
+    /// Adds `key`; returns the id that had its hash.
+    fn insert(&mut self, key: &ApiKey) -> Option<KeyId> {
         self.owned.entry(key.owner_id.clone()).or_default().insert((key.created_at, key.id));
+        self.ids.insert(key.hash, key.id)
     }
 
     fn remove(&mut self, key: &ApiKey) {
@@ -66,8 +68,10 @@ impl Folder {
         for entry in fs::read_dir(path).map_err(unavailable)? {
             let name = entry.map_err(unavailable)?.file_name();
             let id = name.to_str().and_then(|name| KeyId::parse("id", name.strip_suffix(".json")?).ok());
-            if let Some(key) = id.map(|id| folder.read_key(id)).transpose()?.flatten() {
-                folder.index().insert(&key);
+            if let Some(key) = id.map(|id| folder.read_key(id)).transpose()?.flatten()
+                && folder.index().insert(&key).is_some()
+            {
+                return Err(RepositoryError::new(ErrorKind::Corrupt, "two files hold the same hash"));
             }
         }
         Ok(folder)
@@ -117,9 +121,13 @@ impl KeyRepository for Folder {
         if index.ids.contains_key(&key.hash) || self.read_key(key.id)?.is_some() {
             return Err(ErrorKind::AlreadyExists.into());
         }
-        let created = self.write_key(key)?;
-        index.insert(&created);
-        Ok(created)
+        let id = key.id;
+        let created = self.write_key(key);
+        // Also where it is not known whether the file lasts: what is there has to be found.
+        if let Some(stored) = self.read_key(id)? {
+            index.insert(&stored);
+        }
+        created
     }
 
     async fn update(&self, key: ApiKey, expected: Revision, _: &ChangeContext) -> Result<ApiKey> {
@@ -203,10 +211,12 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     for address in app.addresses() {
         println!("{} listens on {address}", app.store().repository);
     }
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
     app.run(async {
-        // An error means that there is no such signal here: then it runs until it is killed.
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
         }
     })
     .await?;

@@ -99,7 +99,7 @@ pub fn main() -> ExitCode {
         Command::Migrate { command } => migrate::run(command, &output),
         Command::Key { command } => client::block_on(key::run(command, &output)),
         Command::Events(arguments) => client::block_on(events::run(arguments, &output)),
-        Command::Import(arguments) => client::block_on(import::run(arguments, &output)),
+        Command::Import(arguments) => client::block_on_threads(import::run(arguments, &output)),
         Command::Validate(arguments) => client::block_on(validate::run(arguments, &output)),
         Command::Healthcheck(arguments) => client::block_on(healthcheck::run(arguments, &output)),
         Command::Config { command } => config::run(command, &output),

@@ -39,6 +39,9 @@ enum Command {
         /// Print the statements and change nothing.
         #[arg(long)]
         dry_run: bool,
+        /// Do it although the database has keys.
+        #[arg(long)]
+        yes: bool,
     },
     /// Say which migrations are pending. Exit status: 0 none, 3 some.
     Status,
@@ -86,8 +89,12 @@ async fn execute(
     match command {
         Command::Up { dry_run: true } => show(&migrator.plan_up(database).await?),
         Command::Up { dry_run: false } => tell("applied", &migrator.up(database).await?),
-        Command::Down { steps, dry_run: true } => show(&migrator.plan_down(database, steps).await?),
-        Command::Down { steps, dry_run: false } => tell("undone", &migrator.down(database, steps).await?),
+        Command::Down { steps, dry_run: true, .. } => show(&migrator.plan_down(database, steps).await?),
+        Command::Down { yes: false, .. } if migrator.has_keys(database).await? => {
+            complain("error: the database has keys, which this can delete for good: give --yes");
+            return Ok(ExitCode::FAILURE);
+        }
+        Command::Down { steps, .. } => tell("undone", &migrator.down(database, steps).await?),
         Command::Status => {
             let state = migrator.state(database).await?;
             tell("pending", &state.pending);

@@ -190,6 +190,19 @@ impl Migrator {
             .collect())
     }
 
+    /// Whether the database has keys, which [`Migrator::down`] could delete.
+    ///
+    /// # Errors
+    /// The database can't be asked.
+    pub async fn has_keys(&self, connection: &impl ConnectionTrait) -> Result<bool, DbErr> {
+        let applied = self.applied(connection).await?;
+        if !all(&self.names).iter().any(|migration| applied.contains(&name_of(migration))) {
+            return Ok(false);
+        }
+        let select = Query::select().column("id").from(Alias::new(self.names.api_key())).limit(1).take();
+        Ok(connection.query_one(&select).await?.is_some())
+    }
+
     async fn up_within<'c, C>(&self, connection: &'c C) -> Result<Vec<String>, MigrateError>
     where
         C: ConnectionTrait,

@@ -124,6 +124,15 @@ pub(super) fn block_on(command: impl Future<Output = Result<ExitCode>>) -> Resul
     runtime.context("can't start")?.block_on(command)
 }
 
+/// Runs a command that waits for files while it talks to a server. What it still waits for at its end is left.
+pub(super) fn block_on_threads(command: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.context("can't start")?;
+    let outcome = runtime.block_on(command);
+    runtime.shutdown_background();
+    outcome
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

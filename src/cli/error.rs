@@ -9,7 +9,13 @@ use tonic_types::StatusExt as _;
 /// Prints `error` with its causes and returns the exit status.
 pub(super) fn report(error: &anyhow::Error) -> ExitCode {
     let text = match error.downcast_ref::<Status>() {
-        Some(status) => of_status(status),
+        Some(status) => {
+            // What was being done stands before what the server says.
+            let contexts = error.chain().take_while(|cause| !cause.is::<Status>());
+            let mut parts: Vec<_> = contexts.map(ToString::to_string).collect();
+            parts.push(of_status(status));
+            parts.join(": ")
+        }
         None => format!("{error:#}"),
     };
     // If standard error is gone too, the exit status still tells.

@@ -1,6 +1,7 @@
 //! `keyvouch import`
 
 mod file;
+mod json;
 mod litestar;
 mod row;
 mod source;
@@ -19,7 +20,7 @@ use self::row::Row;
 use self::source::{Format, Source, format};
 use super::ClientArgs;
 use super::output::Output;
-use crate::domain::{Clock as _, InvalidField, SystemClock};
+use crate::domain::{Clock as _, InvalidField, OwnerId, SystemClock};
 use crate::grpc::pb::import_keys_response::Result as Outcome;
 use crate::grpc::{imported_key, pb};
 
@@ -71,6 +72,9 @@ enum Step {
 }
 
 pub(super) async fn run(arguments: ImportArgs, output: &Output) -> Result<ExitCode> {
+    if let Some(owner) = &arguments.owner {
+        OwnerId::parse("--owner", owner)?;
+    }
     let source = Source::open(&arguments).await?;
     let mut report = Report::default();
     let outcome = if arguments.dry_run {
@@ -100,13 +104,14 @@ async fn send(source: Source, client: &ClientArgs, report: &mut Report) -> Resul
     let (requests, sent) = mpsc::channel(READ_AHEAD);
     let (steps, mut taken) = mpsc::channel(READ_AHEAD);
     let mut key_store = client.key_store().await?;
-    let reading = tokio::spawn(read(source, requests, steps));
+    // Nothing is read before the server has taken the call: standard input may not come for long.
     let mut answers = key_store.import_keys(ReceiverStream::new(sent)).await?.into_inner();
+    let reading = tokio::spawn(read(source, requests, steps));
     while let Some(step) = taken.recv().await {
         match step {
             Step::Rejected(label, problem) => report.reject(&label, &problem.to_string())?,
             Step::Broken(error) => return Err(error),
-            Step::Sent(label) => match answers.message().await? {
+            Step::Sent(label) => match answers.message().await.with_context(|| format!("at {label}"))? {
                 Some(answer) => report.take(&label, answer)?,
                 None => bail!("the server ended the import at {label}"),
             },
@@ -121,18 +126,25 @@ async fn read(mut source: Source, requests: mpsc::Sender<pb::ImportKeysRequest>,
         let step = match source.next().await {
             Ok(None) => return,
             Err(error) => Step::Broken(error),
-            Ok(Some(Row { label, request: Err(problem) })) => Step::Rejected(label, problem),
-            Ok(Some(Row { label, request: Ok(request) })) => {
-                // An error means that the call has ended: who reads the steps finds out why.
-                let _ = requests.send(request).await;
-                Step::Sent(label)
-            }
+            Ok(Some(Row { label, request })) => match request.and_then(checked) {
+                Err(problem) => Step::Rejected(label, problem),
+                Ok(request) => {
+                    // An error means that the call has ended: who reads the steps finds out why.
+                    let _ = requests.send(request).await;
+                    Step::Sent(label)
+                }
+            },
         };
         let is_last = matches!(step, Step::Broken(_));
         if steps.send(step).await.is_err() || is_last {
             return;
         }
     }
+}
+
+/// The request, if it is a key: one that is too large would end the stream, and the import with it.
+fn checked(request: pb::ImportKeysRequest) -> Result<pb::ImportKeysRequest, InvalidField> {
+    imported_key(request.clone()).map(|_| request)
 }
 
 impl Report {
@@ -163,8 +175,9 @@ impl Report {
         };
         if let Some((prefix, length)) = foreign(arguments)? {
             text.push_str(&format!(
-                "\nThese keys validate once the server's settings have this pattern, if they begin with \"{prefix}\" \
-                 (else give --key-prefix):\n[keys]\nforeign = [{{ prefix = \"{prefix}\", length = {length} }}]"
+                "\nThese keys validate once the server's settings have this pattern, if they begin with {prefix} \
+                 (else give --key-prefix):\n[keys]\nforeign = [{{ prefix = {prefix}, length = {length} }}]",
+                prefix = toml::Value::from(prefix),
             ));
         }
         Ok(text)

@@ -31,6 +31,9 @@ pub(super) enum MigrateCommand {
         /// Print the statements and change nothing.
         #[arg(long)]
         dry_run: bool,
+        /// Do it although the database has keys.
+        #[arg(long)]
+        yes: bool,
         #[command(flatten)]
         settings: SettingsArgs,
     },
@@ -71,7 +74,10 @@ async fn execute(sql: &SqlRepository, command: &MigrateCommand, output: &Output)
         MigrateCommand::Down { steps, dry_run: true, .. } => {
             show(&sql.plan_undo(*steps).await.context("can't read the schema")?, output)
         }
-        MigrateCommand::Down { steps, dry_run: false, .. } => {
+        MigrateCommand::Down { yes: false, .. } if sql.has_keys().await.context("can't look for keys")? => {
+            bail!("the database has keys, which this can delete for good: stop all servers, and give --yes")
+        }
+        MigrateCommand::Down { steps, .. } => {
             let undone = sql.undo_migrations(*steps).await.context("the migrations could not be undone")?;
             let text = match undone.as_slice() {
                 [] => "nothing to do: no migration is applied".to_owned(),
@@ -107,6 +113,6 @@ fn show(plan: &[PlannedMigration], output: &Output) -> Result<ExitCode> {
 async fn open(settings: SettingsArgs) -> Result<SqlRepository> {
     match open_sql(&settings.load()?.store).await? {
         Some(sql) => Ok(sql),
-        None => bail!("store.url: the memory store has no tables to migrate"),
+        None => bail!("store.url: this store has no tables to migrate"),
     }
 }

@@ -1,79 +1,125 @@
 //! Rows of a file: a JSON object a line, or CSV with a head.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read as _};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::{Map, Value};
 
-use super::row::{COLUMNS, Row, request, unknown_column};
+use super::json::Object;
+use super::row::{COLUMNS, Row, quoted, request, unknown_column};
 use crate::domain::InvalidField;
+use crate::grpc::pb::ImportKeysRequest;
 
-/// A line of JSON is not longer than the largest key with its escapes; what is longer is something else.
+/// No line is longer than the largest key with all its characters escaped.
 const MAX_LINE_BYTES: u64 = 1024 * 1024;
+/// What some programs put before a text in UTF-8.
+const BYTE_ORDER_MARK: &str = "\u{feff}";
 
-/// The file `path`, or standard input for `-`.
-fn open(path: &Path) -> Result<Box<dyn BufRead + Send>> {
-    if path == Path::new("-") {
-        return Ok(Box::new(BufReader::new(io::stdin())));
-    }
-    let file = File::open(path).with_context(|| format!("can't read {} (--from)", path.display()))?;
-    Ok(Box::new(BufReader::new(file)))
+/// The lines of a file, however long one is.
+struct Lines {
+    reader: Box<dyn BufRead + Send>,
+    number: usize,
 }
 
-/// JSON objects, one a line.
-pub(super) struct JsonLines {
-    lines: Box<dyn BufRead + Send>,
-    line: usize,
-}
-
-impl JsonLines {
-    pub(super) fn open(path: &Path) -> Result<Self> {
-        Ok(Self { lines: open(path)?, line: 0 })
+impl Lines {
+    /// The file `path`, or standard input for `-`.
+    fn open(path: &Path) -> Result<Self> {
+        let reader: Box<dyn BufRead + Send> = if path == Path::new("-") {
+            Box::new(BufReader::new(io::stdin()))
+        } else {
+            let file = File::open(path).with_context(|| format!("can't read {} (--from)", path.display()))?;
+            Box::new(BufReader::new(file))
+        };
+        Ok(Self { reader, number: 0 })
     }
 
-    pub(super) fn next(&mut self, owner: Option<&str>) -> Result<Option<Row>> {
+    /// The next line that is not blank, or what is wrong with it.
+    fn next(&mut self) -> Result<Option<Result<String, InvalidField>>> {
         loop {
-            let mut text = Vec::new();
-            let mut line = io::Read::take(&mut self.lines, MAX_LINE_BYTES);
-            let read = line.read_until(b'\n', &mut text).context("can't read the rows")?;
+            let mut bytes = Vec::new();
+            let mut line = self.reader.by_ref().take(MAX_LINE_BYTES);
+            let read = line.read_until(b'\n', &mut bytes).context("can't read the rows")?;
             if read == 0 {
                 return Ok(None);
             }
-            self.line += 1;
-            if u64::try_from(read).is_ok_and(|read| read == MAX_LINE_BYTES) && !text.ends_with(b"\n") {
-                bail!(
-                    "line {} is longer than {MAX_LINE_BYTES} bytes: is this a file of JSON lines?",
-                    self.line
-                );
+            self.number += 1;
+            if !bytes.ends_with(b"\n") && u64::try_from(read).is_ok_and(|read| read == MAX_LINE_BYTES) {
+                self.skip_rest().context("can't read the rows")?;
+                let problem = format!("is longer than {MAX_LINE_BYTES} bytes: no key is that large");
+                return Ok(Some(Err(InvalidField::new("row", problem))));
             }
-            if !text.trim_ascii().is_empty() {
-                let request = object(&text).and_then(|values| request(values, owner));
-                return Ok(Some(Row { label: format!("line {}", self.line), request }));
+            let Ok(mut text) = str::from_utf8(&bytes) else {
+                return Ok(Some(Err(InvalidField::new("row", "is no UTF-8"))));
+            };
+            if self.number == 1 {
+                text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
+            }
+            let text = text.trim_end_matches(['\r', '\n']);
+            if !text.trim().is_empty() {
+                return Ok(Some(Ok(text.to_owned())));
             }
         }
     }
-}
 
-fn object(line: &[u8]) -> Result<Map<String, Value>, InvalidField> {
-    match serde_json::from_slice(line) {
-        Ok(Value::Object(values)) => Ok(values),
-        // The parser's message could quote the line.
-        Ok(_) | Err(_) => Err(InvalidField::new("row", "is no JSON object")),
+    fn skip_rest(&mut self) -> io::Result<()> {
+        loop {
+            let buffered = self.reader.fill_buf()?;
+            let end = buffered.iter().position(|&byte| byte == b'\n');
+            let (skipped, is_done) = match end {
+                Some(end) => (end + 1, true),
+                None => (buffered.len(), buffered.is_empty()),
+            };
+            self.reader.consume(skipped);
+            if is_done {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The next row, which `parse` makes of its line.
+    fn next_row(
+        &mut self,
+        parse: impl FnOnce(&str) -> Result<ImportKeysRequest, InvalidField>,
+    ) -> Result<Option<Row>> {
+        let Some(line) = self.next()? else {
+            return Ok(None);
+        };
+        Ok(Some(Row { label: format!("line {}", self.number), request: line.and_then(|line| parse(&line)) }))
     }
 }
 
-/// CSV as in RFC 4180, whose first line names the columns. Scopes are separated by spaces, metadata is a JSON object.
+/// JSON objects, one a line.
+pub(super) struct JsonLines(Lines);
+
+impl JsonLines {
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        Lines::open(path).map(Self)
+    }
+
+    pub(super) fn next(&mut self, owner: Option<&str>) -> Result<Option<Row>> {
+        self.0.next_row(|line| {
+            // The parser's message could quote the line.
+            let problem = "is no JSON object, or has a name twice";
+            let values = Object::parse(line).ok_or_else(|| InvalidField::new("row", problem))?;
+            request(&values, owner)
+        })
+    }
+}
+
+/// CSV as in RFC 4180, but with each record on one line, since no value of a key has a line break: so a quote that is not
+/// closed spoils its own line alone. The first line names the columns. Scopes are separated by spaces, metadata is a JSON
+/// object.
 pub(super) struct CsvRows {
-    reader: csv::Reader<Box<dyn BufRead + Send>>,
+    lines: Lines,
     columns: Vec<String>,
 }
 
 impl CsvRows {
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let mut reader = csv::Reader::from_reader(open(path)?);
-        let head = reader.headers().context("can't read the head of the CSV file")?;
+        let mut lines = Lines::open(path)?;
+        let head = lines.next()?.context("the CSV file is empty: its first line has to name the columns")?;
+        let head = head.and_then(|head| record(&head)).context("the head of the CSV file")?;
         let columns: Vec<String> = head.iter().map(|name| name.trim().to_owned()).collect();
         for (at, name) in columns.iter().enumerate() {
             if !COLUMNS.contains(&name.as_str()) {
@@ -83,44 +129,54 @@ impl CsvRows {
                 bail!("the head of the CSV file names {name} twice");
             }
         }
-        Ok(Self { reader, columns })
+        Ok(Self { lines, columns })
     }
 
     pub(super) fn next(&mut self, owner: Option<&str>) -> Result<Option<Row>> {
-        let mut record = csv::StringRecord::new();
-        let at = self.reader.position().line();
-        match self.reader.read_record(&mut record) {
-            Ok(false) => return Ok(None),
-            Ok(true) => {}
-            Err(error) if error.is_io_error() => return Err(error).context("can't read the rows"),
-            Err(_) => {
-                let problem = "has another number of columns than the head, or is no UTF-8";
-                let request = Err(InvalidField::new("row", problem));
-                return Ok(Some(Row { label: format!("line {at}"), request }));
+        let columns = &self.columns;
+        self.lines.next_row(|line| {
+            let record = record(line)?;
+            if record.len() != columns.len() {
+                return Err(InvalidField::new("row", "has another number of columns than the head"));
             }
-        }
-        let line = record.position().map_or(at, csv::Position::line);
-        let request = self.values(&record).and_then(|values| request(values, owner));
-        Ok(Some(Row { label: format!("line {line}"), request }))
+            request(&values(columns, &record)?, owner)
+        })
     }
+}
 
-    fn values(&self, record: &csv::StringRecord) -> Result<Map<String, Value>, InvalidField> {
-        let mut values = Map::new();
-        for (name, cell) in self.columns.iter().zip(record) {
-            // An empty cell is one that nothing is known of.
-            if cell.is_empty() {
+fn record(line: &str) -> Result<csv::StringRecord, InvalidField> {
+    if !line.matches('"').count().is_multiple_of(2) {
+        return Err(InvalidField::new("row", "has a quote that is not closed on its line"));
+    }
+    let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(line.as_bytes());
+    let mut record = csv::StringRecord::new();
+    match reader.read_record(&mut record) {
+        Ok(_) => Ok(record),
+        Err(_) => Err(InvalidField::new("row", "is no CSV")),
+    }
+}
+
+fn values(columns: &[String], record: &csv::StringRecord) -> Result<Object, InvalidField> {
+    let mut values = Object::default();
+    for (name, cell) in columns.iter().zip(record) {
+        // An empty cell is one that nothing is known of.
+        if cell.is_empty() {
+            continue;
+        }
+        let value = match name.as_str() {
+            "scopes" => {
+                let scopes: Vec<_> = cell.split_whitespace().collect();
+                serde_json::value::to_raw_value(&scopes)
+            }
+            "metadata" => serde_json::from_str(cell),
+            _ => {
+                values.push(name, quoted(cell)?);
                 continue;
             }
-            let value = match name.as_str() {
-                "scopes" => cell.split_whitespace().map(Value::from).collect(),
-                "metadata" => serde_json::from_str(cell)
-                    .map_err(|_| InvalidField::new("metadata", "is no JSON object"))?,
-                _ => Value::from(cell),
-            };
-            values.insert(name.clone(), value);
-        }
-        Ok(values)
+        };
+        values.push(name, value.map_err(|_| InvalidField::new(name, "is no JSON object"))?);
     }
+    Ok(values)
 }
 
 #[cfg(test)]
@@ -145,15 +201,18 @@ mod tests {
     #[test]
     fn a_bad_line_of_json_is_told_and_the_next_is_read() {
         let hash = "ab".repeat(32);
-        let text = format!(
-            "{{\"hash\":\"{hash}\",\"name\":\"a\"}}\n\nno json\n{{\"hash\":\"{hash}\",\"name\":\"b\"}}"
-        );
+        let row = |name: &str| format!("{{\"hash\":\"{hash}\",\"name\":\"{name}\"}}");
+        let (first, second, long) = (row("a"), row("b"), "x".repeat(3 * 1024 * 1024));
+        let twice = "{\"name\": \"c\", \"name\": \"d\"}";
+        let text = format!("\u{feff}{first}\r\n\nno json\n{long}\n{second}\n{twice}");
         let file = written(&text);
         let mut lines = JsonLines::open(file.path()).unwrap();
         let expected = [
             ("line 1".to_owned(), Ok("a".to_owned())),
             ("line 3".to_owned(), Err("row".to_owned())),
-            ("line 4".to_owned(), Ok("b".to_owned())),
+            ("line 4".to_owned(), Err("row".to_owned())),
+            ("line 5".to_owned(), Ok("b".to_owned())),
+            ("line 6".to_owned(), Err("row".to_owned())),
         ];
         assert_eq!(told(|| lines.next(None)), expected);
     }
@@ -162,7 +221,7 @@ mod tests {
     fn csv_has_scopes_metadata_and_quotes() {
         let hash = "ab".repeat(32);
         let file = written(&format!(
-            "hash,name,scopes,metadata\n{hash},\"a, \"\"b\"\"\",read  write,\"{{\"\"k\"\": 1}}\"\n{hash},short\n{hash},c,,\n"
+            "hash,name,scopes,metadata\n{hash},\"a, \"\"b\"\"\",read  write,\"{{\"\"k\"\": 1}}\"\n{hash},short\n{hash},\"open,,\n{hash},c,,\n"
         ));
         let mut rows = CsvRows::open(file.path()).unwrap();
         let first = rows.next(Some("o")).unwrap().unwrap();
@@ -173,8 +232,9 @@ mod tests {
             (vec!["read".to_owned(), "write".to_owned()], "1")
         );
         let rest = told(|| rows.next(None));
+        let expected = [("line 3", Err("row")), ("line 4", Err("row")), ("line 5", Ok("c"))];
         let expected =
-            [("line 3".to_owned(), Err("row".to_owned())), ("line 4".to_owned(), Ok("c".to_owned()))];
+            expected.map(|(label, name)| (label.to_owned(), name.map(str::to_owned).map_err(str::to_owned)));
         assert_eq!(rest, expected);
     }
 
@@ -183,5 +243,7 @@ mod tests {
         let error = CsvRows::open(written("hash,owner\n").path()).err().unwrap();
         assert!(format!("{error:#}").contains("`owner_id`"), "{error:#}");
         assert!(CsvRows::open(written("hash,name,name\n").path()).is_err());
+        let error = CsvRows::open(written("").path()).err().unwrap();
+        assert!(format!("{error:#}").contains("is empty"), "{error:#}");
     }
 }

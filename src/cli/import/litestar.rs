@@ -4,15 +4,13 @@
 
 use std::time::Duration;
 
+use super::row::{Row, digest, metadata, parse_time, scopes};
+use crate::domain::{InvalidField, KeyPrefix};
+use crate::grpc::pb;
 use anyhow::{Context as _, Result, anyhow, bail};
 use sea_orm::{
     ConnectOptions, ConnectionTrait as _, Database, DatabaseConnection, DbBackend, QueryResult, Statement,
 };
-use serde_json::Value;
-
-use super::row::{Row, digest, metadata, parse_time, scopes};
-use crate::domain::{InvalidField, KeyPrefix};
-use crate::grpc::pb;
 
 /// The schemes of databases that can be read.
 const SCHEMES: [&str; 5] = ["sqlite", "postgres", "postgresql", "mysql", "mariadb"];
@@ -94,12 +92,13 @@ impl LitestarRows {
             DbBackend::MySql => format!("DATE_FORMAT({name}, '%Y-%m-%dT%H:%i:%s.%fZ') AS {name}"),
             _ => name.to_owned(),
         };
-        let json = |name: &str| match backend {
-            DbBackend::MySql => format!("CAST({name} AS CHAR) AS {name}"),
-            _ => format!("CAST({name} AS TEXT) AS {name}"),
+        let (cast_id, json) = match backend {
+            DbBackend::MySql => ("SIGNED", "CHAR"),
+            _ => ("BIGINT", "TEXT"),
         };
+        let json = |name: &str| format!("CAST({name} AS {json}) AS {name}");
         let sql = format!(
-            "SELECT id AS row_id, key_id, key_hash, name, {}, {}, \
+            "SELECT CAST(id AS {cast_id}) AS row_id, key_id, key_hash, name, {}, {}, \
              CASE WHEN is_active THEN 'yes' ELSE 'no' END AS is_active, {}, {}, {} \
              FROM {} WHERE id > {} ORDER BY id LIMIT {PAGE}",
             json("scopes"),
@@ -116,7 +115,7 @@ impl LitestarRows {
     fn request(&self, row: &QueryResult) -> Result<pb::ImportKeysRequest, InvalidField> {
         let hash = digest(&text(row, "key_hash")?.unwrap_or_default())?;
         let old_id = text(row, "key_id")?.unwrap_or_default();
-        let mut metadata = metadata(json(row, "metadata_")?)?;
+        let mut metadata = metadata(json(row, "metadata_")?.as_deref())?;
         if metadata.insert(OLD_ID.to_owned(), old_id).is_some() {
             return Err(InvalidField::new("metadata_", format!("has {OLD_ID} already: rename it")));
         }
@@ -125,7 +124,7 @@ impl LitestarRows {
             prefix: self.prefix.clone(),
             name: text(row, "name")?.unwrap_or_default(),
             owner_id: self.owner.clone(),
-            scopes: scopes(json(row, "scopes")?)?,
+            scopes: scopes(json(row, "scopes")?.as_deref())?,
             metadata,
             create_time: time(row, "created_at")?,
             expire_time: time(row, "expires_at")?,
@@ -156,12 +155,9 @@ fn text(row: &QueryResult, name: &str) -> Result<Option<String>, InvalidField> {
     row.try_get("", name).map_err(|_| unreadable(name))
 }
 
-fn json(row: &QueryResult, name: &str) -> Result<Option<Value>, InvalidField> {
-    let Some(text) = text(row, name)? else {
-        return Ok(None);
-    };
-    let value: Value = serde_json::from_str(&text).map_err(|_| InvalidField::new(name, "is no JSON"))?;
-    Ok(Some(value).filter(|value| !value.is_null()))
+/// JSON as the database prints it; `None` for its null too.
+fn json(row: &QueryResult, name: &str) -> Result<Option<String>, InvalidField> {
+    Ok(text(row, name)?.filter(|json| json.trim() != "null"))
 }
 
 /// SQLite keeps times as the texts that `SQLAlchemy` writes: in UTC, with a space and often without an offset.

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::str::FromStr as _;
 
 use data_encoding::HEXLOWER_PERMISSIVE;
-use serde_json::{Map, Value};
+use serde_json::value::RawValue;
 
+use super::json::{Object, as_text};
 use crate::domain::InvalidField;
 use crate::grpc::pb;
 
 /// What a row may have. `hash` is needed; the others are those of a key.
-pub(super) const COLUMNS: [&str; 14] = [
+pub(super) const COLUMNS: [&str; 15] = [
     "hash",
     "id",
     "prefix",
@@ -25,6 +26,7 @@ pub(super) const COLUMNS: [&str; 14] = [
     "revoke_reason",
     "last_used_time",
     "rotated_from",
+    "replaced_by",
 ];
 
 /// A row as it was read.
@@ -37,35 +39,33 @@ pub(super) struct Row {
 }
 
 /// Makes a request of `values`; without an owner among them, the key is `owner`'s.
-pub(super) fn request(
-    mut values: Map<String, Value>,
-    owner: Option<&str>,
-) -> Result<pb::ImportKeysRequest, InvalidField> {
-    if let Some(unknown) = values.keys().find(|name| !COLUMNS.contains(&name.as_str())) {
+pub(super) fn request(values: &Object, owner: Option<&str>) -> Result<pb::ImportKeysRequest, InvalidField> {
+    if let Some(unknown) = values.names().find(|name| !COLUMNS.contains(name)) {
         return Err(unknown_column(unknown));
     }
-    let mut take = |name: &str| values.remove(name).filter(|value| !value.is_null());
-    let hash = text("hash", take("hash"))?;
+    let text = |name| text(name, values.get(name));
+    let time = |name| time(name, values.get(name));
     let key = pb::Key {
-        id: text("id", take("id"))?,
-        prefix: text("prefix", take("prefix"))?,
-        name: text("name", take("name"))?,
-        owner_id: match take("owner_id") {
+        id: text("id")?,
+        prefix: text("prefix")?,
+        name: text("name")?,
+        owner_id: match values.get("owner_id") {
             None => owner.unwrap_or_default().to_owned(),
-            owner_id => text("owner_id", owner_id)?,
+            Some(_) => text("owner_id")?,
         },
-        description: text("description", take("description"))?,
-        scopes: scopes(take("scopes"))?,
-        metadata: metadata(take("metadata"))?,
-        create_time: time("create_time", take("create_time"))?,
-        expire_time: time("expire_time", take("expire_time"))?,
-        revoke_time: time("revoke_time", take("revoke_time"))?,
-        revoke_reason: text("revoke_reason", take("revoke_reason"))?,
-        last_used_time: time("last_used_time", take("last_used_time"))?,
-        rotated_from: text("rotated_from", take("rotated_from"))?,
+        description: text("description")?,
+        scopes: scopes(values.get("scopes"))?,
+        metadata: metadata(values.get("metadata"))?,
+        create_time: time("create_time")?,
+        expire_time: time("expire_time")?,
+        revoke_time: time("revoke_time")?,
+        revoke_reason: text("revoke_reason")?,
+        last_used_time: time("last_used_time")?,
+        rotated_from: text("rotated_from")?,
+        replaced_by: text("replaced_by")?,
         ..pb::Key::default()
     };
-    Ok(pb::ImportKeysRequest { key: Some(key), hash: digest(&hash)? })
+    Ok(pb::ImportKeysRequest { key: Some(key), hash: digest(&text("hash")?)? })
 }
 
 /// An error of the column `name`, with the one that was perhaps meant.
@@ -88,47 +88,41 @@ pub(super) fn digest(hex: &str) -> Result<Vec<u8>, InvalidField> {
     digest.ok_or_else(|| InvalidField::new("hash", "is no SHA-256 digest: give its 64 hex digits"))
 }
 
-/// Texts as they are, anything else as JSON.
-pub(super) fn metadata(value: Option<Value>) -> Result<BTreeMap<String, String>, InvalidField> {
-    let pairs = match value {
-        None => return Ok(BTreeMap::new()),
-        Some(Value::Object(pairs)) => pairs,
-        Some(_) => return Err(InvalidField::new("metadata", "is no JSON object")),
+/// The pairs of a JSON object: texts as they are, anything else as JSON.
+pub(super) fn metadata(json: Option<&str>) -> Result<BTreeMap<String, String>, InvalidField> {
+    let Some(json) = json else {
+        return Ok(BTreeMap::new());
     };
-    let as_text = |value| match value {
-        Value::String(text) => text,
-        other => other.to_string(),
-    };
-    Ok(pairs.into_iter().map(|(name, value)| (name, as_text(value))).collect())
+    let problem = "is no JSON object, or has a name twice";
+    let pairs = Object::parse(json).ok_or_else(|| InvalidField::new("metadata", problem))?;
+    Ok(pairs.into_pairs().map(|(name, value)| (name, as_text(&value))).collect())
 }
 
-pub(super) fn scopes(value: Option<Value>) -> Result<Vec<String>, InvalidField> {
-    let problem = || InvalidField::new("scopes", "is no JSON array of texts");
-    let scopes = match value {
-        None => return Ok(Vec::new()),
-        Some(Value::Array(scopes)) => scopes,
-        Some(_) => return Err(problem()),
+/// A JSON array of texts.
+pub(super) fn scopes(json: Option<&str>) -> Result<Vec<String>, InvalidField> {
+    let Some(json) = json else {
+        return Ok(Vec::new());
     };
-    let texts = scopes.into_iter().map(|scope| match scope {
-        Value::String(scope) => Ok(scope),
-        _ => Err(problem()),
-    });
-    texts.collect()
+    serde_json::from_str(json).map_err(|_| InvalidField::new("scopes", "is no JSON array of texts"))
 }
 
-fn text(name: &str, value: Option<Value>) -> Result<String, InvalidField> {
-    match value {
-        None => Ok(String::new()),
-        Some(Value::String(text)) => Ok(text),
-        Some(_) => Err(InvalidField::new(name, "is no text")),
-    }
+fn text(name: &str, json: Option<&str>) -> Result<String, InvalidField> {
+    let Some(json) = json else {
+        return Ok(String::new());
+    };
+    serde_json::from_str(json).map_err(|_| InvalidField::new(name, "is no text"))
 }
 
-fn time(name: &str, value: Option<Value>) -> Result<Option<prost_types::Timestamp>, InvalidField> {
-    match text(name, value)?.as_str() {
+fn time(name: &str, json: Option<&str>) -> Result<Option<prost_types::Timestamp>, InvalidField> {
+    match text(name, json)?.as_str() {
         "" => Ok(None),
         text => parse_time(name, text).map(Some),
     }
+}
+
+/// `text` as JSON.
+pub(super) fn quoted(text: &str) -> Result<Box<RawValue>, InvalidField> {
+    serde_json::value::to_raw_value(text).map_err(|_| InvalidField::new("row", "is no text"))
 }
 
 /// An instant as in RFC 3339.
@@ -143,9 +137,8 @@ mod tests {
 
     use super::*;
 
-    fn of(value: Value) -> Result<pb::ImportKeysRequest, InvalidField> {
-        let Value::Object(values) = value else { panic!("no object") };
-        request(values, Some("default-owner"))
+    fn of(value: serde_json::Value) -> Result<pb::ImportKeysRequest, InvalidField> {
+        request(&Object::parse(&value.to_string()).unwrap(), Some("default-owner"))
     }
 
     #[test]

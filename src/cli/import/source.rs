@@ -58,8 +58,9 @@ impl Source {
     pub(super) async fn next(&mut self) -> Result<Option<Row>> {
         let owner = self.owner.as_deref();
         match &mut self.rows {
-            Rows::Jsonl(rows) => rows.next(owner),
-            Rows::Csv(rows) => rows.next(owner),
+            // A file, or standard input, may keep us waiting: answers are to be read meanwhile.
+            Rows::Jsonl(rows) => tokio::task::block_in_place(|| rows.next(owner)),
+            Rows::Csv(rows) => tokio::task::block_in_place(|| rows.next(owner)),
             Rows::Litestar(rows) => rows.next().await,
         }
     }

@@ -41,6 +41,12 @@ impl SqlRepository {
         outcome.map_err(from_migrator)
     }
 
+    /// Whether there are keys, which [`SqlRepository::undo_migrations`] could delete.
+    pub async fn has_keys(&self) -> Result<bool> {
+        let migrator = &migrator(&self.options)?;
+        self.read(|pool| async move { migrator.has_keys(&pool.connection).await.map_err(from_db) }).await
+    }
+
     /// The migrations that [`SqlRepository::migrate`] would apply, with their statements.
     pub async fn plan_migrations(&self) -> Result<Vec<PlannedMigration>> {
         migrator(&self.options)?.plan_up(&self.reader.connection).await.map_err(from_db)

@@ -154,6 +154,22 @@ fn a_token_that_nobody_named_is_found_beside_the_server_alone() {
 }
 
 #[test]
+fn keys_are_not_deleted_by_the_way() {
+    let home = Home::new();
+    let server = home.serve(&[]);
+    home.json(&server, &["key", "create", "--name", "n", "--owner", "o"]);
+    drop(server);
+    let refused = home.run(&["migrate", "down"]);
+    assert!(refused.status == 1 && refused.stderr.contains("give --yes"), "{}", refused.stderr);
+    assert_eq!(home.run(&["migrate", "down", "--dry-run"]).status, 0);
+    assert_eq!(home.run(&["migrate", "status"]).status, 0);
+    assert_eq!(home.run(&["migrate", "down", "--yes"]).status, 0);
+    assert_eq!(home.run(&["migrate", "status"]).status, 3);
+    assert_eq!(home.run(&["migrate", "up"]).status, 0);
+    assert_eq!(home.run(&["migrate", "down"]).status, 0, "there is nothing to lose");
+}
+
+#[test]
 fn the_audit_trail_is_read_from_the_shell() {
     let home = Home::new();
     let server = home.serve(&[]);

@@ -1,12 +1,13 @@
 //! `keyvouch import`.
 
 use std::collections::BTreeMap;
-use std::process::Command;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
 
 use sea_orm::{ConnectionTrait as _, Database};
 use serde_json::{Value, json};
 
-use super::program::{Done, Home, Server, tool};
+use super::program::{Done, Home, Server, tool, wait_for};
 use crate::databases::Kind;
 
 const FOREIGN: &str = "keys.foreign=[{ prefix = \"pyorg_\", length = 49 }]";
@@ -53,6 +54,75 @@ fn json_lines_are_imported_once_however_often_they_are_sent() {
     assert_eq!((again.status, counts(&again)), (3, (0, 2_998, 2)));
     assert_eq!(home.validate(&server, &line(2_999).1), (0, "REASON_VALID".into()));
     assert_eq!(home.validate(&server, &line(3_000).1), (3, "REASON_NOT_FOUND".into()));
+}
+
+/// Half of it was answered when the server was killed: the second run brings the rest.
+#[test]
+fn an_import_that_was_cut_off_goes_on_where_it_was() {
+    let home = Home::new();
+    let server = home.serve(&[FOREIGN]);
+    let rows: Vec<_> = (0..20_000).map(|number| line(number).0.to_string() + "\n").collect();
+    let mut importing = home.command(&["import", "--from", "-", "--format", "jsonl", "--owner", "o"]);
+    importing
+        .args(["--addr", &server.address])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut importing = importing.spawn().unwrap();
+    let mut input = importing.stdin.take().unwrap();
+    input.write_all(rows[..10_000].concat().as_bytes()).unwrap();
+    wait_for("half of the keys", || (home.validate(&server, &line(9_999).1).0 == 0).then_some(()));
+    drop(server);
+    // It may have ended already.
+    let _ = input.write_all(rows[10_000..].concat().as_bytes());
+    drop(input);
+    let cut_off = importing.wait_with_output().unwrap();
+    assert_eq!(cut_off.status.code(), Some(1));
+    let told = String::from_utf8(cut_off.stderr).unwrap();
+    assert!(told.contains("run it again") && told.contains("at line 10001"), "{told}");
+
+    let server = home.serve(&[FOREIGN]);
+    std::fs::write(home.path().join("keys.jsonl"), rows.concat()).unwrap();
+    let again = import(&home, &server, &["--from", "keys.jsonl", "--owner", "o"]);
+    assert_eq!((again.status, counts(&again)), (0, (10_000, 10_000, 0)));
+    assert_eq!(home.validate(&server, &line(19_999).1).0, 0);
+}
+
+/// More than a message may have: told like any other row that is wrong.
+#[test]
+fn a_row_that_is_too_large_is_rejected_alone() {
+    let home = Home::new();
+    let server = home.serve(&[FOREIGN]);
+    let mut large = line(1).0;
+    large["metadata"] = json!({ "k": "v".repeat(500_000) });
+    let rows = [line(0).0.to_string(), large.to_string(), "x".repeat(2_000_000), line(2).0.to_string()];
+    std::fs::write(home.path().join("keys.jsonl"), rows.join("\n")).unwrap();
+    for dry_run in [&["--dry-run"][..], &[]] {
+        let arguments = [&["--from", "keys.jsonl", "--owner", "o"], dry_run].concat();
+        let done = import(&home, &server, &arguments);
+        assert_eq!((done.status, counts(&done)), (3, (2, 0, 2)), "{}", done.stderr);
+        assert!(
+            done.stderr.contains("rejected: line 2: metadata: has a value that is too long"),
+            "{}",
+            done.stderr
+        );
+    }
+}
+
+/// The server is asked before standard input, which may never come.
+#[test]
+fn a_refused_credential_is_told_before_anything_is_read() {
+    let home = Home::new();
+    let server = home.serve(&[]);
+    std::fs::write(home.path().join("token"), "not-the-token-of-this-server").unwrap();
+    let mut command = home.command(&["import", "--from", "-", "--format", "jsonl", "--token-file", "token"]);
+    command.args(["--addr", &server.address]).stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut importing = command.spawn().unwrap();
+    let input = importing.stdin.take();
+    let refused = importing.wait_with_output().unwrap();
+    drop(input);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8(refused.stderr).unwrap().contains("Unauthenticated"));
 }
 
 #[test]

@@ -79,7 +79,7 @@ fn a_schema_that_is_behind_is_refused_with_the_command() {
     assert_eq!((up.status, up.stdout.contains("applied m")), (0, true));
     assert_eq!(home.run(&["migrate", "status"]).status, 0);
     assert!(home.run(&["migrate", "up"]).stdout.contains("nothing to do"));
-    let down = home.run(&["migrate", "down"]);
+    let down = home.run(&["migrate", "down", "--yes"]);
     assert_eq!((down.status, down.stdout.contains("undone m")), (0, true));
     assert_eq!(home.run(&["migrate", "status"]).status, 3);
     assert_eq!(home.run(&["migrate", "up"]).status, 0);
@@ -103,7 +103,7 @@ async fn a_newer_schema_is_served_unless_it_took_something_away() {
     drop(server);
     let status = home.run(&["migrate", "status"]);
     assert!(status.status == 0 && status.stdout.contains("not known to this release"), "{}", status.stdout);
-    let down = home.run(&["migrate", "down"]);
+    let down = home.run(&["migrate", "down", "--yes"]);
     assert!(down.status == 1 && down.stderr.contains("m20991231_000001_add_a_column"), "{}", down.stderr);
 
     database.execute_unprepared(&apply("m20991231_000002_keyvouch_contract_owners")).await.unwrap();

@@ -1,0 +1,104 @@
+//! JSON objects whose names are told apart and whose numbers keep their digits.
+
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// The pairs of an object, each value as it is written. A name that is there twice makes it unreadable: which value was
+/// meant can't be known.
+#[derive(Debug, Default)]
+pub(super) struct Object(Vec<(String, Box<RawValue>)>);
+
+impl Object {
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        serde_json::from_str(text).ok()
+    }
+
+    pub(super) fn push(&mut self, name: &str, value: Box<RawValue>) {
+        self.0.push((name.to_owned(), value));
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// The value of `name`; `None` if it is not there or null.
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
+        let found = self.0.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.get()).filter(|value| *value != "null")
+    }
+
+    pub(super) fn into_pairs(self) -> impl Iterator<Item = (String, Box<RawValue>)> {
+        self.0.into_iter()
+    }
+}
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Pairs;
+
+        impl<'de> Visitor<'de> for Pairs {
+            type Value = Object;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object, A::Error> {
+                let mut object = Object::default();
+                while let Some((name, value)) = map.next_entry::<String, Box<RawValue>>()? {
+                    if object.0.iter().any(|(known, _)| *known == name) {
+                        return Err(A::Error::custom("a name is there twice"));
+                    }
+                    object.0.push((name, value));
+                }
+                Ok(object)
+            }
+        }
+
+        deserializer.deserialize_map(Pairs)
+    }
+}
+
+/// `json` as a text: a text as it is, anything else as JSON without white space.
+pub(super) fn as_text(json: &RawValue) -> String {
+    if let Ok(text) = serde_json::from_str::<String>(json.get()) {
+        return text;
+    }
+    let mut compact = String::new();
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    for char in json.get().chars() {
+        if is_quoted || !char.is_ascii_whitespace() {
+            compact.push(char);
+        }
+        if char == '"' && !is_escaped {
+            is_quoted = !is_quoted;
+        }
+        is_escaped = is_quoted && char == '\\' && !is_escaped;
+    }
+    compact
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_text_keeps_its_digits() {
+        let text = |json: &str| as_text(&RawValue::from_string(json.to_owned()).unwrap());
+        assert_eq!(text("\"a \\\"b\\\" \\u00fc\""), "a \"b\" ü");
+        assert_eq!(text("12345678901234567890123"), "12345678901234567890123");
+        assert_eq!(text("1.10"), "1.10");
+        assert_eq!(text("1e400"), "1e400");
+        assert_eq!(text("[1, \"a \\\" b\\\\\", {\"k\" : null}]"), "[1,\"a \\\" b\\\\\",{\"k\":null}]");
+    }
+
+    #[test]
+    fn a_name_that_is_there_twice_is_refused() {
+        assert!(Object::parse("{\"a\": 1, \"b\": 2}").is_some());
+        for odd in ["{\"a\": 1, \"a\": 2}", "[]", "1", "", "{\"a\"}"] {
+            assert!(Object::parse(odd).is_none(), "{odd}");
+        }
+    }
+}
