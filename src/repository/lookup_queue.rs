@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use super::{ErrorKind, KeyRepository, RepositoryError, Result};
 use crate::domain::{ApiKey, KeyHash};
 
-/// How many batches are under way at most. One that hangs holds up its own look-ups alone.
+/// How many batches are under way at most. One that hangs gives its place back when its look-ups have timed out.
 const MAX_BATCHES: usize = 4;
 /// How many look-ups are handed over together at most.
 const MAX_BATCH: usize = 64;
@@ -40,7 +40,7 @@ impl LookupQueue {
         timeout: Duration,
     ) -> Self {
         let (waiting, arrivals) = mpsc::channel(MAX_WAITING);
-        handle.spawn(hand_over(repository, arrivals));
+        handle.spawn(hand_over(repository, arrivals, timeout));
         Self { waiting, timeout }
     }
 
@@ -71,7 +71,11 @@ impl fmt::Debug for LookupQueue {
     }
 }
 
-async fn hand_over<R: KeyRepository + 'static>(repository: Arc<R>, mut arrivals: mpsc::Receiver<Lookup>) {
+async fn hand_over<R: KeyRepository + 'static>(
+    repository: Arc<R>,
+    mut arrivals: mpsc::Receiver<Lookup>,
+    timeout: Duration,
+) {
     let free = Arc::new(Semaphore::new(MAX_BATCHES));
     // First a free place, then whatever has arrived by then. The semaphore is never closed.
     while let Ok(place) = Arc::clone(&free).acquire_owned().await {
@@ -82,7 +86,8 @@ async fn hand_over<R: KeyRepository + 'static>(repository: Arc<R>, mut arrivals:
         let repository = Arc::clone(&repository);
         // A task of its own: a panic ends no other look-up than these.
         tokio::spawn(async move {
-            answer(repository.as_ref(), batch).await;
+            // All of them arrived before: by then nobody waits for an answer any more.
+            let _ = tokio::time::timeout(timeout, answer(repository.as_ref(), batch)).await;
             drop(place);
         });
     }
@@ -249,8 +254,15 @@ mod tests {
     #[tokio::test]
     async fn a_look_up_that_gets_no_answer_times_out() {
         let slow = Arc::new(Slow::default());
-        let queue = LookupQueue::new(slow, &Handle::current(), Duration::from_millis(10));
-        let error = queue.get(&KeyHash::of("secret")).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Timeout);
+        let queue = LookupQueue::new(Arc::clone(&slow), &Handle::current(), Duration::from_millis(10));
+        // More than there are places: each gives its own back.
+        for _ in 0..=MAX_BATCHES {
+            let error = queue.get(&KeyHash::of("secret")).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Timeout);
+        }
+        let answered = ask(&queue, "unknown");
+        until_asked(&slow, MAX_BATCHES + 2).await;
+        slow.let_go.notify_waiters();
+        assert_eq!(answered.await.unwrap().unwrap(), None);
     }
 }

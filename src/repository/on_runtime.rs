@@ -24,26 +24,34 @@ use crate::domain::{
 /// How many keys of a stream wait between the two runtimes.
 const STREAM_BUFFER: usize = 64;
 
-/// How long a look-up by hash may wait for its answer. Stores have shorter limits of their own for what they do.
-const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a look-up by hash takes at most, where several go to the store together.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs every call on the runtime of `handle`, where the store's connections live. Calls come from the
 /// single-threaded runtimes that serve clients.
 ///
 /// A call that was begun is finished there even if its caller goes away, so a client that hangs up in the middle
-/// of a change can't leave it half done. Look-ups by hash that wait at the same time go to the store together. A stream that is dropped is not read on.
+/// of a change can't leave it half done. Look-ups by hash that wait at the same time go to a
+/// store that prefers that together. A stream that is dropped is not read on.
 #[derive(Clone, Debug)]
 pub struct OnRuntime<R> {
     inner: Arc<R>,
-    lookups: LookupQueue,
+    /// For a store that prefers many at once.
+    lookups: Option<LookupQueue>,
     handle: Handle,
 }
 
 impl<R: KeyRepository + 'static> OnRuntime<R> {
     /// Runs the calls of `inner` on the runtime of `handle`.
     pub fn new(inner: R, handle: Handle) -> Self {
+        Self::with_lookup_timeout(inner, handle, LOOKUP_TIMEOUT)
+    }
+
+    /// The same with a limit to how long a look-up by hash takes from its arrival on, where several go to the store
+    /// together.
+    pub fn with_lookup_timeout(inner: R, handle: Handle, timeout: Duration) -> Self {
         let inner = Arc::new(inner);
-        let lookups = LookupQueue::new(Arc::clone(&inner), &handle, LOOKUP_TIMEOUT);
+        let lookups = inner.prefers_many().then(|| LookupQueue::new(Arc::clone(&inner), &handle, timeout));
         Self { inner, lookups, handle }
     }
 
@@ -70,12 +78,20 @@ impl<R: fmt::Display> fmt::Display for OnRuntime<R> {
 #[deny(clippy::missing_trait_methods)]
 impl<R: KeyRepository + 'static> KeyRepository for OnRuntime<R> {
     async fn get_by_hash(&self, hash: &KeyHash) -> Result<Option<ApiKey>> {
-        self.lookups.get(hash).await
+        if let Some(lookups) = &self.lookups {
+            return lookups.get(hash).await;
+        }
+        let hash = *hash;
+        self.run(move |inner| async move { inner.get_by_hash(&hash).await }).await
     }
 
     async fn get_many_by_hash(&self, hashes: &[KeyHash]) -> Result<Vec<Result<Option<ApiKey>>>> {
         let hashes = hashes.to_vec();
         self.run(|inner| async move { inner.get_many_by_hash(&hashes).await }).await
+    }
+
+    fn prefers_many(&self) -> bool {
+        self.inner.prefers_many()
     }
 
     async fn get(&self, id: KeyId) -> Result<Option<ApiKey>> {
@@ -123,6 +139,10 @@ impl<R: KeyRepository + 'static> KeyRepository for OnRuntime<R> {
     async fn rotate(&self, rotation: Rotation, context: &ChangeContext) -> Result<Rotation> {
         let context = context.clone();
         self.run(|inner| async move { inner.rotate(rotation, &context).await }).await
+    }
+
+    fn can_rotate(&self, old: &KeyHash, successor: &KeyHash) -> bool {
+        self.inner.can_rotate(old, successor)
     }
 
     async fn list_page(&self, request: &PageRequest) -> Result<Vec<ApiKey>> {

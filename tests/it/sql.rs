@@ -206,29 +206,17 @@ async fn a_file_that_was_deleted_or_replaced_takes_no_more_changes() {
     repository.revoke(created.id, RevokeReason::default(), &context(3)).await.unwrap();
 }
 
+/// Not even where the driver itself can't read a cell.
 #[tokio::test]
-async fn no_statement_reads_a_whole_table() {
+async fn a_row_that_can_not_be_read_fails_alone() {
+    use keyvouch::repository::ErrorKind;
     let (repository, database, _folder) = open().await;
-    for statement in [
-        "with recursive n(i) as (select 1 union all select i + 1 from n where i < 10000) \
-         insert into api_key select randomblob(16), randomblob(32), 'kv_', 'key', '', 'owner ' || i % 20, '[]', '{}', i, i, \
-         null, null, null, null, null, i from n",
-        "insert into api_key_usage select id, created_at from api_key",
-        "insert into key_event select revision, revision, id, hash, owner_id, 'created', '', '', '', created_at from api_key",
-        "analyze",
-    ] {
-        database.execute_unprepared(statement).await.unwrap();
-    }
-    let plans = repository.explain(&key("a")).await.unwrap();
-    assert_eq!(plans.len(), 20);
-    for (name, plan) in plans {
-        for line in plan.lines() {
-            // A walk along an index in its order ends with the limit; so does one along the events by their revision. `used`
-            // are the rows that the statement brings.
-            let is_short = line.contains(" USING ") || name == "the oldest events";
-            let is_its_own = line == "SCAN used" || line == "SCAN CONSTANT ROW";
-            assert!(!line.starts_with("SCAN") || is_short || is_its_own, "{name}:\n{plan}");
-            assert!(!line.contains("TEMP B-TREE"), "{name}:\n{plan}");
-        }
+    let sound = repository.create(key("a"), &context(1)).await.unwrap();
+    let broken = repository.create(key("b"), &context(2)).await.unwrap();
+    for fault in ["name = cast(x'ff' as text)", "name = x'00'", "created_at = 'x'", "scopes = 'x'"] {
+        database.execute_unprepared(&format!("update api_key set {fault} where revision = 2")).await.unwrap();
+        let found = repository.get_many_by_hash(&[broken.hash, sound.hash]).await.unwrap();
+        let found: Vec<_> = found.into_iter().map(|it| it.map_err(|error| error.kind())).collect();
+        assert_eq!(found, [Err(ErrorKind::Corrupt), Ok(Some(sound.clone()))], "{fault}");
     }
 }

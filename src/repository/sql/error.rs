@@ -37,6 +37,22 @@ pub(super) fn remedy(error: &RepositoryError) -> Remedy {
     }
 }
 
+/// Whether somebody else has the rows that a statement wanted at once, or the database where that is what is locked.
+pub(super) fn is_held(error: &RepositoryError) -> bool {
+    let Some(DbErr::Exec(RuntimeErr::SqlxError(source)) | DbErr::Query(RuntimeErr::SqlxError(source))) =
+        error.source().and_then(|source| source.downcast_ref())
+    else {
+        return false;
+    };
+    let sqlx::Error::Database(error) = source.as_ref() else { return false };
+    if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
+        // MariaDB's ER_LOCK_WAIT_TIMEOUT, MySQL's ER_LOCK_NOWAIT
+        return matches!(error.number(), 1205 | 3572);
+    }
+    // lock_not_available; SQLITE_BUSY
+    matches!(error.code().as_deref(), Some("55P03" | "5"))
+}
+
 type Verdict = (ErrorKind, Remedy);
 
 fn verdict_on(error: &DbErr) -> Verdict {

@@ -10,7 +10,7 @@ use crate::repository::{EventPageRequest, EventPosition, PagePosition, PageReque
 
 impl SqlRepository {
     /// The plans of all statements that touch keys, uses and events, each with its name. They have the values of `key`,
-    /// which need not be stored.
+    /// which is stored: some databases say little of what leads nowhere.
     pub async fn explain(&self, key: &ApiKey) -> Result<Vec<(&'static str, String)>> {
         let mut plans = Vec::new();
         for (name, statement) in self.statements(key)? {
@@ -22,7 +22,8 @@ impl SqlRepository {
     fn statements(&self, key: &ApiKey) -> Result<Vec<(&'static str, Statement)>> {
         let tables = &self.tables;
         let built = |statement: &dyn StatementBuilder| statement.build(&tables.backend);
-        let hashes: Vec<_> = (0..40).map(|number| KeyHash::of(&format!("{number}"))).collect();
+        let mut hashes = vec![key.hash];
+        hashes.extend((0..40).map(|number| KeyHash::of(&format!("{number}"))));
         let page = |is_of_owner: bool, is_first: bool| {
             let after = (!is_first).then(|| PagePosition::of(key));
             let owner_id = is_of_owner.then(|| key.owner_id.clone());

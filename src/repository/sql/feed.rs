@@ -3,7 +3,7 @@
 use sea_orm::{ConnectionTrait as _, DatabaseConnection, FromQueryResult as _, TransactionTrait as _};
 
 use super::change::read_head;
-use super::error::from_db;
+use super::error::{from_db, is_held};
 use super::query;
 use super::row::{EventRow, timestamp};
 use super::tables::Tables;
@@ -45,24 +45,30 @@ pub(super) async fn changes(
         };
         return Ok(Changes { events, position });
     };
-    // Read first: what is counted there has its event by the time when events are read.
-    let head = if position.is_beginning() { read_head(connection, tables).await? } else { Revision::NONE };
-    let mut events = read(connection, &query::events_from(tables, position.revision(), limit + 1)).await?;
-    if position.is_beginning() {
-        events.truncate(limit);
-        // Revisions have no gaps, so the first event of all has the first revision.
-        let is_whole = match events.first() {
-            Some(first) => first.revision == Revision::new(1),
-            None => head == Revision::NONE,
-        };
-        if !is_whole {
-            return Err(ErrorKind::PositionLost.into());
+    let events = match position.mark(0) {
+        None => {
+            // Read first: what is counted there has its event by the time when events are read.
+            let head = read_head(connection, tables).await?;
+            let events = read(connection, &query::events_from(tables, Revision::NONE, limit)).await?;
+            // Revisions have no gaps, so the first event of all has the first revision.
+            let is_whole = match events.first() {
+                Some(first) => first.revision == Revision::new(1),
+                None => head == Revision::NONE,
+            };
+            if !is_whole {
+                return Err(ErrorKind::PositionLost.into());
+            }
+            events
         }
-    } else if events.first().is_some_and(|first| FeedPosition::of(first) == *position) {
-        events.remove(0);
-    } else {
-        return Err(ErrorKind::PositionLost.into());
-    }
+        Some(mark) => {
+            let mut events = read(connection, &query::events_from(tables, mark.revision, limit + 1)).await?;
+            if events.first().is_none_or(|first| FeedPosition::of(first) != *position) {
+                return Err(ErrorKind::PositionLost.into());
+            }
+            events.remove(0);
+            events
+        }
+    };
     let position = events.last().map_or_else(|| position.clone(), FeedPosition::of);
     Ok(Changes { events, position })
 }
@@ -78,7 +84,7 @@ pub(super) async fn prune_batch(
     // Whoever holds the rows deletes them; on SQLite it is whoever writes.
     let oldest = query::lock_oldest_events(tables, PRUNE_BATCH);
     let rows = match transaction.query_all(&oldest).await.map_err(from_db) {
-        Err(error) if error.kind() == ErrorKind::Timeout => return Ok(None),
+        Err(error) if is_held(&error) => return Ok(None),
         rows => rows?,
     };
     let mut last = None;

@@ -46,8 +46,10 @@ pub(super) async fn find(
     let rows = pool.connection.query_all_raw(statements.of(tables, hashes)).await.map_err(from_db)?;
     let mut found = HashMap::with_capacity(rows.len());
     for row in rows {
-        let row = KeyRow::from_query_result(&row, "").map_err(from_db)?;
-        found.insert(row.hash.clone(), row.into_key());
+        let hash: Vec<u8> = row.try_get("", "hash").map_err(from_db)?;
+        // A row that can't be read is the answer to its own hash alone.
+        let key = KeyRow::from_query_result(&row, "").map_err(from_db).and_then(KeyRow::into_key);
+        found.insert(hash, key);
     }
     Ok(hashes.iter().map(|hash| found.get(hash.as_bytes().as_slice()).cloned().transpose()).collect())
 }
