@@ -45,6 +45,7 @@ mod memory;
 mod on_runtime;
 pub(crate) mod pages;
 mod provided;
+mod redis;
 mod sql;
 mod stored_key;
 
@@ -57,6 +58,7 @@ pub use error::{ErrorKind, RepositoryError, Result};
 pub use feed::{Changes, EventPageRequest, EventPosition, FeedPosition};
 pub use memory::MemoryRepository;
 pub use on_runtime::OnRuntime;
+pub use redis::{RedisOptions, RedisRepository};
 pub use sql::{PoolOptions, SqlOptions, SqlRepository};
 pub use stored_key::StoredKey;
 
@@ -95,8 +97,16 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
         provided::get_many_by_hash(self, hashes).await
     }
 
+    /// Whether [`get_many_by_hash`](Self::get_many_by_hash) costs less than as many look-ups at once would. Then look-ups that
+    /// wait for each other are handed over together.
+    ///
+    /// The provided form says no.
+    fn prefers_many(&self) -> bool {
+        false
+    }
+
     /// Stores a new key and returns it with its first revision, which is larger than any that a key with this hash had
-    /// before, also one that was deleted.
+    /// before, also one that was deleted. The id [belongs to](crate::domain::KeyId::belongs_to) the hash.
     ///
     /// # Errors
     /// [`ErrorKind::AlreadyExists`] if the id or the hash is taken; the key that has it is not touched.
@@ -139,6 +149,16 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
     /// Those of [`create`](Self::create) and [`update`](Self::update); neither record is stored then.
     async fn rotate(&self, rotation: Rotation, context: &ChangeContext) -> Result<Rotation> {
         provided::rotate(self, rotation, context).await
+    }
+
+    /// Whether [`rotate`](Self::rotate) can store a key with the hash `successor` as the successor of one with the hash `old`:
+    /// a store that spreads its keys changes only those at one place at once. About one hash of 64 or more can be
+    /// stored; others are drawn until then.
+    ///
+    /// The provided form says yes.
+    fn can_rotate(&self, old: &KeyHash, successor: &KeyHash) -> bool {
+        let _ = (old, successor);
+        true
     }
 
     /// At most `request.limit` of the keys that `request` asks for, in the order of
@@ -189,8 +209,8 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
         Err(RepositoryError::not_offered("the audit trail"))
     }
 
-    /// The change feed: the events after a position, at most `limit`, each once and in the order in which they became
-    /// visible; and the position behind them. `None` begins with the oldest event that is kept.
+    /// The change feed: the events after a position, at most `limit`, each once and those of a key in their order; and the
+    /// position behind them. `None` begins with the oldest event that is kept.
     ///
     /// # Errors
     /// [`ErrorKind::PositionLost`] if events after the position may be missing: they were pruned, or history was rewound.
@@ -200,7 +220,8 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
         Err(RepositoryError::not_offered("a change feed"))
     }
 
-    /// Deletes events from before `before`, but never the newest of all; returns how many.
+    /// Deletes events from before `before`, but never the newest of all, or of each part of a store that spreads its keys;
+    /// returns how many.
     ///
     /// # Errors
     /// [`ErrorKind::NotOffered`] by the provided form.

@@ -88,7 +88,7 @@ fn token_file(place: &StorePlace) -> Option<PathBuf> {
     match place {
         StorePlace::Memory => Some(TOKEN_FILE.into()),
         StorePlace::Sqlite(path) => Some(path.with_file_name(TOKEN_FILE)),
-        StorePlace::Server => None,
+        StorePlace::Server | StorePlace::Redis => None,
     }
 }
 

@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 
 use crate::config::{StoreConfig, StorePlace};
 use crate::domain::{Entropy, SystemEntropy};
-use crate::repository::{KeyRepository, MemoryRepository, OnRuntime, SqlRepository};
+use crate::repository::{KeyRepository, MemoryRepository, OnRuntime, RedisRepository, SqlRepository};
 use crate::telemetry::error_chain;
 
 /// A repository, and what has to be closed behind it.
@@ -15,13 +15,21 @@ use crate::telemetry::error_chain;
 pub struct Store {
     /// Where keys are kept; its `Display` is the stack.
     pub repository: Arc<dyn KeyRepository>,
-    sql: Option<SqlRepository>,
+    closes: Closes,
+}
+
+/// What has connections to be closed.
+#[derive(Debug)]
+enum Closes {
+    Nothing,
+    Sql(Box<SqlRepository>),
+    Redis(RedisRepository),
 }
 
 impl Store {
     /// A store that needs no closing.
     pub fn new(repository: Arc<dyn KeyRepository>) -> Self {
-        Self { repository, sql: None }
+        Self { repository, closes: Closes::Nothing }
     }
 
     /// Opens the store of `config`, its tables up to date.
@@ -36,16 +44,30 @@ impl Store {
             StorePlace::Sqlite(_) | StorePlace::Server => {
                 let sql = connect(config, Arc::clone(entropy)).await?;
                 bring_up_to_date(&sql, config.migrates_itself()).await?;
-                let repository = Arc::new(OnRuntime::new(sql.clone(), Handle::current()));
-                Ok(Self { repository, sql: Some(sql) })
+                let repository = Arc::new(OnRuntime::with_lookup_timeout(
+                    sql.clone(),
+                    Handle::current(),
+                    config.timeout.0,
+                ));
+                Ok(Self { repository, closes: Closes::Sql(Box::new(sql)) })
+            }
+            StorePlace::Redis => {
+                let options = config.redis_options(Arc::clone(entropy));
+                let redis = RedisRepository::open(config.url.expose(), options).await;
+                let redis = redis.context("can't use the Redis server (store.url)")?;
+                let repository = Arc::new(OnRuntime::new(redis.clone(), Handle::current()));
+                Ok(Self { repository, closes: Closes::Redis(redis) })
             }
         }
     }
 
     pub(super) async fn close(&self) {
-        if let Some(sql) = &self.sql
-            && let Err(error) = sql.close().await
-        {
+        let closed = match &self.closes {
+            Closes::Nothing => Ok(()),
+            Closes::Sql(sql) => sql.close().await,
+            Closes::Redis(redis) => redis.close().await,
+        };
+        if let Err(error) = closed {
             tracing::warn!(error = %error_chain(&error), "the store was not closed cleanly");
         }
     }
@@ -54,7 +76,7 @@ impl Store {
 /// The SQL database of `config`, its tables as they are; `None` for a store that has none.
 pub async fn open_sql(config: &StoreConfig) -> Result<Option<SqlRepository>> {
     match config.place()? {
-        StorePlace::Memory => Ok(None),
+        StorePlace::Memory | StorePlace::Redis => Ok(None),
         StorePlace::Sqlite(_) | StorePlace::Server => {
             connect(config, Arc::new(SystemEntropy)).await.map(Some)
         }

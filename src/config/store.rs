@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, HumanDuration, StoreUrl};
 use crate::domain::Entropy;
-use crate::repository::{PoolOptions, SqlOptions};
+use crate::repository::{PoolOptions, RedisOptions, SqlOptions};
 
 const NAME: &str = "store.url";
 
@@ -17,7 +17,7 @@ const NAME: &str = "store.url";
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct StoreConfig {
-    /// `sqlite://FILE`, `postgres://…`, `mysql://…` or `memory:`.
+    /// `sqlite://FILE`, `postgres://…`, `mysql://…`, `redis://…` (also `redis-sentinel:`, `redis-cluster:`), or `memory:`.
     pub url: StoreUrl,
     /// Whether `serve` brings the tables up to date by itself. Unset: on SQLite alone.
     pub auto_migrate: Option<bool>,
@@ -45,6 +45,14 @@ pub struct StoreConfig {
     pub idle_timeout: HumanDuration,
     /// How long a connection lives at most.
     pub max_lifetime: HumanDuration,
+    /// What all names in Redis begin with.
+    pub redis_prefix: String,
+    /// How many replicas of Redis must have a change before it is answered.
+    pub redis_min_replicas_ack: u32,
+    /// How many events each of the 64 shards in Redis keeps, about.
+    pub redis_max_events_per_shard: u64,
+    /// Refuse a Redis server that may lose keys, instead of warning.
+    pub redis_strict: bool,
 }
 
 /// A store that this release speaks to.
@@ -56,11 +64,25 @@ pub enum StorePlace {
     Sqlite(PathBuf),
     /// A database server. The URL stays in the settings.
     Server,
+    /// Redis: a server, a Sentinel set or a Cluster. The URL stays in the settings.
+    Redis,
 }
+
+/// The schemes of Redis, with and without TLS.
+const REDIS_SCHEMES: [&str; 8] = [
+    "redis",
+    "rediss",
+    "redis-sentinel",
+    "rediss-sentinel",
+    "redis-cluster",
+    "rediss-cluster",
+    "redis+unix",
+    "valkey",
+];
 
 impl Default for StoreConfig {
     fn default() -> Self {
-        let sql = SqlOptions::default();
+        let (sql, redis) = (SqlOptions::default(), RedisOptions::default());
         Self {
             url: StoreUrl::from("sqlite://keyvouch.db".to_owned()),
             auto_migrate: None,
@@ -76,6 +98,10 @@ impl Default for StoreConfig {
             connect_timeout: HumanDuration(sql.pool.connect_timeout),
             idle_timeout: HumanDuration(sql.pool.idle_timeout),
             max_lifetime: HumanDuration(sql.pool.max_lifetime),
+            redis_prefix: redis.key_prefix,
+            redis_min_replicas_ack: redis.min_replicas_ack,
+            redis_max_events_per_shard: redis.max_events_per_shard,
+            redis_strict: redis.strict,
         }
     }
 }
@@ -101,6 +127,15 @@ impl StoreConfig {
             if count == 0 {
                 return Err(ConfigError::invalid(name, "must be at least 1"));
             }
+        }
+        if self.redis_prefix.contains(['{', '}']) || self.redis_prefix.chars().any(char::is_control) {
+            return Err(ConfigError::invalid(
+                "store.redis_prefix",
+                "must not have braces, which choose the hash slot",
+            ));
+        }
+        if self.redis_max_events_per_shard == 0 {
+            return Err(ConfigError::invalid("store.redis_max_events_per_shard", "must be at least 1"));
         }
         let place = self.parse_url()?;
         let is_postgres = self.url.expose().starts_with("postgres");
@@ -139,6 +174,19 @@ impl StoreConfig {
         })
     }
 
+    /// How the Redis store behaves.
+    #[must_use]
+    pub fn redis_options(&self, entropy: Arc<dyn Entropy>) -> RedisOptions {
+        RedisOptions {
+            key_prefix: self.redis_prefix.clone(),
+            timeout: self.timeout.0,
+            min_replicas_ack: self.redis_min_replicas_ack,
+            max_events_per_shard: self.redis_max_events_per_shard,
+            strict: self.redis_strict,
+            entropy,
+        }
+    }
+
     fn names(&self) -> Result<Names, ConfigError> {
         let invalid = |name| move |error: InvalidName| ConfigError::invalid(name, error.to_string());
         if !self.schema.is_empty() {
@@ -156,7 +204,7 @@ impl StoreConfig {
         let Some((scheme, rest)) = self.url.expose().split_once(':') else {
             return Err(ConfigError::invalid(
                 NAME,
-                "is no URL: give sqlite://FILE, postgres://…, mysql://… or memory:",
+                "is no URL: give sqlite://FILE, postgres://…, mysql://…, redis://… or memory:",
             ));
         };
         match scheme {
@@ -164,9 +212,11 @@ impl StoreConfig {
             "memory" => Err(ConfigError::invalid(NAME, "takes nothing after `memory:`")),
             "sqlite" => sqlite_file(rest),
             "postgres" | "postgresql" | "mysql" | "mariadb" => Ok(StorePlace::Server),
+            scheme if REDIS_SCHEMES.contains(&scheme) => Ok(StorePlace::Redis),
             _ => Err(ConfigError::invalid(
                 NAME,
-                "names a store that this release does not have: use sqlite:, postgres:, mysql: or memory:",
+                "names a store that this release does not have: use sqlite:, postgres:, mysql:, redis:, redis-sentinel:, \
+                 redis-cluster: or memory:",
             )),
         }
     }
@@ -208,6 +258,9 @@ mod tests {
         assert_eq!(place("sqlite:kv.db").unwrap(), StorePlace::Sqlite("kv.db".into()));
         assert_eq!(place("postgres://u:hunter2@h/d").unwrap(), StorePlace::Server);
         assert_eq!(place("mysql://u:hunter2@h/d").unwrap(), StorePlace::Server);
+        for redis in ["redis://u:hunter2@h/0", "rediss-cluster://h:1?node=g:1", "redis+unix:///run/redis"] {
+            assert_eq!(place(redis).unwrap(), StorePlace::Redis);
+        }
     }
 
     #[test]
@@ -219,7 +272,7 @@ mod tests {
             "sqlite::memory:",
             "sqlite://a?mode=rw",
             "memory:x",
-            "redis://u:hunter2@h/0",
+            "oracle://u:hunter2@h/0",
         ] {
             let error = place(url).unwrap_err().to_string();
             assert!(error.starts_with("store.url: ") && !error.contains("hunter2"), "{error}");

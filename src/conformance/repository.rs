@@ -23,7 +23,8 @@ pub type Subject = Arc<dyn KeyRepository>;
 /// Makes one test of each clause, run by tokio's multi-threaded runtime.
 ///
 /// The expression is a future that gives an empty [`Subject`] and something to keep as long as the test runs, such as a
-/// temporary folder. `all` is for backends that write every method; `required` for those that leave the listing of all owners
+/// temporary folder. `all` is for backends that write every method; `sharded` for those that have no one order of the changes of all
+/// keys; `required` for those that leave the listing of all owners
 /// and the recording of use to the provided forms, which don't offer them.
 ///
 /// ```
@@ -37,6 +38,12 @@ pub type Subject = Arc<dyn KeyRepository>;
 #[macro_export]
 macro_rules! repository_conformance {
     (all: $subject:expr) => {
+        $crate::repository_conformance!(sharded: $subject);
+        $crate::repository_conformance!(@tests $subject;
+            events::a_follower_sees_all_changes_in_one_order,
+        );
+    };
+    (sharded: $subject:expr) => {
         $crate::repository_conformance!(required: $subject);
         $crate::repository_conformance!(@tests $subject;
             list::pages_of_all_owners_hold_every_key_once,

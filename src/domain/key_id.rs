@@ -25,7 +25,7 @@ impl KeyId {
         Ok(Self(uuid::Builder::from_unix_timestamp_millis(now.as_unix_millis(), &random).into_uuid()))
     }
 
-    /// Whether this id has the form that [`KeyId::generate`] gives to the key with `hash`.
+    /// Whether this id has the form that [`KeyId::generate`] gives to the key with `hash`. All keys of a store have.
     #[must_use]
     pub fn belongs_to(&self, hash: &KeyHash) -> bool {
         self.0.get_version_num() == 7 && self.0.as_bytes()[15] == hash.as_bytes()[0]

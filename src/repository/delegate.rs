@@ -23,6 +23,10 @@ macro_rules! delegate {
                 (**self).get_many_by_hash(hashes).await
             }
 
+            fn prefers_many(&self) -> bool {
+                (**self).prefers_many()
+            }
+
             async fn get(&self, id: KeyId) -> Result<Option<ApiKey>> {
                 (**self).get(id).await
             }
@@ -59,6 +63,10 @@ macro_rules! delegate {
 
             async fn rotate(&self, rotation: Rotation, context: &ChangeContext) -> Result<Rotation> {
                 (**self).rotate(rotation, context).await
+            }
+
+            fn can_rotate(&self, old: &KeyHash, successor: &KeyHash) -> bool {
+                (**self).can_rotate(old, successor)
             }
 
             async fn list_page(&self, request: &PageRequest) -> Result<Vec<ApiKey>> {

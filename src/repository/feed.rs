@@ -1,5 +1,7 @@
 //! Positions in the audit trail and in the change feed.
 
+use std::collections::BTreeMap;
+
 use crate::domain::{KeyEvent, KeyId, OwnerId, Revision};
 
 /// Which page of the audit trail to read.
@@ -33,31 +35,44 @@ impl EventPosition {
 }
 
 /// A place in the change feed. Only the store that made it knows what it means.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FeedPosition {
-    revision: Revision,
-    nonce: u64,
+///
+/// A store that spreads its keys over shards has a place in each; one that does not has shard 0 alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FeedPosition(BTreeMap<u8, Mark>);
+
+/// The last event that was seen of a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    pub(super) revision: Revision,
+    pub(super) nonce: u64,
+}
+
+impl Mark {
+    pub(super) fn of(event: &KeyEvent) -> Self {
+        Self { revision: event.revision, nonce: event.nonce }
+    }
 }
 
 impl FeedPosition {
     /// Before all events there ever were.
     #[must_use]
     pub fn beginning() -> Self {
-        Self { revision: Revision::NONE, nonce: 0 }
+        Self::default()
     }
 
-    /// Behind `event`.
-    #[must_use]
-    pub fn of(event: &KeyEvent) -> Self {
-        Self { revision: event.revision, nonce: event.nonce }
+    /// Behind `event`, in a store without shards.
+    pub(super) fn of(event: &KeyEvent) -> Self {
+        Self(BTreeMap::from([(0, Mark::of(event))]))
     }
 
-    pub(super) fn revision(&self) -> Revision {
-        self.revision
+    /// The place in `shard`; `None` before its first event.
+    pub(super) fn mark(&self, shard: u8) -> Option<Mark> {
+        self.0.get(&shard).copied()
     }
 
-    pub(super) fn is_beginning(&self) -> bool {
-        self.revision == Revision::NONE
+    /// Goes on behind `event` of `shard`.
+    pub(super) fn advance(&mut self, shard: u8, event: &KeyEvent) {
+        self.0.insert(shard, Mark::of(event));
     }
 }
 

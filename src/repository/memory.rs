@@ -168,7 +168,10 @@ impl State {
     fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
         let begin = match after {
             None => Bound::Unbounded,
-            Some(position) if self.knows(position) => Bound::Excluded(position.revision()),
+            Some(position) if self.knows(position) => match position.mark(0) {
+                None => Bound::Unbounded,
+                Some(mark) => Bound::Excluded(mark.revision),
+            },
             Some(_) => return Err(ErrorKind::PositionLost.into()),
         };
         let events: Vec<_> = self
@@ -184,10 +187,12 @@ impl State {
 
     /// Whether no event after `position` is missing.
     fn knows(&self, position: &FeedPosition) -> bool {
-        if position.is_beginning() {
-            return self.last_revision == 0 || self.events.contains_key(&Revision::new(1));
+        match position.mark(0) {
+            None => self.last_revision == 0 || self.events.contains_key(&Revision::new(1)),
+            Some(mark) => {
+                self.events.get(&mark.revision).is_some_and(|event| FeedPosition::of(event) == *position)
+            }
         }
-        self.events.get(&position.revision()).is_some_and(|event| FeedPosition::of(event) == *position)
     }
 
     fn prune(&mut self, before: Timestamp) -> u64 {
@@ -257,6 +262,10 @@ impl KeyRepository for MemoryRepository {
         provided::get_many_by_hash(self, hashes).await
     }
 
+    fn prefers_many(&self) -> bool {
+        false
+    }
+
     async fn get(&self, id: KeyId) -> Result<Option<ApiKey>> {
         Ok(self.read().keys.get(&id).cloned())
     }
@@ -296,6 +305,10 @@ impl KeyRepository for MemoryRepository {
 
     async fn rotate(&self, rotation: Rotation, context: &ChangeContext) -> Result<Rotation> {
         self.write().rotate(rotation, context)
+    }
+
+    fn can_rotate(&self, _: &KeyHash, _: &KeyHash) -> bool {
+        true
     }
 
     async fn list_page(&self, request: &PageRequest) -> Result<Vec<ApiKey>> {

@@ -226,6 +226,10 @@ impl KeyRepository for SqlRepository {
         Ok(found)
     }
 
+    fn prefers_many(&self) -> bool {
+        true
+    }
+
     async fn get(&self, id: KeyId) -> Result<Option<ApiKey>> {
         let select = query::key_by_id(&self.tables, id);
         let row = self.read(|pool| {
@@ -264,6 +268,10 @@ impl KeyRepository for SqlRepository {
 
     async fn rotate(&self, rotation: Rotation, context: &ChangeContext) -> Result<Rotation> {
         self.write(write::Rotate(rotation), context).await
+    }
+
+    fn can_rotate(&self, _: &KeyHash, _: &KeyHash) -> bool {
+        true
     }
 
     async fn list_page(&self, request: &PageRequest) -> Result<Vec<ApiKey>> {

@@ -11,13 +11,15 @@ use crate::domain::{
     KeyName, KeyPrefix, Metadata, OwnerId, Revision, RevokeReason, Rotation, Scope, ScopeSet, SecretKey,
     Timestamp,
 };
-use crate::repository::{ErrorKind, EventPageRequest, KeyRepository, PageRequest, pages};
+use crate::repository::{ErrorKind, EventPageRequest, KeyRepository, PageRequest, RepositoryError, pages};
 use crate::telemetry::error_chain;
 
 /// How often a change that lost against another one is tried anew, where the caller expects no revision.
 const MAX_ATTEMPTS: usize = 16;
 /// How long the answer to a change, which stands already, waits for the key's last use.
 const USAGE_TIMEOUT: Duration = Duration::from_millis(500);
+/// How many successors are drawn until one is where the old key is: one of 64 is, so that never ends without one.
+const MAX_DRAWS: usize = 10_000;
 /// How many keys of a stream are looked up at once for their last use.
 const STREAM_CHUNK: usize = 200;
 
@@ -223,7 +225,7 @@ impl KeyStoreService {
             check_grantable(caller, &old.scopes)?;
             let now = self.clock.now();
             let expires_at = resolve(request.expiry, now)?;
-            let (identity, secret) = self.draw(self.successor_prefix(&old), now)?;
+            let (identity, secret) = self.draw_successor(&old, now)?;
             let rotation = Rotation::plan(&old, identity, request.overlap, expires_at, now)?;
             match self.repository.rotate(rotation, &caller.context(now)).await {
                 Ok(Rotation { replaced, successor }) => {
@@ -267,6 +269,18 @@ impl KeyStoreService {
         let hash = secret.hash();
         let id = KeyId::generate(now, &hash, self.entropy.as_ref())?;
         Ok((KeyIdentity { id, hash, prefix }, secret))
+    }
+
+    /// The same for a successor of `old` that the store can put beside it.
+    fn draw_successor(&self, old: &ApiKey, now: Timestamp) -> Result<(KeyIdentity, SecretKey)> {
+        for _ in 0..MAX_DRAWS {
+            let (identity, secret) = self.draw(self.successor_prefix(old), now)?;
+            if self.repository.can_rotate(&old.hash, &identity.hash) {
+                return Ok((identity, secret));
+            }
+        }
+        let problem = "no successor that the store can put beside the old key";
+        Err(RepositoryError::new(ErrorKind::Internal, problem).into())
     }
 
     /// The old key's prefix, or the default if keys are no longer made with that one.

@@ -3,6 +3,7 @@
 use keyvouch::repository::{MemoryRepository, OnRuntime};
 
 use crate::databases::Kind;
+use crate::redis_servers::Redis;
 use crate::repository::open_sqlite;
 use crate::support::TestServer;
 
@@ -28,6 +29,24 @@ mod postgres {
     use super::*;
     keyvouch::api_conformance!(async {
         let repository = OnRuntime::new(Kind::Postgres.repository().await, tokio::runtime::Handle::current());
+        let server = TestServer::start(repository);
+        (server.api().await, server)
+    });
+}
+
+mod redis_alone {
+    use super::*;
+    keyvouch::api_conformance!(async {
+        let repository = OnRuntime::new(Redis::Alone.repository().await, tokio::runtime::Handle::current());
+        let server = TestServer::start(repository);
+        (server.api().await, server)
+    });
+}
+
+mod redis_cluster {
+    use super::*;
+    keyvouch::api_conformance!(async {
+        let repository = OnRuntime::new(Redis::Cluster.repository().await, tokio::runtime::Handle::current());
         let server = TestServer::start(repository);
         (server.api().await, server)
     });

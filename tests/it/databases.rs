@@ -41,7 +41,12 @@ pub(crate) struct Server {
     /// A database that is always there.
     maintenance: &'static str,
     next_database: AtomicU32,
-    /// Its files; removed by the watcher.
+    watched: Watched,
+}
+
+/// The processes of a server, which are stopped when this is dropped, or this process ends.
+pub(crate) struct Watched {
+    /// Its files; removed at the end.
     folder: PathBuf,
     /// Holds the pipe open.
     _watcher: Child,
@@ -100,6 +105,16 @@ pub(crate) struct Certificate {
 }
 
 impl Server {
+    /// Stops it where it is: see [`Watched::freeze`].
+    pub(crate) fn freeze(&self) {
+        self.watched.freeze();
+    }
+
+    /// Lets it go on.
+    pub(crate) fn thaw(&self) {
+        self.watched.thaw();
+    }
+
     /// The URL of a new, empty database.
     pub(crate) async fn database(&self) -> String {
         let name = format!("test_{}", self.next_database.fetch_add(1, Ordering::Relaxed));
@@ -109,7 +124,9 @@ impl Server {
         maintenance.close().await.unwrap();
         format!("{}/{name}", self.url)
     }
+}
 
+impl Watched {
     /// Stops all its processes where they are; its connections stay open.
     pub(crate) fn freeze(&self) {
         self.signal("-STOP");
@@ -118,6 +135,11 @@ impl Server {
     /// Lets them go on.
     pub(crate) fn thaw(&self) {
         self.signal("-CONT");
+    }
+
+    /// Ends it at once.
+    pub(crate) fn kill(&self) {
+        self.signal("-KILL");
     }
 
     fn signal(&self, signal: &str) {
@@ -181,10 +203,10 @@ fn start_postgres(certificate: Option<&Certificate>) -> Server {
         let rule = "hostssl all all 127.0.0.1/32 trust\n";
         std::fs::write(data.join("pg_hba.conf"), rule).unwrap();
     }
-    let watcher = watch(server, temporary);
+    let watched = watch(server, temporary);
     let url = format!("postgres://postgres@127.0.0.1:{port}");
     wait_for("database system is ready to accept connections", &folder);
-    Server { url, maintenance: "postgres", next_database: AtomicU32::new(0), folder, _watcher: watcher }
+    Server { url, maintenance: "postgres", next_database: AtomicU32::new(0), watched }
 }
 
 fn start_mariadb(certificate: Option<&Certificate>) -> Server {
@@ -220,10 +242,10 @@ fn start_mariadb(certificate: Option<&Certificate>) -> Server {
         .arg(format!("--datadir={}", data.display()))
         .arg(format!("--socket={}", socket.display()))
         .arg(format!("--port={port}"));
-    let watcher = watch(server, temporary);
+    let watched = watch(server, temporary);
     let url = format!("mysql://root@127.0.0.1:{port}");
     wait_for("ready for connections", &folder);
-    Server { url, maintenance: "mysql", next_database: AtomicU32::new(0), folder, _watcher: watcher }
+    Server { url, maintenance: "mysql", next_database: AtomicU32::new(0), watched }
 }
 
 impl Certificate {
@@ -238,7 +260,7 @@ impl Certificate {
 }
 
 /// A folder that other users can reach.
-fn folder(name: &str) -> TempDir {
+pub(crate) fn folder(name: &str) -> TempDir {
     let folder = tempfile::Builder::new().prefix(&format!("keyvouch-{name}-")).tempdir().unwrap();
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     folder
@@ -252,7 +274,7 @@ fn postgres_bin() -> PathBuf {
     versions.pop().unwrap_or_else(|| panic!("PostgreSQL is not installed: scripts/test installs it"))
 }
 
-fn run(command: &mut Command) {
+pub(crate) fn run(command: &mut Command) {
     let done = command.stdin(Stdio::null()).output();
     let done = done.unwrap_or_else(|error| panic!("{command:?}: {error} (scripts/test installs it)"));
     let said = [done.stdout, done.stderr].concat();
@@ -264,7 +286,7 @@ fn free_port() -> u16 {
 }
 
 /// Starts `server`, to be stopped when this process ends; `folder` goes then.
-fn watch(server: Command, folder: TempDir) -> Child {
+pub(crate) fn watch(server: Command, folder: TempDir) -> Watched {
     let script = r#"
         folder=$1; shift
         "$@" </dev/null >"$folder/log" 2>&1 &
@@ -275,16 +297,18 @@ fn watch(server: Command, folder: TempDir) -> Child {
         wait "$server"
         rm -rf "$folder"
     "#;
-    Command::new("sh")
+    let folder = folder.keep();
+    let watcher = Command::new("sh")
         .args(["-c", script, "watcher"])
-        .arg(folder.keep())
+        .arg(&folder)
         .arg(server.get_program())
         .args(server.get_args())
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .unwrap()
+        .unwrap();
+    Watched { folder, _watcher: watcher }
 }
 
 /// Waits until the server's log says `ready`: a port that can be reached does not mean that.

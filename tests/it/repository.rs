@@ -11,6 +11,7 @@ use keyvouch::repository::{
 use tempfile::TempDir;
 
 use crate::databases::Kind;
+use crate::redis_servers::Redis;
 
 mod memory {
     use super::*;
@@ -60,6 +61,27 @@ mod mariadb {
     use super::*;
     keyvouch::repository_conformance!(all: async {
         (Arc::new(Kind::MariaDb.repository().await) as Subject, ())
+    });
+}
+
+mod redis_alone {
+    use super::*;
+    keyvouch::repository_conformance!(sharded: async {
+        (Arc::new(Redis::Alone.repository().await) as Subject, ())
+    });
+}
+
+mod redis_sentinel {
+    use super::*;
+    keyvouch::repository_conformance!(sharded: async {
+        (Arc::new(Redis::Sentinel.repository().await) as Subject, ())
+    });
+}
+
+mod redis_cluster {
+    use super::*;
+    keyvouch::repository_conformance!(sharded: async {
+        (Arc::new(Redis::Cluster.repository().await) as Subject, ())
     });
 }
 

@@ -1,7 +1,7 @@
 //! Creating keys.
 
 use super::Subject;
-use super::fixture::{at_once, context, create, hash, id, key, kind, list, owner};
+use super::fixture::{at_once, context, create, hash, id, key, kind, list, owner, with_hash_of, with_id_of};
 use crate::domain::{ApiKey, Revision};
 use crate::repository::{ErrorKind, KeyRepository as _, RepositoryError};
 
@@ -15,34 +15,35 @@ pub async fn the_created_key_is_returned_with_a_revision(subject: Subject) {
 /// The second key with an id is refused; the first is untouched, and nothing of the second can be found.
 pub async fn a_taken_id_is_refused_and_nothing_is_stored(subject: Subject) {
     let first = create(&subject, key(1)).await;
-    let second = ApiKey { id: first.id, owner_id: owner("other"), ..key(2) };
-    assert_eq!(kind(subject.create(second, &context()).await), ErrorKind::AlreadyExists);
+    let second = ApiKey { owner_id: owner("other"), ..with_id_of(1, 2) };
+    assert_eq!(kind(subject.create(second.clone(), &context()).await), ErrorKind::AlreadyExists);
     assert_eq!(subject.get(first.id).await.unwrap(), Some(first));
-    assert_eq!(subject.get_by_hash(&hash(2)).await.unwrap(), None);
+    assert_eq!(subject.get_by_hash(&second.hash).await.unwrap(), None);
     assert_eq!(list(&subject, &owner("other")).await, []);
 }
 
 /// The second key with a hash is refused; the first is untouched, and nothing of the second can be found.
 pub async fn a_taken_hash_is_refused_and_nothing_is_stored(subject: Subject) {
     let first = create(&subject, key(1)).await;
-    let second = ApiKey { hash: first.hash, owner_id: owner("other"), ..key(2) };
-    assert_eq!(kind(subject.create(second, &context()).await), ErrorKind::AlreadyExists);
+    let second = ApiKey { owner_id: owner("other"), ..with_hash_of(1, 2) };
+    assert_eq!(kind(subject.create(second.clone(), &context()).await), ErrorKind::AlreadyExists);
     assert_eq!(subject.get_by_hash(&first.hash).await.unwrap(), Some(first));
-    assert_eq!(subject.get(id(2)).await.unwrap(), None);
+    assert_eq!(subject.get(second.id).await.unwrap(), None);
     assert_eq!(list(&subject, &owner("other")).await, []);
 }
 
 /// However many use one id at the same time, one key is stored, and it is the one that was answered.
 pub async fn of_creates_at_once_with_one_id_one_wins(subject: Subject) {
     let outcomes = at_once(&subject, 8, |subject, number| async move {
-        subject.create(ApiKey { id: id(0), ..key(number) }, &context()).await
+        subject.create(with_id_of(0, number), &context()).await
     })
     .await;
     let winner = the_one_winner(outcomes);
     assert_eq!(subject.get(id(0)).await.unwrap(), Some(winner.clone()));
     for number in 0..8 {
-        let found = subject.get_by_hash(&hash(number)).await.unwrap();
-        assert_eq!(found.is_some(), hash(number) == winner.hash, "key {number}");
+        let tried = with_id_of(0, number).hash;
+        let found = subject.get_by_hash(&tried).await.unwrap();
+        assert_eq!(found.is_some(), tried == winner.hash, "key {number}");
     }
     assert_eq!(list(&subject, &owner("owner")).await, [winner]);
 }
@@ -50,13 +51,14 @@ pub async fn of_creates_at_once_with_one_id_one_wins(subject: Subject) {
 /// However many use one hash at the same time, one key is stored, and it is the one that was answered.
 pub async fn of_creates_at_once_with_one_hash_one_wins(subject: Subject) {
     let outcomes = at_once(&subject, 8, |subject, number| async move {
-        subject.create(ApiKey { hash: hash(0), ..key(number) }, &context()).await
+        subject.create(with_hash_of(0, number), &context()).await
     })
     .await;
     let winner = the_one_winner(outcomes);
     assert_eq!(subject.get_by_hash(&hash(0)).await.unwrap(), Some(winner.clone()));
     for number in 0..8 {
-        assert_eq!(subject.get(id(number)).await.unwrap().is_some(), id(number) == winner.id, "key {number}");
+        let tried = with_hash_of(0, number).id;
+        assert_eq!(subject.get(tried).await.unwrap().is_some(), tried == winner.id, "key {number}");
     }
     assert_eq!(list(&subject, &owner("owner")).await, [winner]);
 }
@@ -71,7 +73,7 @@ fn the_one_winner(outcomes: Vec<crate::repository::Result<ApiKey>>) -> ApiKey {
 /// Each is answered as if it had been created alone, also when two of them are alike.
 pub async fn many_keys_are_created_each_for_itself(subject: Subject) {
     let taken = create(&subject, key(1)).await;
-    let same_id = ApiKey { id: id(3), ..key(4) };
+    let same_id = with_id_of(3, 4);
     let keys = vec![key(0), key(1), key(3), same_id, key(5)];
     let outcomes = subject.create_many(keys, &context()).await.unwrap();
     let told: Vec<_> =

@@ -1,7 +1,7 @@
 //! Deleting keys.
 
 use super::Subject;
-use super::fixture::{context, create, hash, id, key, kind, list, owner};
+use super::fixture::{context, create, hash, id, key, kind, list, owner, with_hash_of};
 use crate::repository::{ErrorKind, KeyRepository as _};
 
 /// Neither id nor hash nor owner leads to it any more; other keys stay.
@@ -29,7 +29,7 @@ pub async fn id_and_hash_are_free_again(subject: Subject) {
     let again = create(&subject, key(1)).await;
     assert_eq!(subject.get(id(1)).await.unwrap(), Some(again));
     subject.delete(id(1), &context()).await.unwrap();
-    let other = create(&subject, crate::domain::ApiKey { hash: hash(1), ..key(2) }).await;
+    let other = create(&subject, with_hash_of(1, 2)).await;
     assert_eq!(subject.get_by_hash(&hash(1)).await.unwrap(), Some(other));
     assert_eq!(subject.get(id(1)).await.unwrap(), None);
 }

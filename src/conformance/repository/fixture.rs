@@ -69,6 +69,20 @@ pub(super) fn key(number: u32) -> ApiKey {
     }
 }
 
+/// Key `number` with the id of key `other`, and a hash that this id belongs to.
+pub(super) fn with_id_of(other: u32, number: u32) -> ApiKey {
+    let mut bytes = *hash(number).as_bytes();
+    bytes[0] = hash(other).as_bytes()[0];
+    ApiKey { id: id(other), hash: KeyHash::from_bytes(bytes), ..key(number) }
+}
+
+/// Key `number` with the hash of key `other`, and an id that belongs to it.
+pub(super) fn with_hash_of(other: u32, number: u32) -> ApiKey {
+    let mut bytes = id(number).as_uuid().into_bytes();
+    bytes[15] = hash(other).as_bytes()[0];
+    ApiKey { id: KeyId::from_uuid(uuid::Uuid::from_bytes(bytes)), hash: hash(other), ..key(number) }
+}
+
 /// Creates `key`.
 pub(super) async fn create(subject: &Subject, key: ApiKey) -> ApiKey {
     subject.create(key, &context()).await.unwrap()

@@ -12,10 +12,16 @@ fn rotation(old: &ApiKey, number: u32) -> Rotation {
     Rotation { replaced, successor }
 }
 
+/// The number of the key after `after` that can succeed key 1 in this store.
+fn successor_after(subject: &Subject, after: u32) -> u32 {
+    (after + 1..after + 10_000).find(|&number| subject.can_rotate(&hash(1), &hash(number))).unwrap()
+}
+
 /// The old key ends and points to its successor, which is there.
 pub async fn both_records_are_stored(subject: Subject) {
     let old = create(&subject, key(1)).await;
-    let planned = rotation(&old, 2);
+    let number = successor_after(&subject, 1);
+    let planned = rotation(&old, number);
     let stored = subject.rotate(planned.clone(), &context()).await.unwrap();
     assert!(stored.replaced.revision > old.revision);
     assert!(stored.successor.revision > old.revision);
@@ -23,37 +29,43 @@ pub async fn both_records_are_stored(subject: Subject) {
     let successor = ApiKey { revision: stored.successor.revision, ..planned.successor };
     assert_eq!(stored, Rotation { replaced: replaced.clone(), successor: successor.clone() });
     assert_eq!(subject.get(id(1)).await.unwrap(), Some(replaced));
-    assert_eq!(subject.get_by_hash(&hash(2)).await.unwrap(), Some(successor));
+    assert_eq!(subject.get_by_hash(&hash(number)).await.unwrap(), Some(successor));
 }
 
 /// A key that changed meanwhile is not replaced, and there is no successor.
 pub async fn a_conflict_stores_neither(subject: Subject) {
     let old = create(&subject, key(1)).await;
+    let number = successor_after(&subject, 1);
     let next = ApiKey { updated_at: at(NOW + 9), ..old.clone() };
     let changed = subject.update(next, old.revision, &context()).await.unwrap();
-    assert_eq!(kind(subject.rotate(rotation(&old, 2), &context()).await), ErrorKind::Conflict);
+    assert_eq!(kind(subject.rotate(rotation(&old, number), &context()).await), ErrorKind::Conflict);
     assert_eq!(list(&subject, &owner("owner")).await, [changed]);
-    assert_eq!(subject.get_by_hash(&hash(2)).await.unwrap(), None);
+    assert_eq!(subject.get_by_hash(&hash(number)).await.unwrap(), None);
 
     subject.delete(id(1), &context()).await.unwrap();
-    assert_eq!(kind(subject.rotate(rotation(&old, 2), &context()).await), ErrorKind::NotFound);
+    assert_eq!(kind(subject.rotate(rotation(&old, number), &context()).await), ErrorKind::NotFound);
     assert_eq!(list(&subject, &owner("owner")).await, []);
 }
 
 /// A successor whose id or hash is taken leaves the old key as it was.
 pub async fn a_taken_successor_stores_neither(subject: Subject) {
     let old = create(&subject, key(1)).await;
-    let other = create(&subject, key(2)).await;
-    assert_eq!(kind(subject.rotate(rotation(&old, 2), &context()).await), ErrorKind::AlreadyExists);
+    let number = successor_after(&subject, 1);
+    let other = create(&subject, key(number)).await;
+    assert_eq!(kind(subject.rotate(rotation(&old, number), &context()).await), ErrorKind::AlreadyExists);
     assert_eq!(subject.get(id(1)).await.unwrap(), Some(old));
-    assert_eq!(subject.get(id(2)).await.unwrap(), Some(other));
+    assert_eq!(subject.get(id(number)).await.unwrap(), Some(other));
 }
 
 /// A key gets one successor, however many try at the same time.
 pub async fn of_rotations_at_once_one_wins(subject: Subject) {
     let old = create(&subject, key(1)).await;
-    let outcomes = at_once(&subject, 8, |subject, number| {
-        let rotation = rotation(&old, number + 2);
+    let mut successors = vec![1];
+    for nth in 0..8 {
+        successors.push(successor_after(&subject, successors[nth]));
+    }
+    let outcomes = at_once(&subject, 8, |subject, nth| {
+        let rotation = rotation(&old, successors[nth as usize + 1]);
         async move { subject.rotate(rotation, &context()).await }
     })
     .await;

@@ -1,0 +1,230 @@
+//! Keys in Redis, through fred: a server, a Sentinel set or a Cluster.
+//!
+//! Keys are spread over 64 shards by the first byte of their hash ([`keyspace`]). All that belongs to a key is in its shard,
+//! and a shard is in one hash slot, so every change is one atomic script, on a cluster too, and a look-up by hash is one
+//! command. What is about all keys (an owner's list, the audit trail, the change feed) asks every shard and merges.
+
+mod check;
+mod connection;
+mod error;
+mod feed;
+mod keyspace;
+mod list;
+mod options;
+mod record;
+mod stored_event;
+mod write;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use fred::interfaces::{HashesInterface as _, KeysInterface as _};
+use fred::types::scripts::Script;
+use futures_util::future::try_join_all;
+
+use self::connection::Connection;
+use self::error::from_fred;
+use self::keyspace::{Keyspace, Shard};
+use super::{
+    Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, PageRequest, Result, pages,
+};
+use crate::domain::{
+    ApiKey, ChangeContext, KeyEvent, KeyFilter, KeyHash, KeyId, OwnerId, Revision, RevokeReason, Rotation,
+    Timestamp,
+};
+
+pub use self::options::RedisOptions;
+
+/// Keys in Redis. Clones share its connections.
+#[derive(Clone, Debug)]
+pub struct RedisRepository {
+    connection: Connection,
+    keyspace: Keyspace,
+    options: Arc<RedisOptions>,
+    scripts: Arc<Scripts>,
+}
+
+#[derive(Debug)]
+struct Scripts {
+    change: Script,
+    usage: Script,
+}
+
+impl RedisRepository {
+    /// Connects to the server of `url`: `redis://…`, `redis-sentinel://…`, `redis-cluster://…`, each with `rediss-` for TLS,
+    /// or `redis+unix://…`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Refused`] if the URL can't be used, or the server under
+    /// [`strict`](RedisOptions::strict) is one that may lose keys; [`ErrorKind::Unavailable`] if it can't be reached. No
+    /// error holds the URL.
+    pub async fn open(url: &str, options: RedisOptions) -> Result<Self> {
+        let connection = Connection::open(url, &options).await?;
+        let scripts = Scripts {
+            change: Script::from_lua(include_str!("redis/change.lua")),
+            usage: Script::from_lua(include_str!("redis/usage.lua")),
+        };
+        let repository = Self {
+            connection,
+            keyspace: Keyspace::new(&options.key_prefix),
+            options: Arc::new(options),
+            scripts: Arc::new(scripts),
+        };
+        repository.check_server().await?;
+        Ok(repository)
+    }
+
+    /// Closes the connections. Calls that come afterwards fail with [`ErrorKind::Unavailable`].
+    pub async fn close(&self) -> Result<()> {
+        self.connection.close().await
+    }
+
+    async fn find(&self, hash: &KeyHash) -> Result<Option<ApiKey>> {
+        let stored: Option<String> =
+            self.connection.reads().get(self.keyspace.record(hash)).await.map_err(from_fred)?;
+        stored.map(|stored| record::parse(&stored)).transpose()
+    }
+
+    /// Runs `ask` for each shard and the positions of its ids among `ids`.
+    async fn by_shard<F>(&self, ids: &[KeyId], ask: impl Fn(Shard, Vec<usize>) -> F) -> Result<()>
+    where
+        F: Future<Output = Result<()>>,
+    {
+        let mut shards: BTreeMap<Shard, Vec<usize>> = BTreeMap::new();
+        for (at, id) in ids.iter().enumerate() {
+            shards.entry(Shard::of_id(*id)).or_default().push(at);
+        }
+        try_join_all(shards.into_iter().map(|(shard, positions)| ask(shard, positions))).await.map(drop)
+    }
+}
+
+impl fmt::Display for RedisRepository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Redis({})", self.connection)
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl KeyRepository for RedisRepository {
+    async fn get_by_hash(&self, hash: &KeyHash) -> Result<Option<ApiKey>> {
+        self.find(hash).await
+    }
+
+    async fn get_many_by_hash(&self, hashes: &[KeyHash]) -> Result<Vec<Result<Option<ApiKey>>>> {
+        // The commands go out together: fred writes what is there before it waits for an answer.
+        let found = hashes.iter().map(|hash| async move {
+            match self.find(hash).await {
+                Err(error) if error.kind() != ErrorKind::Corrupt => Err(error),
+                outcome => Ok(outcome),
+            }
+        });
+        try_join_all(found).await
+    }
+
+    fn prefers_many(&self) -> bool {
+        // Commands that are sent at once share a write already.
+        false
+    }
+
+    async fn get(&self, id: KeyId) -> Result<Option<ApiKey>> {
+        let Some(index) = self.index_of(id).await? else {
+            return Ok(None);
+        };
+        // Between the two reads the key may have been deleted, and its hash taken by another.
+        Ok(self.find(&index.hash).await?.filter(|key| key.id == id))
+    }
+
+    async fn create(&self, key: ApiKey, context: &ChangeContext) -> Result<ApiKey> {
+        self.create_key(key, context).await
+    }
+
+    async fn create_many(&self, keys: Vec<ApiKey>, context: &ChangeContext) -> Result<Vec<Result<ApiKey>>> {
+        let created = keys.into_iter().map(|key| async move {
+            match self.create_key(key, context).await {
+                Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
+                outcome => Ok(outcome),
+            }
+        });
+        try_join_all(created).await
+    }
+
+    async fn update(&self, key: ApiKey, expected: Revision, context: &ChangeContext) -> Result<ApiKey> {
+        self.update_key(key, expected, context).await
+    }
+
+    async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<Revision> {
+        self.delete_key(id, context).await
+    }
+
+    fn list_by_owner(&self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream {
+        pages::stream_by_owner(self.clone(), owner, filter)
+    }
+
+    async fn revoke(&self, id: KeyId, reason: RevokeReason, context: &ChangeContext) -> Result<ApiKey> {
+        self.revoke_key(id, reason, context).await
+    }
+
+    async fn rotate(&self, rotation: Rotation, context: &ChangeContext) -> Result<Rotation> {
+        self.rotate_key(rotation, context).await
+    }
+
+    fn can_rotate(&self, old: &KeyHash, successor: &KeyHash) -> bool {
+        Shard::of_hash(old) == Shard::of_hash(successor)
+    }
+
+    async fn list_page(&self, request: &PageRequest) -> Result<Vec<ApiKey>> {
+        self.page_of_keys(request).await
+    }
+
+    async fn record_usage(&self, usage: &[(KeyId, Timestamp)]) -> Result<()> {
+        let ids: Vec<_> = usage.iter().map(|(id, _)| *id).collect();
+        self.by_shard(&ids, |shard, positions| async move {
+            for batch in positions.chunks(write::USAGE_BATCH) {
+                let batch: Vec<_> = batch.iter().filter_map(|&at| usage.get(at).copied()).collect();
+                self.record_usage_of(shard, &batch).await?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn usage(&self, ids: &[KeyId]) -> Result<Vec<Option<Timestamp>>> {
+        let known = std::sync::Mutex::new(vec![None; ids.len()]);
+        let known_ref = &known;
+        self.by_shard(ids, |shard, positions| async move {
+            let fields: Vec<String> =
+                positions.iter().filter_map(|&at| ids.get(at)).map(ToString::to_string).collect();
+            let used: Vec<Option<i64>> =
+                self.connection.reads().hmget(self.keyspace.usage(shard), fields).await.map_err(from_fred)?;
+            let mut known = known_ref.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            for (at, used) in positions.into_iter().zip(used) {
+                if let Some(slot) = known.get_mut(at) {
+                    *slot = used.map(record::timestamp).transpose()?;
+                }
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(known.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<KeyEvent>> {
+        self.page_of_events(request).await
+    }
+
+    async fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
+        self.changes_after(after, limit).await
+    }
+
+    async fn prune_events(&self, before: Timestamp) -> Result<u64> {
+        self.prune_events_before(before).await
+    }
+
+    async fn ping(&self) -> Result<()> {
+        // Of a key that can't exist: on a cluster it is asked of the node that would have it.
+        self.find(&KeyHash::from_bytes([0; KeyHash::BYTES])).await.map(drop)
+    }
+}

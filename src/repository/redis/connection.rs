@@ -1,0 +1,179 @@
+//! Connections to Redis: a server, a Sentinel set or a Cluster.
+
+use std::fmt;
+use std::time::Duration;
+
+use fred::clients::Client;
+use fred::interfaces::{ClientLike as _, LuaInterface as _, ServerInterface as _};
+use fred::prelude::FromValue;
+use fred::types::config::{
+    Config, ConnectionConfig, Options, PerformanceConfig, ReconnectPolicy, ServerConfig, UnresponsiveConfig,
+};
+use fred::types::scripts::Script;
+use fred::types::{Builder, ClusterHash, Key, Value};
+
+use super::RedisOptions;
+use super::error::{from_fred, is_read_only};
+use crate::repository::{ErrorKind, RepositoryError, Result};
+
+/// How long to wait before the first and the last attempts to connect again, in milliseconds.
+const RECONNECT_MILLIS: (u32, u32) = (20, 500);
+/// Commands that wait for a connection; more are refused at once.
+const MAX_WAITING: usize = 50_000;
+
+/// Two connections: changes wait for replicas on one of them, reads never do. Clones share them.
+#[derive(Clone)]
+pub(super) struct Connection {
+    reads: Client,
+    changes: Client,
+    place: String,
+    timeout: Duration,
+    min_replicas_ack: u32,
+}
+
+impl Connection {
+    /// Connects to the server of `url`. No error holds any part of it.
+    pub(super) async fn open(url: &str, options: &RedisOptions) -> Result<Self> {
+        let config = Config::from_url(url).map_err(|_| {
+            // What the parser says can quote the URL.
+            let problem = "the URL can't be read: special characters in a password are written as %XX";
+            RepositoryError::new(ErrorKind::Refused, problem)
+        })?;
+        let connection = Self {
+            place: place(&config.server),
+            reads: client(config.clone(), options)?,
+            changes: client(config, options)?,
+            timeout: options.timeout,
+            min_replicas_ack: options.min_replicas_ack,
+        };
+        for client in [&connection.reads, &connection.changes] {
+            client.init().await.map_err(from_fred)?;
+        }
+        Ok(connection)
+    }
+
+    /// For commands that change nothing.
+    pub(super) fn reads(&self) -> &Client {
+        &self.reads
+    }
+
+    /// What `INFO` says: of any node of a cluster.
+    pub(super) async fn info(&self) -> Result<String> {
+        self.reads.info(None).await.map_err(from_fred)
+    }
+
+    /// Runs a script that changes something, and waits until enough replicas have it.
+    pub(super) async fn change<T: FromValue>(
+        &self,
+        script: &Script,
+        keys: Vec<Key>,
+        arguments: Vec<Value>,
+    ) -> Result<T> {
+        let slot = keys.first().map(Key::cluster_hash);
+        let outcome = self.evaluate(script, keys, arguments).await;
+        if let Err(error) = &outcome
+            && is_read_only(error)
+        {
+            // A primary that was demoted: another one is found by connecting anew. If that fails, fred goes on trying.
+            let _ = self.changes.force_reconnection().await;
+            let _ = self.reads.force_reconnection().await;
+        }
+        let answer = outcome.map_err(from_fred)?;
+        if self.min_replicas_ack > 0 {
+            self.wait_for_replicas(slot).await?;
+        }
+        Ok(answer)
+    }
+
+    /// `EVALSHA`; where the script is not known, as after a failover, it is loaded by the `EVAL` itself: a node of a
+    /// cluster that is down must not stop the others from learning it.
+    async fn evaluate<T: FromValue>(
+        &self,
+        script: &Script,
+        keys: Vec<Key>,
+        arguments: Vec<Value>,
+    ) -> std::result::Result<T, fred::error::Error> {
+        let client = &self.changes;
+        match client.evalsha(script.sha1().clone(), keys.clone(), arguments.clone()).await {
+            Err(error) if error.details().starts_with("NOSCRIPT") => {
+                let text = script.lua().cloned().unwrap_or_default();
+                client.eval(text, keys, arguments).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn wait_for_replicas(&self, slot: Option<u16>) -> Result<()> {
+        let to_its_node = Options {
+            cluster_hash: slot.filter(|_| self.changes.is_clustered()).map(ClusterHash::Custom),
+            ..Options::default()
+        };
+        let millis = i64::try_from(self.timeout.as_millis() / 2).unwrap_or(i64::MAX).max(1);
+        let client = self.changes.with_options(&to_its_node);
+        let confirmed: i64 = client.wait(self.min_replicas_ack.into(), millis).await.map_err(from_fred)?;
+        if confirmed < i64::from(self.min_replicas_ack) {
+            return Err(RepositoryError::new(
+                ErrorKind::Unavailable,
+                "too few replicas confirmed the change",
+            ));
+        }
+        Ok(())
+    }
+
+    pub(super) async fn close(&self) -> Result<()> {
+        for client in [&self.reads, &self.changes] {
+            client.quit().await.map_err(from_fred)?;
+        }
+        Ok(())
+    }
+}
+
+/// A client that reconnects by itself for as long as it lives, and whose commands have a deadline.
+fn client(config: Config, options: &RedisOptions) -> Result<Client> {
+    let (first, last) = RECONNECT_MILLIS;
+    Builder::from_config(config)
+        .with_performance_config(|performance: &mut PerformanceConfig| {
+            performance.default_command_timeout = options.timeout;
+        })
+        .with_connection_config(|connection: &mut ConnectionConfig| {
+            connection.connection_timeout = options.timeout;
+            connection.internal_command_timeout = options.timeout;
+            connection.max_command_buffer_len = MAX_WAITING;
+            // A change whose connection broke may have been made: it is for the caller to find out.
+            connection.max_command_attempts = 1;
+            // Half-open connections are noticed.
+            connection.unresponsive =
+                UnresponsiveConfig { max_timeout: Some(options.timeout), interval: options.timeout / 4 };
+        })
+        .set_policy(ReconnectPolicy::new_exponential(0, first, last, 2))
+        .build()
+        .map_err(|_| RepositoryError::new(ErrorKind::Refused, "the URL does not fit together"))
+}
+
+/// The servers, without any credential.
+fn place(server: &ServerConfig) -> String {
+    let list = |hosts: &[fred::types::config::Server]| {
+        hosts.iter().map(|it| format!("{}:{}", it.host, it.port)).collect::<Vec<_>>().join(",")
+    };
+    match server {
+        ServerConfig::Centralized { server } => format!("redis://{}:{}", server.host, server.port),
+        ServerConfig::Clustered { hosts, .. } => format!("redis-cluster://{}", list(hosts)),
+        ServerConfig::Sentinel { hosts, service_name, .. } => {
+            format!("redis-sentinel://{}/{service_name}", list(hosts))
+        }
+        ServerConfig::Unix { path } => format!("redis+unix:{}", path.display()),
+    }
+}
+
+impl fmt::Display for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.place)
+    }
+}
+
+/// fred's own `Debug` shows the password.
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Connection({})", self.place)
+    }
+}

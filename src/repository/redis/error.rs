@@ -1,0 +1,83 @@
+//! From the errors of fred and Redis to the kinds that callers act on.
+
+use fred::error::{Error, ErrorKind as FredKind};
+
+use crate::repository::{ErrorKind, RepositoryError};
+
+/// What answers begin with when it can't be served now.
+const UNAVAILABLE: [&str; 12] = [
+    // fred's own words while it has no connection.
+    "Failed to route command",
+    "READONLY",
+    "LOADING",
+    "CLUSTERDOWN",
+    "MASTERDOWN",
+    "OOM",
+    "MISCONF",
+    "NOREPLICAS",
+    "TRYAGAIN",
+    "BUSY",
+    "NOAUTH",
+    "NOPERM",
+];
+
+/// Classifies `error`, which becomes the source.
+pub(super) fn from_fred(error: Error) -> RepositoryError {
+    RepositoryError::new(kind_of(&error), error)
+}
+
+/// The server takes no writes: it was a primary, or never one.
+pub(super) fn is_read_only(error: &Error) -> bool {
+    error.details().starts_with("READONLY")
+}
+
+fn kind_of(error: &Error) -> ErrorKind {
+    if UNAVAILABLE.iter().any(|code| error.details().starts_with(code)) {
+        return ErrorKind::Unavailable;
+    }
+    match error.kind() {
+        FredKind::Timeout => ErrorKind::Timeout,
+        FredKind::IO
+        | FredKind::Auth
+        | FredKind::Routing
+        | FredKind::Canceled
+        | FredKind::Cluster
+        | FredKind::Sentinel
+        | FredKind::Backpressure
+        | FredKind::Tls => ErrorKind::Unavailable,
+        FredKind::Parse | FredKind::NotFound => ErrorKind::Corrupt,
+        _ => ErrorKind::Internal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_become_kinds() {
+        for (kind, details, expected) in [
+            (FredKind::Timeout, "", ErrorKind::Timeout),
+            (FredKind::IO, "Connection refused", ErrorKind::Unavailable),
+            (FredKind::Canceled, "", ErrorKind::Unavailable),
+            (FredKind::Auth, "WRONGPASS", ErrorKind::Unavailable),
+            (FredKind::Unknown, "Failed to route command.", ErrorKind::Unavailable),
+            (
+                FredKind::Unknown,
+                "READONLY You can't write against a read only replica.",
+                ErrorKind::Unavailable,
+            ),
+            (
+                FredKind::Unknown,
+                "OOM command not allowed when used memory > 'maxmemory'.",
+                ErrorKind::Unavailable,
+            ),
+            (FredKind::Unknown, "LOADING Redis is loading the dataset in memory", ErrorKind::Unavailable),
+            (FredKind::Cluster, "CLUSTERDOWN The cluster is down", ErrorKind::Unavailable),
+            (FredKind::InvalidArgument, "WRONGTYPE Operation against a key", ErrorKind::Internal),
+            (FredKind::Parse, "Cannot convert", ErrorKind::Corrupt),
+        ] {
+            assert_eq!(kind_of(&Error::new(kind, details.to_owned())), expected, "{details}");
+        }
+    }
+}

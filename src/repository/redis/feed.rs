@@ -1,0 +1,184 @@
+//! The changes, one stream a shard: the audit trail merges them newest first, the change feed follows each by a position of
+//! its own.
+
+use std::collections::BTreeMap;
+
+use fred::interfaces::{HashesInterface as _, StreamsInterface as _};
+use fred::types::streams::XCap;
+use futures_util::future::try_join_all;
+
+use super::RedisRepository;
+use super::error::from_fred;
+use super::keyspace::Shard;
+use super::record::{corrupt, parse_revision};
+use super::stored_event::StoredEvent;
+use crate::domain::{KeyEvent, Revision, Timestamp};
+use crate::repository::{Changes, ErrorKind, EventPageRequest, FeedPosition, Result};
+
+/// How many events are read at once while they are filtered or pruned.
+const BATCH: u64 = 500;
+
+type Entry = (String, BTreeMap<String, String>);
+
+impl RedisRepository {
+    pub(super) async fn page_of_events(&self, request: &EventPageRequest) -> Result<Vec<KeyEvent>> {
+        let shards: Vec<_> = match request.key_id {
+            Some(id) => vec![Shard::of_id(id)],
+            None => Shard::all().collect(),
+        };
+        // The newest of all are among the newest of each.
+        let parts = shards.into_iter().map(|shard| self.newest_events(shard, request));
+        let mut events: Vec<_> = try_join_all(parts).await?.into_iter().flatten().collect();
+        events.sort_by_key(|event| std::cmp::Reverse((event.revision, event.key_id)));
+        events.truncate(request.limit);
+        Ok(events)
+    }
+
+    /// The newest events of one shard that `request` asks for, as many as it asks for.
+    async fn newest_events(&self, shard: Shard, request: &EventPageRequest) -> Result<Vec<KeyEvent>> {
+        let mut end = request.after.map_or_else(|| "+".to_owned(), |after| entry_id(after.revision));
+        let is_asked_for = |event: &KeyEvent| {
+            request.key_id.is_none_or(|id| id == event.key_id)
+                && request.owner_id.as_ref().is_none_or(|owner| *owner == event.owner_id)
+                && request.after.is_none_or(|it| (event.revision, event.key_id) < (it.revision, it.key_id))
+        };
+        let count = if request.key_id.is_none() && request.owner_id.is_none() {
+            BATCH.min(u64::try_from(request.limit).unwrap_or(BATCH) + 1)
+        } else {
+            BATCH
+        };
+        let mut found = Vec::new();
+        loop {
+            let entries: Vec<Entry> = self
+                .connection
+                .reads()
+                .xrevrange(self.keyspace.events(shard), end, "-", Some(count))
+                .await
+                .map_err(from_fred)?;
+            let read = entries.len();
+            let Some((last, _)) = entries.last() else { break };
+            end = format!("({last}");
+            for entry in entries {
+                found.extend(Some(parse(entry)?).filter(|event| is_asked_for(event)));
+            }
+            if found.len() >= request.limit || u64::try_from(read).is_ok_and(|read| read < count) {
+                break;
+            }
+        }
+        found.truncate(request.limit);
+        Ok(found)
+    }
+
+    pub(super) async fn changes_after(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
+        let parts = Shard::all().map(|shard| self.events_after(shard, after, limit));
+        let mut events: Vec<_> = try_join_all(parts).await?.into_iter().flatten().collect();
+        // Within a shard that is their order; across shards it is about the order of time.
+        events.sort_by_key(|event| event.revision);
+        events.truncate(limit);
+        let mut position = after.cloned().unwrap_or_else(FeedPosition::beginning);
+        for event in &events {
+            position.advance(Shard::of_hash(&event.hash).number(), event);
+        }
+        Ok(Changes { events, position })
+    }
+
+    async fn events_after(
+        &self,
+        shard: Shard,
+        after: Option<&FeedPosition>,
+        limit: usize,
+    ) -> Result<Vec<KeyEvent>> {
+        let name = self.keyspace.events(shard);
+        let mark = after.and_then(|position| position.mark(shard.number()));
+        let start = mark.map_or_else(|| "-".to_owned(), |mark| entry_id(mark.revision));
+        let count = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
+        let client = self.connection.reads();
+        let entries: Vec<Entry> =
+            client.xrange(name.clone(), start, "+", Some(count)).await.map_err(from_fred)?;
+        let mut events: Vec<_> = entries.into_iter().map(parse).collect::<Result<_>>()?;
+        match (after, mark) {
+            // Whoever names no position begins with what there is.
+            (None, _) => {}
+            // Its own event is read again: if it is not there, or is another one, history was trimmed or rewound.
+            (Some(_), Some(mark)) => match events.first() {
+                Some(first) if first.revision == mark.revision && first.nonce == mark.nonce => {
+                    events.remove(0);
+                }
+                _ => return Err(ErrorKind::PositionLost.into()),
+            },
+            // Nothing of this shard was seen yet: then nothing may be missing. What was counted later than the events were
+            // read can only be more.
+            (Some(_), None) => {
+                let kept: u64 = client.xlen(name).await.map_err(from_fred)?;
+                let ever: Option<u64> =
+                    client.hget(self.keyspace.head(shard), "events").await.map_err(from_fred)?;
+                if ever.unwrap_or(0) > kept && !self.is_whole(shard, ever.unwrap_or(0)).await? {
+                    return Err(ErrorKind::PositionLost.into());
+                }
+            }
+        }
+        events.truncate(limit);
+        Ok(events)
+    }
+
+    /// Whether the shard has all of the `ever` events that it had: one may have come between two questions.
+    async fn is_whole(&self, shard: Shard, ever: u64) -> Result<bool> {
+        let kept: u64 = self.connection.reads().xlen(self.keyspace.events(shard)).await.map_err(from_fred)?;
+        Ok(kept >= ever)
+    }
+
+    pub(super) async fn prune_events_before(&self, before: Timestamp) -> Result<u64> {
+        let pruned = try_join_all(Shard::all().map(|shard| self.prune_shard(shard, before))).await?;
+        Ok(pruned.into_iter().sum())
+    }
+
+    /// Lets go of events from before `before`, oldest first, but never of the newest. Several replicas may do so at once:
+    /// what one has trimmed, another can't.
+    async fn prune_shard(&self, shard: Shard, before: Timestamp) -> Result<u64> {
+        let name = self.keyspace.events(shard);
+        let client = self.connection.reads();
+        let newest: Vec<Entry> =
+            client.xrevrange(name.clone(), "+", "-", Some(1)).await.map_err(from_fred)?;
+        let Some((newest, _)) = newest.into_iter().next() else {
+            return Ok(0);
+        };
+        let mut pruned = 0;
+        loop {
+            let oldest: Vec<Entry> =
+                client.xrange(name.clone(), "-", "+", Some(BATCH)).await.map_err(from_fred)?;
+            let read = oldest.len();
+            let mut first_kept = None;
+            for (id, fields) in oldest {
+                if id == newest || parse((id.clone(), fields))?.at >= before {
+                    first_kept = Some(id);
+                    break;
+                }
+                first_kept = Some(format!("{}-2", id.split('-').next().unwrap_or_default()));
+            }
+            let Some(first_kept) = first_kept else {
+                return Ok(pruned);
+            };
+            let cap: XCap = ("MINID", "=", first_kept.as_str())
+                .try_into()
+                .map_err(|_| corrupt("a stream with an odd entry"))?;
+            let trimmed: u64 = client.xtrim(name.clone(), cap).await.map_err(from_fred)?;
+            pruned += trimmed;
+            if trimmed == 0 || u64::try_from(read).is_ok_and(|read| trimmed < read) {
+                return Ok(pruned);
+            }
+        }
+    }
+}
+
+/// The place of an event in its stream.
+fn entry_id(revision: Revision) -> String {
+    format!("{}-1", revision.get())
+}
+
+fn parse((id, mut fields): Entry) -> Result<KeyEvent> {
+    let revision = parse_revision(id.split('-').next().unwrap_or_default())?;
+    let event = fields.remove("event").ok_or_else(|| corrupt("an entry without an event"))?;
+    let event: StoredEvent = serde_json::from_str(&event)
+        .map_err(|_| corrupt("an event that is not the JSON that it should be"))?;
+    event.into_event(revision)
+}

@@ -1,0 +1,169 @@
+//! What is called what in Redis.
+//!
+//! All that belongs to one key is in one hash slot, by a tag in braces: the shard. A key's shard is told by the first byte
+//! of its hash, which is also the last of its id, so both find it.
+//!
+//! ```text
+//! <prefix>{07}:key:<hash in hex>    the record: its revision, a space, and a StoredKey as JSON
+//! <prefix>{07}:id:<id>              the hash in hex, and how the indexes call the key: what a deletion has to know
+//! <prefix>{07}:owner:<owner>        sorted set of that owner's keys in this shard, by creation
+//! <prefix>{07}:all                  sorted set of all keys in this shard, by creation
+//! <prefix>{07}:usage                hash: id → last use in microseconds
+//! <prefix>{07}:head                 hash: `revision`, the last one; `events`, how many there were ever
+//! <prefix>{07}:events               stream of the changes, each under its revision
+//! ```
+
+use crate::domain::{KeyHash, KeyId, OwnerId, Timestamp};
+use crate::repository::PagePosition;
+
+/// How many parts the keys are spread over. Never changed: it is where the data is.
+pub(super) const SHARDS: u8 = 64;
+
+/// A part of the keys, in a hash slot of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Shard(u8);
+
+impl Shard {
+    pub(super) fn of_hash(hash: &KeyHash) -> Self {
+        Self(hash.as_bytes()[0] % SHARDS)
+    }
+
+    pub(super) fn of_id(id: KeyId) -> Self {
+        Self(id.as_uuid().as_bytes()[15] % SHARDS)
+    }
+
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        (0..SHARDS).map(Self)
+    }
+
+    pub(super) fn number(self) -> u8 {
+        self.0
+    }
+}
+
+/// The names below one prefix.
+#[derive(Clone, Debug)]
+pub(super) struct Keyspace {
+    prefix: String,
+}
+
+impl Keyspace {
+    pub(super) fn new(prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned() }
+    }
+
+    fn name(&self, shard: Shard, what: &str) -> String {
+        format!("{}{{{:02}}}:{what}", self.prefix, shard.0)
+    }
+
+    pub(super) fn record(&self, hash: &KeyHash) -> String {
+        let hash_hex = data_encoding::HEXLOWER.encode(hash.as_bytes());
+        self.name(Shard::of_hash(hash), &format!("key:{hash_hex}"))
+    }
+
+    pub(super) fn id(&self, id: KeyId) -> String {
+        self.name(Shard::of_id(id), &format!("id:{id}"))
+    }
+
+    pub(super) fn owner(&self, shard: Shard, owner: &OwnerId) -> String {
+        self.name(shard, &format!("owner:{owner}"))
+    }
+
+    pub(super) fn all(&self, shard: Shard) -> String {
+        self.name(shard, "all")
+    }
+
+    pub(super) fn usage(&self, shard: Shard) -> String {
+        self.name(shard, "usage")
+    }
+
+    pub(super) fn head(&self, shard: Shard) -> String {
+        self.name(shard, "head")
+    }
+
+    pub(super) fn events(&self, shard: Shard) -> String {
+        self.name(shard, "events")
+    }
+}
+
+/// How the indexes call a key: bytes that sort by the time of its creation and then by its id, and end in its hash.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Member(Vec<u8>);
+
+impl Member {
+    const BYTES: usize = 8 + 16 + KeyHash::BYTES;
+
+    pub(super) fn new(created_at: Timestamp, id: KeyId, hash: &KeyHash) -> Self {
+        let mut bytes = Self::before(&PagePosition { created_at, id });
+        bytes.extend(hash.as_bytes());
+        Self(bytes)
+    }
+
+    /// What sorts directly before the key at `position`, and after all that come later in a list.
+    pub(super) fn before(position: &PagePosition) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(Self::BYTES);
+        // Times before 1970 sort first, as they should, once the sign is turned.
+        let sortable = position.created_at.as_micros().cast_unsigned() ^ (1 << 63);
+        bytes.extend(sortable.to_be_bytes());
+        bytes.extend(position.id.as_uuid().as_bytes());
+        bytes
+    }
+
+    /// A member that was stored; `None` if it has another form.
+    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
+        (bytes.len() == Self::BYTES).then(|| Self(bytes.to_vec()))
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    pub(super) fn hash(&self) -> Option<KeyHash> {
+        self.0.last_chunk().copied().map(KeyHash::from_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{SystemEntropy, sample_key};
+
+    #[test]
+    fn all_of_a_key_is_in_one_slot() {
+        let (keyspace, key) = (Keyspace::new("kv:"), sample_key());
+        let shard = Shard::of_hash(&key.hash);
+        assert_eq!(Shard::of_id(key.id), shard);
+        let tag = format!("kv:{{{:02}}}:", shard.number());
+        for name in [
+            keyspace.record(&key.hash),
+            keyspace.id(key.id),
+            keyspace.owner(shard, &key.owner_id),
+            keyspace.all(shard),
+            keyspace.usage(shard),
+            keyspace.head(shard),
+            keyspace.events(shard),
+        ] {
+            assert!(name.starts_with(&tag), "{name}");
+        }
+        assert_eq!(Shard::all().count(), 64);
+    }
+
+    #[test]
+    fn members_sort_by_creation_and_id_and_tell_the_hash() {
+        let hash = KeyHash::of("secret");
+        let id = || KeyId::generate(Timestamp::MIN, &hash, &SystemEntropy).unwrap();
+        let (first, second) = {
+            let (a, b) = (id(), id());
+            (a.min(b), a.max(b))
+        };
+        let member = |micros, id| Member::new(Timestamp::from_micros(micros).unwrap(), id, &hash);
+        let sorted = [member(-5, second), member(0, first), member(0, second), member(7, first)];
+        assert!(sorted.is_sorted());
+        assert_eq!(sorted[0].hash(), Some(hash));
+        let position = PagePosition { created_at: Timestamp::from_micros(0).unwrap(), id: second };
+        assert!(sorted[1].as_bytes() < Member::before(&position).as_slice());
+        assert!(sorted[2].as_bytes() > Member::before(&position).as_slice());
+        assert_eq!(Member::parse(sorted[1].as_bytes()), Some(sorted[1].clone()));
+        assert_eq!(Member::parse(b"short"), None);
+    }
+}

@@ -1,0 +1,119 @@
+//! Listings: every shard has a part, and the parts are merged, newest first.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use fred::interfaces::{ClientLike as _, KeysInterface as _};
+use fred::prelude::Value;
+use fred::types::{ClusterHash, CustomCommand};
+use futures_util::future::try_join_all;
+use prost::bytes::Bytes;
+
+use super::RedisRepository;
+use super::error::from_fred;
+use super::keyspace::{Member, SHARDS, Shard};
+use super::record::{self, corrupt};
+use crate::domain::{ApiKey, KeyHash};
+use crate::repository::{PageRequest, Result};
+
+/// One shard's part of a list, read as far as it is needed.
+struct Part {
+    name: String,
+    /// Where to read on, as the command takes it.
+    below: Vec<u8>,
+    read: VecDeque<Member>,
+    is_exhausted: bool,
+}
+
+impl RedisRepository {
+    pub(super) async fn page_of_keys(&self, request: &PageRequest) -> Result<Vec<ApiKey>> {
+        let below = match &request.after {
+            None => b"+".to_vec(),
+            Some(position) => [b"(".as_slice(), &Member::before(position)].concat(),
+        };
+        let name = |shard| match &request.owner_id {
+            Some(owner) => self.keyspace.owner(shard, owner),
+            None => self.keyspace.all(shard),
+        };
+        let mut parts: Vec<Part> = Shard::all()
+            .map(|shard| Part {
+                name: name(shard),
+                below: below.clone(),
+                read: VecDeque::new(),
+                is_exhausted: false,
+            })
+            .collect();
+        let mut page = Vec::new();
+        loop {
+            let wanted = request.limit - page.len();
+            let members = self.newest(&mut parts, wanted).await?;
+            let is_last = members.len() < wanted;
+            let keys = self.keys_of(&members).await?;
+            page.extend(keys.into_iter().filter(|key| {
+                let is_owned = request.owner_id.as_ref().is_none_or(|owner| *owner == key.owner_id);
+                is_owned && request.filter.matches(key)
+            }));
+            if is_last || page.len() >= request.limit {
+                return Ok(page);
+            }
+        }
+    }
+
+    /// The next `count` members of all parts, newest first; fewer at the end.
+    async fn newest(&self, parts: &mut [Part], count: usize) -> Result<Vec<Member>> {
+        // A part has its share and some more, since they are never quite even.
+        let share = count / usize::from(SHARDS) + 8;
+        let mut newest = Vec::with_capacity(count);
+        while newest.len() < count {
+            let empty = parts.iter_mut().filter(|part| part.read.is_empty() && !part.is_exhausted);
+            try_join_all(empty.map(|part| self.read_on(part, share))).await?;
+            let next = parts.iter_mut().max_by(|a, b| a.read.front().cmp(&b.read.front()));
+            match next.and_then(|part| part.read.pop_front()) {
+                Some(member) => newest.push(member),
+                None => break,
+            }
+        }
+        Ok(newest)
+    }
+
+    async fn read_on(&self, part: &mut Part, count: usize) -> Result<()> {
+        let count_text = count.to_string();
+        let arguments: Vec<Value> = vec![
+            part.name.as_str().into(),
+            Value::Bytes(part.below.clone().into()),
+            "-".into(),
+            "LIMIT".into(),
+            "0".into(),
+            count_text.into(),
+        ];
+        // By raw bytes, which fred's own function does not take.
+        let command = CustomCommand::new_static("ZREVRANGEBYLEX", ClusterHash::FirstKey, false);
+        let members: Vec<Bytes> =
+            self.connection.reads().custom(command, arguments).await.map_err(from_fred)?;
+        part.is_exhausted = members.len() < count;
+        for bytes in members {
+            part.read.push_back(Member::parse(&bytes).ok_or_else(|| corrupt("an index with an odd member"))?);
+        }
+        if let Some(last) = part.read.back() {
+            part.below = [b"(".as_slice(), last.as_bytes()].concat();
+        }
+        Ok(())
+    }
+
+    /// The keys of `members`, in their order; those that were deleted meanwhile are missing.
+    async fn keys_of(&self, members: &[Member]) -> Result<Vec<ApiKey>> {
+        let hashes: Vec<_> = members.iter().filter_map(Member::hash).collect();
+        let mut shards: BTreeMap<Shard, Vec<KeyHash>> = BTreeMap::new();
+        for hash in &hashes {
+            shards.entry(Shard::of_hash(hash)).or_default().push(*hash);
+        }
+        let asked = shards.into_values().map(|hashes| async move {
+            let names: Vec<_> = hashes.iter().map(|hash| self.keyspace.record(hash)).collect();
+            let stored: Vec<Option<String>> = self.connection.reads().mget(names).await.map_err(from_fred)?;
+            let keys = stored.into_iter().flatten().map(|stored| record::parse(&stored));
+            keys.collect::<Result<Vec<_>>>()
+        });
+        let found = try_join_all(asked).await?.into_iter().flatten();
+        let mut found: HashMap<_, _> = found.map(|key| (key.hash, key)).collect();
+        Ok(hashes.iter().filter_map(|hash| found.remove(hash)).collect())
+    }
+}

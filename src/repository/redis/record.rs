@@ -1,0 +1,64 @@
+//! Between what Redis keeps and domain types.
+
+use data_encoding::HEXLOWER;
+
+use super::keyspace::Member;
+use crate::domain::{ApiKey, KeyHash, OwnerId, Revision, Timestamp};
+use crate::repository::{ErrorKind, RepositoryError, Result, StoredKey};
+
+/// A record without its revision, which the script that stores it draws.
+pub(super) fn body(key: &ApiKey) -> Result<String> {
+    serde_json::to_string(&StoredKey::new(key))
+        .map_err(|error| RepositoryError::new(ErrorKind::Internal, error))
+}
+
+/// A record: its revision, a space and the document.
+pub(super) fn parse(stored: &str) -> Result<ApiKey> {
+    let (revision, document) =
+        stored.split_once(' ').ok_or_else(|| corrupt("a record without a revision"))?;
+    // The parser's message could quote the record.
+    let document: StoredKey = serde_json::from_str(document)
+        .map_err(|_| corrupt("a record that is not the JSON that it should be"))?;
+    Ok(ApiKey { revision: parse_revision(revision)?, ..document.into_key()? })
+}
+
+pub(super) fn parse_revision(text: &str) -> Result<Revision> {
+    text.parse().map(Revision::new).map_err(|_| corrupt("a revision that is no number"))
+}
+
+pub(super) fn timestamp(micros: i64) -> Result<Timestamp> {
+    Timestamp::from_micros(micros).ok_or_else(|| corrupt("a time outside of the years 1 to 9999"))
+}
+
+/// What the id of a key leads to: all that a deletion has to know, even if the record can't be read any more.
+#[derive(Clone, Debug)]
+pub(super) struct Index {
+    pub hash: KeyHash,
+    pub member: Member,
+    pub owner_id: OwnerId,
+}
+
+impl Index {
+    pub(super) fn of(key: &ApiKey) -> Self {
+        let member = Member::new(key.created_at, key.id, &key.hash);
+        Self { hash: key.hash, member, owner_id: key.owner_id.clone() }
+    }
+
+    /// The member, which ends in the hash, and the owner.
+    pub(super) fn to_text(&self) -> String {
+        format!("{} {}", HEXLOWER.encode(self.member.as_bytes()), self.owner_id)
+    }
+
+    pub(super) fn parse(text: &str) -> Result<Self> {
+        let problem = || corrupt("an id that leads nowhere");
+        let (member, owner_id) = text.split_once(' ').ok_or_else(problem)?;
+        let member = HEXLOWER.decode(member.as_bytes()).map_err(|_| problem())?;
+        let member = Member::parse(&member).ok_or_else(problem)?;
+        let hash = member.hash().ok_or_else(problem)?;
+        Ok(Self { hash, member, owner_id: OwnerId::parse("owner_id", owner_id).map_err(|_| problem())? })
+    }
+}
+
+pub(super) fn corrupt(problem: &'static str) -> RepositoryError {
+    RepositoryError::new(ErrorKind::Corrupt, problem)
+}

@@ -1,0 +1,68 @@
+//! An event as it is stored in a stream.
+
+use data_encoding::HEXLOWER;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::domain::{
+    ChangeContext, ChangeKind, ChangedField, KeyEvent, KeyHash, KeyId, OwnerId, Revision, Timestamp,
+};
+use crate::repository::{ErrorKind, RepositoryError, Result};
+
+/// All of an event but its revision, which is its place in the stream.
+#[derive(Serialize, Deserialize)]
+pub(super) struct StoredEvent {
+    nonce: u64,
+    key_id: Uuid,
+    hash: String,
+    owner_id: String,
+    kind: String,
+    changed_fields: Vec<String>,
+    actor: String,
+    request_id: String,
+    at: i64,
+}
+
+impl StoredEvent {
+    pub(super) fn new(
+        kind: ChangeKind,
+        (key_id, hash, owner_id): (KeyId, &KeyHash, &OwnerId),
+        changed_fields: &[ChangedField],
+        context: &ChangeContext,
+        nonce: u64,
+    ) -> Self {
+        Self {
+            nonce,
+            key_id: key_id.as_uuid(),
+            hash: HEXLOWER.encode(hash.as_bytes()),
+            owner_id: owner_id.as_str().to_owned(),
+            kind: kind.as_str().to_owned(),
+            changed_fields: changed_fields.iter().map(|field| field.as_str().to_owned()).collect(),
+            actor: context.actor.clone(),
+            request_id: context.request_id.clone(),
+            at: context.now.as_micros(),
+        }
+    }
+
+    pub(super) fn into_event(self, revision: Revision) -> Result<KeyEvent> {
+        let hash = HEXLOWER.decode(self.hash.as_bytes()).ok().and_then(|hash| hash.try_into().ok());
+        let fields = self.changed_fields.iter().map(|field| ChangedField::parse(field));
+        let event = KeyEvent {
+            revision,
+            nonce: self.nonce,
+            key_id: KeyId::from_uuid(self.key_id),
+            hash: KeyHash::from_bytes(hash.ok_or_else(corrupt)?),
+            owner_id: OwnerId::parse("owner_id", self.owner_id).map_err(|_| corrupt())?,
+            kind: ChangeKind::parse(&self.kind).ok_or_else(corrupt)?,
+            changed_fields: fields.collect::<Option<_>>().ok_or_else(corrupt)?,
+            actor: self.actor,
+            request_id: self.request_id,
+            at: Timestamp::from_micros(self.at).ok_or_else(corrupt)?,
+        };
+        Ok(event)
+    }
+}
+
+fn corrupt() -> RepositoryError {
+    RepositoryError::new(ErrorKind::Corrupt, "an event breaks a rule")
+}

@@ -1,0 +1,280 @@
+//! Redis servers that fail, and what only a look into a server shows.
+
+use std::time::Duration;
+
+use keyvouch::domain::{ApiKey, ChangeContext, KeyFilter, KeyHash, RevokeReason, Timestamp};
+use keyvouch::repository::{
+    ErrorKind, FeedPosition, KeyRepository as _, PageRequest, RedisOptions, RedisRepository,
+};
+
+use crate::redis_servers::{Redis, RedisServers, cli};
+use crate::sql::key;
+
+fn now() -> Timestamp {
+    Timestamp::from_micros(1_767_225_600_000_000).unwrap()
+}
+
+fn context() -> ChangeContext {
+    ChangeContext { actor: "token:tests".into(), request_id: "r".into(), now: now() }
+}
+
+fn quick() -> RedisOptions {
+    RedisOptions { timeout: Duration::from_millis(500), ..RedisOptions::default() }
+}
+
+async fn open(servers: &RedisServers, options: RedisOptions) -> RedisRepository {
+    RedisRepository::open(&servers.url, options).await.unwrap()
+}
+
+/// Every call fails honestly, in time.
+async fn all_fail(repository: &RedisRepository, created: &ApiKey) {
+    let honest = [ErrorKind::Timeout, ErrorKind::Unavailable];
+    let read = repository.get_by_hash(&created.hash).await.unwrap_err();
+    assert!(honest.contains(&read.kind()), "{read:?}");
+    let change = repository.revoke(created.id, RevokeReason::default(), &context()).await.unwrap_err();
+    assert!(honest.contains(&change.kind()), "{change:?}");
+    assert!(honest.contains(&repository.ping().await.unwrap_err().kind()));
+}
+
+/// Asks until there is an answer: the client has to find its way back by itself.
+async fn until_it_answers(repository: &RedisRepository, created: &ApiKey) -> ApiKey {
+    let begun = tokio::time::Instant::now();
+    loop {
+        match repository.get_by_hash(&created.hash).await {
+            // It was acknowledged, so it is there.
+            Ok(found) => return found.unwrap(),
+            Err(error) => assert!(begun.elapsed() < Duration::from_mins(1), "{error:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_server_is_told_in_time() {
+    let servers = Redis::Alone.start(&[]);
+    let repository = open(&servers, quick()).await;
+    let created = repository.create(key("a"), &context()).await.unwrap();
+    servers.servers[0].watched.freeze();
+    for _ in 0..3 {
+        all_fail(&repository, &created).await;
+    }
+    servers.servers[0].watched.thaw();
+    assert_eq!(until_it_answers(&repository, &created).await.id, created.id);
+}
+
+/// With `appendfsync always`, what was acknowledged is there after kill -9.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_server_comes_back_with_all_that_was_acknowledged() {
+    let durable = ["--appendonly", "yes", "--appendfsync", "always"];
+    let mut servers = Redis::Alone.start(&durable);
+    let repository = open(&servers, quick()).await;
+    let mut created = Vec::new();
+    for number in 0..200 {
+        created.push(repository.create(key(&number.to_string()), &context()).await.unwrap());
+    }
+    let revoked = repository.revoke(created[7].id, RevokeReason::default(), &context()).await.unwrap();
+    servers.servers[0].kill();
+    all_fail(&repository, &created[0]).await;
+    servers.servers[0].restart(&durable);
+    until_it_answers(&repository, &created[0]).await;
+    for key in &created {
+        let found = repository.get(key.id).await.unwrap().unwrap();
+        assert_eq!(found, if key.id == revoked.id { revoked.clone() } else { key.clone() });
+    }
+    let again = repository.delete(revoked.id, &context()).await.unwrap();
+    assert!(again > revoked.revision);
+}
+
+/// Full is not "no such key", and what is there is read on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_server_refuses_changes_alone() {
+    let servers = Redis::Alone.start(&["--maxmemory-policy", "noeviction"]);
+    let repository = open(&servers, quick()).await;
+    let created = repository.create(key("a"), &context()).await.unwrap();
+    cli(servers.servers[0].port, &["CONFIG", "SET", "maxmemory", "1"]);
+    let error = repository.create(key("b"), &context()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    assert_eq!(repository.get_by_hash(&created.hash).await.unwrap(), Some(created));
+    assert_eq!(repository.get_by_hash(&key("b").hash).await.unwrap(), None);
+    cli(servers.servers[0].port, &["CONFIG", "SET", "maxmemory", "0"]);
+    repository.create(key("b"), &context()).await.unwrap();
+}
+
+/// A primary dies under load. With one replica to confirm, every change that was acknowledged is there afterwards.
+async fn a_failover_loses_nothing_that_a_replica_confirmed(kind: Redis) {
+    let servers = kind.start(&[]);
+    let repository = open(&servers, RedisOptions { min_replicas_ack: 1, ..quick() }).await;
+    let mut acknowledged = Vec::new();
+    let mut number = 0;
+    let mut create_another = async |acknowledged: &mut Vec<ApiKey>| {
+        number += 1;
+        match repository.create(key(&number.to_string()), &context()).await {
+            Ok(created) => acknowledged.push(created),
+            Err(error) => {
+                assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout), "{error:?}");
+            }
+        }
+    };
+    while acknowledged.len() < 100 {
+        create_another(&mut acknowledged).await;
+    }
+    servers.servers[0].kill();
+    // Some fail until another one has taken over, and then for want of a replica.
+    for _ in 0..40 {
+        create_another(&mut acknowledged).await;
+    }
+    assert!(acknowledged.len() < 140, "nobody noticed");
+    // The one that took over has no replica to confirm with.
+    let alone = open(&servers, quick()).await;
+    let begun = tokio::time::Instant::now();
+    while let Err(error) = alone.create(key("after"), &context()).await {
+        if error.kind() == ErrorKind::AlreadyExists {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_mins(1), "{error:?}");
+    }
+    for created in &acknowledged {
+        assert_eq!(until_it_answers(&alone, created).await, *created);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_of_sentinel() {
+    a_failover_loses_nothing_that_a_replica_confirmed(Redis::Sentinel).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_of_a_cluster_shard() {
+    a_failover_loses_nothing_that_a_replica_confirmed(Redis::Cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_up_is_one_command() {
+    let servers = Redis::Alone.start(&[]);
+    let repository = open(&servers, quick()).await;
+    let created = repository.create(key("a"), &context()).await.unwrap();
+    let port = servers.servers[0].port;
+    cli(port, &["CONFIG", "RESETSTAT"]);
+    for _ in 0..50 {
+        repository.get_by_hash(&created.hash).await.unwrap().unwrap();
+    }
+    let stats = cli(port, &["INFO", "commandstats"]);
+    let calls = |line: &str| line.split("calls=").nth(1).unwrap().split(',').next().unwrap().to_owned();
+    let told: Vec<_> = stats
+        .lines()
+        .filter(|line| line.starts_with("cmdstat_") && !line.contains("config|resetstat"))
+        .map(|line| (line.split(':').next().unwrap(), calls(line)))
+        .collect();
+    assert_eq!(told, [("cmdstat_get", "50".to_owned())], "{stats}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prefixes_keep_stores_apart() {
+    let servers = Redis::Alone.start(&[]);
+    let with = |prefix: &str| RedisOptions { key_prefix: prefix.to_owned(), ..quick() };
+    let (one, other) = (open(&servers, with("a:")).await, open(&servers, with("b:")).await);
+    let created = one.create(key("a"), &context()).await.unwrap();
+    assert_eq!(other.get_by_hash(&created.hash).await.unwrap(), None);
+    assert_eq!(other.get(created.id).await.unwrap(), None);
+    other
+        .create(ApiKey { revision: keyvouch::domain::Revision::NONE, ..created.clone() }, &context())
+        .await
+        .unwrap();
+    other.delete(created.id, &context()).await.unwrap();
+    assert_eq!(one.get(created.id).await.unwrap(), Some(created));
+    let request = PageRequest { owner_id: None, filter: KeyFilter::all(now()), after: None, limit: 10 };
+    assert_eq!(one.list_page(&request).await.unwrap().len(), 1);
+    assert_eq!(other.list_page(&request).await.unwrap(), []);
+    assert_eq!(one.changes(None, 10).await.unwrap().events.len(), 1);
+}
+
+/// A form that another release writes, or nonsense: an error of its own, and it can be deleted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_can_not_be_read_is_corrupt_and_can_be_deleted() {
+    let servers = Redis::Alone.start(&[]);
+    let repository = open(&servers, quick()).await;
+    let sound = repository.create(key("a"), &context()).await.unwrap();
+    let broken = repository.create(key("b"), &context()).await.unwrap();
+    let port = servers.servers[0].port;
+    let hex = data_encoding::HEXLOWER.encode(broken.hash.as_bytes());
+    let name = cli(port, &["KEYS", &format!("*key:{hex}")]);
+    let stored = cli(port, &["GET", &name]);
+    for fault in [stored.replace("\"format\":1", "\"format\":2"), "7 {}".to_owned(), "nonsense".to_owned()] {
+        assert_ne!(fault, stored);
+        assert_eq!(cli(port, &["SET", &name, &fault]), "OK");
+        let found = repository.get_many_by_hash(&[broken.hash, sound.hash]).await.unwrap();
+        let found: Vec<_> = found.into_iter().map(|it| it.map_err(|error| error.kind())).collect();
+        assert_eq!(found, [Err(ErrorKind::Corrupt), Ok(Some(sound.clone()))], "{fault}");
+    }
+    repository.delete(broken.id, &context()).await.unwrap();
+    assert_eq!(repository.get(broken.id).await.unwrap(), None);
+    assert_eq!(repository.get_by_hash(&broken.hash).await.unwrap(), None);
+}
+
+/// An event that was let go before a follower saw it is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_were_trimmed_are_told() {
+    let servers = Redis::Alone.start(&[]);
+    let repository = open(&servers, quick()).await;
+    let created = repository.create(key("a"), &context()).await.unwrap();
+    let first = repository.changes(Some(&FeedPosition::beginning()), 10).await.unwrap().position;
+    let mut updated = created;
+    for _ in 0..5 {
+        updated = repository.update(updated.clone(), updated.revision, &context()).await.unwrap();
+    }
+    let port = servers.servers[0].port;
+    let stream = cli(port, &["KEYS", "*events"]);
+    assert_eq!(cli(port, &["XTRIM", &stream, "MAXLEN", "3"]), "3");
+    for position in [FeedPosition::beginning(), first] {
+        let error = repository.changes(Some(&position), 10).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::PositionLost);
+    }
+    let from_now = repository.changes(None, 10).await.unwrap();
+    assert_eq!(from_now.events.len(), 3);
+    assert_eq!(repository.changes(Some(&from_now.position), 10).await.unwrap().events, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_may_lose_keys_is_refused_if_told_so() {
+    let strict = || RedisOptions { strict: true, ..quick() };
+    for settings in [
+        ["--maxmemory-policy", "allkeys-lru", "--appendonly", "yes"],
+        ["--maxmemory-policy", "noeviction", "--appendonly", "no"],
+    ] {
+        let servers = Redis::Alone.start(&settings);
+        let error = RedisRepository::open(&servers.url, strict()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        open(&servers, quick()).await;
+    }
+    let servers = Redis::Alone.start(&["--appendonly", "yes"]);
+    open(&servers, strict()).await;
+}
+
+/// A user with a password, a database by its number; and no password in any error.
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_are_used_and_never_shown() {
+    let servers = Redis::Alone.start(&[]);
+    let user = ["ACL", "SETUSER", "vouch", "on", ">hunter2", "~*", "&*", "+@all"];
+    assert_eq!(cli(servers.servers[0].port, &user), "OK");
+    let url =
+        |user: &str, database: u8| format!("redis://{user}@127.0.0.1:{}/{database}", servers.servers[0].port);
+    let repository = RedisRepository::open(&url("vouch:hunter2", 3), quick()).await.unwrap();
+    let created = repository.create(key("a"), &context()).await.unwrap();
+    let other = RedisRepository::open(&url("vouch:hunter2", 4), quick()).await.unwrap();
+    assert_eq!(other.get_by_hash(&created.hash).await.unwrap(), None);
+    assert!(!format!("{repository:?} {repository}").contains("hunter2"));
+    for wrong in [
+        url("vouch:hunter2x", 0),
+        url("x:hunter2", 0),
+        "redis://u:hunter2@127.0.0.1:1/0".to_owned(),
+        "redis://u:hunter2@127.0.0.1:port".to_owned(),
+        "redis-sentinel://u:hunter2@127.0.0.1:1".to_owned(),
+    ] {
+        let error = RedisRepository::open(&wrong, quick()).await.unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
+        assert!(
+            matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Refused | ErrorKind::Timeout),
+            "{error:?}"
+        );
+    }
+    assert_eq!(repository.get_by_hash(&KeyHash::of("none")).await.unwrap(), None);
+}

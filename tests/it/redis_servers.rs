@@ -1,0 +1,191 @@
+//! Private Redis servers: one alone, a Sentinel set and a Cluster, shared by the tests of this process. Each test has a
+//! prefix of its own.
+
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+
+use keyvouch::repository::{RedisOptions, RedisRepository};
+use tempfile::TempDir;
+
+use crate::databases::{Watched, folder, run, watch};
+use crate::process::program::wait_for;
+
+/// A way to run Redis.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Redis {
+    Alone,
+    Sentinel,
+    Cluster,
+}
+
+/// Running servers. They stop when this is dropped.
+pub(crate) struct RedisServers {
+    pub(crate) url: String,
+    pub(crate) servers: Vec<RedisServer>,
+}
+
+/// One of them.
+pub(crate) struct RedisServer {
+    pub(crate) port: u16,
+    pub(crate) watched: Watched,
+    data: PathBuf,
+    /// Those that were killed: the files go with them.
+    others: Vec<Watched>,
+}
+
+impl Redis {
+    /// An empty repository on the shared servers.
+    pub(crate) async fn repository(self) -> RedisRepository {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let options = RedisOptions { key_prefix: format!("test-{number}:"), ..RedisOptions::default() };
+        RedisRepository::open(&self.shared().url, options).await.unwrap()
+    }
+
+    fn shared(self) -> &'static RedisServers {
+        static ALONE: OnceLock<RedisServers> = OnceLock::new();
+        static SENTINEL: OnceLock<RedisServers> = OnceLock::new();
+        static CLUSTER: OnceLock<RedisServers> = OnceLock::new();
+        match self {
+            Self::Alone => ALONE.get_or_init(|| self.start(&[])),
+            Self::Sentinel => SENTINEL.get_or_init(|| self.start(&[])),
+            Self::Cluster => CLUSTER.get_or_init(|| self.start(&[])),
+        }
+    }
+
+    /// Servers for one test alone, with further `settings`.
+    pub(crate) fn start(self, settings: &[&str]) -> RedisServers {
+        match self {
+            Self::Alone => {
+                let server = server(settings);
+                RedisServers { url: format!("redis://127.0.0.1:{}", server.port), servers: vec![server] }
+            }
+            Self::Sentinel => sentinel(settings),
+            Self::Cluster => cluster(settings),
+        }
+    }
+}
+
+/// What `redis-cli` prints of a command to the server at `port`.
+pub(crate) fn cli(port: u16, command: &[&str]) -> String {
+    let port = port.to_string();
+    let done = Command::new("redis-cli").args(["-p", &port]).args(command).stdin(Stdio::null()).output();
+    let done = done.unwrap_or_else(|error| panic!("redis-cli: {error} (scripts/test installs it)"));
+    String::from_utf8_lossy(&done.stdout).trim().to_owned()
+}
+
+/// A port that is free together with the one of the cluster bus, 10,000 above, and below those that systems give out.
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Test processes on one machine begin at different places.
+    let first = 20_000 + u16::try_from(std::process::id() % 100).unwrap() * 20;
+    loop {
+        let port = first + NEXT.fetch_add(1, Ordering::Relaxed);
+        let is_free = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+        if is_free(port) && is_free(port + 10_000) {
+            return port;
+        }
+    }
+}
+
+fn server(settings: &[&str]) -> RedisServer {
+    let port = free_port();
+    let folder = folder("redis");
+    let data = folder.path().to_owned();
+    RedisServer { port, watched: start(port, &data, folder, settings), data, others: Vec::new() }
+}
+
+/// Starts a server whose files are in `data`, and whose log is in `folder`.
+fn start(port: u16, data: &Path, folder: TempDir, settings: &[&str]) -> Watched {
+    let mut command = Command::new("redis-server");
+    command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--dir"]).arg(data);
+    command.args(["--save", "", "--appendonly", "no"]).args(settings);
+    let watched = watch(command, folder);
+    wait_for("a Redis server", || (cli(port, &["PING"]) == "PONG").then_some(()));
+    watched
+}
+
+impl RedisServer {
+    /// Ends it at once, as a power loss would.
+    pub(crate) fn kill(&self) {
+        self.watched.kill();
+        let port = self.port;
+        wait_for("its end", || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err().then_some(()));
+    }
+
+    /// Starts it again on the same port with the same files.
+    pub(crate) fn restart(&mut self, settings: &[&str]) {
+        let again = start(self.port, &self.data, folder("redis"), settings);
+        self.others.push(std::mem::replace(&mut self.watched, again));
+    }
+}
+
+/// A primary, a replica and three sentinels.
+fn sentinel(settings: &[&str]) -> RedisServers {
+    let primary = server(settings);
+    let primary_port = primary.port.to_string();
+    let replica = server(&[settings, &["--replicaof", "127.0.0.1", &primary_port]].concat());
+    let mut servers = vec![primary, replica];
+    let mut ports = Vec::new();
+    for _ in 0..3 {
+        let port = free_port();
+        let folder = folder("sentinel");
+        let data = folder.path().to_owned();
+        let conf = sentinel_conf(&data, port, &primary_port);
+        let mut command = Command::new("redis-server");
+        command.arg(conf).arg("--sentinel");
+        let watched = watch(command, folder);
+        servers.push(RedisServer { port, watched, data, others: Vec::new() });
+        ports.push(port);
+    }
+    for port in &ports {
+        wait_for("sentinels that know each other", || {
+            let known = cli(*port, &["SENTINEL", "MASTER", "main"]);
+            let mut lines = known.lines();
+            let mut value = |name: &str| lines.find(|line| *line == name).and_then(|_| lines.next());
+            (value("num-slaves") == Some("1") && value("num-other-sentinels") == Some("2")).then_some(())
+        });
+    }
+    let url = format!(
+        "redis-sentinel://127.0.0.1:{}/0?sentinelServiceName=main&node=127.0.0.1:{}&node=127.0.0.1:{}",
+        ports[0], ports[1], ports[2]
+    );
+    RedisServers { url, servers }
+}
+
+fn sentinel_conf(folder: &Path, port: u16, primary_port: &str) -> PathBuf {
+    let path = folder.join("sentinel.conf");
+    let conf = format!(
+        "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor main 127.0.0.1 {primary_port} 2\n\
+         sentinel down-after-milliseconds main 1000\nsentinel failover-timeout main 5000\n",
+        folder.display()
+    );
+    std::fs::write(&path, conf).unwrap();
+    path
+}
+
+/// Three primaries with a replica each.
+fn cluster(settings: &[&str]) -> RedisServers {
+    let cluster =
+        ["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-node-timeout", "2000"];
+    let servers: Vec<_> = (0..6).map(|_| server(&[&cluster[..], settings].concat())).collect();
+    let addresses: Vec<_> = servers.iter().map(|server| format!("127.0.0.1:{}", server.port)).collect();
+    let mut create = Command::new("redis-cli");
+    create.args(["--cluster", "create"]).args(&addresses);
+    run(create.args(["--cluster-replicas", "1", "--cluster-yes"]));
+    for server in &servers {
+        wait_for("the cluster", || {
+            let is_ok = cli(server.port, &["CLUSTER", "INFO"]).contains("cluster_state:ok");
+            // A replica is one of a primary once it has its data.
+            let replication = cli(server.port, &["INFO", "replication"]);
+            let is_linked =
+                replication.contains("role:master") || replication.contains("master_link_status:up");
+            (is_ok && is_linked).then_some(())
+        });
+    }
+    let others: Vec<_> = addresses[1..].iter().map(|address| format!("node={address}")).collect();
+    RedisServers { url: format!("redis-cluster://{}?{}", addresses[0], others.join("&")), servers }
+}
