@@ -21,7 +21,7 @@ use crate::domain::{Clock, Entropy, SystemClock, SystemEntropy};
 use crate::grpc::{KeyStoreHandler, ValidatorHandler};
 use crate::repository::KeyRepository;
 use crate::server::{self, CallLayer, Listener, ServerOptions, Services};
-use crate::service::{EventPruner, KeyStoreService, UsageRecorder, ValidatorService};
+use crate::service::{EventPruner, KeyPruner, KeyStoreService, UsageRecorder, ValidatorService};
 
 /// How long the last flush of usage may hold up the end of the process.
 const LAST_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -38,6 +38,7 @@ pub struct App {
     usage: Arc<UsageRecorder>,
     flush_interval: Duration,
     pruner: Option<EventPruner>,
+    key_pruner: Option<KeyPruner>,
     health: HealthMonitor,
 }
 
@@ -90,6 +91,10 @@ impl App {
             .events
             .retention()
             .map(|retention| EventPruner::new(Arc::clone(&repository), Arc::clone(&clock), retention));
+        let key_pruner = config.prune.expired_for().map(|expired_for| {
+            let interval = config.prune.interval.0;
+            KeyPruner::new(Arc::clone(&repository), Arc::clone(&clock), expired_for, interval)
+        });
         let key_store = KeyStoreService::new(Arc::clone(&repository), format, clock, entropy);
         let health = HealthMonitor::new(repository);
         let services = Services {
@@ -106,7 +111,19 @@ impl App {
             drain_timeout: config.server.drain_timeout.0,
         };
         let flush_interval = config.usage.flush_interval.0;
-        Ok(Self { listeners, services, calls, options, store, door, usage, flush_interval, pruner, health })
+        Ok(Self {
+            listeners,
+            services,
+            calls,
+            options,
+            store,
+            door,
+            usage,
+            flush_interval,
+            pruner,
+            key_pruner,
+            health,
+        })
     }
 
     /// The addresses, with the ports that were taken.
@@ -146,6 +163,7 @@ impl App {
         let mut watcher = tokio::spawn(async move { monitor.watch().await });
 
         let pruner = self.pruner.map(|pruner| tokio::spawn(async move { pruner.run().await }));
+        let key_pruner = self.key_pruner.map(|pruner| tokio::spawn(async move { pruner.run().await }));
 
         let health = self.health.clone();
         let shutdown = async move {
@@ -160,7 +178,7 @@ impl App {
         };
 
         watcher.abort();
-        if let Some(pruner) = pruner {
+        for pruner in [pruner, key_pruner].into_iter().flatten() {
             pruner.abort();
         }
         drop(stop_flushing);

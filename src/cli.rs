@@ -10,6 +10,7 @@ mod import;
 mod key;
 mod migrate;
 mod output;
+mod prune;
 mod serve;
 mod validate;
 
@@ -54,6 +55,8 @@ enum Command {
     /// Bring hashed keys of another system to a running server. Exit status: 0 all are there, 3 some were rejected,
     /// 1 it could not go on.
     Import(import::ImportArgs),
+    /// Delete the keys of a running server that expired before an instant.
+    Prune(prune::PruneArgs),
     /// Ask a running server whether a key may be used. Exit status: 0 allowed, 3 denied, 1 could not be decided.
     Validate(validate::ValidateArgs),
     /// Ask a running server whether it is healthy. Exit status: 0 serving, 1 not.
@@ -100,6 +103,7 @@ pub fn main() -> ExitCode {
         Command::Key { command } => client::block_on(key::run(command, &output)),
         Command::Events(arguments) => client::block_on(events::run(arguments, &output)),
         Command::Import(arguments) => client::block_on_threads(import::run(arguments, &output)),
+        Command::Prune(arguments) => client::block_on(prune::run(arguments, &output)),
         Command::Validate(arguments) => client::block_on(validate::run(arguments, &output)),
         Command::Healthcheck(arguments) => client::block_on(healthcheck::run(arguments, &output)),
         Command::Config { command } => config::run(command, &output),

@@ -6,6 +6,7 @@ mod events;
 mod human_duration;
 mod keys;
 mod layers;
+mod prune;
 mod schema;
 mod secret_text;
 mod server;
@@ -23,6 +24,7 @@ pub use events::EventsConfig;
 pub use human_duration::HumanDuration;
 pub use keys::{ForeignConfig, KeysConfig};
 pub use layers::{ENV_PREFIX, Sources};
+pub use prune::PruneConfig;
 pub use secret_text::SecretText;
 pub use server::{ListenAddr, ServerConfig};
 pub use store::{StoreConfig, StorePlace};
@@ -44,6 +46,8 @@ pub struct Config {
     pub admin: AdminConfig,
     /// The audit trail.
     pub events: EventsConfig,
+    /// Deleting keys that expired long ago.
+    pub prune: PruneConfig,
     /// How the last use of keys is recorded.
     pub usage: UsageConfig,
     /// What operators see.
@@ -58,6 +62,7 @@ impl Config {
         self.keys.format()?;
         self.store.place()?;
         self.events.check()?;
+        self.prune.check()?;
         self.usage.check()?;
         self.telemetry.check()?;
         self.admin.check(&listen)

@@ -126,6 +126,21 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
     /// [`ErrorKind::NotFound`] if there is no such key.
     async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<Revision>;
 
+    /// The same, if the stored revision is `expected`.
+    ///
+    /// The provided form looks first and deletes then: a change in between goes with the key.
+    ///
+    /// # Errors
+    /// Those of [`delete`](Self::delete); [`ErrorKind::Conflict`] if the revision is another one.
+    async fn delete_unchanged(
+        &self,
+        id: KeyId,
+        expected: Revision,
+        context: &ChangeContext,
+    ) -> Result<Revision> {
+        provided::delete_unchanged(self, id, expected, context).await
+    }
+
     /// The owner's keys that `filter` shows, newest first, ties in the order of descending ids. None for an unknown
     /// owner. Owners are the same only if their bytes are. Keys that come or go meanwhile may be missed, others not.
     fn list_by_owner(&self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream;

@@ -3,6 +3,7 @@
 mod caller;
 mod error;
 mod import;
+mod key_pruner;
 mod key_store;
 mod pruner;
 mod usage;
@@ -11,6 +12,7 @@ mod validator;
 pub use caller::Caller;
 pub use error::{Precondition, ServiceError};
 pub use import::ImportedKey;
+pub use key_pruner::KeyPruner;
 pub use key_store::{
     Expiry, IssuedKey, KeyRecord, KeyStoreService, KeyUpdate, NewKey, RotateRequest, RotatedKey,
 };

@@ -195,7 +195,7 @@ pub(super) async fn run(command: KeyCommand, output: &Output) -> Result<ExitCode
             output.message(&response, |response| show::key(response.key.as_ref()))?;
         }
         KeyCommand::Delete(IdArgs { id, client }) => {
-            let request = client.call(pb::DeleteKeyRequest { id });
+            let request = client.call(pb::DeleteKeyRequest { id, expected_revision: None });
             let response = client.key_store().await?.delete_key(request).await?.into_inner();
             output.message(&response, |_| "deleted".to_owned())?;
         }

@@ -155,6 +155,7 @@ macro_rules! api_conformance {
             revoke::it_is_idempotent,
             revoke::no_call_that_begins_after_it_is_allowed,
             delete::a_deleted_key_is_gone,
+            delete::an_old_revision_is_not_deleted,
             list::pages_hold_every_key_once_newest_first,
             list::pages_neither_skip_nor_repeat_while_keys_are_made_and_deleted,
             list::a_page_token_is_bound_to_its_filter,

@@ -86,6 +86,7 @@ macro_rules! repository_conformance {
             revoke::it_holds_whatever_is_written_at_the_same_time,
             delete::a_deleted_key_is_gone_everywhere,
             delete::a_second_delete_finds_nothing,
+            delete::a_changed_key_is_not_deleted_as_unchanged,
             delete::id_and_hash_are_free_again,
             rotate::both_records_are_stored,
             rotate::a_conflict_stores_neither,

@@ -140,7 +140,8 @@ impl KeyStore for KeyStoreHandler {
     ) -> Result<Response<pb::DeleteKeyResponse>, Status> {
         let (caller, request) = authenticated(request)?;
         let id = KeyId::parse("id", &request.id).map_err(status::invalid_field)?;
-        self.service.delete(id, &caller).await.map_err(status::from_service)?;
+        let expected = request.expected_revision.map(Revision::new);
+        self.service.delete(id, expected, &caller).await.map_err(status::from_service)?;
         Ok(Response::new(pb::DeleteKeyResponse {}))
     }
 

@@ -48,6 +48,15 @@ macro_rules! delegate {
                 (**self).delete(id, context).await
             }
 
+            async fn delete_unchanged(
+                &self,
+                id: KeyId,
+                expected: Revision,
+                context: &ChangeContext,
+            ) -> Result<Revision> {
+                (**self).delete_unchanged(id, expected, context).await
+            }
+
             fn list_by_owner(&self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream {
                 (**self).list_by_owner(owner, filter)
             }

@@ -137,7 +137,11 @@ impl State {
         Ok(Rotation { replaced, successor: self.create(successor, context)? })
     }
 
-    fn delete(&mut self, id: KeyId, context: &ChangeContext) -> Result<Revision> {
+    fn delete(&mut self, id: KeyId, expected: Option<Revision>, context: &ChangeContext) -> Result<Revision> {
+        let stored = self.keys.get(&id).ok_or(ErrorKind::NotFound)?;
+        if expected.is_some_and(|expected| expected != stored.revision) {
+            return Err(ErrorKind::Conflict.into());
+        }
         let mut key = self.keys.remove(&id).ok_or(ErrorKind::NotFound)?;
         let place = (key.created_at, key.id);
         self.ids_by_hash.remove(&key.hash);
@@ -284,7 +288,16 @@ impl KeyRepository for MemoryRepository {
     }
 
     async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<Revision> {
-        self.write().delete(id, context)
+        self.write().delete(id, None, context)
+    }
+
+    async fn delete_unchanged(
+        &self,
+        id: KeyId,
+        expected: Revision,
+        context: &ChangeContext,
+    ) -> Result<Revision> {
+        self.write().delete(id, Some(expected), context)
     }
 
     fn list_by_owner(&self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream {

@@ -113,6 +113,16 @@ impl<R: KeyRepository + 'static> KeyRepository for OnRuntime<R> {
         self.run(move |inner| async move { inner.delete(id, &context).await }).await
     }
 
+    async fn delete_unchanged(
+        &self,
+        id: KeyId,
+        expected: Revision,
+        context: &ChangeContext,
+    ) -> Result<Revision> {
+        let context = context.clone();
+        self.run(move |inner| async move { inner.delete_unchanged(id, expected, &context).await }).await
+    }
+
     fn list_by_owner(&self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream {
         let mut keys = self.inner.list_by_owner(owner, filter);
         let (sender, receiver) = mpsc::channel(STREAM_BUFFER);

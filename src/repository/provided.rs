@@ -3,7 +3,7 @@
 use futures_util::TryStreamExt as _;
 
 use super::{ErrorKind, KeyRepository, PageRequest, RepositoryError, Result};
-use crate::domain::{ApiKey, ChangeContext, KeyHash, KeyId, RevokeReason, Rotation};
+use crate::domain::{ApiKey, ChangeContext, KeyHash, KeyId, Revision, RevokeReason, Rotation};
 use crate::telemetry::error_chain;
 
 /// How often a change that lost against another one is tried anew.
@@ -21,6 +21,19 @@ pub(super) async fn get_many_by_hash<R: KeyRepository + ?Sized>(
         }
     }
     Ok(found)
+}
+
+pub(super) async fn delete_unchanged<R: KeyRepository + ?Sized>(
+    repository: &R,
+    id: KeyId,
+    expected: Revision,
+    context: &ChangeContext,
+) -> Result<Revision> {
+    let key = repository.get(id).await?.ok_or(ErrorKind::NotFound)?;
+    if key.revision != expected {
+        return Err(ErrorKind::Conflict.into());
+    }
+    repository.delete(id, context).await
 }
 
 pub(super) async fn revoke<R: KeyRepository + ?Sized>(

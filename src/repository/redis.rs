@@ -156,7 +156,16 @@ impl KeyRepository for RedisRepository {
     }
 
     async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<Revision> {
-        self.delete_key(id, context).await
+        self.delete_key(id, None, context).await
+    }
+
+    async fn delete_unchanged(
+        &self,
+        id: KeyId,
+        expected: Revision,
+        context: &ChangeContext,
+    ) -> Result<Revision> {
+        self.delete_key(id, Some(expected), context).await
     }
 
     fn list_by_owner(&self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream {

@@ -255,7 +255,16 @@ impl KeyRepository for SqlRepository {
     }
 
     async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<Revision> {
-        self.write(write::Delete(id), context).await
+        self.write(write::Delete { id, expected: None }, context).await
+    }
+
+    async fn delete_unchanged(
+        &self,
+        id: KeyId,
+        expected: Revision,
+        context: &ChangeContext,
+    ) -> Result<Revision> {
+        self.write(write::Delete { id, expected: Some(expected) }, context).await
     }
 
     fn list_by_owner(&self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream {

@@ -246,9 +246,13 @@ impl KeyStoreService {
         Ok(self.changed_record(key).await)
     }
 
-    /// Removes a key.
-    pub async fn delete(&self, id: KeyId, caller: &Caller) -> Result<()> {
-        self.repository.delete(id, &caller.context(self.clock.now())).await?;
+    /// Removes a key: of whatever revision, or of `expected` alone.
+    pub async fn delete(&self, id: KeyId, expected: Option<Revision>, caller: &Caller) -> Result<()> {
+        let context = caller.context(self.clock.now());
+        match expected {
+            None => self.repository.delete(id, &context).await?,
+            Some(expected) => self.repository.delete_unchanged(id, expected, &context).await?,
+        };
         Ok(())
     }
 

@@ -13,6 +13,9 @@ use crate::databases::{Kind, on_each_server};
 use crate::process::program::Home;
 use crate::sql::key;
 
+/// Longer than a test takes.
+const NEVER: Duration = Duration::from_mins(10);
+
 fn now() -> Timestamp {
     Timestamp::from_micros(1_767_225_600_000_000).unwrap()
 }
@@ -185,6 +188,43 @@ on_each_server!(
     of_replicas_that_prune_one_does,
     a_row_that_can_not_be_read_fails_alone,
 );
+
+/// Someone takes a key's row first and the revisions then, which is the wrong way round: PostgreSQL ends the change that
+/// waited first, ours, and it is made anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_a_deadlock_ended_is_made_anew() {
+    let url = Kind::Postgres.database().await;
+    let options = SqlOptions { lock_timeout: NEVER, timeout: NEVER, ..SqlOptions::default() };
+    let repository = SqlRepository::open(&url, options).await.unwrap();
+    repository.migrate().await.unwrap();
+    let created = repository.create(key("a"), &context()).await.unwrap();
+    let stranger = Database::connect(&url).await.unwrap();
+    let held = stranger.begin().await.unwrap();
+    held.execute_unprepared("UPDATE api_key SET name = 'held'").await.unwrap();
+    let revoking = {
+        let repository = repository.clone();
+        tokio::spawn(async move { repository.revoke(created.id, RevokeReason::default(), &context()).await })
+    };
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    loop {
+        let row = stranger.query_one_raw(Statement::from_string(DbBackend::Postgres, waits)).await.unwrap();
+        if row.unwrap().try_get_by_index::<i64>(0).unwrap() == 1 {
+            break;
+        }
+    }
+    held.execute_unprepared("UPDATE revision_head SET revision = revision").await.unwrap();
+    held.commit().await.unwrap();
+    assert!(revoking.await.unwrap().unwrap().revocation.is_some());
+    let deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
+    repository.close().await.unwrap();
+    loop {
+        let row =
+            stranger.query_one_raw(Statement::from_string(DbBackend::Postgres, deadlocks)).await.unwrap();
+        if row.unwrap().try_get_by_index::<i64>(0).unwrap() > 0 {
+            break;
+        }
+    }
+}
 
 /// PostgreSQL keeps the plan of a statement that was prepared when the table was empty: it must not be one that reads all
 /// of it.

@@ -10,7 +10,7 @@ pub async fn a_deleted_key_is_gone(api: Api) {
     let (key, secret) = api.create(new_key()).await;
     assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
     let mut key_store = api.key_store();
-    let request = pb::DeleteKeyRequest { id: key.id.clone() };
+    let request = pb::DeleteKeyRequest { id: key.id.clone(), expected_revision: None };
     key_store.delete_key(request.clone()).await.unwrap();
     assert_eq!(api.reason(&secret).await, pb::Reason::NotFound);
     let not_found = (Code::NotFound, "KEY_NOT_FOUND".to_owned());
@@ -18,4 +18,15 @@ pub async fn a_deleted_key_is_gone(api: Api) {
     assert_eq!(refusal(key_store.delete_key(request).await), not_found);
     let listed = key_store.list_keys(pb::ListKeysRequest::default()).await.unwrap().into_inner();
     assert_eq!(listed.keys, []);
+}
+
+/// A key that changed meanwhile stays.
+pub async fn an_old_revision_is_not_deleted(api: Api) {
+    let (key, secret) = api.create(new_key()).await;
+    let request = |revision| pb::DeleteKeyRequest { id: key.id.clone(), expected_revision: Some(revision) };
+    let refused = api.key_store().delete_key(request(key.revision - 1)).await;
+    assert_eq!(refusal(refused), (Code::Aborted, "REVISION_MISMATCH".to_owned()));
+    assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
+    api.key_store().delete_key(request(key.revision)).await.unwrap();
+    assert_eq!(api.reason(&secret).await, pb::Reason::NotFound);
 }

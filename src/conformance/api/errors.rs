@@ -27,7 +27,7 @@ pub async fn unknown_ids_are_not_found(api: Api) {
             key_store.rotate_key(pb::RotateKeyRequest { id: id(), ..pb::RotateKeyRequest::default() }).await,
         ),
         refusal(key_store.revoke_key(pb::RevokeKeyRequest { id: id(), reason: String::new() }).await),
-        refusal(key_store.delete_key(pb::DeleteKeyRequest { id: id() }).await),
+        refusal(key_store.delete_key(pb::DeleteKeyRequest { id: id(), expected_revision: None }).await),
     ];
     for refusal in refusals {
         assert_eq!(refusal, (Code::NotFound, "KEY_NOT_FOUND".to_owned()));
@@ -45,6 +45,11 @@ pub async fn odd_ids_are_wrong_fields(api: Api) {
         assert_eq!(wrong_field(key_store.rotate_key(rotate).await), "id");
         let revoke = pb::RevokeKeyRequest { id: id(), reason: String::new() };
         assert_eq!(wrong_field(key_store.revoke_key(revoke).await), "id");
-        assert_eq!(wrong_field(key_store.delete_key(pb::DeleteKeyRequest { id: id() }).await), "id");
+        assert_eq!(
+            wrong_field(
+                key_store.delete_key(pb::DeleteKeyRequest { id: id(), expected_revision: None }).await
+            ),
+            "id"
+        );
     }
 }

@@ -12,7 +12,7 @@ pub async fn it_tells_what_was_done_to_a_key_that_is_gone(api: Api) {
     let (key, _) = api.create(new_key()).await;
     api.create(new_key()).await;
     api.revoke(&key.id, "leaked").await;
-    let request = pb::DeleteKeyRequest { id: key.id.clone() };
+    let request = pb::DeleteKeyRequest { id: key.id.clone(), expected_revision: None };
     let deleted = api.key_store().delete_key(request).await.unwrap();
     let request_id = deleted.metadata().get("x-request-id").unwrap().to_str().unwrap().to_owned();
     let request = pb::ListEventsRequest { key_id: key.id.clone(), ..pb::ListEventsRequest::default() };

@@ -68,7 +68,7 @@ pub async fn pages_neither_skip_nor_repeat_while_keys_are_made_and_deleted(api: 
         next.page_token = page.next_page_token;
         api.create(new_key()).await;
         if let Some(id) = go.pop() {
-            api.key_store().delete_key(pb::DeleteKeyRequest { id }).await.unwrap();
+            api.key_store().delete_key(pb::DeleteKeyRequest { id, expected_revision: None }).await.unwrap();
         }
     }
     assert!(stay.iter().all(|id| listed.iter().filter(|it| *it == id).count() == 1), "{listed:?}");

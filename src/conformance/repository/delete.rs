@@ -1,7 +1,8 @@
 //! Deleting keys.
 
 use super::Subject;
-use super::fixture::{context, create, hash, id, key, kind, list, owner, with_hash_of};
+use super::fixture::{NOW, at, context, create, hash, id, key, kind, list, owner, with_hash_of};
+use crate::domain::ApiKey;
 use crate::repository::{ErrorKind, KeyRepository as _};
 
 /// Neither id nor hash nor owner leads to it any more; other keys stay.
@@ -20,6 +21,21 @@ pub async fn a_second_delete_finds_nothing(subject: Subject) {
     subject.delete(id(1), &context()).await.unwrap();
     assert_eq!(kind(subject.delete(id(1), &context()).await), ErrorKind::NotFound);
     assert_eq!(kind(subject.delete(id(2), &context()).await), ErrorKind::NotFound);
+}
+
+/// Not if it changed since the expected revision.
+pub async fn a_changed_key_is_not_deleted_as_unchanged(subject: Subject) {
+    let created = create(&subject, key(1)).await;
+    let next = ApiKey { updated_at: at(NOW + 9), ..created.clone() };
+    let updated = subject.update(next, created.revision, &context()).await.unwrap();
+    let refused = subject.delete_unchanged(id(1), created.revision, &context()).await;
+    assert_eq!(kind(refused), ErrorKind::Conflict);
+    assert_eq!(subject.get(id(1)).await.unwrap(), Some(updated.clone()));
+    let deleted = subject.delete_unchanged(id(1), updated.revision, &context()).await.unwrap();
+    assert!(deleted > updated.revision);
+    assert_eq!(subject.get_by_hash(&hash(1)).await.unwrap(), None);
+    let again = subject.delete_unchanged(id(1), updated.revision, &context()).await;
+    assert_eq!(kind(again), ErrorKind::NotFound);
 }
 
 /// The same key can be made again, and another one with the old hash.

@@ -15,9 +15,13 @@ for step = 1, steps do
             return { 'exists' }
         end
     else
-        local stored = redis.call('GET', record)
-        if redis.call('EXISTS', id) == 0 or not stored then
+        local stored, index = redis.call('GET', record), redis.call('GET', id)
+        if not stored or not index then
             return { 'missing' }
+        end
+        -- Deleted and made again since it was looked up, perhaps for another owner.
+        if index ~= ARGV[7 * step - 1] then
+            return { 'conflict' }
         end
         if expected ~= '' and string.sub(stored, 1, #expected + 1) ~= expected .. ' ' then
             return { 'conflict' }

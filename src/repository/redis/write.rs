@@ -28,7 +28,7 @@ struct Step<'k> {
 enum What<'k> {
     Create(&'k ApiKey),
     Replace(&'k ApiKey, Revision),
-    Delete(KeyId, &'k Index),
+    Delete(KeyId, &'k Index, Option<Revision>),
 }
 
 impl RedisRepository {
@@ -76,12 +76,23 @@ impl RedisRepository {
         Err(ErrorKind::Conflict.into())
     }
 
-    pub(super) async fn delete_key(&self, id: KeyId, context: &ChangeContext) -> Result<Revision> {
-        let index = self.index_of(id).await?.ok_or(ErrorKind::NotFound)?;
-        let event = self.event(ChangeKind::Deleted, (id, &index.hash, &index.owner_id), &[], context)?;
-        let what = What::Delete(id, &index);
-        let [revision] = self.change(Shard::of_id(id), &[Step { what, event }]).await?;
-        Ok(revision)
+    /// Deletes a key: of whatever revision, or of `expected` alone.
+    pub(super) async fn delete_key(
+        &self,
+        id: KeyId,
+        expected: Option<Revision>,
+        context: &ChangeContext,
+    ) -> Result<Revision> {
+        for _ in 0..MAX_ATTEMPTS {
+            let index = self.index_of(id).await?.ok_or(ErrorKind::NotFound)?;
+            let event = self.event(ChangeKind::Deleted, (id, &index.hash, &index.owner_id), &[], context)?;
+            let what = What::Delete(id, &index, expected);
+            match self.change(Shard::of_id(id), &[Step { what, event }]).await {
+                Err(error) if error.kind() == ErrorKind::Conflict && expected.is_none() => {}
+                outcome => return outcome.map(|[revision]| revision),
+            }
+        }
+        Err(ErrorKind::Conflict.into())
     }
 
     pub(super) async fn rotate_key(&self, rotation: Rotation, context: &ChangeContext) -> Result<Rotation> {
@@ -162,14 +173,17 @@ impl RedisRepository {
         for Step { what, event } in steps {
             let index = match what {
                 What::Create(key) | What::Replace(key, _) => Index::of(key),
-                What::Delete(_, index) => (*index).clone(),
+                What::Delete(_, index, _) => (*index).clone(),
             };
             let (word, id, expected, body) = match what {
                 What::Create(key) => ("create", key.id, String::new(), record::body(key)?),
                 What::Replace(key, expected) => {
                     ("replace", key.id, expected.get().to_string(), record::body(key)?)
                 }
-                What::Delete(id, _) => ("delete", *id, String::new(), String::new()),
+                What::Delete(id, _, expected) => {
+                    let expected = expected.map_or_else(String::new, |expected| expected.get().to_string());
+                    ("delete", *id, expected, String::new())
+                }
             };
             let touched = [names.record(&index.hash), names.id(id), names.owner(shard, &index.owner_id)];
             keys.extend(touched.map(Key::from));

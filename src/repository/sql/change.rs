@@ -146,8 +146,16 @@ impl Change {
 
     /// Removes the key and its usage, and writes the event of that. The row need not make a key any more: what is corrupt
     /// can be deleted.
-    pub(super) async fn remove(&self, id: KeyId, context: &ChangeContext) -> Result<()> {
+    pub(super) async fn remove(
+        &self,
+        id: KeyId,
+        expected: Option<Revision>,
+        context: &ChangeContext,
+    ) -> Result<()> {
         let row = self.find_row(id).await?;
+        if expected.is_some_and(|expected| expected.get() != row.revision) {
+            return Err(ErrorKind::Conflict.into());
+        }
         for delete in query::delete_key(&self.tables, id) {
             self.execute(&delete).await?;
         }

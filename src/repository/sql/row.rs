@@ -32,7 +32,7 @@ pub(super) struct KeyRow {
     revoke_reason: Option<String>,
     rotated_from: Option<Uuid>,
     replaced_by: Option<Uuid>,
-    revision: i64,
+    pub revision: i64,
 }
 
 /// An event as it is stored.

@@ -58,14 +58,17 @@ impl Write for Update {
     }
 }
 
-pub(super) struct Delete(pub KeyId);
+pub(super) struct Delete {
+    pub id: KeyId,
+    pub expected: Option<Revision>,
+}
 
 #[async_trait]
 impl Write for Delete {
     type Output = Revision;
 
     async fn run(&self, change: Change, context: &ChangeContext) -> Result<Revision> {
-        change.remove(self.0, context).await?;
+        change.remove(self.id, self.expected, context).await?;
         change.commit().await
     }
 }

@@ -189,3 +189,43 @@ fn the_audit_trail_is_read_from_the_shell() {
     assert_eq!(rest["events"][0]["kind"], "EVENT_KIND_CREATED");
     assert!(home.run(&["events", "--owner", "x", "--addr", &server.address]).stdout.contains("no events"));
 }
+
+#[test]
+fn expired_keys_are_pruned_by_hand_or_by_the_server() {
+    let home = Home::new();
+    let server = home.serve(&["prune.expired_for=1h", "prune.interval=100ms"]);
+    let names = || {
+        let listed = home.json(&server, &["key", "list"]);
+        let keys = listed["keys"].as_array().cloned().unwrap_or_default();
+        keys.iter().map(|key| key["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let row = |name: &str, expire_time: &str| {
+        let hash = data_encoding::HEXLOWER.encode(keyvouch::domain::KeyHash::of(name).as_bytes());
+        serde_json::json!({ "hash": hash, "name": name, "owner_id": "o", "expire_time": expire_time })
+            .to_string()
+    };
+    let soon = keyvouch::domain::Clock::now(&keyvouch::domain::SystemClock).as_micros() / 1_000_000 - 60;
+    let just_now = prost_types::Timestamp { seconds: soon, nanos: 0 }.to_string();
+    let rows = [
+        row("long ago", "2020-01-01T00:00:00Z"),
+        row("just now", &just_now),
+        row("later", "2100-01-01T00:00:00Z"),
+    ];
+    std::fs::write(home.path().join("keys.jsonl"), rows.join("\n")).unwrap();
+    assert_eq!(home.run(&["import", "--from", "keys.jsonl", "--addr", &server.address]).status, 0);
+    super::program::wait_for("the server to prune", || {
+        (!names().contains(&"long ago".to_owned())).then_some(())
+    });
+    assert_eq!(names().len(), 2);
+    let trail = home.run(&["events", "--addr", &server.address]).stdout;
+    assert!(trail.contains("system:prune"), "{trail}");
+
+    let prune = |more: &[&str]| {
+        let base = ["prune", "--expired-before", "2050-01-01T00:00:00Z"];
+        home.json(&server, &[&base[..], more].concat())["deleted"].as_u64().unwrap()
+    };
+    assert_eq!(prune(&["--dry-run"]), 1);
+    assert_eq!(names().len(), 2);
+    assert_eq!(prune(&[]), 1);
+    assert_eq!(names(), ["later"]);
+}

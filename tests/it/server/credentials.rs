@@ -34,7 +34,7 @@ async fn every_method_of_key_store_needs_the_token() {
         refusal(key_store.update_key(update).await),
         refusal(key_store.rotate_key(rotate).await),
         refusal(key_store.revoke_key(pb::RevokeKeyRequest { id: id(), reason: String::new() }).await),
-        refusal(key_store.delete_key(pb::DeleteKeyRequest { id: id() }).await),
+        refusal(key_store.delete_key(pb::DeleteKeyRequest { id: id(), expected_revision: None }).await),
     ];
     for refusal in refusals {
         assert_eq!(refusal, refused("CREDENTIAL_INVALID"));

@@ -1,0 +1,51 @@
+//! `keyvouch prune`
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+use prost_types::Timestamp;
+use serde_json::json;
+use tonic::Code;
+
+use super::output::Output;
+use super::{ClientArgs, arguments};
+use crate::grpc::pb;
+
+#[derive(Debug, Args)]
+pub(super) struct PruneArgs {
+    /// Delete the keys that expired before this instant: 2030-01-31T12:00:00Z.
+    #[arg(long, value_name = "TIME", value_parser = arguments::time)]
+    expired_before: Timestamp,
+    /// Count them and delete nothing.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+pub(super) async fn run(arguments: PruneArgs, output: &Output) -> Result<ExitCode> {
+    let PruneArgs { expired_before, dry_run, client } = arguments;
+    let mut key_store = client.key_store().await?;
+    let mut keys = key_store.stream_keys(pb::StreamKeysRequest::default()).await?.into_inner();
+    let before = (expired_before.seconds, expired_before.nanos);
+    let mut count = 0_u64;
+    while let Some(response) = keys.message().await? {
+        let key = response.key.unwrap_or_default();
+        if key.expire_time.is_none_or(|time| (time.seconds, time.nanos) >= before) {
+            continue;
+        }
+        if !dry_run {
+            let request = pb::DeleteKeyRequest { id: key.id, expected_revision: Some(key.revision) };
+            match key_store.delete_key(client.call(request)).await {
+                Ok(_) => {}
+                // It was changed or deleted since it was listed.
+                Err(status) if matches!(status.code(), Code::Aborted | Code::NotFound) => continue,
+                Err(status) => return Err(status.into()),
+            }
+        }
+        count += 1;
+    }
+    let what = if dry_run { "would be deleted" } else { "deleted" };
+    output.value(&format!("{count} expired keys {what}"), &json!({ "dryRun": dry_run, "deleted": count }))
+}
