@@ -51,6 +51,8 @@ pub struct StoreConfig {
     pub redis_min_replicas_ack: u32,
     /// How many events each of the 64 shards in Redis keeps, about.
     pub redis_max_events_per_shard: u64,
+    /// A file of certificates that Redis with TLS is verified against. Empty: the system's.
+    pub redis_ca_file: String,
     /// Refuse a Redis server that may lose keys, instead of warning.
     pub redis_strict: bool,
 }
@@ -101,6 +103,7 @@ impl Default for StoreConfig {
             redis_prefix: redis.key_prefix,
             redis_min_replicas_ack: redis.min_replicas_ack,
             redis_max_events_per_shard: redis.max_events_per_shard,
+            redis_ca_file: String::new(),
             redis_strict: redis.strict,
         }
     }
@@ -183,6 +186,7 @@ impl StoreConfig {
             min_replicas_ack: self.redis_min_replicas_ack,
             max_events_per_shard: self.redis_max_events_per_shard,
             strict: self.redis_strict,
+            ca_file: (!self.redis_ca_file.is_empty()).then(|| self.redis_ca_file.clone().into()),
             entropy,
         }
     }

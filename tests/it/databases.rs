@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use keyvouch::repository::{SqlOptions, SqlRepository};
+use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use sea_orm::{ConnectionTrait as _, Database};
 use tempfile::TempDir;
 use tokio::time::Instant;
@@ -248,9 +249,20 @@ fn start_mariadb(certificate: Option<&Certificate>) -> Server {
     Server { url, maintenance: "mysql", next_database: AtomicU32::new(0), watched }
 }
 
+/// A certificate authority, and a certificate of it for the name `localhost`.
+pub(crate) fn authority() -> (String, Certificate) {
+    let mut params = CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    let certificate = params.signed_by(&key, &authority).unwrap();
+    (authority.pem(), Certificate { certificate: certificate.pem(), key: key.serialize_pem() })
+}
+
 impl Certificate {
     /// Writes both into `folder`; the names of the files.
-    fn write(&self, folder: &Path) -> (PathBuf, PathBuf) {
+    pub(crate) fn write(&self, folder: &Path) -> (PathBuf, PathBuf) {
         let (certificate, key) = (folder.join("server.pem"), folder.join("server.key"));
         std::fs::write(&certificate, &self.certificate).unwrap();
         std::fs::write(&key, &self.key).unwrap();

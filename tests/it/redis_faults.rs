@@ -7,7 +7,8 @@ use keyvouch::repository::{
     ErrorKind, FeedPosition, KeyRepository as _, PageRequest, RedisOptions, RedisRepository,
 };
 
-use crate::redis_servers::{Redis, RedisServers, cli};
+use crate::databases::authority;
+use crate::redis_servers::{Redis, RedisServers, cli, free_port};
 use crate::sql::key;
 
 fn now() -> Timestamp {
@@ -277,4 +278,45 @@ async fn credentials_are_used_and_never_shown() {
         );
     }
     assert_eq!(repository.get_by_hash(&KeyHash::of("none")).await.unwrap(), None);
+}
+
+/// A certificate of the right authority for the right name, or nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_is_verified() {
+    let folder = tempfile::tempdir().unwrap();
+    let ((ca, certificate), (other_ca, _)) = (authority(), authority());
+    let (certificate, tls_key) = certificate.write(folder.path());
+    let write = |name: &str, pem: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, pem).unwrap();
+        path
+    };
+    let (ca, other_ca, none) = (write("ca.pem", &ca), write("other.pem", &other_ca), write("none.pem", ""));
+    let port = free_port();
+    let _servers = Redis::Alone.start(&[
+        "--tls-port",
+        &port.to_string(),
+        "--tls-cert-file",
+        certificate.to_str().unwrap(),
+        "--tls-key-file",
+        tls_key.to_str().unwrap(),
+        "--tls-ca-cert-file",
+        ca.to_str().unwrap(),
+        "--tls-auth-clients",
+        "no",
+    ]);
+    let with = |file: &std::path::Path| RedisOptions { ca_file: Some(file.to_owned()), ..quick() };
+    let url = |scheme: &str, host: &str| format!("{scheme}://{host}:{port}");
+    let repository = RedisRepository::open(&url("rediss", "localhost"), with(&ca)).await.unwrap();
+    let created = repository.create(key("a"), &context()).await.unwrap();
+    assert_eq!(repository.get_by_hash(&created.hash).await.unwrap(), Some(created));
+    for (url, file, kind) in [
+        (url("rediss", "127.0.0.1"), &ca, ErrorKind::Unavailable),
+        (url("rediss", "localhost"), &other_ca, ErrorKind::Unavailable),
+        (url("rediss", "localhost"), &none, ErrorKind::Refused),
+        (url("redis", "localhost"), &ca, ErrorKind::Refused),
+    ] {
+        let error = RedisRepository::open(&url, with(file)).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{url} {error:?}");
+    }
 }

@@ -78,7 +78,7 @@ pub(crate) fn cli(port: u16, command: &[&str]) -> String {
 }
 
 /// A port that is free together with the one of the cluster bus, 10,000 above, and below those that systems give out.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     // Test processes on one machine begin at different places.
     let first = 20_000 + u16::try_from(std::process::id() % 100).unwrap() * 20;

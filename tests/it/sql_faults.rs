@@ -5,10 +5,9 @@ use std::time::Duration;
 use keyvouch::domain::{ChangeContext, RevokeReason, Timestamp};
 use keyvouch::grpc::pb;
 use keyvouch::repository::{ErrorKind, KeyRepository as _, OnRuntime, SqlOptions, SqlRepository};
-use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use sea_orm::{ConnectionTrait as _, Database, Statement};
 
-use crate::databases::{Certificate, Kind, on_each_server};
+use crate::databases::{Kind, authority, on_each_server};
 use crate::sql::key;
 use crate::support::TestServer;
 
@@ -130,17 +129,6 @@ async fn a_locked_table_of_uses(kind: Kind) {
     assert_eq!(api.reason(&secret).await, pb::Reason::Revoked);
     stranger.execute_unprepared(unlock).await.unwrap();
     while api.get(&key.id).await.last_used_time.is_none() {}
-}
-
-/// A certificate authority, and a certificate of it for the name `localhost`.
-fn authority() -> (String, Certificate) {
-    let mut params = CertificateParams::default();
-    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-    let key = KeyPair::generate().unwrap();
-    let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-    let certificate = params.signed_by(&key, &authority).unwrap();
-    (authority.pem(), Certificate { certificate: certificate.pem(), key: key.serialize_pem() })
 }
 
 /// A certificate of the right authority for the right name, or nothing.

@@ -1,16 +1,23 @@
 //! Connections to Redis: a server, a Sentinel set or a Cluster.
 
 use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fred::clients::Client;
 use fred::interfaces::{ClientLike as _, LuaInterface as _, ServerInterface as _};
 use fred::prelude::FromValue;
 use fred::types::config::{
-    Config, ConnectionConfig, Options, PerformanceConfig, ReconnectPolicy, ServerConfig, UnresponsiveConfig,
+    Config, ConnectionConfig, Options, PerformanceConfig, ReconnectPolicy, ServerConfig, TlsConnector,
+    UnresponsiveConfig,
 };
 use fred::types::scripts::Script;
 use fred::types::{Builder, ClusterHash, Key, Value};
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::{ClientConfig, RootCertStore};
 
 use super::RedisOptions;
 use super::error::{from_fred, is_read_only};
@@ -34,11 +41,7 @@ pub(super) struct Connection {
 impl Connection {
     /// Connects to the server of `url`. No error holds any part of it.
     pub(super) async fn open(url: &str, options: &RedisOptions) -> Result<Self> {
-        let config = Config::from_url(url).map_err(|_| {
-            // What the parser says can quote the URL.
-            let problem = "the URL can't be read: special characters in a password are written as %XX";
-            RepositoryError::new(ErrorKind::Refused, problem)
-        })?;
+        let config = config(url, options.ca_file.as_deref())?;
         let connection = Self {
             place: place(&config.server),
             reads: client(config.clone(), options)?,
@@ -126,6 +129,46 @@ impl Connection {
         }
         Ok(())
     }
+}
+
+fn config(url: &str, ca_file: Option<&Path>) -> Result<Config> {
+    let refused = |problem: &'static str| RepositoryError::new(ErrorKind::Refused, problem);
+    // What the parser says can quote the URL.
+    let parse = |url: &str| {
+        let unreadable = "the URL can't be read, or the system's certificates: special characters in a password are \
+                          written as %XX";
+        Config::from_url(url).map_err(|_| refused(unreadable))
+    };
+    let Some(ca_file) = ca_file else {
+        return parse(url);
+    };
+    // Read as one without TLS, so that the system's certificates, which need not be there, are left alone.
+    let Some(rest) = url.strip_prefix("rediss") else {
+        return Err(refused(
+            "a file of certificates is for URLs with TLS: rediss:, rediss-sentinel: or rediss-cluster:",
+        ));
+    };
+    let mut config = parse(&format!("redis{rest}"))?;
+    config.tls = Some(TlsConnector::from(tls(ca_file)?).into());
+    Ok(config)
+}
+
+/// Verifies servers against the certificates in `ca_file`.
+fn tls(ca_file: &Path) -> Result<ClientConfig> {
+    let unusable =
+        |error: Box<dyn std::error::Error + Send + Sync>| RepositoryError::new(ErrorKind::Refused, error);
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(ca_file).map_err(|error| unusable(error.into()))? {
+        let certificate = certificate.map_err(|error| unusable(error.into()))?;
+        roots.add(certificate).map_err(|error| unusable(error.into()))?;
+    }
+    if roots.is_empty() {
+        return Err(unusable("the file of certificates has none".into()));
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = versions.map_err(|error| unusable(error.into()))?;
+    Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
 /// A client that reconnects by itself for as long as it lives, and whose commands have a deadline.

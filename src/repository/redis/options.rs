@@ -1,5 +1,6 @@
 //! How a Redis store behaves.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ pub struct RedisOptions {
     pub max_events_per_shard: u64,
     /// Refuse a server that may lose keys, instead of warning: one that evicts keys or does not persist them.
     pub strict: bool,
+    /// A file of PEM certificates that a server with TLS is verified against; `None`: the system's.
+    pub ca_file: Option<PathBuf>,
     /// Where the nonces of events come from.
     pub entropy: Arc<dyn Entropy>,
 }
@@ -32,6 +35,7 @@ impl Default for RedisOptions {
             min_replicas_ack: 0,
             max_events_per_shard: 10_000,
             strict: false,
+            ca_file: None,
             entropy: Arc::new(SystemEntropy),
         }
     }
