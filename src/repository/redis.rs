@@ -15,7 +15,7 @@ mod record;
 mod stored_event;
 mod write;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
@@ -23,12 +23,14 @@ use async_trait::async_trait;
 use fred::interfaces::{HashesInterface as _, KeysInterface as _};
 use fred::types::scripts::Script;
 use futures_util::future::try_join_all;
+use prost::bytes::Bytes;
 
 use self::connection::Connection;
 use self::error::from_fred;
 use self::keyspace::{Keyspace, Shard};
 use super::{
-    Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, PageRequest, Result, pages,
+    Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, PageRequest,
+    RepositoryError, Result, pages,
 };
 use crate::domain::{
     ApiKey, ChangeContext, KeyEvent, KeyFilter, KeyHash, KeyId, OwnerId, Revision, RevokeReason, Rotation,
@@ -82,9 +84,25 @@ impl RedisRepository {
     }
 
     async fn find(&self, hash: &KeyHash) -> Result<Option<ApiKey>> {
-        let stored: Option<String> =
+        let stored: Option<Bytes> =
             self.connection.reads().get(self.keyspace.record(hash)).await.map_err(from_fred)?;
         stored.map(|stored| record::parse(&stored)).transpose()
+    }
+
+    /// The records of `hashes` that there are: by one command, or on a cluster by one for each shard.
+    async fn records(&self, hashes: &[KeyHash]) -> Result<HashMap<KeyHash, Bytes>> {
+        let mut places: BTreeMap<Option<Shard>, Vec<KeyHash>> = BTreeMap::new();
+        for hash in hashes {
+            let place = self.connection.is_clustered().then(|| Shard::of_hash(hash));
+            places.entry(place).or_default().push(*hash);
+        }
+        let asked = places.into_values().map(|hashes| async move {
+            let names: Vec<_> = hashes.iter().map(|hash| self.keyspace.record(hash)).collect();
+            let stored: Vec<Option<Bytes>> = self.connection.reads().mget(names).await.map_err(from_fred)?;
+            Ok::<_, RepositoryError>(hashes.into_iter().zip(stored))
+        });
+        let stored = try_join_all(asked).await?.into_iter().flatten();
+        Ok(stored.filter_map(|(hash, stored)| Some((hash, stored?))).collect())
     }
 
     /// Runs `ask` for each shard and the positions of its ids among `ids`.
@@ -114,19 +132,15 @@ impl KeyRepository for RedisRepository {
     }
 
     async fn get_many_by_hash(&self, hashes: &[KeyHash]) -> Result<Vec<Result<Option<ApiKey>>>> {
-        // The commands go out together: fred writes what is there before it waits for an answer.
-        let found = hashes.iter().map(|hash| async move {
-            match self.find(hash).await {
-                Err(error) if error.kind() != ErrorKind::Corrupt => Err(error),
-                outcome => Ok(outcome),
-            }
-        });
-        try_join_all(found).await
+        let stored = self.records(hashes).await?;
+        Ok(hashes
+            .iter()
+            .map(|hash| stored.get(hash).map(|stored| record::parse(stored)).transpose())
+            .collect())
     }
 
     fn prefers_many(&self) -> bool {
-        // Commands that are sent at once share a write already.
-        false
+        true
     }
 
     async fn get(&self, id: KeyId) -> Result<Option<ApiKey>> {

@@ -60,6 +60,11 @@ impl Connection {
         &self.reads
     }
 
+    /// Whether keys are on several servers.
+    pub(super) fn is_clustered(&self) -> bool {
+        self.reads.is_clustered()
+    }
+
     /// What `INFO` says: of any node of a cluster.
     pub(super) async fn info(&self) -> Result<String> {
         self.reads.info(None).await.map_err(from_fred)

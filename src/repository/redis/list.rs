@@ -1,8 +1,8 @@
 //! Listings: every shard has a part, and the parts are merged, newest first.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::VecDeque;
 
-use fred::interfaces::{ClientLike as _, KeysInterface as _};
+use fred::interfaces::ClientLike as _;
 use fred::prelude::Value;
 use fred::types::{ClusterHash, CustomCommand};
 use futures_util::future::try_join_all;
@@ -12,7 +12,7 @@ use super::RedisRepository;
 use super::error::from_fred;
 use super::keyspace::{Member, SHARDS, Shard};
 use super::record::{self, corrupt};
-use crate::domain::{ApiKey, KeyHash};
+use crate::domain::ApiKey;
 use crate::repository::{PageRequest, Result};
 
 /// One shard's part of a list, read as far as it is needed.
@@ -102,18 +102,7 @@ impl RedisRepository {
     /// The keys of `members`, in their order; those that were deleted meanwhile are missing.
     async fn keys_of(&self, members: &[Member]) -> Result<Vec<ApiKey>> {
         let hashes: Vec<_> = members.iter().filter_map(Member::hash).collect();
-        let mut shards: BTreeMap<Shard, Vec<KeyHash>> = BTreeMap::new();
-        for hash in &hashes {
-            shards.entry(Shard::of_hash(hash)).or_default().push(*hash);
-        }
-        let asked = shards.into_values().map(|hashes| async move {
-            let names: Vec<_> = hashes.iter().map(|hash| self.keyspace.record(hash)).collect();
-            let stored: Vec<Option<String>> = self.connection.reads().mget(names).await.map_err(from_fred)?;
-            let keys = stored.into_iter().flatten().map(|stored| record::parse(&stored));
-            keys.collect::<Result<Vec<_>>>()
-        });
-        let found = try_join_all(asked).await?.into_iter().flatten();
-        let mut found: HashMap<_, _> = found.map(|key| (key.hash, key)).collect();
-        Ok(hashes.iter().filter_map(|hash| found.remove(hash)).collect())
+        let mut stored = self.records(&hashes).await?;
+        hashes.iter().filter_map(|hash| Some(record::parse(&stored.remove(hash)?))).collect()
     }
 }

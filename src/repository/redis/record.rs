@@ -13,11 +13,12 @@ pub(super) fn body(key: &ApiKey) -> Result<String> {
 }
 
 /// A record: its revision, a space and the document.
-pub(super) fn parse(stored: &str) -> Result<ApiKey> {
-    let (revision, document) =
-        stored.split_once(' ').ok_or_else(|| corrupt("a record without a revision"))?;
+pub(super) fn parse(stored: &[u8]) -> Result<ApiKey> {
+    let space = stored.iter().position(|&byte| byte == b' ');
+    let (revision, document) = stored.split_at(space.ok_or_else(|| corrupt("a record without a revision"))?);
+    let revision = str::from_utf8(revision).map_err(|_| corrupt("a revision that is no number"))?;
     // The parser's message could quote the record.
-    let document: StoredKey = serde_json::from_str(document)
+    let document: StoredKey = serde_json::from_slice(document)
         .map_err(|_| corrupt("a record that is not the JSON that it should be"))?;
     Ok(ApiKey { revision: parse_revision(revision)?, ..document.into_key()? })
 }
