@@ -55,7 +55,11 @@ impl Store {
                 let options = config.redis_options(Arc::clone(entropy));
                 let redis = RedisRepository::open(config.url.expose(), options).await;
                 let redis = redis.context("can't use the Redis server (store.url)")?;
-                let repository = Arc::new(OnRuntime::new(redis.clone(), Handle::current()));
+                let repository = Arc::new(OnRuntime::with_lookup_timeout(
+                    redis.clone(),
+                    Handle::current(),
+                    config.timeout.0,
+                ));
                 Ok(Self { repository, closes: Closes::Redis(redis) })
             }
         }

@@ -247,7 +247,8 @@ impl KeyRepository for RedisRepository {
     }
 
     async fn ping(&self) -> Result<()> {
-        // Of a key that can't exist: on a cluster it is asked of the node that would have it.
+        self.connection.check_role().await?;
+        // A key that can't exist: on a cluster the node is asked that would have it.
         self.find(&KeyHash::from_bytes([0; KeyHash::BYTES])).await.map(drop)
     }
 }

@@ -148,6 +148,23 @@ async fn a_failover_of_a_cluster_shard() {
     a_failover_loses_nothing_that_a_replica_confirmed(Redis::Cluster).await;
 }
 
+/// A primary that became a replica answers reads, but from its own past: it is not healthy.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_demoted_primary_is_noticed() {
+    let (servers, other) = (Redis::Alone.start(&[]), Redis::Alone.start(&[]));
+    let repository = open(&servers, quick()).await;
+    let created = repository.create(key("a"), &context()).await.unwrap();
+    repository.ping().await.unwrap();
+    let port = servers.servers[0].port;
+    assert_eq!(cli(port, &["REPLICAOF", "127.0.0.1", &other.servers[0].port.to_string()]), "OK");
+    assert_eq!(repository.ping().await.unwrap_err().kind(), ErrorKind::Unavailable);
+    let change = repository.revoke(created.id, RevokeReason::default(), &context()).await;
+    assert!(change.is_err(), "{change:?}");
+    assert_eq!(cli(port, &["REPLICAOF", "NO", "ONE"]), "OK");
+    while repository.ping().await.is_err() {}
+    while repository.create(key("b"), &context()).await.is_err() {}
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_look_up_is_one_command() {
     let servers = Redis::Alone.start(&[]);

@@ -13,7 +13,7 @@ use fred::types::config::{
     UnresponsiveConfig,
 };
 use fred::types::scripts::Script;
-use fred::types::{Builder, ClusterHash, Key, Value};
+use fred::types::{Builder, ClusterHash, CustomCommand, Key, Value};
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -70,7 +70,7 @@ impl Connection {
         self.reads.info(None).await.map_err(from_fred)
     }
 
-    /// Runs a script that changes something, and waits until enough replicas have it.
+    /// Runs a script that changes keys, and waits until enough replicas have it.
     pub(super) async fn change<T: FromValue>(
         &self,
         script: &Script,
@@ -78,36 +78,60 @@ impl Connection {
         arguments: Vec<Value>,
     ) -> Result<T> {
         let slot = keys.first().map(Key::cluster_hash);
-        let outcome = self.evaluate(script, keys, arguments).await;
-        if let Err(error) = &outcome
-            && is_read_only(error)
-        {
-            // A primary that was demoted: another one is found by connecting anew. If that fails, fred goes on trying.
-            let _ = self.changes.force_reconnection().await;
-            let _ = self.reads.force_reconnection().await;
-        }
-        let answer = outcome.map_err(from_fred)?;
+        let answer = self.evaluate(&self.changes, script, keys, arguments).await?;
         if self.min_replicas_ack > 0 {
             self.wait_for_replicas(slot).await?;
         }
         Ok(answer)
     }
 
+    /// Runs a script that notes what may be lost.
+    pub(super) async fn note(&self, script: &Script, keys: Vec<Key>, arguments: Vec<Value>) -> Result<()> {
+        self.evaluate::<i64>(&self.reads, script, keys, arguments).await.map(drop)
+    }
+
     /// `EVALSHA`; where the script is not known, as after a failover, it is loaded by the `EVAL` itself: a node of a
     /// cluster that is down must not stop the others from learning it.
     async fn evaluate<T: FromValue>(
         &self,
+        client: &Client,
         script: &Script,
         keys: Vec<Key>,
         arguments: Vec<Value>,
-    ) -> std::result::Result<T, fred::error::Error> {
-        let client = &self.changes;
-        match client.evalsha(script.sha1().clone(), keys.clone(), arguments.clone()).await {
-            Err(error) if error.details().starts_with("NOSCRIPT") => {
-                let text = script.lua().cloned().unwrap_or_default();
-                client.eval(text, keys, arguments).await
-            }
-            outcome => outcome,
+    ) -> Result<T> {
+        let mut outcome = client.evalsha(script.sha1().clone(), keys.clone(), arguments.clone()).await;
+        if outcome.as_ref().is_err_and(|error| error.details().starts_with("NOSCRIPT")) {
+            let text = script.lua().cloned().unwrap_or_default();
+            outcome = client.eval(text, keys, arguments).await;
+        }
+        if outcome.as_ref().is_err_and(is_read_only) {
+            self.look_for_the_primary().await;
+        }
+        outcome.map_err(from_fred)
+    }
+
+    /// Succeeds if the server takes changes. A replica answers reads too, from its own past, so it is asked what it is. Nodes
+    /// of a cluster send reads to the primary by themselves.
+    pub(super) async fn check_role(&self) -> Result<()> {
+        if self.is_clustered() {
+            return Ok(());
+        }
+        let role = CustomCommand::new_static("ROLE", ClusterHash::Random, false);
+        let role: Vec<Value> = self.reads.custom(role, Vec::<Value>::new()).await.map_err(from_fred)?;
+        if role.first().and_then(Value::as_str).as_deref() == Some("master") {
+            return Ok(());
+        }
+        self.look_for_the_primary().await;
+        Err(RepositoryError::new(
+            ErrorKind::Unavailable,
+            "the server is a replica: it was a primary, or never one",
+        ))
+    }
+
+    /// By connecting anew: Sentinel, or the name of the server, may lead to another one. If that fails, fred goes on trying.
+    async fn look_for_the_primary(&self) {
+        for client in [&self.changes, &self.reads] {
+            let _ = client.force_reconnection().await;
         }
     }
 

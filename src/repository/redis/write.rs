@@ -131,7 +131,7 @@ impl RedisRepository {
             arguments.push(Value::from(id.to_string()));
             arguments.push(Value::from(used_at.as_micros()));
         }
-        self.connection.change::<i64>(&self.scripts.usage, keys, arguments).await.map(drop)
+        self.connection.note(&self.scripts.usage, keys, arguments).await
     }
 
     async fn existing(&self, id: KeyId) -> Result<ApiKey> {
