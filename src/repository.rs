@@ -55,6 +55,7 @@ use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
 pub use error::{ErrorKind, RepositoryError, Result};
+use feed::Mark;
 pub use feed::{Changes, EventPageRequest, EventPosition, FeedPosition};
 pub use memory::MemoryRepository;
 pub use on_runtime::OnRuntime;

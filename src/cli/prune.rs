@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 use prost_types::Timestamp;
 use serde_json::json;
@@ -10,11 +10,12 @@ use tonic::Code;
 
 use super::output::Output;
 use super::{ClientArgs, arguments};
-use crate::grpc::pb;
+use crate::domain::{Clock as _, SystemClock};
+use crate::grpc::{pb, to_proto_time};
 
 #[derive(Debug, Args)]
 pub(super) struct PruneArgs {
-    /// Delete the keys that expired before this instant: 2030-01-31T12:00:00Z.
+    /// Delete the keys that had expired at this instant of the past: 2030-01-31T12:00:00Z.
     #[arg(long, value_name = "TIME", value_parser = arguments::time)]
     expired_before: Timestamp,
     /// Count them and delete nothing.
@@ -26,13 +27,17 @@ pub(super) struct PruneArgs {
 
 pub(super) async fn run(arguments: PruneArgs, output: &Output) -> Result<ExitCode> {
     let PruneArgs { expired_before, dry_run, client } = arguments;
+    let now = to_proto_time(SystemClock.now());
+    if (expired_before.seconds, expired_before.nanos) > (now.seconds, now.nanos) {
+        bail!("--expired-before: is in the future: keys that are still good would go, too");
+    }
     let mut key_store = client.key_store().await?;
     let mut keys = key_store.stream_keys(pb::StreamKeysRequest::default()).await?.into_inner();
     let before = (expired_before.seconds, expired_before.nanos);
     let mut count = 0_u64;
     while let Some(response) = keys.message().await? {
         let key = response.key.unwrap_or_default();
-        if key.expire_time.is_none_or(|time| (time.seconds, time.nanos) >= before) {
+        if key.expire_time.is_none_or(|time| (time.seconds, time.nanos) > before) {
             continue;
         }
         if !dry_run {

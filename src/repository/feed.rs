@@ -40,16 +40,18 @@ impl EventPosition {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FeedPosition(BTreeMap<u8, Mark>);
 
-/// The last event that was seen of a shard.
+/// How far a shard was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Mark {
-    pub(super) revision: Revision,
-    pub(super) nonce: u64,
+pub(super) enum Mark {
+    /// Through this event.
+    Event { revision: Revision, nonce: u64 },
+    /// Nothing yet of what was there when it was first asked; so many events before that were let go already.
+    Start { missing: u64 },
 }
 
 impl Mark {
-    pub(super) fn of(event: &KeyEvent) -> Self {
-        Self { revision: event.revision, nonce: event.nonce }
+    fn of(event: &KeyEvent) -> Self {
+        Self::Event { revision: event.revision, nonce: event.nonce }
     }
 }
 
@@ -65,9 +67,14 @@ impl FeedPosition {
         Self(BTreeMap::from([(0, Mark::of(event))]))
     }
 
-    /// The place in `shard`; `None` before its first event.
-    pub(super) fn mark(&self, shard: u8) -> Option<Mark> {
-        self.0.get(&shard).copied()
+    /// The place in `shard`.
+    pub(super) fn mark(&self, shard: u8) -> Mark {
+        self.0.get(&shard).copied().unwrap_or(Mark::Start { missing: 0 })
+    }
+
+    /// Begins with what there is in `shard`, of which `missing` events were let go.
+    pub(super) fn start(&mut self, shard: u8, missing: u64) {
+        self.0.insert(shard, Mark::Start { missing });
     }
 
     /// Goes on behind `event` of `shard`.

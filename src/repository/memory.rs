@@ -9,8 +9,8 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use async_trait::async_trait;
 
 use super::{
-    Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, PagePosition, PageRequest,
-    Result, pages, provided,
+    Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, Mark, PagePosition,
+    PageRequest, Result, pages, provided,
 };
 use crate::domain::{
     ApiKey, ChangeContext, ChangeKind, ChangedField, KeyEvent, KeyFilter, KeyHash, KeyId, OwnerId, Revision,
@@ -173,8 +173,8 @@ impl State {
         let begin = match after {
             None => Bound::Unbounded,
             Some(position) if self.knows(position) => match position.mark(0) {
-                None => Bound::Unbounded,
-                Some(mark) => Bound::Excluded(mark.revision),
+                Mark::Start { .. } => Bound::Unbounded,
+                Mark::Event { revision, .. } => Bound::Excluded(revision),
             },
             Some(_) => return Err(ErrorKind::PositionLost.into()),
         };
@@ -192,9 +192,9 @@ impl State {
     /// Whether no event after `position` is missing.
     fn knows(&self, position: &FeedPosition) -> bool {
         match position.mark(0) {
-            None => self.last_revision == 0 || self.events.contains_key(&Revision::new(1)),
-            Some(mark) => {
-                self.events.get(&mark.revision).is_some_and(|event| FeedPosition::of(event) == *position)
+            Mark::Start { .. } => self.last_revision == 0 || self.events.contains_key(&Revision::new(1)),
+            Mark::Event { revision, .. } => {
+                self.events.get(&revision).is_some_and(|event| FeedPosition::of(event) == *position)
             }
         }
     }

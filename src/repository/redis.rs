@@ -22,15 +22,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use fred::interfaces::{HashesInterface as _, KeysInterface as _};
 use fred::types::scripts::Script;
-use futures_util::future::try_join_all;
+use futures_util::future::{join_all, try_join_all};
 use prost::bytes::Bytes;
 
 use self::connection::Connection;
 use self::error::from_fred;
 use self::keyspace::{Keyspace, Shard};
 use super::{
-    Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, PageRequest,
-    RepositoryError, Result, pages,
+    Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, PageRequest, Result, pages,
 };
 use crate::domain::{
     ApiKey, ChangeContext, KeyEvent, KeyFilter, KeyHash, KeyId, OwnerId, Revision, RevokeReason, Rotation,
@@ -52,7 +51,12 @@ pub struct RedisRepository {
 struct Scripts {
     change: Script,
     usage: Script,
+    count: Script,
 }
+
+/// How many events of a shard there are, and how many there were ever, at one moment. KEYS: events, head.
+const COUNT: &str =
+    "return { redis.call('XLEN', KEYS[1]), tonumber(redis.call('HGET', KEYS[2], 'events') or '0') }";
 
 impl RedisRepository {
     /// Connects to the server of `url`: `redis://…`, `redis-sentinel://…`, `redis-cluster://…`, each with `rediss-` for TLS,
@@ -67,6 +71,7 @@ impl RedisRepository {
         let scripts = Scripts {
             change: Script::from_lua(include_str!("redis/change.lua")),
             usage: Script::from_lua(include_str!("redis/usage.lua")),
+            count: Script::from_lua(COUNT),
         };
         let repository = Self {
             connection,
@@ -89,8 +94,8 @@ impl RedisRepository {
         stored.map(|stored| record::parse(&stored)).transpose()
     }
 
-    /// The records of `hashes` that there are: by one command, or on a cluster by one for each shard.
-    async fn records(&self, hashes: &[KeyHash]) -> Result<HashMap<KeyHash, Bytes>> {
+    /// The records of `hashes`: by one command, or on a cluster by one for each shard, with an outcome of its own.
+    async fn records(&self, hashes: &[KeyHash]) -> Vec<(Vec<KeyHash>, Result<Vec<Option<Bytes>>>)> {
         let mut places: BTreeMap<Option<Shard>, Vec<KeyHash>> = BTreeMap::new();
         for hash in hashes {
             let place = self.connection.is_clustered().then(|| Shard::of_hash(hash));
@@ -98,11 +103,10 @@ impl RedisRepository {
         }
         let asked = places.into_values().map(|hashes| async move {
             let names: Vec<_> = hashes.iter().map(|hash| self.keyspace.record(hash)).collect();
-            let stored: Vec<Option<Bytes>> = self.connection.reads().mget(names).await.map_err(from_fred)?;
-            Ok::<_, RepositoryError>(hashes.into_iter().zip(stored))
+            let stored = self.connection.reads().mget(names).await.map_err(from_fred);
+            (hashes, stored)
         });
-        let stored = try_join_all(asked).await?.into_iter().flatten();
-        Ok(stored.filter_map(|(hash, stored)| Some((hash, stored?))).collect())
+        join_all(asked).await
     }
 
     /// Runs `ask` for each shard and the positions of its ids among `ids`.
@@ -132,11 +136,19 @@ impl KeyRepository for RedisRepository {
     }
 
     async fn get_many_by_hash(&self, hashes: &[KeyHash]) -> Result<Vec<Result<Option<ApiKey>>>> {
-        let stored = self.records(hashes).await?;
-        Ok(hashes
-            .iter()
-            .map(|hash| stored.get(hash).map(|stored| record::parse(stored)).transpose())
-            .collect())
+        let mut found = HashMap::with_capacity(hashes.len());
+        for (hashes, stored) in self.records(hashes).await {
+            match stored {
+                Ok(stored) => {
+                    let keys =
+                        stored.into_iter().map(|it| it.map(|stored| record::parse(&stored)).transpose());
+                    found.extend(hashes.into_iter().zip(keys));
+                }
+                // A shard that can't be reached is no error of the others.
+                Err(error) => found.extend(hashes.into_iter().map(|hash| (hash, Err(error.clone())))),
+            }
+        }
+        Ok(hashes.iter().map(|hash| found.get(hash).cloned().unwrap_or(Ok(None))).collect())
     }
 
     fn prefers_many(&self) -> bool {

@@ -337,3 +337,70 @@ async fn tls_is_verified() {
         assert_eq!(error.kind(), kind, "{url} {error:?}");
     }
 }
+
+/// Neither a head that was lost nor a clock that went back makes revisions go back, and nothing is half done.
+#[tokio::test(flavor = "multi_thread")]
+async fn revisions_never_go_back() {
+    let servers = Redis::Alone.start(&[]);
+    let repository = open(&servers, quick()).await;
+    let created = repository.create(key("a"), &context()).await.unwrap();
+    let port = servers.servers[0].port;
+    let head = cli(port, &["KEYS", "*head"]);
+    // As if the clock had been ahead until now.
+    assert_eq!(cli(port, &["HSET", &head, "revision", "4000000000000000"]), "0");
+    let ahead = repository.update(created.clone(), created.revision, &context()).await.unwrap();
+    assert_eq!(ahead.revision.get(), 4_000_000_000_000_001);
+    assert_eq!(cli(port, &["DEL", &head]), "1");
+    let after = repository.update(ahead.clone(), ahead.revision, &context()).await.unwrap();
+    assert_eq!(after.revision.get(), 4_000_000_000_000_002);
+    assert_eq!(repository.get(created.id).await.unwrap(), Some(after));
+    assert_eq!(repository.changes(None, 10).await.unwrap().events.len(), 3);
+    assert!(repository.delete(created.id, &context()).await.unwrap().get() > 4_000_000_000_000_002);
+}
+
+/// Shards that let events go, read one event at a time: from where it begins, a follower misses nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_comes_through_shards_that_were_trimmed() {
+    let servers = Redis::Alone.start(&[]);
+    let repository = open(&servers, quick()).await;
+    for number in 0..40 {
+        let created = repository.create(key(&number.to_string()), &context()).await.unwrap();
+        let updated = repository.update(created.clone(), created.revision, &context()).await.unwrap();
+        repository.update(updated.clone(), updated.revision, &context()).await.unwrap();
+    }
+    let port = servers.servers[0].port;
+    for stream in cli(port, &["KEYS", "*events"]).lines() {
+        cli(port, &["XTRIM", stream, "MAXLEN", "2"]);
+    }
+    let all = repository.changes(None, 1_000).await.unwrap().events;
+    let mut seen = Vec::new();
+    let mut position = None;
+    loop {
+        let changes = repository.changes(position.as_ref(), 1).await.unwrap();
+        if changes.events.is_empty() {
+            break;
+        }
+        seen.extend(changes.events);
+        position = Some(changes.position);
+    }
+    assert_eq!(seen, all);
+    assert!(seen.len() >= 40);
+    // What is let go before it was seen is told, in a shard that was not read yet, too.
+    let begun = repository.changes(None, 1).await.unwrap().position;
+    for stream in cli(port, &["KEYS", "*events"]).lines() {
+        cli(port, &["XTRIM", stream, "MAXLEN", "1"]);
+    }
+    assert_eq!(repository.changes(Some(&begun), 1).await.unwrap_err().kind(), ErrorKind::PositionLost);
+}
+
+/// Told with the right scheme.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_is_not_taken_for_a_server_nor_a_server_for_a_cluster() {
+    let servers = Redis::Alone.start(&["--cluster-enabled", "yes"]);
+    let error = RedisRepository::open(&servers.url, quick()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
+    let servers = Redis::Alone.start(&[]);
+    let url = servers.url.replace("redis:", "redis-cluster:");
+    let error = RedisRepository::open(&url, quick()).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Refused | ErrorKind::Unavailable), "{error:?}");
+}

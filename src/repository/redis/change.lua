@@ -29,11 +29,25 @@ for step = 1, steps do
     end
 end
 
--- Larger than all before, also after a failover that lost the last ones.
+-- Larger than all before: also after a failover that lost the last ones, or if the head itself was lost.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
-local last = tonumber(redis.call('HGET', KEYS[1], 'revision') or '0')
-local revision = math.max(last, now - 1)
+local revision = math.max(now - 1, tonumber(redis.call('HGET', KEYS[1], 'revision') or '0'))
+local newest = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
+if newest then
+    revision = math.max(revision, tonumber(string.match(newest[1], '^%d+')))
+end
+for step = 1, steps do
+    local stored = redis.call('GET', KEYS[3 * step + 2])
+    if stored then
+        revision = math.max(revision, tonumber(string.match(stored, '^%d+') or '0'))
+    end
+end
+
+-- A head that was lost begins with what there is.
+if redis.call('HEXISTS', KEYS[1], 'events') == 0 then
+    redis.call('HSET', KEYS[1], 'events', redis.call('XLEN', KEYS[2]))
+end
 
 local answer = {}
 for step = 1, steps do
@@ -43,6 +57,8 @@ for step = 1, steps do
         ARGV[at], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], ARGV[at + 6]
     revision = revision + 1
     local text = string.format('%.0f', revision)
+    -- What could fail comes first.
+    redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[1], text .. '-1', 'event', event)
     if what == 'delete' then
         redis.call('DEL', record, id)
         redis.call('ZREM', KEYS[3], member)
@@ -56,7 +72,6 @@ for step = 1, steps do
             redis.call('ZADD', owner, 0, member)
         end
     end
-    redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[1], text .. '-1', 'event', event)
     redis.call('HSET', KEYS[1], 'revision', text)
     redis.call('HINCRBY', KEYS[1], 'events', 1)
     answer[step] = text

@@ -24,6 +24,15 @@ impl RedisRepository {
                 "the server is older than Redis 6.2: use a newer one",
             ));
         }
+        let is_cluster = info.get("redis_mode").copied() == Some("cluster");
+        if is_cluster != self.connection.is_clustered() {
+            let problem = if is_cluster {
+                "the server is part of a Cluster: its URL begins with redis-cluster: or rediss-cluster:"
+            } else {
+                "the server is no part of a Cluster: its URL begins with redis: or rediss:"
+            };
+            return Err(RepositoryError::new(ErrorKind::Refused, problem));
+        }
         for problem in problems(&info, self.saves_snapshots().await) {
             if self.options.strict {
                 return Err(RepositoryError::new(ErrorKind::Refused, problem));

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fred::clients::Client;
+use fred::bytes_utils::Str;
+use fred::clients::{Client, Pipeline};
 use fred::interfaces::{ClientLike as _, LuaInterface as _, ServerInterface as _};
 use fred::prelude::FromValue;
 use fred::types::config::{
@@ -70,19 +71,70 @@ impl Connection {
         self.reads.info(None).await.map_err(from_fred)
     }
 
-    /// Runs a script that changes keys, and waits until enough replicas have it.
-    pub(super) async fn change<T: FromValue>(
+    /// Runs a script that changes keys and answers with revisions, or with a word that says why nothing was changed. A change
+    /// is answered when enough replicas have it.
+    pub(super) async fn change(
         &self,
         script: &Script,
         keys: Vec<Key>,
         arguments: Vec<Value>,
-    ) -> Result<T> {
-        let slot = keys.first().map(Key::cluster_hash);
-        let answer = self.evaluate(&self.changes, script, keys, arguments).await?;
-        if self.min_replicas_ack > 0 {
-            self.wait_for_replicas(slot).await?;
+    ) -> Result<Vec<String>> {
+        if self.min_replicas_ack == 0 {
+            return self.evaluate(&self.changes, script, keys, arguments).await;
+        }
+        let mut outcome =
+            self.change_and_wait(Some(script.sha1()), script, keys.clone(), arguments.clone()).await;
+        if outcome.as_ref().is_err_and(|error| error.details().starts_with("NOSCRIPT")) {
+            outcome = self.change_and_wait(None, script, keys, arguments).await;
+        }
+        if outcome.as_ref().is_err_and(is_read_only) {
+            self.look_for_the_primary().await;
+        }
+        let (answer, confirmed) = outcome.map_err(from_fred)?;
+        let is_change = answer.iter().all(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+        if is_change && confirmed < i64::from(self.min_replicas_ack) {
+            return Err(RepositoryError::new(
+                ErrorKind::Unavailable,
+                "too few replicas confirmed the change",
+            ));
         }
         Ok(answer)
+    }
+
+    /// The script and the wait for its replicas, sent together on one connection: on another one there would be nothing to
+    /// wait for, and the answer would come at once.
+    async fn change_and_wait(
+        &self,
+        known: Option<&Str>,
+        script: &Script,
+        keys: Vec<Key>,
+        arguments: Vec<Value>,
+    ) -> std::result::Result<(Vec<String>, i64), fred::error::Error> {
+        let slot = keys.first().map(Key::cluster_hash).filter(|_| self.is_clustered());
+        let to_its_node = Options { cluster_hash: slot.map(ClusterHash::Custom), ..Options::default() };
+        let pipeline = Pipeline::from(self.changes.with_options(&to_its_node));
+        // fred's pipelines have no functions for scripts.
+        let (command, script) = match known {
+            Some(sha1) => ("EVALSHA", sha1.clone()),
+            None => ("EVAL", script.lua().cloned().unwrap_or_default()),
+        };
+        let hash = slot.map_or(ClusterHash::Random, ClusterHash::Custom);
+        let mut all = vec![Value::from(script), Value::from(i64::try_from(keys.len()).unwrap_or(i64::MAX))];
+        all.extend(keys.iter().map(|key| Value::from(key.as_bytes())));
+        all.extend(arguments);
+        let command = CustomCommand::new_static(command, hash, false);
+        pipeline.custom::<(), _>(command, all).await?;
+        let millis = i64::try_from(self.timeout.as_millis() / 2).unwrap_or(i64::MAX).max(1);
+        pipeline.wait::<()>(self.min_replicas_ack.into(), millis).await?;
+        let mut answers = pipeline.try_all::<Value>().await.into_iter();
+        let mut next = || answers.next().unwrap_or_else(|| Err(fred::error::Error::new_canceled()));
+        let (answer, confirmed) = (next()?, next()?);
+        Ok((answer.convert()?, confirmed.convert()?))
+    }
+
+    /// Runs a script that changes nothing.
+    pub(super) async fn ask<T: FromValue>(&self, script: &Script, keys: Vec<Key>) -> Result<T> {
+        self.evaluate(&self.reads, script, keys, Vec::new()).await
     }
 
     /// Runs a script that notes what may be lost.
@@ -133,23 +185,6 @@ impl Connection {
         for client in [&self.changes, &self.reads] {
             let _ = client.force_reconnection().await;
         }
-    }
-
-    async fn wait_for_replicas(&self, slot: Option<u16>) -> Result<()> {
-        let to_its_node = Options {
-            cluster_hash: slot.filter(|_| self.changes.is_clustered()).map(ClusterHash::Custom),
-            ..Options::default()
-        };
-        let millis = i64::try_from(self.timeout.as_millis() / 2).unwrap_or(i64::MAX).max(1);
-        let client = self.changes.with_options(&to_its_node);
-        let confirmed: i64 = client.wait(self.min_replicas_ack.into(), millis).await.map_err(from_fred)?;
-        if confirmed < i64::from(self.min_replicas_ack) {
-            return Err(RepositoryError::new(
-                ErrorKind::Unavailable,
-                "too few replicas confirmed the change",
-            ));
-        }
-        Ok(())
     }
 
     pub(super) async fn close(&self) -> Result<()> {

@@ -5,9 +5,13 @@ use fred::error::{Error, ErrorKind as FredKind};
 use crate::repository::{ErrorKind, RepositoryError};
 
 /// What answers begin with when it can't be served now.
-const UNAVAILABLE: [&str; 12] = [
+const UNAVAILABLE: [&str; 16] = [
     // fred's own words while it has no connection.
     "Failed to route command",
+    "Too many failed write attempts",
+    "ERR max number of clients reached",
+    "ERR WAIT cannot be used with replica instances",
+    "UNBLOCKED",
     "READONLY",
     "LOADING",
     "CLUSTERDOWN",
@@ -28,15 +32,23 @@ pub(super) fn from_fred(error: Error) -> RepositoryError {
 
 /// The server takes no writes: it was a primary, or never one.
 pub(super) fn is_read_only(error: &Error) -> bool {
-    error.details().starts_with("READONLY")
+    says(error, "READONLY")
+}
+
+/// Whether the answer begins with `code`; before Redis 7, what a command in a script says stands behind other words.
+fn says(error: &Error, code: &str) -> bool {
+    let details = error.details();
+    details.starts_with(code) || details.contains(&format!("-{code}"))
 }
 
 fn kind_of(error: &Error) -> ErrorKind {
-    if UNAVAILABLE.iter().any(|code| error.details().starts_with(code)) {
+    if UNAVAILABLE.iter().any(|code| says(error, code)) {
         return ErrorKind::Unavailable;
     }
     match error.kind() {
         FredKind::Timeout => ErrorKind::Timeout,
+        // The URL and the server do not fit together.
+        FredKind::Config => ErrorKind::Refused,
         FredKind::IO
         | FredKind::Auth
         | FredKind::Routing
@@ -62,6 +74,12 @@ mod tests {
             (FredKind::Canceled, "", ErrorKind::Unavailable),
             (FredKind::Auth, "WRONGPASS", ErrorKind::Unavailable),
             (FredKind::Unknown, "Failed to route command.", ErrorKind::Unavailable),
+            (FredKind::Unknown, "Too many failed write attempts.", ErrorKind::Unavailable),
+            (
+                FredKind::Unknown,
+                "ERR Error running script (call to f_1): @user_script:4: @user_script: 4: -READONLY You can't write",
+                ErrorKind::Unavailable,
+            ),
             (
                 FredKind::Unknown,
                 "READONLY You can't write against a read only replica.",

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use fred::interfaces::{HashesInterface as _, StreamsInterface as _};
+use fred::interfaces::StreamsInterface as _;
+use fred::types::Key;
 use fred::types::streams::XCap;
 use futures_util::future::try_join_all;
 
@@ -13,7 +14,7 @@ use super::keyspace::Shard;
 use super::record::{corrupt, parse_revision};
 use super::stored_event::StoredEvent;
 use crate::domain::{KeyEvent, Revision, Timestamp};
-use crate::repository::{Changes, ErrorKind, EventPageRequest, FeedPosition, Result};
+use crate::repository::{Changes, ErrorKind, EventPageRequest, FeedPosition, Mark, Result};
 
 /// How many events are read at once while they are filtered or pruned.
 const BATCH: u64 = 500;
@@ -70,61 +71,70 @@ impl RedisRepository {
     }
 
     pub(super) async fn changes_after(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
-        let parts = Shard::all().map(|shard| self.events_after(shard, after, limit));
+        let mut position = match after {
+            Some(position) => position.clone(),
+            // Whoever names no position begins with what there is.
+            None => self.start().await?,
+        };
+        let asked = &position;
+        let parts = Shard::all().map(|shard| self.events_after(shard, asked.mark(shard.number()), limit));
         let mut events: Vec<_> = try_join_all(parts).await?.into_iter().flatten().collect();
         // Within a shard that is their order; across shards it is about the order of time.
         events.sort_by_key(|event| event.revision);
         events.truncate(limit);
-        let mut position = after.cloned().unwrap_or_else(FeedPosition::beginning);
         for event in &events {
             position.advance(Shard::of_hash(&event.hash).number(), event);
         }
         Ok(Changes { events, position })
     }
 
-    async fn events_after(
-        &self,
-        shard: Shard,
-        after: Option<&FeedPosition>,
-        limit: usize,
-    ) -> Result<Vec<KeyEvent>> {
+    /// Before the oldest event that is kept of each shard.
+    async fn start(&self) -> Result<FeedPosition> {
+        let missing = try_join_all(Shard::all().map(|shard| self.missing(shard))).await?;
+        let mut position = FeedPosition::beginning();
+        for (shard, missing) in Shard::all().zip(missing) {
+            position.start(
+                shard.number(),
+                missing.ok_or_else(|| corrupt("a shard that lost its count of events"))?,
+            );
+        }
+        Ok(position)
+    }
+
+    async fn events_after(&self, shard: Shard, mark: Mark, limit: usize) -> Result<Vec<KeyEvent>> {
         let name = self.keyspace.events(shard);
-        let mark = after.and_then(|position| position.mark(shard.number()));
-        let start = mark.map_or_else(|| "-".to_owned(), |mark| entry_id(mark.revision));
+        let start = match mark {
+            Mark::Start { .. } => "-".to_owned(),
+            Mark::Event { revision, .. } => entry_id(revision),
+        };
         let count = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
-        let client = self.connection.reads();
         let entries: Vec<Entry> =
-            client.xrange(name.clone(), start, "+", Some(count)).await.map_err(from_fred)?;
+            self.connection.reads().xrange(name, start, "+", Some(count)).await.map_err(from_fred)?;
         let mut events: Vec<_> = entries.into_iter().map(parse).collect::<Result<_>>()?;
-        match (after, mark) {
-            // Whoever names no position begins with what there is.
-            (None, _) => {}
+        match mark {
             // Its own event is read again: if it is not there, or is another one, history was trimmed or rewound.
-            (Some(_), Some(mark)) => match events.first() {
-                Some(first) if first.revision == mark.revision && first.nonce == mark.nonce => {
+            Mark::Event { revision, nonce } => match events.first() {
+                Some(first) if first.revision == revision && first.nonce == nonce => {
                     events.remove(0);
                 }
                 _ => return Err(ErrorKind::PositionLost.into()),
             },
-            // Nothing of this shard was seen yet: then nothing may be missing. What was counted later than the events were
-            // read can only be more.
-            (Some(_), None) => {
-                let kept: u64 = client.xlen(name).await.map_err(from_fred)?;
-                let ever: Option<u64> =
-                    client.hget(self.keyspace.head(shard), "events").await.map_err(from_fred)?;
-                if ever.unwrap_or(0) > kept && !self.is_whole(shard, ever.unwrap_or(0)).await? {
-                    return Err(ErrorKind::PositionLost.into());
-                }
-            }
+            // Asked after they were read: what is trimmed from now on was seen.
+            Mark::Start { missing } if self.missing(shard).await? == Some(missing) => {}
+            Mark::Start { .. } => return Err(ErrorKind::PositionLost.into()),
         }
         events.truncate(limit);
         Ok(events)
     }
 
-    /// Whether the shard has all of the `ever` events that it had: one may have come between two questions.
-    async fn is_whole(&self, shard: Shard, ever: u64) -> Result<bool> {
-        let kept: u64 = self.connection.reads().xlen(self.keyspace.events(shard)).await.map_err(from_fred)?;
-        Ok(kept >= ever)
+    /// How many events of the shard were let go; `None` if its count of them was lost.
+    async fn missing(&self, shard: Shard) -> Result<Option<u64>> {
+        let keys = vec![Key::from(self.keyspace.events(shard)), Key::from(self.keyspace.head(shard))];
+        let counted: Vec<u64> = self.connection.ask(&self.scripts.count, keys).await?;
+        let &[kept, ever] = counted.as_slice() else {
+            return Err(corrupt("a count of events that is none"));
+        };
+        Ok(ever.checked_sub(kept))
     }
 
     pub(super) async fn prune_events_before(&self, before: Timestamp) -> Result<u64> {

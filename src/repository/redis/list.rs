@@ -1,6 +1,6 @@
 //! Listings: every shard has a part, and the parts are merged, newest first.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use fred::interfaces::ClientLike as _;
 use fred::prelude::Value;
@@ -14,6 +14,9 @@ use super::keyspace::{Member, SHARDS, Shard};
 use super::record::{self, corrupt};
 use crate::domain::ApiKey;
 use crate::repository::{PageRequest, Result};
+
+/// How many keys are read at least to fill a page.
+const MIN_READ: usize = 256;
 
 /// One shard's part of a list, read as far as it is needed.
 struct Part {
@@ -44,7 +47,8 @@ impl RedisRepository {
             .collect();
         let mut page = Vec::new();
         loop {
-            let wanted = request.limit - page.len();
+            // Where a filter lets little through, many are read for the few that are missing.
+            let wanted = (request.limit - page.len()).max(MIN_READ);
             let members = self.newest(&mut parts, wanted).await?;
             let is_last = members.len() < wanted;
             let keys = self.keys_of(&members).await?;
@@ -53,6 +57,7 @@ impl RedisRepository {
                 is_owned && request.filter.matches(key)
             }));
             if is_last || page.len() >= request.limit {
+                page.truncate(request.limit);
                 return Ok(page);
             }
         }
@@ -102,7 +107,11 @@ impl RedisRepository {
     /// The keys of `members`, in their order; those that were deleted meanwhile are missing.
     async fn keys_of(&self, members: &[Member]) -> Result<Vec<ApiKey>> {
         let hashes: Vec<_> = members.iter().filter_map(Member::hash).collect();
-        let mut stored = self.records(&hashes).await?;
-        hashes.iter().filter_map(|hash| Some(record::parse(&stored.remove(hash)?))).collect()
+        let mut found = HashMap::with_capacity(hashes.len());
+        for (hashes, stored) in self.records(&hashes).await {
+            found.extend(hashes.into_iter().zip(stored?));
+        }
+        let stored = hashes.iter().filter_map(|hash| found.remove(hash).flatten());
+        stored.map(|stored| record::parse(&stored)).collect()
     }
 }

@@ -8,7 +8,7 @@ use super::query;
 use super::row::{EventRow, timestamp};
 use super::tables::Tables;
 use crate::domain::{KeyEvent, Revision, Timestamp};
-use crate::repository::{Changes, ErrorKind, EventPageRequest, FeedPosition, Result};
+use crate::repository::{Changes, ErrorKind, EventPageRequest, FeedPosition, Mark, Result};
 
 /// How many events one transaction deletes.
 const PRUNE_BATCH: usize = 1_000;
@@ -46,7 +46,7 @@ pub(super) async fn changes(
         return Ok(Changes { events, position });
     };
     let events = match position.mark(0) {
-        None => {
+        Mark::Start { .. } => {
             // Read first: what is counted there has its event by the time when events are read.
             let head = read_head(connection, tables).await?;
             let events = read(connection, &query::events_from(tables, Revision::NONE, limit)).await?;
@@ -60,8 +60,8 @@ pub(super) async fn changes(
             }
             events
         }
-        Some(mark) => {
-            let mut events = read(connection, &query::events_from(tables, mark.revision, limit + 1)).await?;
+        Mark::Event { revision, .. } => {
+            let mut events = read(connection, &query::events_from(tables, revision, limit + 1)).await?;
             if events.first().is_none_or(|first| FeedPosition::of(first) != *position) {
                 return Err(ErrorKind::PositionLost.into());
             }

@@ -220,8 +220,10 @@ fn expired_keys_are_pruned_by_hand_or_by_the_server() {
     let trail = home.run(&["events", "--addr", &server.address]).stdout;
     assert!(trail.contains("system:prune"), "{trail}");
 
+    let future = home.run(&["prune", "--expired-before", "2050-01-01T00:00:00Z", "--addr", &server.address]);
+    assert!(future.status == 1 && future.stderr.contains("is in the future"), "{}", future.stderr);
     let prune = |more: &[&str]| {
-        let base = ["prune", "--expired-before", "2050-01-01T00:00:00Z"];
+        let base = ["prune", "--expired-before", just_now.as_str()];
         home.json(&server, &[&base[..], more].concat())["deleted"].as_u64().unwrap()
     };
     assert_eq!(prune(&["--dry-run"]), 1);
