@@ -4,6 +4,7 @@ mod caller;
 mod error;
 mod import;
 mod key_pruner;
+mod key_request;
 mod key_store;
 mod pruner;
 mod usage;
@@ -13,9 +14,8 @@ pub use caller::Caller;
 pub use error::{Precondition, ServiceError};
 pub use import::ImportedKey;
 pub use key_pruner::KeyPruner;
-pub use key_store::{
-    Expiry, IssuedKey, KeyRecord, KeyStoreService, KeyUpdate, NewKey, RotateRequest, RotatedKey,
-};
+pub use key_request::{Expiry, IssuedKey, KeyRecord, KeyUpdate, NewKey, RotateRequest, RotatedKey};
+pub use key_store::KeyStoreService;
 pub use pruner::EventPruner;
 pub use usage::UsageRecorder;
 pub use validator::{Validation, ValidatorService};

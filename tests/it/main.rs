@@ -12,6 +12,7 @@ mod plans;
 mod process;
 mod redis_faults;
 mod redis_servers;
+mod redis_start;
 mod repository;
 mod server;
 mod sql;
