@@ -27,17 +27,17 @@ pub(super) struct PruneArgs {
 
 pub(super) async fn run(arguments: PruneArgs, output: &Output) -> Result<ExitCode> {
     let PruneArgs { expired_before, dry_run, client } = arguments;
-    let now = to_proto_time(SystemClock.now());
-    if (expired_before.seconds, expired_before.nanos) > (now.seconds, now.nanos) {
+    let instant = |time: Timestamp| (time.seconds, time.nanos);
+    let before = instant(expired_before);
+    if before > instant(to_proto_time(SystemClock.now())) {
         bail!("--expired-before: is in the future: keys that are still good would go, too");
     }
     let mut key_store = client.key_store().await?;
     let mut keys = key_store.stream_keys(pb::StreamKeysRequest::default()).await?.into_inner();
-    let before = (expired_before.seconds, expired_before.nanos);
     let mut count = 0_u64;
     while let Some(response) = keys.message().await? {
         let key = response.key.unwrap_or_default();
-        if key.expire_time.is_none_or(|time| (time.seconds, time.nanos) > before) {
+        if key.expire_time.is_none_or(|time| instant(time) > before) {
             continue;
         }
         if !dry_run {
