@@ -207,9 +207,9 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let config = Sources { environment, ..Sources::default() }.load()?;
     // Files are read on tokio's shared threads, not on those that answer calls.
     let repository = OnRuntime::new(Folder::open(&path)?, tokio::runtime::Handle::current());
-    let app = App::with_store(&config, Surroundings::default(), Store::new(Arc::new(repository)))?;
+    let app = App::with_store(&config, Surroundings::default(), Store::new(Arc::new(repository))).await?;
     for address in app.addresses() {
-        println!("{} listens on {address}", app.store().repository);
+        println!("{} listens on {address}", app.repository());
     }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

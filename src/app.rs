@@ -1,6 +1,7 @@
 //! The composition root: from settings to a running server. The only module that knows concrete backends.
 
 mod admin;
+mod cache_stack;
 mod health;
 mod store;
 
@@ -9,19 +10,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinError;
 
 pub use admin::{AdminDoor, TOKEN_FILE};
 pub use store::{Store, open_sql};
 
+use self::cache_stack::CacheStack;
 use self::health::HealthMonitor;
+use crate::cache::{FeedFollower, RedisCache};
 use crate::config::{Config, ListenAddr};
-use crate::domain::{Clock, Entropy, SystemClock, SystemEntropy};
+use crate::domain::{BootClock, Clock, Entropy, Stopwatch, SystemClock, SystemEntropy};
 use crate::grpc::{KeyStoreHandler, ValidatorHandler};
 use crate::repository::KeyRepository;
 use crate::server::{self, CallLayer, Listener, ServerOptions, Services};
-use crate::service::{EventPruner, KeyPruner, KeyStoreService, UsageRecorder, ValidatorService};
+use crate::service::{ChangeWatcher, EventPruner, KeyPruner, KeyStoreService, UsageRecorder, ValidatorService};
 
 /// How long the last flush of usage may hold up the end of the process.
 const LAST_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -34,6 +37,10 @@ pub struct App {
     calls: CallLayer,
     options: ServerOptions,
     store: Store,
+    repository: Arc<dyn KeyRepository>,
+    feed: Option<FeedFollower>,
+    end_watches: watch::Sender<bool>,
+    redis_cache: Option<Arc<RedisCache>>,
     door: AdminDoor,
     usage: Arc<UsageRecorder>,
     flush_interval: Duration,
@@ -49,11 +56,17 @@ pub struct Surroundings {
     pub clock: Arc<dyn Clock>,
     /// Gives random bytes.
     pub entropy: Arc<dyn Entropy>,
+    /// Tells how old something is.
+    pub stopwatch: Arc<dyn Stopwatch>,
 }
 
 impl Default for Surroundings {
     fn default() -> Self {
-        Self { clock: Arc::new(SystemClock), entropy: Arc::new(SystemEntropy) }
+        Self {
+            clock: Arc::new(SystemClock),
+            entropy: Arc::new(SystemEntropy),
+            stopwatch: Arc::new(BootClock),
+        }
     }
 }
 
@@ -63,30 +76,36 @@ impl App {
     pub async fn prepare(config: &Config, surroundings: Surroundings) -> Result<Self> {
         config.check()?;
         let store = Store::open(&config.store, &surroundings.entropy).await?;
-        Self::assemble(config, surroundings, store)
+        Self::assemble(config, surroundings, store).await
     }
 
     /// The same with a store that the caller opened: a backend of his own, for example.
-    pub fn with_store(config: &Config, surroundings: Surroundings, store: Store) -> Result<Self> {
+    pub async fn with_store(config: &Config, surroundings: Surroundings, store: Store) -> Result<Self> {
         config.check()?;
-        Self::assemble(config, surroundings, store)
+        Self::assemble(config, surroundings, store).await
     }
 
     /// Puts the parts together, by settings that were checked.
-    fn assemble(config: &Config, surroundings: Surroundings, store: Store) -> Result<Self> {
+    async fn assemble(config: &Config, surroundings: Surroundings, store: Store) -> Result<Self> {
         let door = AdminDoor::find(config, &surroundings.entropy)?;
         let listeners = bind(&config.server.addresses()?)?;
-        let Surroundings { clock, entropy } = surroundings;
+        let stack = CacheStack::build(config, Arc::clone(&store.repository), &surroundings).await?;
+        let Surroundings { clock, entropy, .. } = surroundings;
         let calls = CallLayer::new(entropy.as_ref())?;
-        let repository: Arc<dyn KeyRepository> = Arc::clone(&store.repository);
+        let CacheStack { repository, source, knowledge, feed, redis } = stack;
         let format = Arc::new(config.keys.format()?);
         let usage = Arc::new(UsageRecorder::new(Arc::clone(&repository)));
         let validator = ValidatorService::new(
-            Arc::clone(&repository),
+            source,
+            Arc::clone(&knowledge),
+            config.cache.max_staleness.0,
             Arc::clone(&format),
             Arc::clone(&clock),
             Arc::clone(&usage),
         );
+        let (end_watches, is_ending) = watch::channel(false);
+        let (follower, handle) = feed.unzip();
+        let watcher = ChangeWatcher::new(Arc::clone(&repository), knowledge, handle, is_ending);
         let pruner = config
             .events
             .retention()
@@ -96,9 +115,14 @@ impl App {
             KeyPruner::new(Arc::clone(&repository), Arc::clone(&clock), expired_for, interval)
         });
         let key_store = KeyStoreService::new(Arc::clone(&repository), format, clock, entropy);
-        let health = HealthMonitor::new(repository);
+        let health = HealthMonitor::new(Arc::clone(&repository));
         let services = Services {
-            validator: ValidatorHandler::new(validator),
+            validator: ValidatorHandler::new(
+                validator,
+                watcher,
+                door.auth(),
+                config.cache.min_staleness.0,
+            ),
             key_store: KeyStoreHandler::new(key_store),
             admin_auth: door.auth(),
             health: health.reporter(),
@@ -117,6 +141,10 @@ impl App {
             calls,
             options,
             store,
+            repository,
+            feed: follower,
+            end_watches,
+            redis_cache: redis,
             door,
             usage,
             flush_interval,
@@ -131,10 +159,10 @@ impl App {
         self.listeners.iter().map(Listener::address)
     }
 
-    /// The store, as a stack of its layers.
+    /// The store with all that is in front of it. Its `Display` is the stack.
     #[must_use]
-    pub fn store(&self) -> &Store {
-        &self.store
+    pub fn repository(&self) -> &Arc<dyn KeyRepository> {
+        &self.repository
     }
 
     /// Who may administer keys.
@@ -165,25 +193,41 @@ impl App {
         let pruner = self.pruner.map(|pruner| tokio::spawn(async move { pruner.run().await }));
         let key_pruner = self.key_pruner.map(|pruner| tokio::spawn(async move { pruner.run().await }));
 
+        let feed = self.feed;
+        let mut follower = tokio::spawn(async move {
+            match feed {
+                Some(follower) => follower.run().await,
+                None => std::future::pending().await,
+            }
+        });
+
         let health = self.health.clone();
+        let end_watches = self.end_watches;
         let shutdown = async move {
             shutdown.await;
             health.stop().await;
+            // Clients that watch connect to another server.
+            end_watches.send_replace(true);
         };
         let serving = server::serve(self.listeners, self.services, self.calls, self.options, shutdown);
         let outcome = tokio::select! {
             served = serving => served.context("the server failed"),
             ended = &mut flusher => Err(unexpected_end("the task that records the last use of keys", ended)),
+            ended = &mut follower => Err(unexpected_end("the task that follows the changes of keys", ended)),
             ended = &mut watcher => Err(unexpected_end("the task that watches the store", ended)),
         };
 
         watcher.abort();
+        follower.abort();
         for pruner in [pruner, key_pruner].into_iter().flatten() {
             pruner.abort();
         }
         drop(stop_flushing);
         if !flusher.is_finished() && tokio::time::timeout(LAST_FLUSH_TIMEOUT, flusher).await.is_err() {
             tracing::warn!("the last uses of keys were not recorded in time");
+        }
+        if let Some(redis) = self.redis_cache {
+            redis.close().await;
         }
         self.store.close().await;
         outcome

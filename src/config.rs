@@ -1,8 +1,10 @@
 //! The settings of a server: defaults that work, a TOML file, environment variables and flags, later ones over earlier.
 
 mod admin;
+mod cache;
 mod error;
 mod events;
+mod feed;
 mod human_duration;
 mod keys;
 mod layers;
@@ -19,8 +21,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use admin::AdminConfig;
+pub use cache::{CacheConfig, LocalCacheConfig, RedisCacheConfig};
 pub use error::ConfigError;
 pub use events::EventsConfig;
+pub use feed::FeedConfig;
 pub use human_duration::HumanDuration;
 pub use keys::{ForeignConfig, KeysConfig};
 pub use layers::{ENV_PREFIX, Sources};
@@ -42,6 +46,10 @@ pub struct Config {
     pub keys: KeysConfig,
     /// Where keys are kept.
     pub store: StoreConfig,
+    /// The caches in front of it.
+    pub cache: CacheConfig,
+    /// How the changes of other replicas are followed.
+    pub feed: FeedConfig,
     /// Who may administer keys.
     pub admin: AdminConfig,
     /// The audit trail.
@@ -61,6 +69,8 @@ impl Config {
         self.server.check()?;
         self.keys.format()?;
         self.store.place()?;
+        self.cache.check()?;
+        self.feed.check()?;
         self.events.check()?;
         self.prune.check()?;
         self.usage.check()?;

@@ -29,12 +29,14 @@
 //! 4. The verdict becomes an answer; a failure becomes an error status, never a verdict.
 
 pub mod app;
+pub mod cache;
 pub mod cli;
 pub mod config;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod domain;
 pub mod grpc;
+mod redis;
 pub mod repository;
 pub mod server;
 pub mod service;

@@ -56,7 +56,7 @@ use futures_util::stream::BoxStream;
 
 pub use error::{ErrorKind, RepositoryError, Result};
 use feed::Mark;
-pub use feed::{Changes, EventPageRequest, EventPosition, FeedPosition};
+pub use feed::{Changes, EventPageRequest, EventPosition, FeedPosition, RecentChanges};
 pub use memory::MemoryRepository;
 pub use on_runtime::OnRuntime;
 pub use redis::{RedisOptions, RedisRepository};
@@ -225,6 +225,14 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
         Err(RepositoryError::not_offered("the audit trail"))
     }
 
+    /// How many parts the change feed has. The part of a key is the first byte of its hash modulo this number. Within a part,
+    /// the order of revisions is the order in which changes were made.
+    ///
+    /// The provided form says one.
+    fn feed_parts(&self) -> u8 {
+        1
+    }
+
     /// The change feed: the events after a position, at most `limit`, each once and those of a key in their order; and the
     /// position behind them. `None` begins with the oldest event that is kept.
     ///
@@ -234,6 +242,23 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
     async fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
         let _ = (after, limit);
         Err(RepositoryError::not_offered("a change feed"))
+    }
+
+    /// The end of the change feed: the newest events, at most `limit` of each part, and the position behind them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotOffered`] by the provided form.
+    async fn recent_changes(&self, limit: usize) -> Result<RecentChanges> {
+        let _ = limit;
+        Err(RepositoryError::not_offered("a change feed"))
+    }
+
+    /// Yields after changes that others made, and when such a hint may have been lost: then it is worth to ask for
+    /// [`changes`](Self::changes). It may yield too often, and not for every change. Has to be called on a runtime of tokio.
+    ///
+    /// The provided form gives no hints.
+    fn wakes(&self) -> Option<BoxStream<'static, ()>> {
+        None
     }
 
     /// Deletes events from before `before`, but never the newest of all, or of each part of a store that spreads its keys;

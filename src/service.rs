@@ -1,6 +1,7 @@
 //! The work of the two services, free of any protocol: rules and orchestration between the domain and the repository.
 
 mod caller;
+mod change_watcher;
 mod error;
 mod import;
 mod key_pruner;
@@ -11,6 +12,7 @@ mod usage;
 mod validator;
 
 pub use caller::Caller;
+pub use change_watcher::{ChangeWatcher, News};
 pub use error::{Precondition, ServiceError};
 pub use import::ImportedKey;
 pub use key_pruner::KeyPruner;
@@ -18,4 +20,4 @@ pub use key_request::{Expiry, IssuedKey, KeyRecord, KeyUpdate, NewKey, RotateReq
 pub use key_store::KeyStoreService;
 pub use pruner::EventPruner;
 pub use usage::UsageRecorder;
-pub use validator::{Validation, ValidatorService};
+pub use validator::{Freshness, Validation, ValidatorService};

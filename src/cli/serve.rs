@@ -32,7 +32,7 @@ pub(super) fn run(settings: SettingsArgs) -> Result<ExitCode> {
             // Whether anybody reads it is no matter for a server.
             tracing::debug!(error = format!("{error:#}"), "the start could not be announced");
         }
-        tracing::info!(version = env!("CARGO_PKG_VERSION"), store = %app.store().repository, "started");
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), store = %app.repository(), "started");
         app.run(signals.first()).await
     });
     runtime.shutdown_timeout(RUNTIME_SHUTDOWN);
@@ -104,7 +104,7 @@ fn announce(app: &App) -> Result<()> {
         "Keyvouch {} listens on {}\n  store: {}\n  admin: {}\n",
         env!("CARGO_PKG_VERSION"),
         addresses.join(", "),
-        app.store().repository,
+        app.repository(),
         describe(app.door())?,
     );
     let first = app.addresses().find(|address| address.is_local()).or(app.addresses().next());

@@ -25,6 +25,10 @@ pub(super) struct ValidateArgs {
     /// One of the scopes is enough.
     #[arg(long)]
     any: bool,
+    /// How old the answer may be, for example 500ms. 0s: the store is asked. Less than the server's cache.min_staleness needs
+    /// an admin token.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    max_staleness: Option<std::time::Duration>,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -36,6 +40,7 @@ pub(super) async fn run(arguments: ValidateArgs, output: &Output) -> Result<Exit
         secret: secret.as_str().to_owned(),
         required_scopes: arguments.scopes,
         scope_match: scope_match.into(),
+        max_staleness: arguments.max_staleness.map(prost_types::Duration::try_from).transpose()?,
     };
     let response =
         arguments.client.validator().await?.validate(arguments.client.call(request)).await?.into_inner();
@@ -53,6 +58,14 @@ fn describe(response: &ValidateResponse) -> String {
         ("name", key.name),
         ("owner", key.owner_id),
         ("scopes", key.scopes.join(" ")),
+        ("as of", freshness(response)),
         ("expires", key.expire_time.map(|time| time.to_string()).unwrap_or_default()),
     ])
+}
+
+fn freshness(response: &ValidateResponse) -> String {
+    let Some(freshness) = response.freshness else { return String::new() };
+    let tier = freshness.tier().as_str_name().trim_start_matches("TIER_").to_lowercase().replace('_', " ");
+    let staleness = freshness.staleness.and_then(|it| std::time::Duration::try_from(it).ok()).unwrap_or_default();
+    format!("{:.3} s ago, by the {tier}", staleness.as_secs_f64())
 }

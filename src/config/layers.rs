@@ -34,7 +34,7 @@ impl Sources {
         };
         for (variable, text) in &self.environment {
             if let Some(name) = variable.strip_prefix(ENV_PREFIX) {
-                let name = name.to_ascii_lowercase().replacen("__", ".", 1);
+                let name = name.to_ascii_lowercase().replace("__", ".");
                 set(&mut table, &name, text, &format!("the variable {variable}"), &settings)?;
             }
         }
@@ -61,15 +61,29 @@ fn read_file(path: &Path, settings: &BTreeMap<String, Kind>) -> Result<Table, Co
         let Some(fields) = fields.as_table() else {
             return Err(unknown(section, &origin, settings));
         };
-        let is_section = settings.keys().any(|name| name.split('.').next() == Some(section.as_str()));
-        if fields.is_empty() && !is_section {
-            return Err(unknown(section, &origin, settings));
-        }
-        for field in fields.keys() {
-            check_known(&format!("{section}.{field}"), &origin, settings)?;
-        }
+        check_section(section, fields, &origin, settings)?;
     }
     Ok(table)
+}
+
+fn check_section(
+    section: &str,
+    fields: &Table,
+    origin: &str,
+    settings: &BTreeMap<String, Kind>,
+) -> Result<(), ConfigError> {
+    let is_section = |name: &str| settings.keys().any(|known| known.starts_with(&format!("{name}.")));
+    if fields.is_empty() && !is_section(section) {
+        return Err(unknown(section, origin, settings));
+    }
+    for (field, value) in fields {
+        let name = format!("{section}.{field}");
+        match value.as_table() {
+            Some(fields) if is_section(&name) => check_section(&name, fields, origin, settings)?,
+            _ => check_known(&name, origin, settings).map(drop)?,
+        }
+    }
+    Ok(())
 }
 
 fn set(
@@ -81,11 +95,16 @@ fn set(
 ) -> Result<(), ConfigError> {
     let kind = check_known(name, origin, settings)?;
     let value = value(name, text, kind)?;
-    let (section, field) = name.split_once('.').unwrap_or((name, ""));
-    let section = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
-    if let Some(section) = section.as_table_mut() {
-        section.insert(field.to_owned(), value);
+    let (sections, field) = name.rsplit_once('.').unwrap_or(("", name));
+    let mut table = table;
+    for section in sections.split('.') {
+        let section = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
+        let Some(section) = section.as_table_mut() else {
+            return Err(ConfigError::invalid(name, "is in a section that the file has as something else"));
+        };
+        table = section;
     }
+    table.insert(field.to_owned(), value);
     Ok(())
 }
 
@@ -171,6 +190,15 @@ mod tests {
     }
 
     #[test]
+    fn a_setting_can_be_in_a_section_of_a_section() {
+        let file = "[cache]\nttl = \"7s\"\n[cache.redis]\nurl = \"redis://h\"\n";
+        let environment = [("KEYVOUCH__CACHE__LOCAL__ENABLED", "false")];
+        let config = load(file, &environment, &[("cache.redis.prefix", "x:")]).unwrap();
+        assert_eq!((config.cache.local.enabled, config.cache.redis.prefix.as_str()), (false, "x:"));
+        assert_eq!(config.cache.redis_options().unwrap().0, "redis://h");
+    }
+
+    #[test]
     fn one_address_or_several_can_be_listened_on() {
         let one = load("[server]\nlisten = \"127.0.0.1:1\"\n", &[], &[]).unwrap();
         assert_eq!(one.server.listen, ["127.0.0.1:1"]);
@@ -193,6 +221,10 @@ mod tests {
             );
         }
         assert!(load("[sever]\n", &[], &[]).is_err());
+        assert!(load("[cache.remote]\n", &[], &[]).is_err());
+        assert!(load("[cache]\nlocal = 1\n", &[], &[]).is_err());
+        let error = load("[cache.local]\nenable = true\n", &[], &[]).unwrap_err();
+        assert!(error.contains("did you mean `cache.local.enabled`?"), "{error}");
         assert!(load("listen = \"127.0.0.1:1\"\n", &[], &[]).is_err());
         assert!(load("", &[("KEYVOUCH__LISTEN", "x")], &[]).is_err());
         assert!(load("", &[("KEYVOUCH_ADDR", "x"), ("OTHER__X", "y")], &[]).is_ok());

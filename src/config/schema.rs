@@ -16,18 +16,27 @@ pub(super) enum Kind {
     List,
 }
 
-/// Every setting as `section.field`.
+/// Every setting as `section.field`, or `section.subsection.field`.
 pub(super) fn settings() -> BTreeMap<String, Kind> {
     let generator =
         SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true).into_generator();
     let schema = Value::from(generator.into_root_schema_for::<Config>());
     let mut settings = BTreeMap::new();
     for (section, schema) in properties(&schema) {
-        for (field, schema) in properties(schema) {
-            settings.insert(format!("{section}.{field}"), kind(schema));
-        }
+        collect(section, schema, &mut settings);
     }
     settings
+}
+
+fn collect(section: &str, schema: &Value, settings: &mut BTreeMap<String, Kind>) {
+    for (field, schema) in properties(schema) {
+        let name = format!("{section}.{field}");
+        if properties(schema).next().is_some() {
+            collect(&name, schema, settings);
+        } else {
+            settings.insert(name, kind(schema));
+        }
+    }
 }
 
 fn properties(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
@@ -74,10 +83,13 @@ mod tests {
         for line in documentation.lines() {
             let cells: Vec<_> = line.split('|').map(|cell| cell.trim().trim_matches('`')).collect();
             let [_, name, default, ..] = cells.as_slice() else { continue };
-            let Some((section, field)) = name.split_once('.') else { continue };
+            if !name.contains('.') {
+                continue;
+            }
             let default: Value =
                 serde_json::from_str(default).unwrap_or_else(|_| panic!("{name}: {default}"));
-            let actual = match &defaults[section][field] {
+            let actual = name.split('.').fold(&defaults, |value, part| &value[part]);
+            let actual = match actual {
                 Value::Array(list) if list.len() == 1 && !default.is_array() => list[0].clone(),
                 actual => actual.clone(),
             };

@@ -105,7 +105,7 @@ impl AdminAuth {
     }
 
     /// Who makes the call `request_id` with `metadata`.
-    fn authenticate(&self, metadata: &MetadataMap, request_id: &str) -> Result<Caller, Status> {
+    pub(super) fn authenticate(&self, metadata: &MetadataMap, request_id: &str) -> Result<Caller, Status> {
         let Door::Tokens(tokens) = &self.door else {
             return Ok(Caller::anonymous(request_id));
         };

@@ -7,7 +7,8 @@ use crate::domain::{
     ChangeKind, Denial, InvalidField, KeyEvent, KeyFilter, KeyId, KeyPrefix, KeyState, MAX_OVERLAP, OwnerId,
     ScopeMatch, ScopeSet, StateSet, Timestamp, Verdict,
 };
-use crate::service::{Expiry, KeyRecord, Validation};
+use crate::cache::Tier;
+use crate::service::{Expiry, Freshness, KeyRecord, Validation};
 
 const NANOS_PER_MICRO: i32 = 1_000;
 const MICROS_PER_SECOND: i64 = 1_000_000;
@@ -33,7 +34,29 @@ pub(super) fn validate_response(validation: Validation) -> pb::ValidateResponse 
         },
         Verdict::Denied(_) => pb::ValidatedKey { id: key.id.to_string(), ..pb::ValidatedKey::default() },
     });
-    pb::ValidateResponse { valid: validation.verdict == Verdict::Allowed, reason: reason.into(), key }
+    pb::ValidateResponse {
+        valid: validation.verdict == Verdict::Allowed,
+        reason: reason.into(),
+        key,
+        freshness: validation.freshness.map(freshness),
+    }
+}
+
+fn freshness(Freshness { tier, staleness, revision }: Freshness) -> pb::Freshness {
+    let tier = match tier {
+        Tier::Local => pb::Tier::LocalCache,
+        Tier::Redis => pb::Tier::RedisCache,
+        Tier::Store => pb::Tier::Store,
+    };
+    pb::Freshness { tier: tier.into(), staleness: Some(to_proto_duration(staleness)), revision: revision.get() }
+}
+
+/// A duration of this process: never near the limits of the message.
+pub(super) fn to_proto_duration(duration: Duration) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(duration.subsec_nanos()).unwrap_or(0),
+    }
 }
 
 pub(super) fn key_message(record: KeyRecord) -> pb::Key {
@@ -74,19 +97,42 @@ fn scope_list(scopes: &ScopeSet) -> Vec<String> {
     scopes.iter().map(|scope| scope.as_str().to_owned()).collect()
 }
 
-pub(super) fn event_message(event: KeyEvent) -> pb::Event {
-    let kind = match event.kind {
+fn event_kind(kind: ChangeKind) -> pb::EventKind {
+    match kind {
         ChangeKind::Created => pb::EventKind::Created,
         ChangeKind::Updated => pb::EventKind::Updated,
         ChangeKind::Revoked => pb::EventKind::Revoked,
         ChangeKind::Rotated => pb::EventKind::Rotated,
         ChangeKind::Deleted => pb::EventKind::Deleted,
+    }
+}
+
+/// Of the events, clients learn ids, never hashes.
+pub(super) fn watch_response(
+    position: String,
+    events: Vec<KeyEvent>,
+    staleness: Duration,
+) -> pb::WatchChangesResponse {
+    use pb::watch_changes_response::News;
+    let news = if events.is_empty() {
+        News::Heartbeat(pb::Heartbeat { staleness: Some(to_proto_duration(staleness)) })
+    } else {
+        let change = |event: KeyEvent| pb::Change {
+            key_id: event.key_id.to_string(),
+            revision: event.revision.get(),
+            kind: event_kind(event.kind).into(),
+        };
+        News::Changes(pb::ChangeList { changes: events.into_iter().map(change).collect() })
     };
+    pb::WatchChangesResponse { position, news: Some(news) }
+}
+
+pub(super) fn event_message(event: KeyEvent) -> pb::Event {
     pb::Event {
         revision: event.revision.get(),
         key_id: event.key_id.to_string(),
         owner_id: event.owner_id.as_str().to_owned(),
-        kind: kind.into(),
+        kind: event_kind(event.kind).into(),
         changed_fields: event.changed_fields.iter().map(|field| field.as_str().to_owned()).collect(),
         actor: event.actor,
         request_id: event.request_id,
@@ -189,7 +235,7 @@ pub(super) fn from_proto_time(field: &str, time: prost_types::Timestamp) -> Resu
     })
 }
 
-fn from_proto_duration(field: &str, duration: prost_types::Duration) -> Result<Duration, InvalidField> {
+pub(super) fn from_proto_duration(field: &str, duration: prost_types::Duration) -> Result<Duration, InvalidField> {
     let is_normal = duration.seconds >= 0 && (0..1_000_000_000).contains(&duration.nanos);
     let parsed = Duration::try_from(duration).ok().filter(|_| is_normal);
     parsed.ok_or_else(|| InvalidField::new(field, "is no duration: it must not be negative"))

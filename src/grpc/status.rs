@@ -134,6 +134,11 @@ fn from_repository(error: &RepositoryError) -> Status {
             ErrorReason::FeedPositionLost,
             "the position is too old: begin anew without one",
         ),
+        ErrorKind::Overloaded => {
+            let mut details = details_of(ErrorReason::Overloaded);
+            details.set_retry_info(Some(RETRY_DELAY));
+            Status::with_error_details(Code::ResourceExhausted, "too much is asked at this moment: try again later", details)
+        }
         ErrorKind::Unavailable => {
             log(error);
             let mut details = details_of(ErrorReason::StoreUnavailable);

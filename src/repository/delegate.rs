@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures_util::stream::BoxStream;
 
-use super::{Changes, EventPageRequest, FeedPosition, KeyRepository, KeyStream, PageRequest, Result};
+use super::{Changes, EventPageRequest, FeedPosition, KeyRepository, KeyStream, PageRequest, RecentChanges, Result};
 use crate::domain::{
     ApiKey, ChangeContext, KeyEvent, KeyFilter, KeyHash, KeyId, OwnerId, Revision, RevokeReason, Rotation,
     Timestamp,
@@ -100,6 +101,18 @@ macro_rules! delegate {
 
             async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<KeyEvent>> {
                 (**self).list_events(request).await
+            }
+
+            fn feed_parts(&self) -> u8 {
+                (**self).feed_parts()
+            }
+
+            async fn recent_changes(&self, limit: usize) -> Result<RecentChanges> {
+                (**self).recent_changes(limit).await
+            }
+
+            fn wakes(&self) -> Option<BoxStream<'static, ()>> {
+                (**self).wakes()
             }
 
             async fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {

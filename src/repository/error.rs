@@ -22,6 +22,8 @@ pub enum ErrorKind {
     NotOffered,
     /// Events after this position of the change feed may be missing.
     PositionLost,
+    /// Too much is asked of the store at this moment. Trying again later may help.
+    Overloaded,
     /// The store can't be reached or takes no writes. Trying again later may help.
     Unavailable,
     /// The store did not answer in time.
@@ -41,6 +43,7 @@ impl ErrorKind {
             Self::Refused => "the change is not allowed",
             Self::NotOffered => "this storage backend does not offer that",
             Self::PositionLost => "the position in the change feed is too old",
+            Self::Overloaded => "too much is asked of the store",
             Self::Unavailable => "the store is unavailable",
             Self::Timeout => "the store did not answer in time",
             Self::Corrupt => "a stored record can't be read",

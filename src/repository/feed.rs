@@ -40,6 +40,11 @@ impl EventPosition {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FeedPosition(BTreeMap<u8, Mark>);
 
+/// How a mark is written: the part, what it is, and two numbers.
+const MARK_BYTES: usize = 18;
+const MARK_EVENT: u8 = 1;
+const MARK_START: u8 = 2;
+
 /// How far a shard was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mark {
@@ -67,6 +72,53 @@ impl FeedPosition {
         Self(BTreeMap::from([(0, Mark::of(event))]))
     }
 
+    /// The place as bytes, for whoever comes back to it later.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (&part, mark) in &self.0 {
+            let (kind, first, second) = match *mark {
+                Mark::Event { revision, nonce } => (MARK_EVENT, revision.get().to_be_bytes(), nonce.to_be_bytes()),
+                Mark::Start { missing } => (MARK_START, missing.to_be_bytes(), [0; 8]),
+            };
+            bytes.extend([part, kind]);
+            bytes.extend(first);
+            bytes.extend(second);
+        }
+        bytes
+    }
+
+    /// Reads what [`to_bytes`](Self::to_bytes) gave; `None` if it is something else.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (entries, []) = bytes.as_chunks::<MARK_BYTES>() else { return None };
+        let mut marks = BTreeMap::new();
+        for [part, kind, rest @ ..] in entries {
+            let (first, second) = rest.split_first_chunk::<8>()?;
+            let mark = match *kind {
+                MARK_EVENT => Mark::Event {
+                    revision: Revision::new(i64::from_be_bytes(*first)),
+                    nonce: u64::from_be_bytes(second.try_into().ok()?),
+                },
+                MARK_START => Mark::Start { missing: u64::from_be_bytes(*first) },
+                _ => return None,
+            };
+            if marks.insert(*part, mark).is_some() {
+                return None;
+            }
+        }
+        Some(Self(marks))
+    }
+
+    /// The revision up to which all events of `part` are before this place.
+    #[must_use]
+    pub fn revision(&self, part: u8) -> Revision {
+        match self.mark(part) {
+            Mark::Event { revision, .. } => revision,
+            Mark::Start { .. } => Revision::NONE,
+        }
+    }
+
     /// The place in `shard`.
     pub(super) fn mark(&self, shard: u8) -> Mark {
         self.0.get(&shard).copied().unwrap_or(Mark::Start { missing: 0 })
@@ -90,4 +142,63 @@ pub struct Changes {
     pub events: Vec<KeyEvent>,
     /// Where to read on.
     pub position: FeedPosition,
+    /// The parts of the feed that could not be asked. Nothing is missing: they are read on from where they were.
+    pub unanswered: Vec<u8>,
+}
+
+/// The end of the change feed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecentChanges {
+    /// The newest events, those of a key in their order.
+    pub events: Vec<KeyEvent>,
+    /// Behind the newest of all.
+    pub position: FeedPosition,
+    /// For parts with older events, or with events that were let go: none that is newer than this is missing in `events`.
+    pub(super) complete_after: BTreeMap<u8, Revision>,
+}
+
+impl RecentChanges {
+    /// The newest events of a store without shards, at most `limit`, oldest first; `head` is the newest revision.
+    pub(super) fn of(events: Vec<KeyEvent>, head: Revision) -> Self {
+        let position = events.last().map_or_else(FeedPosition::beginning, FeedPosition::of);
+        let complete_after = BTreeMap::from([(0, Self::before(events.first(), head))]);
+        Self { events, position, complete_after }
+    }
+
+    /// The revision before the oldest event that was read; `head` where there is none.
+    pub(super) fn before(oldest: Option<&KeyEvent>, head: Revision) -> Revision {
+        oldest.map_or(head, |oldest| Revision::new(oldest.revision.get() - 1))
+    }
+
+    /// No event of `part` that is newer than this is missing in `events`.
+    #[must_use]
+    pub fn complete_after(&self, part: u8) -> Revision {
+        self.complete_after.get(&part).copied().unwrap_or(Revision::NONE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_position_makes_the_round_trip(marks in prop::collection::btree_map(any::<u8>(), (any::<bool>(), any::<i64>(), any::<u64>()), 0..70)) {
+            let position = FeedPosition(marks.into_iter().map(|(part, (is_event, revision, number))| {
+                let revision = Revision::new(revision);
+                let mark = if is_event { Mark::Event { revision, nonce: number } } else { Mark::Start { missing: number } };
+                (part, mark)
+            }).collect());
+            prop_assert_eq!(FeedPosition::from_bytes(&position.to_bytes()), Some(position));
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
+            if let Some(position) = FeedPosition::from_bytes(&bytes) {
+                prop_assert_eq!(FeedPosition::from_bytes(&position.to_bytes()), Some(position));
+            }
+        }
+    }
 }

@@ -7,10 +7,11 @@ use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use async_trait::async_trait;
+use futures_util::stream::BoxStream;
 
 use super::{
     Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, Mark, PagePosition,
-    PageRequest, Result, pages, provided,
+    PageRequest, RecentChanges, Result, pages, provided,
 };
 use crate::domain::{
     ApiKey, ChangeContext, ChangeKind, ChangedField, KeyEvent, KeyFilter, KeyHash, KeyId, OwnerId, Revision,
@@ -186,7 +187,13 @@ impl State {
             .collect();
         let start = || after.cloned().unwrap_or_else(FeedPosition::beginning);
         let position = events.last().map_or_else(start, FeedPosition::of);
-        Ok(Changes { events, position })
+        Ok(Changes { events, position, unanswered: Vec::new() })
+    }
+
+    fn recent_changes(&self, limit: usize) -> RecentChanges {
+        let mut events: Vec<_> = self.events.values().rev().take(limit).cloned().collect();
+        events.reverse();
+        RecentChanges::of(events, Revision::new(self.last_revision))
     }
 
     /// Whether no event after `position` is missing.
@@ -350,6 +357,19 @@ impl KeyRepository for MemoryRepository {
 
     async fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
         self.read().changes(after, limit)
+    }
+
+    fn feed_parts(&self) -> u8 {
+        1
+    }
+
+    async fn recent_changes(&self, limit: usize) -> Result<RecentChanges> {
+        Ok(self.read().recent_changes(limit))
+    }
+
+    fn wakes(&self) -> Option<BoxStream<'static, ()>> {
+        // Changes of other processes don't exist.
+        None
     }
 
     async fn prune_events(&self, before: Timestamp) -> Result<u64> {

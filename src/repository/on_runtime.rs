@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::{StreamExt as _, stream};
+use futures_util::stream::{self, BoxStream, StreamExt as _};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::lookup_queue::LookupQueue;
 use super::{
-    Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, PageRequest,
+    Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, PageRequest, RecentChanges,
     RepositoryError, Result,
 };
 use crate::domain::{
@@ -183,6 +183,19 @@ impl<R: KeyRepository + 'static> KeyRepository for OnRuntime<R> {
     async fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
         let after = after.cloned();
         self.run(move |inner| async move { inner.changes(after.as_ref(), limit).await }).await
+    }
+
+    fn feed_parts(&self) -> u8 {
+        self.inner.feed_parts()
+    }
+
+    async fn recent_changes(&self, limit: usize) -> Result<RecentChanges> {
+        self.run(move |inner| async move { inner.recent_changes(limit).await }).await
+    }
+
+    fn wakes(&self) -> Option<BoxStream<'static, ()>> {
+        let _on_runtime = self.handle.enter();
+        self.inner.wakes()
     }
 
     async fn prune_events(&self, before: Timestamp) -> Result<u64> {

@@ -23,13 +23,15 @@ use async_trait::async_trait;
 use fred::interfaces::{HashesInterface as _, KeysInterface as _};
 use fred::types::scripts::Script;
 use futures_util::future::{join_all, try_join_all};
+use futures_util::stream::BoxStream;
 use prost::bytes::Bytes;
 
 use self::connection::Connection;
 use self::error::from_fred;
 use self::keyspace::{Keyspace, Shard};
 use super::{
-    Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, PageRequest, Result, pages,
+    Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, PageRequest, RecentChanges,
+    Result, pages,
 };
 use crate::domain::{
     ApiKey, ChangeContext, KeyEvent, KeyFilter, KeyHash, KeyId, OwnerId, Revision, RevokeReason, Rotation,
@@ -252,6 +254,18 @@ impl KeyRepository for RedisRepository {
 
     async fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
         self.changes_after(after, limit).await
+    }
+
+    fn feed_parts(&self) -> u8 {
+        keyspace::SHARDS
+    }
+
+    async fn recent_changes(&self, limit: usize) -> Result<RecentChanges> {
+        self.newest_changes(limit).await
+    }
+
+    fn wakes(&self) -> Option<BoxStream<'static, ()>> {
+        Some(self.connection.wakes(self.keyspace.channel()))
     }
 
     async fn prune_events(&self, before: Timestamp) -> Result<u64> {

@@ -30,6 +30,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures_util::stream::BoxStream;
 use sea_orm::{ConnectionTrait as _, FromQueryResult as _};
 
 use self::change::{Change, read_head};
@@ -40,7 +41,7 @@ use self::row::KeyRow;
 use self::tables::Tables;
 use self::write::Write;
 use super::{
-    Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, PageRequest,
+    Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, PageRequest, RecentChanges,
     RepositoryError, Result, pages,
 };
 use crate::domain::{
@@ -164,6 +165,20 @@ impl SqlRepository {
             }
         })
         .await
+    }
+
+    /// Reads what only a server that takes changes can say; `None` means that this one does not.
+    async fn read_primary<T, F>(&self, read: impl Fn(Pool) -> F + Send + Sync) -> Result<T>
+    where
+        T: Send,
+        F: Future<Output = Result<Option<T>>> + Send,
+    {
+        self.read(read).await?.ok_or_else(|| {
+            for pool in [&self.reader, &self.writer] {
+                pool.health.replace_all();
+            }
+            RepositoryError::new(ErrorKind::Unavailable, "the database server takes no changes")
+        })
     }
 
     async fn find_many(&self, hashes: &[KeyHash]) -> Result<Vec<Result<Option<ApiKey>>>> {
@@ -328,9 +343,39 @@ impl KeyRepository for SqlRepository {
         .await
     }
 
+    fn feed_parts(&self) -> u8 {
+        1
+    }
+
     async fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
-        self.read(|pool| async move { feed::changes(&pool.connection, &self.tables, after, limit).await })
+        let tables = &self.tables;
+        self.read_primary(|pool| async move {
+            feed::of_the_primary(&pool.connection, async |primary| {
+                feed::changes(primary, tables, after, limit).await
+            })
             .await
+        })
+        .await
+    }
+
+    async fn recent_changes(&self, limit: usize) -> Result<RecentChanges> {
+        let tables = &self.tables;
+        self.read_primary(|pool| async move {
+            feed::of_the_primary(&pool.connection, async |primary| {
+                feed::recent_changes(primary, tables, limit).await
+            })
+            .await
+        })
+        .await
+    }
+
+    fn wakes(&self) -> Option<BoxStream<'static, ()>> {
+        match &self.place {
+            Place::Postgres(server) => {
+                Some(postgres::wakes(server, &self.options, self.tables.channel.clone()?))
+            }
+            Place::Sqlite(_) | Place::MySql(_) => None,
+        }
     }
 
     async fn prune_events(&self, before: Timestamp) -> Result<u64> {

@@ -1,15 +1,18 @@
 //! The hot path: parse → hash → find → judge.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{ServiceError, UsageRecorder};
-use crate::domain::{ApiKey, Clock, Denial, KeyFormat, ScopeMatch, ScopeSet, Verdict, judge};
-use crate::repository::KeyRepository;
+use crate::cache::{Demand, KeySource, Knowledge, Tier};
+use crate::domain::{ApiKey, Clock, Denial, KeyFormat, Revision, ScopeMatch, ScopeSet, Verdict, judge};
 
 /// Decides whether keys may be used.
 #[derive(Clone, Debug)]
 pub struct ValidatorService {
-    repository: Arc<dyn KeyRepository>,
+    source: Arc<dyn KeySource>,
+    knowledge: Arc<Knowledge>,
+    max_staleness: Duration,
     format: Arc<KeyFormat>,
     clock: Arc<dyn Clock>,
     usage: Arc<UsageRecorder>,
@@ -21,21 +24,38 @@ pub struct Validation {
     /// The answer.
     pub verdict: Verdict,
     /// The key that was judged; `None` if it was malformed or not found.
-    pub key: Option<ApiKey>,
+    pub key: Option<Arc<ApiKey>>,
+    /// What the answer rests on; `None` if nothing was looked up.
+    pub freshness: Option<Freshness>,
+}
+
+/// How fresh the record was that was judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Freshness {
+    /// Where it came from.
+    pub tier: Tier,
+    /// How long ago, at most, the store was as it says.
+    pub staleness: Duration,
+    /// It reflects every change of the key up to this revision.
+    pub revision: Revision,
 }
 
 impl ValidatorService {
-    /// Judges the keys of `repository` by `clock` and notes their use in `usage`.
+    /// Judges the keys of `source`, by default as they were at most `max_staleness` ago as far as `knowledge` goes, by
+    /// `clock`, and notes their use in `usage`.
     pub fn new(
-        repository: Arc<dyn KeyRepository>,
+        source: Arc<dyn KeySource>,
+        knowledge: Arc<Knowledge>,
+        max_staleness: Duration,
         format: Arc<KeyFormat>,
         clock: Arc<dyn Clock>,
         usage: Arc<UsageRecorder>,
     ) -> Self {
-        Self { repository, format, clock, usage }
+        Self { source, knowledge, max_staleness, format, clock, usage }
     }
 
-    /// Judges the key string `secret`. A malformed one costs no look-up.
+    /// Judges the key string `secret`. A malformed one costs no look-up. The record is at most `max_staleness` old, and never
+    /// older than the server allows.
     ///
     /// # Errors
     /// The store could not be asked: neither allowed nor denied.
@@ -44,12 +64,26 @@ impl ValidatorService {
         secret: String,
         required: &ScopeSet,
         scope_match: ScopeMatch,
+        max_staleness: Option<Duration>,
     ) -> Result<Validation, ServiceError> {
         let Some(secret) = self.format.parse(secret) else {
-            return Ok(Validation { verdict: Verdict::Denied(Denial::Malformed), key: None });
+            let verdict = Verdict::Denied(Denial::Malformed);
+            return Ok(Validation { verdict, key: None, freshness: None });
         };
-        let Some(key) = self.repository.get_by_hash(&secret.hash()).await? else {
-            return Ok(Validation { verdict: Verdict::Denied(Denial::NotFound), key: None });
+        let hash = secret.hash();
+        let max_staleness = max_staleness.map_or(self.max_staleness, |asked| asked.min(self.max_staleness));
+        let demand = Demand { asked_at: self.knowledge.moment(), max_staleness };
+        let found = match self.source.peek(&hash, &demand) {
+            Some(found) => found,
+            None => self.source.find(&hash, &demand).await?,
+        };
+        let freshness = Some(Freshness {
+            tier: found.tier,
+            staleness: self.knowledge.staleness(&hash, &found.entry),
+            revision: found.entry.through,
+        });
+        let Some(key) = found.entry.key else {
+            return Ok(Validation { verdict: Verdict::Denied(Denial::NotFound), key: None, freshness });
         };
         // The clock is read after the look-up: an expiry that passed meanwhile counts.
         let now = self.clock.now();
@@ -57,6 +91,6 @@ impl ValidatorService {
         if verdict == Verdict::Allowed {
             self.usage.note(key.id, now);
         }
-        Ok(Validation { verdict, key: Some(key) })
+        Ok(Validation { verdict, key: Some(key), freshness })
     }
 }

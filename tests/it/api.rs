@@ -10,7 +10,7 @@ use crate::support::TestServer;
 mod memory {
     use super::*;
     keyvouch::api_conformance!(async {
-        let server = TestServer::start(MemoryRepository::new());
+        let server = TestServer::start(MemoryRepository::new()).await;
         (server.api().await, server)
     });
 }
@@ -20,7 +20,7 @@ mod sqlite {
     keyvouch::api_conformance!(async {
         let (repository, folder) = open_sqlite().await;
         let repository = OnRuntime::new(repository, tokio::runtime::Handle::current());
-        let server = TestServer::start(repository);
+        let server = TestServer::start(repository).await;
         (server.api().await, (server, folder))
     });
 }
@@ -29,7 +29,7 @@ mod postgres {
     use super::*;
     keyvouch::api_conformance!(async {
         let repository = OnRuntime::new(Kind::Postgres.repository().await, tokio::runtime::Handle::current());
-        let server = TestServer::start(repository);
+        let server = TestServer::start(repository).await;
         (server.api().await, server)
     });
 }
@@ -38,7 +38,7 @@ mod redis_alone {
     use super::*;
     keyvouch::api_conformance!(async {
         let repository = OnRuntime::new(Redis::Alone.repository().await, tokio::runtime::Handle::current());
-        let server = TestServer::start(repository);
+        let server = TestServer::start(repository).await;
         (server.api().await, server)
     });
 }
@@ -47,7 +47,7 @@ mod redis_cluster {
     use super::*;
     keyvouch::api_conformance!(async {
         let repository = OnRuntime::new(Redis::Cluster.repository().await, tokio::runtime::Handle::current());
-        let server = TestServer::start(repository);
+        let server = TestServer::start(repository).await;
         (server.api().await, server)
     });
 }
@@ -56,7 +56,7 @@ mod mariadb {
     use super::*;
     keyvouch::api_conformance!(async {
         let repository = OnRuntime::new(Kind::MariaDb.repository().await, tokio::runtime::Handle::current());
-        let server = TestServer::start(repository);
+        let server = TestServer::start(repository).await;
         (server.api().await, server)
     });
 }

@@ -111,7 +111,7 @@ async fn old_connections(kind: Kind) {
 async fn a_locked_table_of_uses(kind: Kind) {
     let url = kind.database().await;
     let repository = open(&url, SqlOptions::default()).await;
-    let server = TestServer::start(OnRuntime::new(repository, tokio::runtime::Handle::current()));
+    let server = TestServer::start(OnRuntime::new(repository, tokio::runtime::Handle::current())).await;
     let api = server.api().await;
     let (key, secret) = api.create(keyvouch::conformance::api::new_key()).await;
     let mut options = sea_orm::ConnectOptions::new(url);

@@ -35,13 +35,13 @@ pub(crate) fn config() -> Config {
 }
 
 impl TestServer {
-    pub(crate) fn start(repository: impl KeyRepository + 'static) -> Self {
-        Self::start_with(repository, &config())
+    pub(crate) async fn start(repository: impl KeyRepository + 'static) -> Self {
+        Self::start_with(repository, &config()).await
     }
 
-    pub(crate) fn start_with(repository: impl KeyRepository + 'static, config: &Config) -> Self {
+    pub(crate) async fn start_with(repository: impl KeyRepository + 'static, config: &Config) -> Self {
         let store = Store::new(Arc::new(repository));
-        let app = App::with_store(config, Surroundings::default(), store).unwrap();
+        let app = App::with_store(config, Surroundings::default(), store).await.unwrap();
         let address = match app.addresses().next() {
             Some(ListenAddr::Tcp(address)) => *address,
             other => panic!("no TCP address: {other:?}"),

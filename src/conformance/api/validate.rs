@@ -38,7 +38,7 @@ pub async fn the_first_reason_is_given_in_order(api: Api) {
     let (key, secret) = api.create(new_key()).await;
     let ask = |secret: &str| {
         let secret = secret.to_owned();
-        let request = pb::ValidateRequest { secret, required_scopes: vec!["admin".into()], scope_match: 0 };
+        let request = pb::ValidateRequest { secret, required_scopes: vec!["admin".into()], ..pb::ValidateRequest::default() };
         let mut validator = api.validator();
         async move { validator.validate(request).await.unwrap().into_inner() }
     };
@@ -89,7 +89,7 @@ pub async fn scopes_are_matched_all_or_any(api: Api) {
     for (secret, required, scope_match, expected) in cases {
         let required_scopes = required.iter().map(ToString::to_string).collect();
         let request =
-            pb::ValidateRequest { secret: secret.into(), required_scopes, scope_match: scope_match.into() };
+            pb::ValidateRequest { secret: secret.into(), required_scopes, scope_match: scope_match.into(), ..pb::ValidateRequest::default() };
         let response = api.validator().validate(request).await.unwrap().into_inner();
         assert_eq!(response.valid, expected, "{required:?} {scope_match:?}");
     }
@@ -134,6 +134,7 @@ pub async fn wrong_fields_of_validate_are_named(api: Api) {
         secret: "nonsense".into(),
         required_scopes,
         scope_match,
+        ..pb::ValidateRequest::default()
     };
     let mut validator = api.validator();
     assert_eq!(wrong_field(validator.validate(request(vec!["a b".into()], 0)).await), "required_scopes[0]");

@@ -1,15 +1,15 @@
 -- One atomic change of one shard: checks all, then does all.
 --
 -- KEYS: head, events, all, usage; then for each step: record, id index, owner index.
--- ARGV: the most events to keep; then for each step:
+-- ARGV: the most events to keep, the channel that followers listen to; then for each step:
 --   what ("create", "replace" or "delete"), the expected revision ("" for any), the record without its revision, the
 --   member of the indexes, the value of the id index, the key's id, the event.
 -- Answers the new revisions, one a step, or one word that says why nothing was done.
-local steps = (#ARGV - 1) / 7
+local steps = (#ARGV - 2) / 7
 
 for step = 1, steps do
     local record, id = KEYS[3 * step + 2], KEYS[3 * step + 3]
-    local what, expected = ARGV[7 * step - 5], ARGV[7 * step - 4]
+    local what, expected = ARGV[7 * step - 4], ARGV[7 * step - 3]
     if what == 'create' then
         if redis.call('EXISTS', record, id) > 0 then
             return { 'exists' }
@@ -20,7 +20,7 @@ for step = 1, steps do
             return { 'missing' }
         end
         -- Deleted and made again since it was looked up, perhaps for another owner.
-        if index ~= ARGV[7 * step - 1] then
+        if index ~= ARGV[7 * step] then
             return { 'conflict' }
         end
         if expected ~= '' and string.sub(stored, 1, #expected + 1) ~= expected .. ' ' then
@@ -52,7 +52,7 @@ end
 local answer = {}
 for step = 1, steps do
     local record, id, owner = KEYS[3 * step + 2], KEYS[3 * step + 3], KEYS[3 * step + 4]
-    local at = 7 * step - 5
+    local at = 7 * step - 4
     local what, body, member, index, key_id, event =
         ARGV[at], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], ARGV[at + 6]
     revision = revision + 1
@@ -76,4 +76,6 @@ for step = 1, steps do
     redis.call('HINCRBY', KEYS[1], 'events', 1)
     answer[step] = text
 end
+-- A hint, which may be forbidden here: the change stands.
+redis.pcall('PUBLISH', ARGV[2], '')
 return answer

@@ -1,33 +1,21 @@
 //! Connections to Redis: a server, a Sentinel set or a Cluster.
 
 use std::fmt;
-use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use fred::bytes_utils::Str;
 use fred::clients::{Client, Pipeline};
 use fred::interfaces::{ClientLike as _, LuaInterface as _, ServerInterface as _};
 use fred::prelude::FromValue;
-use fred::types::config::{
-    Config, ConnectionConfig, Options, PerformanceConfig, ReconnectPolicy, ServerConfig, TlsConnector,
-    UnresponsiveConfig,
-};
+use fred::types::config::{Config, Options};
 use fred::types::scripts::Script;
-use fred::types::{Builder, ClusterHash, CustomCommand, Key, Value};
-
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::{ClientConfig, RootCertStore};
+use fred::types::{ClusterHash, CustomCommand, Key, Value};
+use futures_util::stream::BoxStream;
 
 use super::RedisOptions;
 use super::error::{from_fred, is_read_only};
+use crate::redis::{client, config, place, wakes};
 use crate::repository::{ErrorKind, RepositoryError, Result};
-
-/// How long to wait before the first and the last attempts to connect again, in milliseconds.
-const RECONNECT_MILLIS: (u32, u32) = (20, 500);
-/// Commands that wait for a connection; more are refused at once.
-const MAX_WAITING: usize = 50_000;
 
 /// Two connections: changes wait for replicas on one of them, reads never do. Clones share them.
 #[derive(Clone)]
@@ -35,6 +23,7 @@ pub(super) struct Connection {
     reads: Client,
     changes: Client,
     place: String,
+    config: Config,
     timeout: Duration,
     min_replicas_ack: u32,
 }
@@ -45,8 +34,9 @@ impl Connection {
         let config = config(url, options.ca_file.as_deref())?;
         let connection = Self {
             place: place(&config.server),
-            reads: client(config.clone(), options)?,
-            changes: client(config, options)?,
+            reads: client(config.clone(), options.timeout)?,
+            changes: client(config.clone(), options.timeout)?,
+            config,
             timeout: options.timeout,
             min_replicas_ack: options.min_replicas_ack,
         };
@@ -64,6 +54,11 @@ impl Connection {
     /// Whether keys are on several servers.
     pub(super) fn is_clustered(&self) -> bool {
         self.reads.is_clustered()
+    }
+
+    /// Yields after messages in `channel`, and when some may have been lost.
+    pub(super) fn wakes(&self, channel: String) -> BoxStream<'static, ()> {
+        wakes(&self.config, self.timeout, channel)
     }
 
     /// What `INFO` says: of any node of a cluster.
@@ -192,83 +187,6 @@ impl Connection {
             client.quit().await.map_err(from_fred)?;
         }
         Ok(())
-    }
-}
-
-fn config(url: &str, ca_file: Option<&Path>) -> Result<Config> {
-    let refused = |problem: &'static str| RepositoryError::new(ErrorKind::Refused, problem);
-    // What the parser says can quote the URL.
-    let parse = |url: &str| {
-        let unreadable = "the URL can't be read, or the system's certificates: special characters in a password are \
-                          written as %XX";
-        Config::from_url(url).map_err(|_| refused(unreadable))
-    };
-    let Some(ca_file) = ca_file else {
-        return parse(url);
-    };
-    // Read as one without TLS, so that the system's certificates, which need not be there, are left alone.
-    let Some(rest) = url.strip_prefix("rediss") else {
-        return Err(refused(
-            "a file of certificates is for URLs with TLS: rediss:, rediss-sentinel: or rediss-cluster:",
-        ));
-    };
-    let mut config = parse(&format!("redis{rest}"))?;
-    config.tls = Some(TlsConnector::from(tls(ca_file)?).into());
-    Ok(config)
-}
-
-/// Verifies servers against the certificates in `ca_file`.
-fn tls(ca_file: &Path) -> Result<ClientConfig> {
-    let unusable =
-        |error: Box<dyn std::error::Error + Send + Sync>| RepositoryError::new(ErrorKind::Refused, error);
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(ca_file).map_err(|error| unusable(error.into()))? {
-        let certificate = certificate.map_err(|error| unusable(error.into()))?;
-        roots.add(certificate).map_err(|error| unusable(error.into()))?;
-    }
-    if roots.is_empty() {
-        return Err(unusable("the file of certificates has none".into()));
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let config = versions.map_err(|error| unusable(error.into()))?;
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
-}
-
-/// A client that reconnects by itself for as long as it lives, and whose commands have a deadline.
-fn client(config: Config, options: &RedisOptions) -> Result<Client> {
-    let (first, last) = RECONNECT_MILLIS;
-    Builder::from_config(config)
-        .with_performance_config(|performance: &mut PerformanceConfig| {
-            performance.default_command_timeout = options.timeout;
-        })
-        .with_connection_config(|connection: &mut ConnectionConfig| {
-            connection.connection_timeout = options.timeout;
-            connection.internal_command_timeout = options.timeout;
-            connection.max_command_buffer_len = MAX_WAITING;
-            // A change whose connection broke may have been made: it is for the caller to find out.
-            connection.max_command_attempts = 1;
-            // Half-open connections are noticed.
-            connection.unresponsive =
-                UnresponsiveConfig { max_timeout: Some(options.timeout), interval: options.timeout / 4 };
-        })
-        .set_policy(ReconnectPolicy::new_exponential(0, first, last, 2))
-        .build()
-        .map_err(|_| RepositoryError::new(ErrorKind::Refused, "the URL does not fit together"))
-}
-
-/// The servers, without any credential.
-fn place(server: &ServerConfig) -> String {
-    let list = |hosts: &[fred::types::config::Server]| {
-        hosts.iter().map(|it| format!("{}:{}", it.host, it.port)).collect::<Vec<_>>().join(",")
-    };
-    match server {
-        ServerConfig::Centralized { server } => format!("redis://{}:{}", server.host, server.port),
-        ServerConfig::Clustered { hosts, .. } => format!("redis-cluster://{}", list(hosts)),
-        ServerConfig::Sentinel { hosts, service_name, .. } => {
-            format!("redis-sentinel://{}/{service_name}", list(hosts))
-        }
-        ServerConfig::Unix { path } => format!("redis+unix:{}", path.display()),
     }
 }
 

@@ -3,18 +3,20 @@
 
 use std::collections::BTreeMap;
 
-use fred::interfaces::StreamsInterface as _;
+use fred::interfaces::{HashesInterface as _, StreamsInterface as _};
 use fred::types::Key;
 use fred::types::streams::XCap;
-use futures_util::future::try_join_all;
+use futures_util::future::{join_all, try_join_all};
 
 use super::RedisRepository;
 use super::error::from_fred;
-use super::keyspace::Shard;
+use super::keyspace::{self, Shard};
 use super::record::{corrupt, parse_revision};
 use super::stored_event::StoredEvent;
 use crate::domain::{KeyEvent, Revision, Timestamp};
-use crate::repository::{Changes, ErrorKind, EventPageRequest, FeedPosition, Mark, Result};
+use crate::repository::{
+    Changes, ErrorKind, EventPageRequest, FeedPosition, Mark, RecentChanges, Result,
+};
 
 /// How many events are read at once while they are filtered or pruned.
 const BATCH: u64 = 500;
@@ -78,14 +80,63 @@ impl RedisRepository {
         };
         let asked = &position;
         let parts = Shard::all().map(|shard| self.events_after(shard, asked.mark(shard.number()), limit));
-        let mut events: Vec<_> = try_join_all(parts).await?.into_iter().flatten().collect();
+        let mut events = Vec::new();
+        let (mut unanswered, mut last_error) = (Vec::new(), None);
+        for (shard, part) in Shard::all().zip(join_all(parts).await) {
+            match part {
+                Ok(part) => events.extend(part),
+                Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => {
+                    unanswered.push(shard.number());
+                    last_error = Some(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if let Some(error) = last_error
+            && unanswered.len() == usize::from(keyspace::SHARDS)
+        {
+            return Err(error);
+        }
+        // Asked last: a server that takes changes now did so when it was read.
+        self.connection.check_role().await?;
         // Within a shard that is their order; across shards it is about the order of time.
         events.sort_by_key(|event| event.revision);
         events.truncate(limit);
         for event in &events {
             position.advance(Shard::of_hash(&event.hash).number(), event);
         }
-        Ok(Changes { events, position })
+        Ok(Changes { events, position, unanswered })
+    }
+
+    pub(super) async fn newest_changes(&self, limit: usize) -> Result<RecentChanges> {
+        let parts = try_join_all(Shard::all().map(|shard| self.newest_of(shard, limit))).await?;
+        self.connection.check_role().await?;
+        let (mut position, mut complete_after) = (FeedPosition::beginning(), BTreeMap::new());
+        let mut events = Vec::new();
+        for (shard, (part, head, missing)) in Shard::all().zip(parts) {
+            let number = shard.number();
+            complete_after.insert(number, RecentChanges::before(part.first(), head));
+            match part.last() {
+                Some(last) => position.advance(number, last),
+                None => position.start(number, missing),
+            }
+            events.extend(part);
+        }
+        Ok(RecentChanges { events, position, complete_after })
+    }
+
+    /// The newest events of a shard, oldest first; its last revision; how many events were let go.
+    async fn newest_of(&self, shard: Shard, limit: usize) -> Result<(Vec<KeyEvent>, Revision, u64)> {
+        let reads = self.connection.reads();
+        let count = u64::try_from(limit).unwrap_or(u64::MAX);
+        let missing = self.missing(shard).await?;
+        let newest: Vec<Entry> =
+            reads.xrevrange(self.keyspace.events(shard), "+", "-", Some(count)).await.map_err(from_fred)?;
+        // Read last: where there is no event, whatever was changed by then is not in the feed.
+        let head: Option<i64> = reads.hget(self.keyspace.head(shard), "revision").await.map_err(from_fred)?;
+        let events = newest.into_iter().rev().map(parse).collect::<Result<_>>()?;
+        let missing = missing.ok_or_else(|| corrupt("a shard that lost its count of events"))?;
+        Ok((events, head.map_or(Revision::NONE, Revision::new), missing))
     }
 
     /// Before the oldest event that is kept of each shard.

@@ -52,6 +52,11 @@ impl Keyspace {
         Self { prefix: prefix.to_owned() }
     }
 
+    /// Where followers are told that there is something new.
+    pub(super) fn channel(&self) -> String {
+        format!("{}changes", self.prefix)
+    }
+
     fn name(&self, shard: Shard, what: &str) -> String {
         format!("{}{{{:02}}}:{what}", self.prefix, shard.0)
     }

@@ -169,7 +169,8 @@ impl RedisRepository {
             [names.head(shard), names.events(shard), names.all(shard), names.usage(shard)]
                 .map(Key::from)
                 .into();
-        let mut arguments = vec![Value::from(self.options.max_events_per_shard.to_string())];
+        let mut arguments =
+            vec![Value::from(self.options.max_events_per_shard.to_string()), Value::from(names.channel())];
         for Step { what, event } in steps {
             let index = match what {
                 What::Create(key) | What::Replace(key, _) => Index::of(key),

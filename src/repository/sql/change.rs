@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sea_orm::{
     ConnectionTrait as _, DatabaseConnection, DatabaseTransaction, FromQueryResult as _,
-    SqliteTransactionMode, StatementBuilder, TransactionOptions, TransactionTrait as _,
+    SqliteTransactionMode, Statement, StatementBuilder, TransactionOptions, TransactionTrait as _,
 };
 
 use super::error::from_db;
@@ -208,6 +208,12 @@ impl Change {
 
     /// Makes the change last; returns its last revision.
     pub(super) async fn commit(self) -> Result<Revision> {
+        if let Some(channel) = &self.tables.channel {
+            // Told when the change is committed, and only then.
+            let notify = "SELECT pg_notify($1, '')";
+            let notify = Statement::from_sql_and_values(self.tables.backend, notify, [channel.as_str().into()]);
+            self.transaction.execute_raw(notify).await.map_err(from_db)?;
+        }
         self.transaction.commit().await.map_err(from_db)?;
         Ok(self.revision)
     }

@@ -1,6 +1,9 @@
 //! Following the events, and letting go of old ones.
 
-use sea_orm::{ConnectionTrait as _, DatabaseConnection, FromQueryResult as _, TransactionTrait as _};
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, FromQueryResult as _, Statement,
+    TransactionTrait as _,
+};
 
 use super::change::read_head;
 use super::error::{from_db, is_held};
@@ -8,7 +11,9 @@ use super::query;
 use super::row::{EventRow, timestamp};
 use super::tables::Tables;
 use crate::domain::{KeyEvent, Revision, Timestamp};
-use crate::repository::{Changes, ErrorKind, EventPageRequest, FeedPosition, Mark, Result};
+use crate::repository::{
+    Changes, ErrorKind, EventPageRequest, FeedPosition, Mark, RecentChanges, RepositoryError, Result,
+};
 
 /// How many events one transaction deletes.
 const PRUNE_BATCH: usize = 1_000;
@@ -22,17 +27,58 @@ pub(super) async fn page(
 }
 
 async fn read(
-    connection: &DatabaseConnection,
+    connection: &impl ConnectionTrait,
     select: &sea_orm::sea_query::SelectStatement,
 ) -> Result<Vec<KeyEvent>> {
     let rows = connection.query_all(select).await.map_err(from_db)?;
     rows.iter().map(|row| EventRow::from_query_result(row, "").map_err(from_db)?.into_event()).collect()
 }
 
+/// Reads by `read` from a server that takes changes: one that was demoted would say for ever that there are none.
+///
+/// Returns `None` if it is another one. It is asked last, on the same connection: a server that takes changes now did so
+/// when it was read.
+pub(super) async fn of_the_primary<T>(
+    connection: &DatabaseConnection,
+    read: impl AsyncFnOnce(&DatabaseTransaction) -> Result<T>,
+) -> Result<Option<T>> {
+    let transaction = connection.begin().await.map_err(from_db)?;
+    let outcome = read(&transaction).await?;
+    let takes_changes = takes_changes(&transaction).await?;
+    transaction.commit().await.map_err(from_db)?;
+    Ok(takes_changes.then_some(outcome))
+}
+
+async fn takes_changes(connection: &impl ConnectionTrait) -> Result<bool> {
+    let question = match connection.get_database_backend() {
+        DbBackend::Postgres => "SELECT NOT pg_is_in_recovery()",
+        DbBackend::MySql => "SELECT NOT @@global.read_only",
+        _ => return Ok(true),
+    };
+    let question = Statement::from_string(connection.get_database_backend(), question);
+    let row = connection.query_one_raw(question).await.map_err(from_db)?;
+    let row = row.ok_or_else(|| RepositoryError::new(ErrorKind::Internal, "a server that does not say what it is"))?;
+    row.try_get_by_index(0).map_err(from_db)
+}
+
+/// The newest events and the position behind them.
+pub(super) async fn recent_changes(
+    connection: &impl ConnectionTrait,
+    tables: &Tables,
+    limit: usize,
+) -> Result<RecentChanges> {
+    let newest = EventPageRequest { key_id: None, owner_id: None, after: None, limit };
+    let mut events = read(connection, &query::event_page(tables, &newest)).await?;
+    events.reverse();
+    // Read last: where there is no event, whatever was changed by then is not in the feed.
+    let head = read_head(connection, tables).await?;
+    Ok(RecentChanges::of(events, head))
+}
+
 /// The events after `position`, whose own event is read again: if it is not there, or is another one, then history was
 /// pruned beyond it or rewound.
 pub(super) async fn changes(
-    connection: &DatabaseConnection,
+    connection: &impl ConnectionTrait,
     tables: &Tables,
     position: Option<&FeedPosition>,
     limit: usize,
@@ -43,7 +89,7 @@ pub(super) async fn changes(
             Some(last) => FeedPosition::of(last),
             None => FeedPosition::beginning(),
         };
-        return Ok(Changes { events, position });
+        return Ok(Changes { events, position, unanswered: Vec::new() });
     };
     let events = match position.mark(0) {
         Mark::Start { .. } => {
@@ -70,7 +116,7 @@ pub(super) async fn changes(
         }
     };
     let position = events.last().map_or_else(|| position.clone(), FeedPosition::of);
-    Ok(Changes { events, position })
+    Ok(Changes { events, position, unanswered: Vec::new() })
 }
 
 /// Deletes one batch of the events from before `before`, oldest first, but never the newest of all, which tells followers

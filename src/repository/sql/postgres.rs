@@ -3,14 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sea_orm::sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sea_orm::sqlx::{ConnectOptions as _, Connection as _};
+use futures_util::stream::{BoxStream, StreamExt as _};
+use sea_orm::sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
+use sea_orm::sqlx::{self, ConnectOptions as _, Connection as _};
 use sea_orm::{DatabaseConnection, SqlxPostgresConnector};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 
 use super::SqlOptions;
 use super::error::from_driver;
 use super::pool::PoolHealth;
-use crate::repository::Result;
+use crate::repository::RepositoryError;
+
+/// How long after trouble it is listened anew.
+const LISTEN_PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) fn pool(
     server: &PgConnectOptions,
@@ -32,7 +38,7 @@ pub(super) fn pool(
     SqlxPostgresConnector::from_sqlx_postgres_pool(pool)
 }
 
-pub(super) async fn probe(server: &PgConnectOptions) -> Result<()> {
+pub(super) async fn probe(server: &PgConnectOptions) -> Result<(), RepositoryError> {
     let connection = server.clone().disable_statement_logging().connect().await.map_err(from_driver)?;
     connection.close().await.map_err(from_driver)
 }
@@ -45,6 +51,43 @@ pub(super) fn single(server: &PgConnectOptions, options: &SqlOptions) -> Databas
         .max_lifetime(None)
         .connect_lazy_with(named(server, options));
     SqlxPostgresConnector::from_sqlx_postgres_pool(pool)
+}
+
+/// Yields after messages in `channel`, and when some may have been lost.
+pub(super) fn wakes(
+    server: &PgConnectOptions,
+    options: &SqlOptions,
+    channel: String,
+) -> BoxStream<'static, ()> {
+    let pool = PgPoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(options.pool.connect_timeout)
+        .max_lifetime(None)
+        .connect_lazy_with(named(server, options));
+    // One that waits stands for all that come meanwhile.
+    let (wake, woken) = mpsc::channel(1);
+    tokio::spawn(async move {
+        while !wake.is_closed() {
+            // An error means that there is no connection: then the next poll comes without a hint.
+            tokio::select! {
+                () = wake.closed() => return,
+                _ = listen(&pool, &channel, &wake) => {}
+            }
+            tokio::time::sleep(LISTEN_PAUSE).await;
+        }
+    });
+    ReceiverStream::new(woken).boxed()
+}
+
+async fn listen(pool: &PgPool, channel: &str, wake: &mpsc::Sender<()>) -> Result<(), sqlx::Error> {
+    let mut listener = PgListener::connect_with(pool).await?;
+    listener.listen(channel).await?;
+    loop {
+        // A full channel has one that waits.
+        let _ = wake.try_send(());
+        // `None`: the connection was lost, and with it perhaps a message.
+        listener.try_recv().await?;
+    }
 }
 
 fn named(server: &PgConnectOptions, options: &SqlOptions) -> PgConnectOptions {

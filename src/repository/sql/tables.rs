@@ -1,8 +1,10 @@
 //! The tables and columns, as statements name them. `migration/` makes them and never looks here.
 
+use data_encoding::HEXLOWER;
 use keyvouch_migration::Names;
 use sea_orm::sea_query::{Alias, DynIden, IntoIden as _};
 use sea_orm::{DbBackend, DeriveIden, Value};
+use sha2::{Digest as _, Sha256};
 
 /// The tables of one store, and how its database wants to be spoken to.
 #[derive(Clone, Debug)]
@@ -12,6 +14,14 @@ pub(super) struct Tables {
     pub usage: DynIden,
     pub event: DynIden,
     pub head: DynIden,
+    /// Where PostgreSQL tells of changes.
+    pub channel: Option<String>,
+}
+
+/// A name that fits in 63 bytes, whatever the names of the schema and the tables.
+fn channel(names: &Names) -> String {
+    let digest = Sha256::digest(format!("{names:?}"));
+    format!("keyvouch_{}", HEXLOWER.encode(&digest[..8]))
 }
 
 impl Tables {
@@ -23,6 +33,7 @@ impl Tables {
             usage: iden(names.api_key_usage()),
             event: iden(names.key_event()),
             head: iden(names.revision_head()),
+            channel: (backend == DbBackend::Postgres).then(|| channel(names)),
         }
     }
 

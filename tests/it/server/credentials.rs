@@ -17,7 +17,7 @@ fn refused(reason: &str) -> (Code, String) {
 
 #[tokio::test]
 async fn every_method_of_key_store_needs_the_token() {
-    let server = TestServer::start(MemoryRepository::new());
+    let server = TestServer::start(MemoryRepository::new()).await;
     let (key, _) = server.api().await.create(new_key()).await;
     let stranger = Api::new(server.channel().await, "another-token-of-enough-characters");
     let mut key_store = stranger.key_store();
@@ -46,7 +46,7 @@ async fn every_method_of_key_store_needs_the_token() {
 
 #[tokio::test]
 async fn validator_asks_for_no_credential() {
-    let server = TestServer::start(MemoryRepository::new());
+    let server = TestServer::start(MemoryRepository::new()).await;
     let (_, secret) = server.api().await.create(new_key()).await;
     let stranger = Api::new(server.channel().await, "another-token-of-enough-characters");
     assert_eq!(stranger.reason(&secret).await, pb::Reason::Valid);
@@ -56,7 +56,7 @@ async fn validator_asks_for_no_credential() {
 async fn without_credentials_reserved_scopes_can_not_be_granted() {
     let mut config = Config { admin: keyvouch::config::AdminConfig::default(), ..config() };
     config.admin.insecure = true;
-    let server = TestServer::start_with(MemoryRepository::new(), &config);
+    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
     let mut anybody = pb::key_store_client::KeyStoreClient::new(server.channel().await);
     anybody.create_key(new_key()).await.unwrap();
     let reserved = pb::CreateKeyRequest { scopes: vec!["keyvouch.admin".into()], ..new_key() };
@@ -69,14 +69,14 @@ async fn without_credentials_reserved_scopes_can_not_be_granted() {
 #[tokio::test]
 async fn a_key_with_a_reserved_scope_is_rotated_only_by_who_could_grant_it() {
     let repository = MemoryRepository::new();
-    let server = TestServer::start(repository.clone());
+    let server = TestServer::start(repository.clone()).await;
     let reserved = pb::CreateKeyRequest { scopes: vec!["keyvouch.admin".into()], ..new_key() };
     let (key, _) = server.api().await.create(reserved).await;
 
     let mut config = config();
     config.admin.tokens = Vec::new();
     config.admin.insecure = true;
-    let open = TestServer::start_with(repository, &config);
+    let open = TestServer::start_with(repository, &config).await;
     let mut anybody = pb::key_store_client::KeyStoreClient::new(open.channel().await);
     let rotate = pb::RotateKeyRequest { id: key.id, ..pb::RotateKeyRequest::default() };
     assert_eq!(
@@ -90,7 +90,7 @@ async fn a_key_with_a_reserved_scope_is_rotated_only_by_who_could_grant_it() {
 async fn several_tokens_work_side_by_side() {
     let mut config = config();
     config.admin.tokens.push(SecretText::from("next:the-next-admin-token-of-the-tests".to_owned()));
-    let server = TestServer::start_with(MemoryRepository::new(), &config);
+    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
     for token in [TOKEN, "the-next-admin-token-of-the-tests"] {
         Api::new(server.channel().await, token).create(new_key()).await;
     }
@@ -104,7 +104,7 @@ async fn a_server_with_a_backend_of_its_own_is_never_open_beyond_this_machine() 
     for insecure in [true, false] {
         config.admin.insecure = insecure;
         let store = Store::new(Arc::new(MemoryRepository::new()));
-        let refused = App::with_store(&config, Surroundings::default(), store).unwrap_err().to_string();
+        let refused = App::with_store(&config, Surroundings::default(), store).await.unwrap_err().to_string();
         assert!(refused.contains("administer keys") || refused.contains("needs a credential"), "{refused}");
     }
 }

@@ -23,7 +23,7 @@ async fn calls_in_flight_are_answered() {
     let store = Faulty::new();
     let mut config = config();
     config.server.drain_timeout = HumanDuration(NEVER);
-    let mut server = TestServer::start_with(store.clone(), &config);
+    let mut server = TestServer::start_with(store.clone(), &config).await;
     let api = server.api().await;
     let (_, secret) = api.create(new_key()).await;
     store.set(Mode::Hang);
@@ -47,7 +47,7 @@ async fn calls_in_flight_are_answered() {
 async fn a_silent_connection_and_an_open_watch_do_not_hold_it_up() {
     let mut config = config();
     config.server.drain_timeout = HumanDuration(Duration::from_millis(300));
-    let mut server = TestServer::start_with(MemoryRepository::new(), &config);
+    let mut server = TestServer::start_with(MemoryRepository::new(), &config).await;
     let mut silent = TcpStream::connect(server.address).await.unwrap();
     let mut health = HealthClient::new(server.channel().await);
     let mut watch = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
@@ -66,7 +66,7 @@ async fn the_last_uses_are_recorded() {
     let store = MemoryRepository::new();
     let mut config = config();
     config.usage.flush_interval = HumanDuration(NEVER);
-    let mut server = TestServer::start_with(store.clone(), &config);
+    let mut server = TestServer::start_with(store.clone(), &config).await;
     let api = server.api().await;
     let (key, secret) = api.create(new_key()).await;
     assert_eq!(api.reason(&secret).await, pb::Reason::Valid);

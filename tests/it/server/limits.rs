@@ -18,7 +18,7 @@ use crate::support::{TOKEN, TestServer, config};
 async fn connections_above_the_limit_are_closed_at_once() {
     let mut config = config();
     config.server.max_connections = 3;
-    let server = TestServer::start_with(MemoryRepository::new(), &config);
+    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
     let api = server.api().await;
     api.create(new_key()).await;
     let mut silent = Vec::new();
@@ -46,7 +46,7 @@ async fn connections_above_the_limit_are_closed_at_once() {
 async fn a_connection_that_does_not_begin_is_closed() {
     let mut config = config();
     config.server.handshake_timeout = HumanDuration(Duration::from_millis(200));
-    let server = TestServer::start_with(MemoryRepository::new(), &config);
+    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
     let api = server.api().await;
     let mut silent = TcpStream::connect(server.address).await.unwrap();
     let mut slow = TcpStream::connect(server.address).await.unwrap();
@@ -60,7 +60,7 @@ async fn a_connection_that_does_not_begin_is_closed() {
 
 #[tokio::test]
 async fn messages_above_the_limit_are_refused() {
-    let server = TestServer::start(MemoryRepository::new());
+    let server = TestServer::start(MemoryRepository::new()).await;
     let api = server.api().await;
     let request = |bytes| pb::ValidateRequest { secret: "x".repeat(bytes), ..pb::ValidateRequest::default() };
     let response = api.validator().validate(request(60 * 1024)).await.unwrap().into_inner();
@@ -77,7 +77,7 @@ async fn calls_above_the_limit_of_a_connection_wait_in_the_client() {
     let mut config = config();
     config.server.max_streams_per_connection = 4;
     let store = Faulty::new();
-    let server = TestServer::start_with(store.clone(), &config);
+    let server = TestServer::start_with(store.clone(), &config).await;
     let api = server.api().await;
     let (_, secret) = api.create(new_key()).await;
     store.set(Mode::Hang);
@@ -107,7 +107,7 @@ async fn connections_are_spread_evenly_over_the_workers() {
     let mut config = config();
     config.server.workers = 4;
     let store = Faulty::new();
-    let server = TestServer::start_with(store.clone(), &config);
+    let server = TestServer::start_with(store.clone(), &config).await;
     let (_, secret) = server.api().await.create(new_key()).await;
     store.forget_threads();
     let mut connections = Vec::new();
@@ -134,7 +134,7 @@ async fn a_unix_socket_is_served_too() {
     config.server.listen.push(format!("unix:{}", socket.display()));
     // A socket that a killed server left behind is no obstacle.
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
-    let mut server = TestServer::start_with(MemoryRepository::new(), &config);
+    let mut server = TestServer::start_with(MemoryRepository::new(), &config).await;
     let endpoint = tonic::transport::Endpoint::from_shared(format!("unix:{}", socket.display())).unwrap();
     let over_socket = Api::new(endpoint.connect().await.unwrap(), TOKEN);
     let (_, secret) = over_socket.create(new_key()).await;

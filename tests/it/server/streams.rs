@@ -99,12 +99,12 @@ async fn stops_with_its_client(store: Endless, server: TestServer) {
 #[tokio::test]
 async fn the_store_is_not_read_on_when_the_client_is_gone() {
     let store = Endless::new();
-    stops_with_its_client(store.clone(), TestServer::start(store)).await;
+    stops_with_its_client(store.clone(), TestServer::start(store).await).await;
 }
 
 #[tokio::test]
 async fn nor_is_one_on_another_runtime() {
     let store = Endless::new();
-    let server = TestServer::start(OnRuntime::new(store.clone(), tokio::runtime::Handle::current()));
+    let server = TestServer::start(OnRuntime::new(store.clone(), tokio::runtime::Handle::current())).await;
     stops_with_its_client(store, server).await;
 }

@@ -1,0 +1,164 @@
+//! Caches of key records in front of a store, and what makes a revocation hold in spite of them.
+//!
+//! ```text
+//! Validator ─→ SingleFlight ─→ CacheAside(moka) ─→ CacheAside(Redis) ─→ StoreSource ─→ the store
+//! KeyStore ──→ CachedRepository ─→ the store, then fence, take out, put, answer
+//! feed ──────→ fence, take out
+//! ```
+//!
+//! Caches keep facts, never verdicts, and no order of events among several replicas can be relied upon: a slow load, a late
+//! write of another replica, a lost message. So every [`Entry`] carries what it knows (`through`), and [`Knowledge`] what
+//! an entry has to know to be served, which grows by this replica's own changes and by the change feed. [`protocol`] has
+//! the rules; `docs/consistency.md` what they promise.
+//!
+//! Any number of caches can stand one behind the other, in any order, over any backend. An author of one implements
+//! [`KeyCache`].
+
+mod breaker;
+mod cache_aside;
+mod cached_repository;
+mod feed_follower;
+mod knowledge;
+mod moka;
+pub mod protocol;
+mod redis;
+mod single_flight;
+mod store_source;
+
+use std::fmt::{Debug, Display};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+pub use self::breaker::Breaker;
+pub use self::cache_aside::CacheAside;
+pub use self::cached_repository::{CacheParts, CachedRepository};
+pub use self::feed_follower::{FeedFollower, FeedHandle, FeedOptions, Seen};
+pub use self::knowledge::{Knowledge, Noted};
+pub use self::moka::{Capacity, MokaCache, MokaOptions};
+pub use self::redis::{RedisCache, RedisCacheOptions};
+pub use self::single_flight::{LoadLimits, SingleFlight};
+pub use self::store_source::StoreSource;
+use crate::domain::{ApiKey, KeyHash, Moment, Revision};
+use crate::repository::Result;
+use protocol::Kind;
+
+/// A key record, or that there is none, and what that knows.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The record; `None`: there is no key with this hash.
+    pub key: Option<Arc<ApiKey>>,
+    /// Every event up to this revision is reflected.
+    pub through: Revision,
+    /// Which history of the store that revision belongs to, as this process counts them.
+    pub lineage: u64,
+    /// When the load of it began. `None` if another process loaded it, whose clock is not ours.
+    pub began: Option<Moment>,
+    /// Until when a cache may keep it.
+    pub kept_until: Moment,
+}
+
+impl Entry {
+    /// This entry in a cache that keeps for `ttl`, counted from when the load began; shorter by up to a tenth, so that what
+    /// was loaded at once does not end at once.
+    #[must_use]
+    pub fn kept_for(&self, ttl: Duration, hash: &KeyHash, now: Moment) -> Self {
+        // The digest is as good as random.
+        let ttl = ttl - ttl / 10 * u32::from(hash.as_bytes()[KeyHash::BYTES - 1]) / 255;
+        let kept_until = self.began.unwrap_or(now).after(ttl).min(self.kept_until);
+        Self { kept_until, ..self.clone() }
+    }
+
+    /// What the entry is about.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        if self.key.is_some() { Kind::Present } else { Kind::Absent }
+    }
+}
+
+/// Where an answer came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tier {
+    /// The cache in this process.
+    Local,
+    /// The cache in Redis.
+    Redis,
+    /// The store.
+    Store,
+}
+
+/// What was found, and where.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// What was found.
+    pub entry: Entry,
+    /// Where.
+    pub tier: Tier,
+}
+
+/// How old an answer may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Demand {
+    /// When it was asked.
+    pub asked_at: Moment,
+    /// How long before that the store may have been as the answer says. 0: not at all.
+    pub max_staleness: Duration,
+}
+
+impl Demand {
+    /// The store has to have been as the answer says at this moment or later.
+    #[must_use]
+    pub fn oldest(&self) -> Moment {
+        self.asked_at.before(self.max_staleness)
+    }
+}
+
+/// Finds entries: a store, or a cache in front of one. `Display` is the stack.
+#[async_trait]
+pub trait KeySource: Send + Sync + Debug + Display {
+    /// What can be said without waiting; `None` says nothing. What it gives may be served: it fits, and it is as fresh as
+    /// `demand` asks for.
+    fn peek(&self, hash: &KeyHash, demand: &Demand) -> Option<Found> {
+        let _ = (hash, demand);
+        None
+    }
+
+    /// The entry of `hash`. Who hands it on judges it once more: it may have become too old on the way.
+    ///
+    /// # Errors
+    /// Those of the store; none of a cache.
+    async fn find(&self, hash: &KeyHash, demand: &Demand) -> Result<Found>;
+}
+
+/// Keeps entries. It is asked and told, and decides nothing: a cache that is broken, or has let go of an entry, has a
+/// miss, which is never an error. `Display` says what it is, without any credential.
+///
+/// The suite `conformance::cache` (feature `conformance`) has a clause for each sentence.
+#[async_trait]
+pub trait KeyCache: Send + Sync + Debug + Display {
+    /// What answers from here are called.
+    fn tier(&self) -> Tier;
+
+    /// What [`get`](Self::get) would give, if that is known without waiting.
+    fn peek(&self, hash: &KeyHash) -> Option<Entry> {
+        let _ = hash;
+        None
+    }
+
+    /// The entry of `hash` that was put last, unless it was removed, has reached `kept_until`, or was let go for room.
+    async fn get(&self, hash: &KeyHash) -> Option<Entry>;
+
+    /// Keeps `entry`, if it may be served and what is there does not know more. Cuts short how long, never prolongs it.
+    async fn put(&self, hash: &KeyHash, entry: &Entry);
+
+    /// Takes out what is kept for `hash`, unless it knows the changes up to now. After it, nothing comes back that may not
+    /// be served.
+    async fn remove(&self, hash: &KeyHash);
+
+    /// Takes out what is kept for `hash`, whatever it knows.
+    async fn forget(&self, hash: &KeyHash);
+
+    /// Forgets everything: the store's history is another one.
+    async fn clear(&self);
+}

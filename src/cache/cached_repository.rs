@@ -1,0 +1,365 @@
+//! A repository with caches in front of it.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+use tokio::runtime::Handle;
+
+use super::{Demand, Entry, FeedHandle, KeyCache, KeySource as _, Knowledge, RedisCache, SingleFlight};
+use crate::domain::{
+    ApiKey, ChangeContext, KeyEvent, KeyFilter, KeyHash, KeyId, Moment, OwnerId, Revision, RevokeReason,
+    Rotation, Timestamp,
+};
+use crate::repository::{
+    Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, PageRequest, RecentChanges,
+    RepositoryError, Result,
+};
+
+/// Look-ups by hash go through the caches; changes go to the store, and then into the caches, before they are answered.
+/// All else goes to the store. `Display` is the stack.
+#[derive(Clone, Debug)]
+pub struct CachedRepository {
+    parts: Arc<CacheParts>,
+}
+
+/// What a [`CachedRepository`] is made of.
+#[derive(Debug)]
+pub struct CacheParts {
+    /// The store.
+    pub repository: Arc<dyn KeyRepository>,
+    /// The caches over it, as look-ups go.
+    pub source: Arc<SingleFlight>,
+    /// The caches, the innermost first.
+    pub caches: Vec<Arc<dyn KeyCache>>,
+    /// That of them by which other replicas are woken.
+    pub redis: Option<Arc<RedisCache>>,
+    /// What is known of changes.
+    pub knowledge: Arc<Knowledge>,
+    /// The change feed, if the store has one.
+    pub feed: Option<FeedHandle>,
+    /// How old the answers of [`KeyRepository::get_by_hash`] may be.
+    pub max_staleness: Duration,
+    /// Where changes are brought to their end, whatever becomes of their callers.
+    pub handle: Handle,
+}
+
+/// What a change did to one key.
+struct Effect {
+    hash: KeyHash,
+    revision: Revision,
+    /// The record as it is now, if it is worth keeping.
+    key: Option<ApiKey>,
+}
+
+impl Effect {
+    fn of(key: &ApiKey) -> Self {
+        Self { hash: key.hash, revision: key.revision, key: Some(key.clone()) }
+    }
+}
+
+/// Which keys a change is about, as far as that is known before it is made.
+struct Target {
+    /// A byte of the hash or of the id, by which the part of the feed is found.
+    byte: u8,
+    hashes: Vec<KeyHash>,
+}
+
+impl Target {
+    fn of_hashes(hashes: Vec<KeyHash>) -> Self {
+        Self { byte: hashes.first().map_or(0, |hash| hash.as_bytes()[0]), hashes }
+    }
+
+    fn of_id(id: KeyId) -> Self {
+        // The last byte of an id is the first of the hash.
+        Self { byte: id.as_uuid().as_bytes()[15], hashes: Vec::new() }
+    }
+}
+
+impl CachedRepository {
+    /// Puts the parts together.
+    #[must_use]
+    pub fn new(parts: CacheParts) -> Self {
+        Self { parts: Arc::new(parts) }
+    }
+
+    /// Rule 2: makes a change in a task of its own, which no caller cancels, and answers when nothing older can be served
+    /// here.
+    async fn change<T, F>(
+        &self,
+        target: Target,
+        change: impl FnOnce(Arc<CacheParts>) -> F,
+        effects: impl FnOnce(&T) -> Vec<Effect> + Send + 'static,
+    ) -> Result<T>
+    where
+        T: Send + Sync + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let parts = Arc::clone(&self.parts);
+        let history = parts.knowledge.history();
+        let began = parts.knowledge.moment();
+        let change = change(Arc::clone(&parts));
+        let task = self.parts.handle.spawn(async move {
+            let outcome = change.await;
+            match &outcome {
+                Ok(changed) => parts.changed(effects(changed), history, began).await?,
+                Err(error) => parts.failed(error, &target).await?,
+            }
+            outcome
+        });
+        match task.await {
+            Ok(outcome) => outcome,
+            Err(stopped) => Err(RepositoryError::new(ErrorKind::Internal, stopped)),
+        }
+    }
+
+    async fn delete_key<F>(
+        &self,
+        id: KeyId,
+        delete: impl FnOnce(Arc<dyn KeyRepository>) -> F + Send + 'static,
+    ) -> Result<Revision>
+    where
+        F: Future<Output = Result<Revision>> + Send + 'static,
+    {
+        let change = move |parts: Arc<CacheParts>| async move {
+            let hash = match parts.repository.get(id).await {
+                Ok(key) => key.map(|key| key.hash),
+                // What can't be read can be deleted.
+                Err(error) if error.kind() == ErrorKind::Corrupt => None,
+                Err(error) => return Err(error),
+            };
+            let revision = delete(Arc::clone(&parts.repository)).await?;
+            if hash.is_none() {
+                // The feed tells which it was.
+                parts.hear_of_changes().await?;
+            }
+            Ok((hash, revision))
+        };
+        let deleted = |&(hash, revision): &(Option<KeyHash>, Revision)| {
+            let effect = |hash| Effect { hash, revision, key: None };
+            hash.map(effect).into_iter().collect()
+        };
+        self.change(Target::of_id(id), change, deleted).await.map(|(_, revision)| revision)
+    }
+}
+
+impl CacheParts {
+    /// A change was made: nothing older is served from now on.
+    async fn changed(&self, effects: Vec<Effect>, history: u64, began: Moment) -> Result<()> {
+        for Effect { hash, revision, key } in effects {
+            let Some(through) = self.knowledge.raise(history, &hash, revision) else {
+                // The store's history became another one meanwhile: what is left of the change is told by the feed.
+                self.hear_of_changes().await?;
+                continue;
+            };
+            let entry = key.map(|key| Entry {
+                key: Some(Arc::new(key)),
+                through,
+                lineage: history,
+                began: Some(began),
+                kept_until: Moment::NEVER,
+            });
+            for cache in &self.caches {
+                match &entry {
+                    Some(entry) => cache.put(&hash, entry).await,
+                    None => cache.remove(&hash).await,
+                }
+            }
+        }
+        if let Some(redis) = &self.redis {
+            redis.wake_others().await;
+        }
+        Ok(())
+    }
+
+    /// A change was not made, or it is not known whether it was.
+    async fn failed(&self, error: &RepositoryError, target: &Target) -> Result<()> {
+        match error.kind() {
+            // Another replica may have deleted it: then it must not be served here any more.
+            ErrorKind::NotFound => return self.hear_of_changes().await,
+            ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Internal => {
+                self.knowledge.doubt(target.byte);
+                self.source.forget_running();
+                for hash in &target.hashes {
+                    for cache in &self.caches {
+                        cache.forget(hash).await;
+                    }
+                }
+            }
+            ErrorKind::AlreadyExists
+            | ErrorKind::Conflict
+            | ErrorKind::Refused
+            | ErrorKind::NotOffered
+            | ErrorKind::Overloaded
+            | ErrorKind::Corrupt
+            | ErrorKind::PositionLost => {}
+        }
+        Ok(())
+    }
+
+    /// Completes a poll of the feed, if there is one.
+    async fn hear_of_changes(&self) -> Result<()> {
+        match &self.feed {
+            Some(feed) => feed.poll().await,
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for CachedRepository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.parts.source.fmt(f)
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl KeyRepository for CachedRepository {
+    async fn get_by_hash(&self, hash: &KeyHash) -> Result<Option<ApiKey>> {
+        let CacheParts { knowledge, source, max_staleness, .. } = self.parts.as_ref();
+        let demand = Demand { asked_at: knowledge.moment(), max_staleness: *max_staleness };
+        let found = source.find(hash, &demand).await?;
+        Ok(found.entry.key.map(|key| ApiKey::clone(&key)))
+    }
+
+    async fn get_many_by_hash(&self, hashes: &[KeyHash]) -> Result<Vec<Result<Option<ApiKey>>>> {
+        let found = hashes.iter().map(|hash| self.get_by_hash(hash));
+        let found = futures_util::future::join_all(found).await;
+        // The error of one record is its own; any other is that of all.
+        let outage = found.iter().find_map(|it| it.as_ref().err().filter(|it| it.kind() != ErrorKind::Corrupt));
+        match outage {
+            Some(error) => Err(error.clone()),
+            None => Ok(found),
+        }
+    }
+
+    fn prefers_many(&self) -> bool {
+        // They are joined behind the caches.
+        false
+    }
+
+    async fn get(&self, id: KeyId) -> Result<Option<ApiKey>> {
+        self.parts.repository.get(id).await
+    }
+
+    async fn create(&self, key: ApiKey, context: &ChangeContext) -> Result<ApiKey> {
+        let (target, context) = (Target::of_hashes(vec![key.hash]), context.clone());
+        let change = |parts: Arc<CacheParts>| async move { parts.repository.create(key, &context).await };
+        self.change(target, change, |created| vec![Effect::of(created)]).await
+    }
+
+    async fn create_many(&self, keys: Vec<ApiKey>, context: &ChangeContext) -> Result<Vec<Result<ApiKey>>> {
+        let target = Target::of_hashes(keys.iter().map(|key| key.hash).collect());
+        let context = context.clone();
+        let change = |parts: Arc<CacheParts>| async move {
+            let outcomes = parts.repository.create_many(keys, &context).await?;
+            // The feed tells of many creations without costing others their records.
+            parts.hear_of_changes().await?;
+            Ok(outcomes)
+        };
+        // An import is no use: its keys take nobody's place.
+        let created = |key: &ApiKey| Effect { key: None, ..Effect::of(key) };
+        let has_feed = self.parts.feed.is_some();
+        let effects = move |outcomes: &Vec<Result<ApiKey>>| {
+            if has_feed { Vec::new() } else { outcomes.iter().flatten().map(created).collect() }
+        };
+        self.change(target, change, effects).await
+    }
+
+    async fn update(&self, key: ApiKey, expected: Revision, context: &ChangeContext) -> Result<ApiKey> {
+        let (target, context) = (Target::of_hashes(vec![key.hash]), context.clone());
+        let change = move |parts: Arc<CacheParts>| async move {
+            parts.repository.update(key, expected, &context).await
+        };
+        self.change(target, change, |updated| vec![Effect::of(updated)]).await
+    }
+
+    async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<Revision> {
+        let context = context.clone();
+        self.delete_key(id, move |repository| async move { repository.delete(id, &context).await }).await
+    }
+
+    async fn delete_unchanged(
+        &self,
+        id: KeyId,
+        expected: Revision,
+        context: &ChangeContext,
+    ) -> Result<Revision> {
+        let context = context.clone();
+        let delete = move |repository: Arc<dyn KeyRepository>| async move {
+            repository.delete_unchanged(id, expected, &context).await
+        };
+        self.delete_key(id, delete).await
+    }
+
+    fn list_by_owner(&self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream {
+        self.parts.repository.list_by_owner(owner, filter)
+    }
+
+    async fn revoke(&self, id: KeyId, reason: RevokeReason, context: &ChangeContext) -> Result<ApiKey> {
+        let context = context.clone();
+        let change = move |parts: Arc<CacheParts>| async move {
+            parts.repository.revoke(id, reason, &context).await
+        };
+        // One that changed nothing counts too: this replica may not have heard of the first one yet.
+        self.change(Target::of_id(id), change, |revoked| vec![Effect::of(revoked)]).await
+    }
+
+    async fn rotate(&self, rotation: Rotation, context: &ChangeContext) -> Result<Rotation> {
+        let target = Target::of_hashes(vec![rotation.replaced.hash, rotation.successor.hash]);
+        let context = context.clone();
+        let change =
+            |parts: Arc<CacheParts>| async move { parts.repository.rotate(rotation, &context).await };
+        let effects = |rotated: &Rotation| {
+            vec![Effect::of(&rotated.replaced), Effect::of(&rotated.successor)]
+        };
+        self.change(target, change, effects).await
+    }
+
+    fn can_rotate(&self, old: &KeyHash, successor: &KeyHash) -> bool {
+        self.parts.repository.can_rotate(old, successor)
+    }
+
+    async fn list_page(&self, request: &PageRequest) -> Result<Vec<ApiKey>> {
+        self.parts.repository.list_page(request).await
+    }
+
+    async fn record_usage(&self, usage: &[(KeyId, Timestamp)]) -> Result<()> {
+        self.parts.repository.record_usage(usage).await
+    }
+
+    async fn usage(&self, ids: &[KeyId]) -> Result<Vec<Option<Timestamp>>> {
+        self.parts.repository.usage(ids).await
+    }
+
+    async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<KeyEvent>> {
+        self.parts.repository.list_events(request).await
+    }
+
+    fn feed_parts(&self) -> u8 {
+        self.parts.repository.feed_parts()
+    }
+
+    async fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
+        self.parts.repository.changes(after, limit).await
+    }
+
+    async fn recent_changes(&self, limit: usize) -> Result<RecentChanges> {
+        self.parts.repository.recent_changes(limit).await
+    }
+
+    fn wakes(&self) -> Option<BoxStream<'static, ()>> {
+        self.parts.repository.wakes()
+    }
+
+    async fn prune_events(&self, before: Timestamp) -> Result<u64> {
+        self.parts.repository.prune_events(before).await
+    }
+
+    async fn ping(&self) -> Result<()> {
+        self.parts.repository.ping().await
+    }
+}

@@ -1,0 +1,253 @@
+//! Follows the store's change feed, so that this replica knows what others changed.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, BoxStream};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{Breaker, KeyCache, Knowledge, RedisCache, Tier};
+use crate::domain::Moment;
+use crate::repository::{ErrorKind, FeedPosition, KeyRepository, RepositoryError, Result};
+use crate::telemetry::error_chain;
+
+/// How many events one poll reads.
+const BATCH: usize = 1_000;
+/// How many polls can be asked for at one time; more wait.
+const REQUESTS: usize = 64;
+
+/// How the feed is followed.
+#[derive(Clone, Copy, Debug)]
+pub struct FeedOptions {
+    /// How long after a poll the next one is sent, unless something wakes it.
+    pub poll_interval: Duration,
+    /// How long a poll may take.
+    pub deadline: Duration,
+}
+
+/// Polls the feed, raises fences, takes out of the caches what no longer fits. The log decides; wake-ups only make it
+/// quicker.
+#[derive(Debug)]
+pub struct FeedFollower {
+    repository: Arc<dyn KeyRepository>,
+    knowledge: Arc<Knowledge>,
+    caches: Vec<Arc<dyn KeyCache>>,
+    redis: Option<Arc<RedisCache>>,
+    breaker: Arc<Breaker>,
+    options: FeedOptions,
+    requests: mpsc::Receiver<Request>,
+    seen: watch::Sender<Seen>,
+    is_failing: bool,
+}
+
+/// Asks the follower, and is told by it.
+#[derive(Clone, Debug)]
+pub struct FeedHandle {
+    requests: mpsc::Sender<Request>,
+    seen: watch::Receiver<Seen>,
+}
+
+/// How far the feed was followed.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// All events before it were applied.
+    pub position: FeedPosition,
+    /// There were none after it when this poll was sent.
+    pub as_of: Moment,
+}
+
+/// Asks for a poll that is sent from now on, and how it ended.
+type Request = oneshot::Sender<Result<()>>;
+
+impl FeedHandle {
+    /// Completes a poll that is sent from now on.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn poll(&self) -> Result<()> {
+        let gone = || RepositoryError::new(ErrorKind::Unavailable, "the change feed is not followed any more");
+        let (answer, answered) = oneshot::channel();
+        self.requests.send(answer).await.map_err(|_| gone())?;
+        answered.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// How far the feed was followed, and when that changes.
+    #[must_use]
+    pub fn seen(&self) -> watch::Receiver<Seen> {
+        self.seen.clone()
+    }
+}
+
+impl FeedFollower {
+    /// Reads the newest events of `repository` into `knowledge` (rule 7). `redis` is that of `caches` whose entries have an
+    /// epoch.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn start(
+        repository: Arc<dyn KeyRepository>,
+        knowledge: Arc<Knowledge>,
+        caches: Vec<Arc<dyn KeyCache>>,
+        redis: Option<Arc<RedisCache>>,
+        breaker: Arc<Breaker>,
+        options: FeedOptions,
+    ) -> Result<(Self, FeedHandle)> {
+        let position = begin(repository.as_ref(), &knowledge, options.deadline).await?;
+        if let Some(redis) = &redis {
+            redis.follow_epoch(false).await;
+        }
+        let (asking, requests) = mpsc::channel(REQUESTS);
+        let (seen, seeing) = watch::channel(Seen { position, as_of: knowledge.moment() });
+        let follower =
+            Self { repository, knowledge, caches, redis, breaker, options, requests, seen, is_failing: false };
+        Ok((follower, FeedHandle { requests: asking, seen: seeing }))
+    }
+
+    /// Follows for ever.
+    pub async fn run(mut self) {
+        let mut wakes = self.wakes();
+        let mut epochs = tokio::time::interval(self.options.poll_interval);
+        epochs.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let redis = self.redis.clone();
+        let (restart, mut restarts) = mpsc::channel(1);
+        // Beside the polls: a Redis that hangs holds up none of them.
+        let follow_epochs = async move {
+            loop {
+                epochs.tick().await;
+                if let Some(redis) = &redis
+                    && redis.follow_epoch(false).await
+                {
+                    let _ = restart.send(()).await;
+                }
+            }
+        };
+        let follow = async move {
+            let mut waiting: Vec<Request> = Vec::new();
+            loop {
+                let outcome = self.poll().await;
+                self.breaker.report(&outcome);
+                self.log(&outcome);
+                for answer in waiting.drain(..) {
+                    // Who asked may have gone away.
+                    let _ = answer.send(outcome.clone());
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(self.options.poll_interval) => {}
+                    Some(()) = wakes.next() => {}
+                    Some(()) = restarts.recv() => self.restart().await,
+                    Some(request) = self.requests.recv() => waiting.push(request),
+                }
+                while let Ok(request) = self.requests.try_recv() {
+                    waiting.push(request);
+                }
+            }
+        };
+        tokio::join!(follow_epochs, follow);
+    }
+
+    /// Reads on until there is nothing more.
+    async fn poll(&mut self) -> Result<()> {
+        loop {
+            let sent = self.knowledge.poll_sent();
+            let as_of = self.knowledge.moment();
+            let position = self.seen.borrow().position.clone();
+            let asked = self.repository.changes(Some(&position), BATCH);
+            let changes = match within(self.options.deadline, asked).await {
+                Err(error) if error.kind() == ErrorKind::PositionLost => {
+                    tracing::warn!(
+                        "the store's history is another one than was followed, or events were let go before they were \
+                         read: all caches are emptied"
+                    );
+                    self.restart().await;
+                    continue;
+                }
+                changes => changes?,
+            };
+            let is_all = changes.events.len() < BATCH;
+            for event in &changes.events {
+                self.knowledge.apply(event);
+                for cache in self.local_caches() {
+                    cache.remove(&event.hash).await;
+                }
+            }
+            self.knowledge.advance(&changes.position);
+            if is_all {
+                self.knowledge.confirm(&sent, &changes.unanswered);
+            }
+            self.seen.send_replace(Seen { position: changes.position, as_of });
+            if is_all {
+                return match changes.unanswered.first() {
+                    None => Ok(()),
+                    Some(part) => Err(RepositoryError::new(
+                        ErrorKind::Unavailable,
+                        format!("{} parts of the change feed did not answer, part {part} first", changes.unanswered.len()),
+                    )),
+                };
+            }
+        }
+    }
+
+    /// Rule 8: begins anew, as often as it takes.
+    async fn restart(&mut self) {
+        self.knowledge.end_history();
+        for cache in &self.caches {
+            cache.clear().await;
+        }
+        loop {
+            match begin(self.repository.as_ref(), &self.knowledge, self.options.deadline).await {
+                Ok(position) => {
+                    self.seen.send_replace(Seen { position, as_of: self.knowledge.moment() });
+                    return;
+                }
+                Err(error) => {
+                    self.log(&Err(error));
+                    tokio::time::sleep(self.options.poll_interval).await;
+                }
+            }
+        }
+    }
+
+    fn local_caches(&self) -> impl Iterator<Item = &Arc<dyn KeyCache>> {
+        // What others share is judged whenever it is read.
+        self.caches.iter().filter(|cache| cache.tier() == Tier::Local)
+    }
+
+    fn wakes(&self) -> BoxStream<'static, ()> {
+        let of_store = self.repository.wakes();
+        let of_cache = self.redis.as_ref().map(|redis| redis.wakes());
+        let all: Vec<_> = of_store.into_iter().chain(of_cache).chain([stream::pending().boxed()]).collect();
+        stream::select_all(all).boxed()
+    }
+
+    fn log(&mut self, outcome: &Result<()>) {
+        match outcome {
+            Ok(()) if self.is_failing => tracing::info!("the store's change feed is followed again"),
+            Err(error) if !self.is_failing => {
+                tracing::warn!(
+                    error = %error_chain(error),
+                    "the store's change feed can't be read: cached keys are served until they are too old"
+                );
+            }
+            Ok(()) | Err(_) => {}
+        }
+        self.is_failing = outcome.is_err();
+    }
+}
+
+/// Rule 7.
+async fn begin(
+    repository: &dyn KeyRepository,
+    knowledge: &Knowledge,
+    deadline: Duration,
+) -> Result<FeedPosition> {
+    let recent = within(deadline, repository.recent_changes(knowledge.fences_of_a_part())).await?;
+    knowledge.start(&recent);
+    Ok(recent.position)
+}
+
+async fn within<T>(deadline: Duration, asked: impl Future<Output = Result<T>>) -> Result<T> {
+    let answered = tokio::time::timeout(deadline, asked).await;
+    answered.unwrap_or_else(|elapsed| Err(RepositoryError::new(ErrorKind::Timeout, elapsed)))
+}

@@ -1,0 +1,347 @@
+//! What this replica knows of the store's changes, and so what an entry has to know.
+
+use std::fmt;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::protocol::{Cause, Kind, Part, through};
+use super::{Demand, Entry};
+use crate::domain::{ApiKey, ChangeKind, KeyEvent, KeyHash, Moment, Revision, Stopwatch};
+use crate::repository::{FeedPosition, KeyRepository, RecentChanges};
+
+/// How many fences there is room for in all, of each cause: with about 150 bytes each.
+const FENCES: usize = 16_384;
+
+/// One for all caches of a process. It is what the rules of [`protocol`](super::protocol) need, for threads.
+pub struct Knowledge {
+    parts: Box<[Cell]>,
+    /// Which history of the store this is: grows when it was rewound. 0 while it is not known.
+    lineage: AtomicU64,
+    /// How many there were.
+    histories: AtomicU64,
+    /// For a store without a change feed: revisions of different keys need not be comparable, so changes are numbered here,
+    /// and this has the fences by the store's own revisions, for entries of other replicas.
+    alone: Option<Mutex<Part<KeyHash>>>,
+    stopwatch: Arc<dyn Stopwatch>,
+}
+
+/// One part of the feed.
+struct Cell {
+    part: Mutex<Part<KeyHash>>,
+    /// Those of the part, for hits: a hit takes no lock.
+    dropped_present: AtomicI64,
+    dropped_absent: AtomicI64,
+    /// When the last poll was sent that all events were applied of; 0: none.
+    confirmed: AtomicU64,
+    /// How often it was forgotten.
+    doubts: AtomicU64,
+}
+
+/// What a load notes before it reads anything.
+#[derive(Clone, Copy, Debug)]
+pub struct Noted {
+    revision: Revision,
+    lineage: u64,
+    /// When the load began.
+    pub began: Moment,
+}
+
+impl Noted {
+    /// Which history of the store it belongs to.
+    #[must_use]
+    pub(super) fn lineage(&self) -> u64 {
+        self.lineage
+    }
+}
+
+/// How often each part was doubted when a poll was sent.
+#[derive(Clone, Debug)]
+pub(super) struct PollSent {
+    at: Moment,
+    doubts: Vec<u64>,
+}
+
+impl Knowledge {
+    /// Of a store whose feed has `parts` parts. Nothing may be served until [`start`](Self::start).
+    #[must_use]
+    pub fn of_feed(parts: u8, stopwatch: Arc<dyn Stopwatch>) -> Self {
+        let count = usize::from(parts.max(1));
+        let parts = (0..count).map(|_| Cell::new(FENCES / count)).collect();
+        Self { parts, lineage: AtomicU64::new(0), histories: AtomicU64::new(0), alone: None, stopwatch }
+    }
+
+    /// Of a store without a feed: this replica's own changes are all that it knows of.
+    #[must_use]
+    pub fn without_feed(stopwatch: Arc<dyn Stopwatch>) -> Self {
+        let mut knowledge = Self::of_feed(1, stopwatch);
+        let mut by_revision = Part::new(FENCES);
+        by_revision.start(Revision::NONE, Revision::NONE);
+        knowledge.alone = Some(Mutex::new(by_revision));
+        knowledge.parts[0].change(|part| part.start(Revision::NONE, Revision::NONE));
+        knowledge.lineage = AtomicU64::new(1);
+        knowledge.histories = AtomicU64::new(1);
+        knowledge
+    }
+
+    /// That of the feed of `repository`, if it has one.
+    #[must_use]
+    pub fn of(repository: &dyn KeyRepository, has_feed: bool, stopwatch: Arc<dyn Stopwatch>) -> Self {
+        if has_feed {
+            Self::of_feed(repository.feed_parts(), stopwatch)
+        } else {
+            Self::without_feed(stopwatch)
+        }
+    }
+
+    /// Whether changes of other replicas are heard of.
+    #[must_use]
+    pub fn has_feed(&self) -> bool {
+        self.alone.is_none()
+    }
+
+    /// The present moment.
+    #[must_use]
+    pub fn moment(&self) -> Moment {
+        self.stopwatch.moment()
+    }
+
+    /// Rule 1: what a load of `hash` notes before it reads anything. `None` before the feed was read.
+    ///
+    /// The load begins after the fence of its key went up, and that went up after the change was committed: so it reflects
+    /// that change, whether or not the feed has told of it yet.
+    #[must_use]
+    pub fn note(&self, hash: &KeyHash) -> Option<Noted> {
+        let lineage = self.lineage.load(Ordering::SeqCst);
+        if lineage == 0 {
+            return None;
+        }
+        let part = self.cell(hash).lock();
+        let revision = part.cursor().max(part.floor(hash, Kind::Absent));
+        drop(part);
+        Some(Noted { revision, lineage, began: self.moment() })
+    }
+
+    /// The entry of a load that noted `noted` and found `key` in the store.
+    #[must_use]
+    pub fn loaded(&self, noted: &Noted, key: Option<ApiKey>) -> Entry {
+        let revision = key.as_ref().map(|key| key.revision).filter(|_| self.has_feed());
+        Entry {
+            key: key.map(Arc::new),
+            through: through(noted.revision, revision),
+            lineage: noted.lineage,
+            began: Some(noted.began),
+            kept_until: Moment::NEVER,
+        }
+    }
+
+    /// What an entry that another replica wrote is here; `None` if it may not be served. `noted` is from before it was read,
+    /// `known` is the `through` that was written with it.
+    #[must_use]
+    pub(super) fn adopt(&self, hash: &KeyHash, noted: &Noted, known: Revision) -> Option<Revision> {
+        let Some(by_revision) = &self.alone else {
+            return Some(known);
+        };
+        let fits = lock(by_revision).fits(hash, Kind::Present, known);
+        fits.then_some(noted.revision)
+    }
+
+    /// The `through` that is written for other replicas with a record.
+    #[must_use]
+    pub(super) fn published(&self, entry: &Entry, key: &ApiKey) -> Revision {
+        if self.has_feed() { entry.through } else { key.revision }
+    }
+
+    /// Whether `entry` may be stored, or served if it is fresh enough.
+    #[must_use]
+    pub fn fits(&self, hash: &KeyHash, entry: &Entry) -> bool {
+        self.is_of_this_history(entry) && self.cell(hash).lock().fits(hash, entry.kind(), entry.through)
+    }
+
+    /// The same for an entry of a cache that takes out what does not fit: without a lock.
+    #[must_use]
+    pub(super) fn may_be_hit(&self, hash: &KeyHash, entry: &Entry) -> bool {
+        let cell = self.cell(hash);
+        let dropped = match entry.kind() {
+            Kind::Present => &cell.dropped_present,
+            Kind::Absent => &cell.dropped_absent,
+        };
+        self.is_of_this_history(entry) && entry.through.get() >= dropped.load(Ordering::SeqCst)
+    }
+
+    /// Rule 9: whether the store was as `entry` says at a moment that `demand` accepts.
+    #[must_use]
+    pub fn is_fresh(&self, hash: &KeyHash, entry: &Entry, demand: &Demand) -> bool {
+        self.as_of(hash, entry) >= demand.oldest()
+    }
+
+    /// How old what `entry` says may be.
+    #[must_use]
+    pub fn staleness(&self, hash: &KeyHash, entry: &Entry) -> Duration {
+        self.moment().since(self.as_of(hash, entry))
+    }
+
+    /// The latest moment at which the store is known to have been as an entry that fits says.
+    fn as_of(&self, hash: &KeyHash, entry: &Entry) -> Moment {
+        let confirmed = Moment::from_nanos(self.cell(hash).confirmed.load(Ordering::SeqCst));
+        entry.began.map_or(confirmed, |began| began.max(confirmed))
+    }
+
+    /// How long ago the poll was sent that last said that nothing is missing; of the part that is furthest behind. `None`
+    /// without a feed, or before the first.
+    #[must_use]
+    pub fn feed_age(&self) -> Option<Duration> {
+        let oldest = self.parts.iter().map(|cell| cell.confirmed.load(Ordering::SeqCst)).min()?;
+        (oldest > 0).then(|| self.moment().since(Moment::from_nanos(oldest)))
+    }
+
+    /// Which history of the store this is; 0 while it is not known.
+    #[must_use]
+    pub fn history(&self) -> u64 {
+        self.lineage.load(Ordering::SeqCst)
+    }
+
+    /// Rule 2: from now on nothing is served for `hash` that does not reflect its change `revision`, which this replica made.
+    /// Returns the `through` of a record that does; `None` if the `history` in which the change was begun is over: then its
+    /// revision means nothing. Caches take out what no longer fits *after* that.
+    pub fn raise(&self, history: u64, hash: &KeyHash, revision: Revision) -> Option<Revision> {
+        self.cell(hash).change(|part| {
+            // A new history is read after the old one ended: if that has not happened yet, this change will be in it.
+            if self.history() != history {
+                return None;
+            }
+            let Some(by_revision) = &self.alone else {
+                part.raise(*hash, Cause::Change, revision);
+                return Some(revision);
+            };
+            lock(by_revision).raise(*hash, Cause::Change, revision);
+            let number = Revision::new(part.cursor().get() + 1);
+            part.raise(*hash, Cause::Change, number);
+            part.advance(number);
+            Some(number)
+        })
+    }
+
+    /// A change of a key whose id or hash begins or ends with `byte` may or may not have been made: until a poll that is sent
+    /// from now on, what the feed said before counts for nothing.
+    pub fn doubt(&self, byte: u8) {
+        let cell = &self.parts[usize::from(byte) % self.parts.len()];
+        cell.doubts.fetch_add(1, Ordering::SeqCst);
+        cell.confirmed.store(0, Ordering::SeqCst);
+    }
+
+    /// Notes that a poll is sent.
+    pub(super) fn poll_sent(&self) -> PollSent {
+        let doubts = self.parts.iter().map(|cell| cell.doubts.load(Ordering::SeqCst)).collect();
+        PollSent { at: self.moment(), doubts }
+    }
+
+    /// Rule 8, for each event of a poll. The caller takes it out of the caches next.
+    pub(super) fn apply(&self, event: &KeyEvent) {
+        let cause = match event.kind {
+            ChangeKind::Created => Cause::Creation,
+            ChangeKind::Updated | ChangeKind::Revoked | ChangeKind::Rotated | ChangeKind::Deleted => {
+                Cause::Change
+            }
+        };
+        self.cell(&event.hash).change(|part| part.raise(event.hash, cause, event.revision));
+    }
+
+    /// Rule 8: all events before `position` were applied and taken out.
+    pub(super) fn advance(&self, position: &FeedPosition) {
+        for (number, cell) in (0..).zip(&self.parts) {
+            cell.change(|part| part.advance(position.revision(number)));
+        }
+    }
+
+    /// Rule 9: the poll `sent` found nothing more; the parts in `unanswered` were not reached.
+    pub(super) fn confirm(&self, sent: &PollSent, unanswered: &[u8]) {
+        for ((number, cell), doubts) in (0..).zip(&self.parts).zip(&sent.doubts) {
+            if !unanswered.contains(&number) && cell.doubts.load(Ordering::SeqCst) == *doubts {
+                cell.confirmed.fetch_max(sent.at.as_nanos(), Ordering::SeqCst);
+                // A doubt that came in between must not be overwritten.
+                if cell.doubts.load(Ordering::SeqCst) != *doubts {
+                    cell.confirmed.store(0, Ordering::SeqCst);
+                }
+            }
+        }
+    }
+
+    /// Rule 7: begins with the newest events, in a history of its own: what belongs to another one is not served any more.
+    pub(super) fn start(&self, recent: &RecentChanges) {
+        self.end_history();
+        for (number, cell) in (0..).zip(&self.parts) {
+            cell.doubts.fetch_add(1, Ordering::SeqCst);
+            cell.confirmed.store(0, Ordering::SeqCst);
+            cell.change(|part| part.start(recent.position.revision(number), recent.complete_after(number)));
+        }
+        for event in &recent.events {
+            self.apply(event);
+        }
+        let number = self.histories.fetch_add(1, Ordering::SeqCst) + 1;
+        self.lineage.store(number, Ordering::SeqCst);
+    }
+
+    /// Rule 8: history was rewound, or events were let go before they were read. Nothing is served until the next
+    /// [`start`](Self::start).
+    pub(super) fn end_history(&self) {
+        self.lineage.store(0, Ordering::SeqCst);
+    }
+
+    /// The number of fences, for the curious.
+    #[must_use]
+    pub fn fences(&self) -> usize {
+        self.parts.iter().map(|cell| cell.lock().fences()).sum()
+    }
+
+    /// How many of the newest events of a part are worth reading at the start.
+    pub(super) fn fences_of_a_part(&self) -> usize {
+        FENCES / self.parts.len()
+    }
+
+    fn is_of_this_history(&self, entry: &Entry) -> bool {
+        entry.lineage == self.lineage.load(Ordering::SeqCst)
+    }
+
+    fn cell(&self, hash: &KeyHash) -> &Cell {
+        // The part of a key follows from the first byte of its hash: see `KeyRepository::feed_parts`.
+        &self.parts[usize::from(hash.as_bytes()[0]) % self.parts.len()]
+    }
+}
+
+impl fmt::Debug for Knowledge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Knowledge").field("parts", &self.parts.len()).finish_non_exhaustive()
+    }
+}
+
+impl Cell {
+    fn new(capacity: usize) -> Self {
+        let part = Part::new(capacity);
+        let (present, absent) = (part.dropped(Kind::Present), part.dropped(Kind::Absent));
+        Self {
+            part: Mutex::new(part),
+            dropped_present: AtomicI64::new(present.get()),
+            dropped_absent: AtomicI64::new(absent.get()),
+            confirmed: AtomicU64::new(0),
+            doubts: AtomicU64::new(0),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Part<KeyHash>> {
+        lock(&self.part)
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Part<KeyHash>) -> T) -> T {
+        let mut part = self.lock();
+        let outcome = change(&mut part);
+        self.dropped_present.store(part.dropped(Kind::Present).get(), Ordering::SeqCst);
+        self.dropped_absent.store(part.dropped(Kind::Absent).get(), Ordering::SeqCst);
+        outcome
+    }
+}
+
+// A poisoned lock is taken over: no change of a part can panic half-way.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

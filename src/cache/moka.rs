@@ -1,0 +1,206 @@
+//! The cache in this process.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use moka::Expiry;
+use moka::ops::compute::Op;
+use moka::sync::Cache;
+
+use super::protocol::{Kind, may_replace};
+use super::{Entry, KeyCache, Knowledge, Tier};
+use crate::domain::{ApiKey, KeyHash, Moment, Stopwatch};
+
+/// What an entry takes beside the texts of its record: measured, about.
+const ENTRY_BYTES: usize = 700;
+
+/// How much it keeps.
+#[derive(Clone, Copy, Debug)]
+pub struct MokaOptions {
+    /// How many records.
+    pub capacity: Capacity,
+    /// How long, from when their load began.
+    pub ttl: Duration,
+    /// For how many hashes it keeps that there is no key.
+    pub max_absent: u64,
+    /// How long, from when that was loaded.
+    pub absent_ttl: Duration,
+}
+
+/// How many records a cache keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capacity {
+    /// So many.
+    Entries(u64),
+    /// So many as take about that much memory.
+    Bytes(u64),
+}
+
+/// Keeps entries in this process's memory. That there is no key is kept apart, so that a flood of random keys evicts no
+/// record.
+///
+/// It takes out what no longer fits, and lets nothing in that does not, so a hit has little to be compared with.
+#[derive(Clone)]
+pub struct MokaCache {
+    present: Cache<KeyHash, Entry>,
+    absent: Cache<KeyHash, Entry>,
+    knowledge: Arc<Knowledge>,
+    options: MokaOptions,
+}
+
+impl MokaCache {
+    /// An empty cache.
+    #[must_use]
+    pub fn new(options: MokaOptions, knowledge: Arc<Knowledge>, stopwatch: Arc<dyn Stopwatch>) -> Self {
+        let until = KeptUntil(stopwatch);
+        let present = match options.capacity {
+            Capacity::Entries(count) => Cache::builder().max_capacity(count),
+            Capacity::Bytes(bytes) => Cache::builder().max_capacity(bytes).weigher(|_, entry| weight(entry)),
+        };
+        let present = present.expire_after(until.clone()).build();
+        let absent = Cache::builder().max_capacity(options.max_absent).expire_after(until).build();
+        Self { present, absent, knowledge, options }
+    }
+
+    /// How many entries there are, about: records, and hashes without one.
+    #[must_use]
+    pub fn len(&self) -> (u64, u64) {
+        for cache in [&self.present, &self.absent] {
+            cache.run_pending_tasks();
+        }
+        (self.present.entry_count(), self.absent.entry_count())
+    }
+
+    fn of(&self, kind: Kind) -> &Cache<KeyHash, Entry> {
+        match kind {
+            Kind::Present => &self.present,
+            Kind::Absent => &self.absent,
+        }
+    }
+
+    fn store(&self, hash: &KeyHash, entry: &Entry) {
+        let (same, other, ttl) = match entry.kind() {
+            Kind::Present => (&self.present, &self.absent, self.options.ttl),
+            Kind::Absent => (&self.absent, &self.present, self.options.absent_ttl),
+        };
+        let kept = entry.kept_for(ttl, hash, self.knowledge.moment());
+        let is_stale = |there: &Entry| there.lineage != kept.lineage || !self.knowledge.fits(hash, there);
+        // Serialised with all else that is done to this hash: a fence that goes up before is seen here, and one that goes up
+        // later is followed by a removal, which waits for this.
+        same.entry_by_ref(hash).and_compute_with(|there| {
+            let there = there.map(moka::Entry::into_value);
+            let knows_more = there.as_ref().is_some_and(|it| !may_replace(kept.through, it.through));
+            match there {
+                Some(there) if knows_more && !is_stale(&there) => Op::Nop,
+                _ if self.knowledge.fits(hash, &kept) => Op::Put(kept.clone()),
+                Some(there) if is_stale(&there) => Op::Remove,
+                _ => Op::Nop,
+            }
+        });
+        other.entry_by_ref(hash).and_compute_with(|there| match there.as_ref().map(moka::Entry::value) {
+            Some(there) if may_replace(kept.through, there.through) || is_stale(there) => Op::Remove,
+            _ => Op::Nop,
+        });
+    }
+
+    fn take_out(&self, hash: &KeyHash) {
+        for kind in [Kind::Present, Kind::Absent] {
+            self.of(kind).entry_by_ref(hash).and_compute_with(|there| match there {
+                Some(there) if !self.knowledge.fits(hash, there.value()) => Op::Remove,
+                _ => Op::Nop,
+            });
+        }
+    }
+}
+
+/// moka's own clock stands still while the machine is suspended, so a hit is compared with `kept_until` too.
+#[derive(Clone)]
+struct KeptUntil(Arc<dyn Stopwatch>);
+
+impl KeptUntil {
+    fn from_now(&self, kept_until: Moment) -> Option<Duration> {
+        Some(kept_until.since(self.0.moment()))
+    }
+}
+
+impl Expiry<KeyHash, Entry> for KeptUntil {
+    fn expire_after_create(&self, _: &KeyHash, entry: &Entry, _: Instant) -> Option<Duration> {
+        self.from_now(entry.kept_until)
+    }
+
+    // moka keeps the old end unless it is told.
+    fn expire_after_update(
+        &self,
+        _: &KeyHash,
+        entry: &Entry,
+        _: Instant,
+        _: Option<Duration>,
+    ) -> Option<Duration> {
+        self.from_now(entry.kept_until)
+    }
+}
+
+/// Bytes, about.
+fn weight(entry: &Entry) -> u32 {
+    let texts = entry.key.as_deref().map_or(0, texts);
+    u32::try_from(ENTRY_BYTES + texts).unwrap_or(u32::MAX)
+}
+
+fn texts(key: &ApiKey) -> usize {
+    let pairs: usize = key.metadata.as_map().iter().map(|(name, value)| name.len() + value.len() + 64).sum();
+    let scopes: usize = key.scopes.iter().map(|scope| scope.as_str().len() + 24).sum();
+    let names = key.name.as_str().len() + key.description.as_str().len() + key.owner_id.as_str().len();
+    pairs + scopes + names
+}
+
+impl fmt::Display for MokaCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.options.capacity {
+            Capacity::Entries(count) => write!(f, "Moka({count} entries)"),
+            Capacity::Bytes(bytes) => write!(f, "Moka({bytes} bytes)"),
+        }
+    }
+}
+
+impl fmt::Debug for MokaCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MokaCache").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl KeyCache for MokaCache {
+    fn tier(&self) -> Tier {
+        Tier::Local
+    }
+
+    fn peek(&self, hash: &KeyHash) -> Option<Entry> {
+        self.present.get(hash).or_else(|| self.absent.get(hash))
+    }
+
+    async fn get(&self, hash: &KeyHash) -> Option<Entry> {
+        self.peek(hash).filter(|entry| entry.kept_until > self.knowledge.moment())
+    }
+
+    async fn put(&self, hash: &KeyHash, entry: &Entry) {
+        self.store(hash, entry);
+    }
+
+    async fn remove(&self, hash: &KeyHash) {
+        self.take_out(hash);
+    }
+
+    async fn forget(&self, hash: &KeyHash) {
+        for kind in [Kind::Present, Kind::Absent] {
+            self.of(kind).invalidate(hash);
+        }
+    }
+
+    async fn clear(&self) {
+        self.present.invalidate_all();
+        self.absent.invalidate_all();
+    }
+}

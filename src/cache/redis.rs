@@ -1,0 +1,317 @@
+//! The cache in Redis, which replicas share.
+//!
+//! ```text
+//! <prefix>epoch                 which history of the store the entries are from
+//! <prefix><epoch>:<hash>        the entry: format, `through`, and the record as JSON
+//! ```
+//!
+//! It needs no order: each reader judges what it finds by its own fences, so losing, flushing or filling it late is
+//! harmless. Only records are kept here: that there is no key would let a flood of random keys fill it.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use data_encoding::HEXLOWER;
+use fred::clients::Client;
+use fred::interfaces::{ClientLike as _, KeysInterface as _, LuaInterface as _, PubsubInterface as _};
+use fred::types::config::Config;
+use fred::types::{Expiration, SetOptions};
+use futures_util::stream::BoxStream;
+
+use super::{Entry, KeyCache, Knowledge, Tier};
+use crate::domain::{ApiKey, Entropy, KeyHash, Revision};
+use crate::redis::{client, config, place};
+use crate::repository::{ErrorKind, RepositoryError, Result, StoredKey};
+
+/// What this release writes. What it does not know is a miss.
+const FORMAT: &str = "1";
+/// After a failure nobody waits for Redis for so long.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Sets the epoch to ARGV[2] if it is ARGV[1], or if there is none; returns what it is then. KEYS: epoch.
+const MOVE_EPOCH: &str = "
+local epoch = redis.call('GET', KEYS[1])
+if not epoch or epoch == ARGV[1] then
+  redis.call('SET', KEYS[1], ARGV[2])
+  return ARGV[2]
+end
+return epoch";
+
+/// How it behaves.
+#[derive(Clone, Debug)]
+pub struct RedisCacheOptions {
+    /// What all names begin with.
+    pub key_prefix: String,
+    /// How long records are kept, from when their load began.
+    pub ttl: Duration,
+    /// How long a command may take. A change waits for it at most so long.
+    pub timeout: Duration,
+    /// A file of PEM certificates that a server with TLS is verified against; `None`: the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// Keeps records in Redis. A server that can't be reached is a miss.
+pub struct RedisCache {
+    client: Client,
+    config: Config,
+    options: RedisCacheOptions,
+    place: String,
+    knowledge: Arc<Knowledge>,
+    entropy: Arc<dyn Entropy>,
+    epoch: RwLock<Epoch>,
+    /// Until then nothing is asked of it.
+    paused_until: AtomicU64,
+    is_failing: AtomicBool,
+}
+
+/// Which history of the store the entries are from.
+#[derive(Debug, Default)]
+struct Epoch {
+    /// `None`: not known, so nothing is read or written.
+    current: Option<Arc<str>>,
+    /// The one that is being left.
+    left: Option<Arc<str>>,
+}
+
+impl RedisCache {
+    /// A cache on the server of `url`, which is looked for in the background: a cache is no reason not to start.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Refused`] if the URL can't be used. No error holds it.
+    pub fn open(
+        url: &str,
+        options: RedisCacheOptions,
+        knowledge: Arc<Knowledge>,
+        entropy: Arc<dyn Entropy>,
+    ) -> Result<Self> {
+        let config = config(url, options.ca_file.as_deref())?;
+        let client = client(config.clone(), options.timeout)?;
+        // It goes on trying for as long as the client lives.
+        drop(client.connect());
+        Ok(Self {
+            place: place(&config.server),
+            client,
+            config,
+            options,
+            knowledge,
+            entropy,
+            epoch: RwLock::default(),
+            paused_until: AtomicU64::new(0),
+            is_failing: AtomicBool::new(false),
+        })
+    }
+
+    /// Finds out in which epoch the entries are now; with `is_over`, leaves the one that was known: what was written in it
+    /// may be of a history that is no more. Returns whether another replica left it: then history was rewound.
+    ///
+    /// All that leave an epoch meet in the same next one, as the first of them names it.
+    pub async fn follow_epoch(&self, is_over: bool) -> bool {
+        let mut random = [0; 8];
+        if self.entropy.fill(&mut random).is_err() {
+            return false;
+        }
+        let (old, is_left) = {
+            let mut epoch = self.lock_epoch();
+            if is_over && let Some(current) = epoch.current.take() {
+                epoch.left = Some(current);
+            }
+            let old = epoch.left.clone().or_else(|| epoch.current.clone());
+            (old.unwrap_or_else(|| Arc::from("")), epoch.left.is_some())
+        };
+        // One that is missing there was flushed or evicted, with or without the entries: this replica's own goes on.
+        let next = if is_left || old.is_empty() { HEXLOWER.encode(&random) } else { old.to_string() };
+        let arguments = vec![old.to_string(), next];
+        let answer: std::result::Result<String, _> =
+            self.client.eval(MOVE_EPOCH, vec![self.name("epoch")], arguments).await;
+        let Some(now) = self.heard(answer) else { return false };
+        let is_another = !is_left && !old.is_empty() && *now != *old;
+        *self.lock_epoch() = Epoch { current: Some(now.into()), left: None };
+        is_another
+    }
+
+    /// Tells the other replicas that there is something new. They find out what from the store.
+    pub async fn wake_others(&self) {
+        if self.is_paused() {
+            return;
+        }
+        let published: std::result::Result<i64, _> = self.client.publish(self.name("changes"), "").await;
+        self.heard(published);
+    }
+
+    /// Yields when another replica, or this one, [wakes](Self::wake_others) the others, and when messages may have been
+    /// lost.
+    #[must_use]
+    pub fn wakes(&self) -> BoxStream<'static, ()> {
+        crate::redis::wakes(&self.config, self.options.timeout, self.name("changes"))
+    }
+
+    /// Closes the connection.
+    pub async fn close(&self) {
+        // There is nothing to be lost.
+        let _ = self.client.quit().await;
+    }
+
+    fn name(&self, what: &str) -> String {
+        format!("{}{what}", self.options.key_prefix)
+    }
+
+    fn entry_name(&self, hash: &KeyHash) -> Option<String> {
+        let epoch = self.epoch()?;
+        Some(format!("{}{epoch}:{}", self.options.key_prefix, HEXLOWER.encode(hash.as_bytes())))
+    }
+
+    fn epoch(&self) -> Option<Arc<str>> {
+        self.epoch.read().unwrap_or_else(PoisonError::into_inner).current.clone()
+    }
+
+    fn lock_epoch(&self) -> RwLockWriteGuard<'_, Epoch> {
+        self.epoch.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_paused(&self) -> bool {
+        self.knowledge.moment().as_nanos() < self.paused_until.load(Ordering::Relaxed)
+    }
+
+    /// The answer, if there was one. Trouble is logged when it begins and when it ends.
+    fn heard<T>(&self, answer: std::result::Result<T, fred::error::Error>) -> Option<T> {
+        match answer {
+            Ok(answer) => {
+                if self.is_failing.swap(false, Ordering::Relaxed) {
+                    tracing::info!("the Redis cache answers again");
+                }
+                Some(answer)
+            }
+            Err(error) => {
+                let until = self.knowledge.moment().after(PAUSE);
+                self.paused_until.store(until.as_nanos(), Ordering::Relaxed);
+                if !self.is_failing.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(%error, "the Redis cache does not answer; going on without it");
+                }
+                None
+            }
+        }
+    }
+
+    async fn read(&self, hash: &KeyHash) -> Option<Entry> {
+        if self.is_paused() {
+            return None;
+        }
+        let noted = self.knowledge.note(hash)?;
+        let name = self.entry_name(hash)?;
+        // One round trip: how long it may still be kept is told by Redis alone, whatever the clocks of replicas say.
+        let pipeline = self.client.pipeline();
+        pipeline.get::<(), _>(name.clone()).await.ok()?;
+        pipeline.pttl::<(), _>(name).await.ok()?;
+        let answer: std::result::Result<(Option<String>, i64), _> = pipeline.all().await;
+        let (stored, millis) = self.heard(answer)?;
+        let (known, key) = parse(&stored?, hash)?;
+        let kept_for = Duration::from_millis(u64::try_from(millis).ok()?);
+        Some(Entry {
+            through: self.knowledge.adopt(hash, &noted, known)?,
+            key: Some(Arc::new(key)),
+            lineage: noted.lineage(),
+            began: None,
+            kept_until: noted.began.after(kept_for),
+        })
+    }
+}
+
+fn write(known: Revision, key: &ApiKey) -> Result<String> {
+    let document = serde_json::to_string(&StoredKey::new(key))
+        .map_err(|error| RepositoryError::new(ErrorKind::Internal, error))?;
+    Ok(format!("{FORMAT} {known} {} {document}", key.revision))
+}
+
+fn parse(stored: &str, hash: &KeyHash) -> Option<(Revision, ApiKey)> {
+    let mut parts = stored.splitn(4, ' ');
+    if parts.next()? != FORMAT {
+        return None;
+    }
+    let known = Revision::new(parts.next()?.parse().ok()?);
+    let revision = Revision::new(parts.next()?.parse().ok()?);
+    let document: StoredKey = serde_json::from_str(parts.next()?).ok()?;
+    let key = ApiKey { revision, ..document.into_key().ok()? };
+    (key.hash == *hash).then_some((known, key))
+}
+
+impl fmt::Display for RedisCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RedisCache({})", self.place)
+    }
+}
+
+/// fred's own `Debug` shows the password.
+impl fmt::Debug for RedisCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RedisCache({})", self.place)
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl KeyCache for RedisCache {
+    fn tier(&self) -> Tier {
+        Tier::Redis
+    }
+
+    fn peek(&self, _: &KeyHash) -> Option<Entry> {
+        None
+    }
+
+    async fn get(&self, hash: &KeyHash) -> Option<Entry> {
+        self.read(hash).await
+    }
+
+    async fn put(&self, hash: &KeyHash, entry: &Entry) {
+        let Some(key) = entry.key.as_deref() else { return };
+        let now = self.knowledge.moment();
+        let kept_for = entry.kept_for(self.options.ttl, hash, now).kept_until.since(now);
+        let Ok(millis @ 1..) = i64::try_from(kept_for.as_millis()) else { return };
+        if self.is_paused() || !self.knowledge.fits(hash, entry) {
+            return;
+        }
+        let Some(name) = self.entry_name(hash) else { return };
+        let Ok(value) = write(self.knowledge.published(entry, key), key) else { return };
+        let stored: std::result::Result<(), _> =
+            self.client.set(name, value, Some(Expiration::PX(millis)), None::<SetOptions>, false).await;
+        self.heard(stored);
+    }
+
+    async fn remove(&self, hash: &KeyHash) {
+        self.forget(hash).await;
+    }
+
+    async fn forget(&self, hash: &KeyHash) {
+        if self.is_paused() {
+            return;
+        }
+        let Some(name) = self.entry_name(hash) else { return };
+        let removed: std::result::Result<i64, _> = self.client.del(name).await;
+        self.heard(removed);
+    }
+
+    async fn clear(&self) {
+        self.follow_epoch(true).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::sample_key;
+
+    #[test]
+    fn an_entry_makes_the_round_trip_and_what_is_odd_is_a_miss() {
+        let key = ApiKey { revision: Revision::new(3), ..sample_key() };
+        let stored = write(Revision::new(7), &key).unwrap();
+        assert_eq!(parse(&stored, &key.hash), Some((Revision::new(7), key.clone())));
+        assert_eq!(parse(&stored, &KeyHash::of("another")), None);
+        for odd in ["", "1", "1 2", "2 7 3 {}", "1 7 3 {}", "1 x 3 {}", &stored.replacen('1', "2", 1)] {
+            assert_eq!(parse(odd, &key.hash), None, "{odd}");
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Time that only goes forward, for measuring how old something is.
+
+use std::fmt::Debug;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// An instant of this machine since it was started, in nanoseconds. It means nothing elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Moment(u64);
+
+impl Moment {
+    /// The start of the machine.
+    pub const START: Self = Self(0);
+    /// Later than all others.
+    pub const NEVER: Self = Self(u64::MAX);
+
+    /// The moment so many nanoseconds after the start.
+    #[must_use]
+    pub fn from_nanos(nanos: u64) -> Self {
+        Self(nanos)
+    }
+
+    /// Nanoseconds since the start.
+    #[must_use]
+    pub fn as_nanos(self) -> u64 {
+        self.0
+    }
+
+    /// This moment and `duration` later, at most [`Moment::NEVER`].
+    #[must_use]
+    pub fn after(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(nanos(duration)))
+    }
+
+    /// `duration` before this moment, at least [`Moment::START`].
+    #[must_use]
+    pub fn before(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(nanos(duration)))
+    }
+
+    /// How long after `earlier` this is; zero if it is not.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Tells [`Moment`]s. Unlike a [`Clock`](super::Clock) nobody sets it: it never goes back, and it goes on while the machine
+/// is suspended, when others don't.
+pub trait Stopwatch: Send + Sync + Debug {
+    /// The present moment.
+    fn moment(&self) -> Moment;
+}
+
+/// `CLOCK_BOOTTIME` of the operating system.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BootClock;
+
+impl Stopwatch for BootClock {
+    fn moment(&self) -> Moment {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let seconds = Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or(0));
+        let below = Duration::from_nanos(u64::try_from(time.tv_nsec).unwrap_or(0));
+        Moment::START.after(seconds + below)
+    }
+}
+
+/// A stopwatch that stands still until it is moved: for tests.
+#[derive(Debug, Default)]
+pub struct ManualStopwatch(AtomicU64);
+
+impl ManualStopwatch {
+    /// Moves it forward.
+    pub fn advance(&self, by: Duration) {
+        self.0.fetch_add(nanos(by), Ordering::SeqCst);
+    }
+}
+
+impl Stopwatch for ManualStopwatch {
+    fn moment(&self) -> Moment {
+        Moment(self.0.load(Ordering::SeqCst))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_never_leave_the_range() {
+        let moment = Moment::START.after(Duration::from_secs(1));
+        assert_eq!(moment.before(Duration::from_secs(2)), Moment::START);
+        assert_eq!(moment.after(Duration::MAX), Moment::NEVER);
+        assert_eq!(Moment::START.since(moment), Duration::ZERO);
+        assert_eq!(moment.since(Moment::START), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn the_boot_clock_goes_forward() {
+        let first = BootClock.moment();
+        assert!(first > Moment::START);
+        assert!(BootClock.moment() >= first);
+    }
+}

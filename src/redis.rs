@@ -1,0 +1,161 @@
+//! Connections to Redis, for the store and for the cache.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fred::clients::{Client, SubscriberClient};
+use fred::interfaces::{ClientLike as _, EventInterface as _, PubsubInterface as _};
+use fred::types::Builder;
+use fred::types::config::{
+    Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy, ServerConfig, TlsConnector, UnresponsiveConfig,
+};
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, BoxStream};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::repository::{ErrorKind, RepositoryError, Result};
+
+/// How long to wait before the first and the last attempts to connect again, in milliseconds.
+const RECONNECT_MILLIS: (u32, u32) = (20, 500);
+/// Commands that wait for a connection; more are refused at once.
+const MAX_WAITING: usize = 50_000;
+
+/// What `url` says. No error holds any part of it.
+pub(crate) fn config(url: &str, ca_file: Option<&Path>) -> Result<Config> {
+    let refused = |problem: &'static str| RepositoryError::new(ErrorKind::Refused, problem);
+    // What the parser says can quote the URL.
+    let parse = |url: &str| {
+        let unreadable = "the URL can't be read, or the system's certificates: special characters in a password are \
+                          written as %XX";
+        Config::from_url(url).map_err(|_| refused(unreadable))
+    };
+    let Some(ca_file) = ca_file else {
+        return parse(url);
+    };
+    // Read as one without TLS, so that the system's certificates, which need not be there, are left alone.
+    let Some(rest) = url.strip_prefix("rediss") else {
+        return Err(refused(
+            "a file of certificates is for URLs with TLS: rediss:, rediss-sentinel: or rediss-cluster:",
+        ));
+    };
+    let mut config = parse(&format!("redis{rest}"))?;
+    config.tls = Some(TlsConnector::from(tls(ca_file)?).into());
+    Ok(config)
+}
+
+/// Verifies servers against the certificates in `ca_file`.
+fn tls(ca_file: &Path) -> Result<ClientConfig> {
+    let unusable =
+        |error: Box<dyn std::error::Error + Send + Sync>| RepositoryError::new(ErrorKind::Refused, error);
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(ca_file).map_err(|error| unusable(error.into()))? {
+        let certificate = certificate.map_err(|error| unusable(error.into()))?;
+        roots.add(certificate).map_err(|error| unusable(error.into()))?;
+    }
+    if roots.is_empty() {
+        return Err(unusable("the file of certificates has none".into()));
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = versions.map_err(|error| unusable(error.into()))?;
+    Ok(config.with_root_certificates(roots).with_no_client_auth())
+}
+
+/// A client that reconnects by itself for as long as it lives, and whose commands have a deadline.
+pub(crate) fn client(config: Config, timeout: Duration) -> Result<Client> {
+    Builder::from_config(config)
+        .with_performance_config(|performance: &mut PerformanceConfig| {
+            performance.default_command_timeout = timeout;
+        })
+        .with_connection_config(|connection: &mut ConnectionConfig| {
+            connection.connection_timeout = timeout;
+            connection.internal_command_timeout = timeout;
+            connection.max_command_buffer_len = MAX_WAITING;
+            // A change whose connection broke may have been made: it is for the caller to find out.
+            connection.max_command_attempts = 1;
+            // Half-open connections are noticed.
+            connection.unresponsive =
+                UnresponsiveConfig { max_timeout: Some(timeout), interval: timeout / 4 };
+        })
+        .set_policy(reconnects())
+        .build()
+        .map_err(|_| RepositoryError::new(ErrorKind::Refused, "the URL does not fit together"))
+}
+
+/// The servers, without any credential.
+pub(crate) fn place(server: &ServerConfig) -> String {
+    let list = |hosts: &[fred::types::config::Server]| {
+        hosts.iter().map(|it| format!("{}:{}", it.host, it.port)).collect::<Vec<_>>().join(",")
+    };
+    match server {
+        ServerConfig::Centralized { server } => format!("redis://{}:{}", server.host, server.port),
+        ServerConfig::Clustered { hosts, .. } => format!("redis-cluster://{}", list(hosts)),
+        ServerConfig::Sentinel { hosts, service_name, .. } => {
+            format!("redis-sentinel://{}/{service_name}", list(hosts))
+        }
+        ServerConfig::Unix { path } => format!("redis+unix:{}", path.display()),
+    }
+}
+
+fn reconnects() -> ReconnectPolicy {
+    let (first, last) = RECONNECT_MILLIS;
+    ReconnectPolicy::new_exponential(0, first, last, 2)
+}
+
+/// Yields after messages in `channel`, and when some may have been lost. A message can come twice or never: it only says
+/// that it is worth looking.
+pub(crate) fn wakes(config: &Config, timeout: Duration, channel: String) -> BoxStream<'static, ()> {
+    let subscriber = Builder::from_config(config.clone())
+        .with_connection_config(|connection: &mut ConnectionConfig| {
+            connection.connection_timeout = timeout;
+            connection.internal_command_timeout = timeout;
+            connection.unresponsive =
+                UnresponsiveConfig { max_timeout: Some(timeout), interval: timeout / 4 };
+        })
+        .set_policy(reconnects())
+        .build_subscriber_client();
+    let Ok(subscriber) = subscriber else {
+        // The same settings made a client already.
+        return stream::pending().boxed();
+    };
+    // One that waits stands for all that come meanwhile.
+    let (wake, woken) = mpsc::channel(1);
+    tokio::spawn(listen(subscriber, channel, wake));
+    ReceiverStream::new(woken).boxed()
+}
+
+async fn listen(subscriber: SubscriberClient, channel: String, wake: mpsc::Sender<()>) {
+    let (mut messages, mut reconnects) = (subscriber.message_rx(), subscriber.reconnect_rx());
+    drop(subscriber.connect());
+    // fred's own task for this ends unnoticed when it falls behind.
+    let subscribe = async || while subscriber.subscribe(channel.clone()).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(RECONNECT_MILLIS.1.into())).await;
+    };
+    tokio::select! {
+        () = subscribe() => {}
+        () = wake.closed() => {}
+    }
+    while !wake.is_closed() {
+        let is_over = tokio::select! {
+            () = wake.closed() => true,
+            message = messages.recv() => matches!(message, Err(RecvError::Closed)),
+            reconnected = reconnects.recv() => {
+                subscribe().await;
+                matches!(reconnected, Err(RecvError::Closed))
+            }
+        };
+        if is_over {
+            break;
+        }
+        // A full channel has one that waits.
+        let _ = wake.try_send(());
+    }
+    // The connection is not needed any more, however that ends.
+    let _ = subscriber.quit().await;
+}

@@ -1,0 +1,139 @@
+//! Telling clients of changes, for caches of their own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{self, BoxStream, StreamExt as _};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
+
+use crate::cache::{FeedHandle, Knowledge, Seen};
+use crate::domain::KeyEvent;
+use crate::repository::{ErrorKind, FeedPosition, KeyRepository, RepositoryError, Result};
+
+/// How many events are told at once.
+const BATCH: usize = 500;
+/// How long it is silent at most.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How many clients can watch at one time: each asks the store for what is new.
+const MAX_WATCHERS: usize = 64;
+/// How long after a failure of the store it is asked again.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+/// Watches the change feed for clients.
+#[derive(Clone, Debug)]
+pub struct ChangeWatcher {
+    repository: Arc<dyn KeyRepository>,
+    knowledge: Arc<Knowledge>,
+    feed: Option<FeedHandle>,
+    free: Arc<Semaphore>,
+    is_ending: watch::Receiver<bool>,
+}
+
+/// What there is to tell.
+#[derive(Clone, Debug)]
+pub struct News {
+    /// Behind what is told here.
+    pub position: FeedPosition,
+    /// What was changed; empty: nothing.
+    pub events: Vec<KeyEvent>,
+    /// How long ago, at most, there was nothing else.
+    pub staleness: Duration,
+}
+
+struct Watching {
+    watcher: ChangeWatcher,
+    seen: watch::Receiver<Seen>,
+    position: FeedPosition,
+    /// Whether there may be events that were not asked for yet.
+    is_behind: bool,
+    next_heartbeat: Instant,
+    _place: OwnedSemaphorePermit,
+}
+
+impl ChangeWatcher {
+    /// Tells of the changes of `repository`, as `feed` hears of them, until the server `is_ending`.
+    pub fn new(
+        repository: Arc<dyn KeyRepository>,
+        knowledge: Arc<Knowledge>,
+        feed: Option<FeedHandle>,
+        is_ending: watch::Receiver<bool>,
+    ) -> Self {
+        Self { repository, knowledge, feed, free: Arc::new(Semaphore::new(MAX_WATCHERS)), is_ending }
+    }
+
+    /// What is new after `position`, as it comes; from now on without one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotOffered`] without a feed, [`ErrorKind::Overloaded`] with too many watchers. The stream ends with
+    /// [`ErrorKind::PositionLost`] if events may be missing, and with [`ErrorKind::Unavailable`] when the server ends.
+    pub fn watch(&self, position: Option<FeedPosition>) -> Result<BoxStream<'static, Result<News>>> {
+        let feed = self.feed.as_ref().ok_or_else(|| RepositoryError::not_offered("a change feed"))?;
+        let too_many = |_| RepositoryError::new(ErrorKind::Overloaded, "too many clients watch the changes");
+        let place = Arc::clone(&self.free).try_acquire_owned().map_err(too_many)?;
+        let seen = feed.seen();
+        let is_behind = position.is_some();
+        let watching = Watching {
+            position: position.unwrap_or_else(|| seen.borrow().position.clone()),
+            watcher: self.clone(),
+            seen,
+            is_behind,
+            next_heartbeat: Instant::now(),
+            _place: place,
+        };
+        let news = stream::try_unfold(watching, |mut watching| async move {
+            let news = watching.next().await?;
+            Ok(Some((news, watching)))
+        });
+        Ok(news.boxed())
+    }
+}
+
+impl Watching {
+    async fn next(&mut self) -> Result<News> {
+        let ended = || RepositoryError::new(ErrorKind::Unavailable, "the server is ending: connect anew");
+        loop {
+            if *self.watcher.is_ending.borrow() {
+                return Err(ended());
+            }
+            if self.is_behind
+                && let Some(news) = self.ask().await?
+            {
+                return Ok(news);
+            }
+            let mut is_ending = self.watcher.is_ending.clone();
+            tokio::select! {
+                changed = self.seen.changed() => {
+                    changed.map_err(|_| ended())?;
+                    self.is_behind |= self.seen.borrow_and_update().position != self.position;
+                }
+                () = tokio::time::sleep_until(self.next_heartbeat) => return Ok(self.news(Vec::new())),
+                // Its sender is dropped when the server is gone.
+                _ = is_ending.wait_for(|ending| *ending) => return Err(ended()),
+            }
+        }
+    }
+
+    /// Asks the store for what is new.
+    async fn ask(&mut self) -> Result<Option<News>> {
+        match self.watcher.repository.changes(Some(&self.position), BATCH).await {
+            Ok(changes) => {
+                self.is_behind = changes.events.len() == BATCH || !changes.unanswered.is_empty();
+                self.position = changes.position;
+                Ok((!changes.events.is_empty()).then(|| self.news(changes.events)))
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => {
+                // The follower has told the log. The client sees by the heartbeats that nothing is known.
+                tokio::time::sleep(RETRY_PAUSE).await;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn news(&mut self, events: Vec<KeyEvent>) -> News {
+        self.next_heartbeat = Instant::now() + HEARTBEAT;
+        let as_of = self.seen.borrow().as_of;
+        News { position: self.position.clone(), events, staleness: self.watcher.knowledge.moment().since(as_of) }
+    }
+}
