@@ -1,7 +1,6 @@
 //! The composition root: from settings to a running server. The only module that knows concrete backends.
 
 mod admin;
-mod cache_stack;
 mod health;
 mod store;
 
@@ -16,9 +15,8 @@ use tokio::task::JoinError;
 pub use admin::{AdminDoor, TOKEN_FILE};
 pub use store::{Store, open_sql};
 
-use self::cache_stack::CacheStack;
 use self::health::HealthMonitor;
-use crate::cache::{FeedFollower, RedisCache};
+use crate::cache::{CacheStack, FeedFollower, RedisCache};
 use crate::config::{Config, ListenAddr};
 use crate::domain::{BootClock, Clock, Entropy, Stopwatch, SystemClock, SystemEntropy};
 use crate::grpc::{KeyStoreHandler, ValidatorHandler};
@@ -89,10 +87,13 @@ impl App {
     async fn assemble(config: &Config, surroundings: Surroundings, store: Store) -> Result<Self> {
         let door = AdminDoor::find(config, &surroundings.entropy)?;
         let listeners = bind(&config.server.addresses()?)?;
-        let stack = CacheStack::build(config, Arc::clone(&store.repository), &surroundings).await?;
-        let Surroundings { clock, entropy, .. } = surroundings;
+        let Surroundings { clock, entropy, stopwatch } = surroundings;
+        let options = config.cache.stack_options(&config.feed);
+        let stack = CacheStack::build(Arc::clone(&store.repository), &options, &entropy, &stopwatch);
+        let stack = stack.await.context("can't put the caches in front of the store")?;
+        warn_without_feed(&stack, config);
         let calls = CallLayer::new(entropy.as_ref())?;
-        let CacheStack { repository, source, knowledge, feed, redis } = stack;
+        let CacheStack { repository, source, knowledge, follower, feed, redis, .. } = stack;
         let format = Arc::new(config.keys.format()?);
         let usage = Arc::new(UsageRecorder::new(Arc::clone(&repository)));
         let validator = ValidatorService::new(
@@ -104,8 +105,7 @@ impl App {
             Arc::clone(&usage),
         );
         let (end_watches, is_ending) = watch::channel(false);
-        let (follower, handle) = feed.unzip();
-        let watcher = ChangeWatcher::new(Arc::clone(&repository), knowledge, handle, is_ending);
+        let watcher = ChangeWatcher::new(Arc::clone(&repository), knowledge, feed, is_ending);
         let pruner = config
             .events
             .retention()
@@ -231,6 +231,15 @@ impl App {
         }
         self.store.close().await;
         outcome
+    }
+}
+
+fn warn_without_feed(stack: &CacheStack, config: &Config) {
+    if stack.feed.is_none() && (stack.local.is_some() || stack.redis.is_some()) {
+        tracing::warn!(
+            ttl = ?config.cache.ttl.0,
+            "this store has no change feed: a revocation by another replica can take as long as cache.ttl to be seen"
+        );
     }
 }
 

@@ -23,6 +23,7 @@ mod moka;
 pub mod protocol;
 mod redis;
 mod single_flight;
+mod stack;
 mod store_source;
 
 use std::fmt::{Debug, Display};
@@ -39,6 +40,7 @@ pub use self::knowledge::{Knowledge, Noted};
 pub use self::moka::{Capacity, MokaCache, MokaOptions};
 pub use self::redis::{RedisCache, RedisCacheOptions};
 pub use self::single_flight::{LoadLimits, SingleFlight};
+pub use self::stack::{CacheStack, StackOptions};
 pub use self::store_source::StoreSource;
 use crate::domain::{ApiKey, KeyHash, Moment, Revision};
 use crate::repository::Result;
@@ -140,20 +142,20 @@ pub trait KeyCache: Send + Sync + Debug + Display {
     /// What answers from here are called.
     fn tier(&self) -> Tier;
 
-    /// What [`get`](Self::get) would give, if that is known without waiting.
+    /// What [`get`](Self::get) would give, if that is known without waiting. Only for a cache that lets nothing in that does not
+    /// fit, and takes it out when it is told: what it gives is not judged by fences any more.
     fn peek(&self, hash: &KeyHash) -> Option<Entry> {
         let _ = hash;
         None
     }
 
-    /// The entry of `hash` that was put last, unless it was removed, has reached `kept_until`, or was let go for room.
+    /// The entry that was put for `hash`, unless it was taken out, has reached `kept_until`, or was let go for room.
     async fn get(&self, hash: &KeyHash) -> Option<Entry>;
 
-    /// Keeps `entry`, if it may be served and what is there does not know more. Cuts short how long, never prolongs it.
+    /// Keeps `entry`, if it may be served. Cuts short how long, never prolongs it.
     async fn put(&self, hash: &KeyHash, entry: &Entry);
 
-    /// Takes out what is kept for `hash`, unless it knows the changes up to now. After it, nothing comes back that may not
-    /// be served.
+    /// Takes out what is kept for `hash` and may not be served any more.
     async fn remove(&self, hash: &KeyHash);
 
     /// Takes out what is kept for `hash`, whatever it knows.

@@ -2,6 +2,8 @@
 //!
 //! - [`repository`]: the contract of [`KeyRepository`](crate::repository::KeyRepository), for authors of backends:
 //!   [`repository_conformance!`](crate::repository_conformance) makes one test a clause.
+//! - [`cache`]: the contract of [`KeyCache`](crate::cache::KeyCache), for authors of caches:
+//!   [`cache_conformance!`](crate::cache_conformance).
 //! - [`api`]: the contract of the two services, through their generated clients:
 //!   [`api_conformance!`](crate::api_conformance).
 //!
@@ -14,4 +16,5 @@
 )]
 
 pub mod api;
+pub mod cache;
 pub mod repository;

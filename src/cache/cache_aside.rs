@@ -47,9 +47,8 @@ impl fmt::Display for CacheAside {
 #[deny(clippy::missing_trait_methods)]
 impl KeySource for CacheAside {
     fn peek(&self, hash: &KeyHash, demand: &Demand) -> Option<Found> {
-        // The cache takes out what does not fit, so there is less to compare than for `served`.
         let entry = self.cache.peek(hash)?;
-        let may_serve = self.knowledge.may_be_hit(hash, &entry)
+        let may_serve = self.knowledge.is_of_this_history(&entry)
             && entry.kept_until > demand.asked_at
             && self.knowledge.is_fresh(hash, &entry, demand);
         may_serve.then(|| Found { entry, tier: self.cache.tier() })

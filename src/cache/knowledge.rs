@@ -1,7 +1,7 @@
 //! What this replica knows of the store's changes, and so what an entry has to know.
 
 use std::fmt;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -29,9 +29,6 @@ pub struct Knowledge {
 /// One part of the feed.
 struct Cell {
     part: Mutex<Part<KeyHash>>,
-    /// Those of the part, for hits: a hit takes no lock.
-    dropped_present: AtomicI64,
-    dropped_absent: AtomicI64,
     /// When the last poll was sent that all events were applied of; 0: none.
     confirmed: AtomicU64,
     /// How often it was forgotten.
@@ -158,15 +155,11 @@ impl Knowledge {
         self.is_of_this_history(entry) && self.cell(hash).lock().fits(hash, entry.kind(), entry.through)
     }
 
-    /// The same for an entry of a cache that takes out what does not fit: without a lock.
+    /// Whether `entry` is of the history that is followed now. For a hit in a cache that lets nothing in that does not fit and
+    /// takes it out as soon as it does not, that is all there is to ask, and it takes no lock.
     #[must_use]
-    pub(super) fn may_be_hit(&self, hash: &KeyHash, entry: &Entry) -> bool {
-        let cell = self.cell(hash);
-        let dropped = match entry.kind() {
-            Kind::Present => &cell.dropped_present,
-            Kind::Absent => &cell.dropped_absent,
-        };
-        self.is_of_this_history(entry) && entry.through.get() >= dropped.load(Ordering::SeqCst)
+    pub(super) fn is_of_this_history(&self, entry: &Entry) -> bool {
+        entry.lineage == self.lineage.load(Ordering::SeqCst)
     }
 
     /// Rule 9: whether the store was as `entry` says at a moment that `demand` accepts.
@@ -299,10 +292,6 @@ impl Knowledge {
         FENCES / self.parts.len()
     }
 
-    fn is_of_this_history(&self, entry: &Entry) -> bool {
-        entry.lineage == self.lineage.load(Ordering::SeqCst)
-    }
-
     fn cell(&self, hash: &KeyHash) -> &Cell {
         // The part of a key follows from the first byte of its hash: see `KeyRepository::feed_parts`.
         &self.parts[usize::from(hash.as_bytes()[0]) % self.parts.len()]
@@ -317,12 +306,8 @@ impl fmt::Debug for Knowledge {
 
 impl Cell {
     fn new(capacity: usize) -> Self {
-        let part = Part::new(capacity);
-        let (present, absent) = (part.dropped(Kind::Present), part.dropped(Kind::Absent));
         Self {
-            part: Mutex::new(part),
-            dropped_present: AtomicI64::new(present.get()),
-            dropped_absent: AtomicI64::new(absent.get()),
+            part: Mutex::new(Part::new(capacity)),
             confirmed: AtomicU64::new(0),
             doubts: AtomicU64::new(0),
         }
@@ -333,11 +318,7 @@ impl Cell {
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Part<KeyHash>) -> T) -> T {
-        let mut part = self.lock();
-        let outcome = change(&mut part);
-        self.dropped_present.store(part.dropped(Kind::Present).get(), Ordering::SeqCst);
-        self.dropped_absent.store(part.dropped(Kind::Absent).get(), Ordering::SeqCst);
-        outcome
+        change(&mut self.lock())
     }
 }
 

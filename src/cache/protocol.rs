@@ -89,10 +89,9 @@ impl<K: Ord + Clone> Part<K> {
         }
     }
 
-    /// The smallest `through` that may be served for any key. A cache that takes out what no longer fits has only this to
-    /// compare with on a hit.
-    #[must_use]
-    pub fn dropped(&self, kind: Kind) -> Revision {
+    /// The smallest `through` that may be served for a key without a fence of its own.
+    #[cfg(test)]
+    fn dropped(&self, kind: Kind) -> Revision {
         match kind {
             Kind::Present => self.changes.dropped,
             Kind::Absent => self.changes.dropped.max(self.creations.dropped),

@@ -41,9 +41,11 @@ if not epoch or epoch == ARGV[1] then
 end
 return epoch";
 
-/// How it behaves.
-#[derive(Clone, Debug)]
+/// Where it is and how it behaves.
+#[derive(Clone)]
 pub struct RedisCacheOptions {
+    /// The server: `redis://…` and the other forms of [`RedisRepository`](crate::repository::RedisRepository).
+    pub url: String,
     /// What all names begin with.
     pub key_prefix: String,
     /// How long records are kept, from when their load began.
@@ -52,6 +54,13 @@ pub struct RedisCacheOptions {
     pub timeout: Duration,
     /// A file of PEM certificates that a server with TLS is verified against; `None`: the system's.
     pub ca_file: Option<PathBuf>,
+}
+
+/// The URL can hold a password.
+impl fmt::Debug for RedisCacheOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisCacheOptions").field("key_prefix", &self.key_prefix).finish_non_exhaustive()
+    }
 }
 
 /// Keeps records in Redis. A server that can't be reached is a miss.
@@ -78,17 +87,16 @@ struct Epoch {
 }
 
 impl RedisCache {
-    /// A cache on the server of `url`, which is looked for in the background: a cache is no reason not to start.
+    /// A cache on the server of `options`, which is looked for in the background: a cache is no reason not to start.
     ///
     /// # Errors
     /// [`ErrorKind::Refused`] if the URL can't be used. No error holds it.
     pub fn open(
-        url: &str,
         options: RedisCacheOptions,
         knowledge: Arc<Knowledge>,
         entropy: Arc<dyn Entropy>,
     ) -> Result<Self> {
-        let config = config(url, options.ca_file.as_deref())?;
+        let config = config(&options.url, options.ca_file.as_deref())?;
         let client = client(config.clone(), options.timeout)?;
         // It goes on trying for as long as the client lives.
         drop(client.connect());
@@ -147,6 +155,12 @@ impl RedisCache {
     #[must_use]
     pub fn wakes(&self) -> BoxStream<'static, ()> {
         crate::redis::wakes(&self.config, self.options.timeout, self.name("changes"))
+    }
+
+    /// Whether entries are read and written at this moment.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        !self.is_paused() && self.epoch().is_some()
     }
 
     /// Closes the connection.

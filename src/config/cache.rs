@@ -5,8 +5,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, HumanDuration, StoreUrl};
-use crate::cache::{Capacity, LoadLimits, MokaOptions, RedisCacheOptions};
+use super::{ConfigError, FeedConfig, HumanDuration, StoreUrl};
+use crate::cache::{Capacity, FeedOptions, LoadLimits, MokaOptions, RedisCacheOptions, StackOptions};
 
 /// The caches in front of the store.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -124,15 +124,19 @@ impl CacheConfig {
         Ok(())
     }
 
-    /// How much is loaded at one time.
+    /// The caches, and how `feed` is followed for them.
     #[must_use]
-    pub fn load_limits(&self) -> LoadLimits {
-        LoadLimits { max_loads: self.max_loads, deadline: self.load_timeout.0 }
+    pub fn stack_options(&self, feed: &FeedConfig) -> StackOptions {
+        StackOptions {
+            local: self.local_options(),
+            redis: self.redis_options(),
+            limits: LoadLimits { max_loads: self.max_loads, deadline: self.load_timeout.0 },
+            feed: FeedOptions { poll_interval: feed.poll_interval.0, deadline: self.load_timeout.0 },
+            max_staleness: self.max_staleness.0,
+        }
     }
 
-    /// How the cache in this process behaves, if there is one.
-    #[must_use]
-    pub fn local_options(&self) -> Option<MokaOptions> {
+    fn local_options(&self) -> Option<MokaOptions> {
         let capacity = match self.local.max_bytes {
             0 => Capacity::Entries(self.local.max_entries),
             bytes => Capacity::Bytes(bytes),
@@ -145,16 +149,14 @@ impl CacheConfig {
         })
     }
 
-    /// The URL of the cache in Redis and how it behaves, if there is one.
-    #[must_use]
-    pub fn redis_options(&self) -> Option<(&str, RedisCacheOptions)> {
+    fn redis_options(&self) -> Option<RedisCacheOptions> {
         let redis = &self.redis;
-        let options = RedisCacheOptions {
+        (!redis.url.expose().is_empty()).then(|| RedisCacheOptions {
+            url: redis.url.expose().to_owned(),
             key_prefix: redis.prefix.clone(),
             ttl: redis.ttl.unwrap_or(self.ttl).0,
             timeout: redis.timeout.0,
             ca_file: (!redis.ca_file.is_empty()).then(|| redis.ca_file.clone().into()),
-        };
-        (!redis.url.expose().is_empty()).then(|| (redis.url.expose(), options))
+        })
     }
 }

@@ -195,7 +195,7 @@ mod tests {
         let environment = [("KEYVOUCH__CACHE__LOCAL__ENABLED", "false")];
         let config = load(file, &environment, &[("cache.redis.prefix", "x:")]).unwrap();
         assert_eq!((config.cache.local.enabled, config.cache.redis.prefix.as_str()), (false, "x:"));
-        assert_eq!(config.cache.redis_options().unwrap().0, "redis://h");
+        assert_eq!(config.cache.redis.url.expose(), "redis://h");
     }
 
     #[test]

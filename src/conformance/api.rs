@@ -10,6 +10,7 @@ pub mod revoke;
 pub mod rotate;
 pub mod update;
 pub mod validate;
+pub mod watch;
 
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -59,6 +60,12 @@ impl Api {
     #[must_use]
     pub fn validator(&self) -> ValidatorClient<Channel> {
         ValidatorClient::new(self.channel.clone())
+    }
+
+    /// A client of `Validator` that sends the admin token.
+    #[must_use]
+    pub fn admin_validator(&self) -> ValidatorClient<InterceptedService<Channel, Bearer>> {
+        ValidatorClient::with_interceptor(self.channel.clone(), Bearer(self.token.clone()))
     }
 
     /// Creates a key.
@@ -168,6 +175,10 @@ macro_rules! api_conformance {
             errors::odd_ids_are_wrong_fields,
             events::it_tells_what_was_done_to_a_key_that_is_gone,
             events::its_pages_hold_every_event_once,
+            watch::changes_are_told_once_and_resumed,
+            watch::it_needs_a_credential_and_a_position_of_its_own,
+            watch::a_validation_says_how_fresh_it_is,
+            watch::a_call_can_ask_for_less_staleness,
             import::an_imported_key_is_as_it_was_given,
             import::what_has_ended_elsewhere_stays_ended,
             import::each_key_has_its_answer,

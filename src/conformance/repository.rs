@@ -11,7 +11,7 @@ pub mod rotate;
 pub mod update;
 pub mod usage;
 
-mod fixture;
+pub(super) mod fixture;
 
 use std::sync::Arc;
 
@@ -59,6 +59,7 @@ macro_rules! repository_conformance {
             events::pages_of_events_neither_skip_nor_repeat,
             events::a_follower_sees_every_change_once_and_in_order,
             events::pruned_events_are_missed_by_nobody_unawares,
+            events::the_end_of_the_feed_has_the_newest_events_and_where_they_begin,
         );
     };
     (required: $subject:expr) => {

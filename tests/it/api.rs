@@ -3,9 +3,9 @@
 use keyvouch::repository::{MemoryRepository, OnRuntime};
 
 use crate::databases::Kind;
-use crate::redis_servers::Redis;
+use crate::redis_servers::{Redis, next_prefix, shared_url};
 use crate::repository::open_sqlite;
-use crate::support::TestServer;
+use crate::support::{TestServer, config};
 
 mod memory {
     use super::*;
@@ -49,6 +49,32 @@ mod redis_cluster {
         let repository = OnRuntime::new(Redis::Cluster.repository().await, tokio::runtime::Handle::current());
         let server = TestServer::start(repository).await;
         (server.api().await, server)
+    });
+}
+
+/// With both caches.
+mod postgres_and_redis {
+    use super::*;
+    keyvouch::api_conformance!(async {
+        let repository = OnRuntime::new(Kind::Postgres.repository().await, tokio::runtime::Handle::current());
+        let mut config = config();
+        config.cache.redis.url = shared_url(Redis::Alone).into();
+        config.cache.redis.prefix = next_prefix();
+        let server = TestServer::start_with(repository, &config).await;
+        (server.api().await, server)
+    });
+}
+
+/// With none.
+mod sqlite_uncached {
+    use super::*;
+    keyvouch::api_conformance!(async {
+        let (repository, folder) = open_sqlite().await;
+        let repository = OnRuntime::new(repository, tokio::runtime::Handle::current());
+        let mut config = config();
+        config.cache.local.enabled = false;
+        let server = TestServer::start_with(repository, &config).await;
+        (server.api().await, (server, folder))
     });
 }
 

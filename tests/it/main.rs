@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod api;
+mod cache;
+mod cached;
 #[path = "../../examples/custom_backend.rs"]
 #[expect(dead_code, unreachable_pub, reason = "its `main` is run as a program")]
 mod custom_backend;

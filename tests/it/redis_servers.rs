@@ -39,9 +39,7 @@ pub(crate) struct RedisServer {
 impl Redis {
     /// An empty repository on the shared servers.
     pub(crate) async fn repository(self) -> RedisRepository {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let options = RedisOptions { key_prefix: format!("test-{number}:"), ..RedisOptions::default() };
+        let options = RedisOptions { key_prefix: next_prefix(), ..RedisOptions::default() };
         RedisRepository::open(&self.shared().url, options).await.unwrap()
     }
 
@@ -67,6 +65,17 @@ impl Redis {
             Self::Cluster => cluster(settings),
         }
     }
+}
+
+/// The URL of the shared servers.
+pub(crate) fn shared_url(kind: Redis) -> String {
+    kind.shared().url.clone()
+}
+
+/// A prefix that no other test has.
+pub(crate) fn next_prefix() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("test-{}:", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// What `redis-cli` prints of a command to the server at `port`.

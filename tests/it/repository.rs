@@ -103,6 +103,75 @@ pub(crate) async fn open_sqlite() -> (SqlRepository, TempDir) {
     (repository, folder)
 }
 
+/// Behind caches, as servers have them: the suite sees no difference.
+mod cached {
+    use super::*;
+    use crate::cached::{Replica, options, redis};
+    use crate::redis_servers::shared_url;
+    use keyvouch::cache::StackOptions;
+
+    /// The same with a cache in Redis, of names of its own.
+    pub(super) fn with_redis(kind: Redis) -> StackOptions {
+        StackOptions { redis: Some(redis(&shared_url(kind), &crate::redis_servers::next_prefix())), ..options() }
+    }
+
+    pub(super) async fn start(
+        store: impl KeyRepository + 'static,
+        options: StackOptions,
+    ) -> (Subject, Replica) {
+        let replica = Replica::start(store, &options).await;
+        (Arc::clone(&replica.repository), replica)
+    }
+
+    mod memory {
+        use super::*;
+        keyvouch::repository_conformance!(all: start(MemoryRepository::new(), options()));
+    }
+
+    mod sqlite {
+        use super::*;
+        keyvouch::repository_conformance!(all: async {
+            let (repository, folder) = open_sqlite().await;
+            let (subject, replica) = start(repository, options()).await;
+            (subject, (replica, folder))
+        });
+    }
+
+    mod postgres_and_redis {
+        use super::*;
+        keyvouch::repository_conformance!(all: async {
+            start(Kind::Postgres.repository().await, with_redis(Redis::Alone)).await
+        });
+    }
+
+    mod mariadb_and_redis_cluster {
+        use super::*;
+        keyvouch::repository_conformance!(all: async {
+            start(Kind::MariaDb.repository().await, with_redis(Redis::Cluster)).await
+        });
+    }
+
+    /// Redis is the store and, under other names, the cache; there is none in the process.
+    mod redis_and_redis {
+        use super::*;
+        keyvouch::repository_conformance!(sharded: async {
+            let options = StackOptions { local: None, ..with_redis(Redis::Alone) };
+            start(Redis::Alone.repository().await, options).await
+        });
+    }
+
+    mod redis_cluster {
+        use super::*;
+        keyvouch::repository_conformance!(sharded: start(Redis::Cluster.repository().await, options()));
+    }
+
+    /// A backend without a feed.
+    mod required_methods_alone {
+        use super::*;
+        keyvouch::repository_conformance!(required: start(RequiredOnly::default(), with_redis(Redis::Alone)));
+    }
+}
+
 /// The example.
 mod folder_of_files {
     use super::*;
@@ -120,7 +189,7 @@ mod required_methods_alone {
 
 /// Leaves all but the required methods to their provided forms.
 #[derive(Debug, Default)]
-struct RequiredOnly(MemoryRepository);
+pub(crate) struct RequiredOnly(MemoryRepository);
 
 impl std::fmt::Display for RequiredOnly {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -3,7 +3,7 @@
 mod credentials;
 mod drain;
 mod faults;
-mod faulty;
+pub(crate) mod faulty;
 mod limits;
 mod observability;
 mod streams;

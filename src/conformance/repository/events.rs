@@ -2,7 +2,7 @@
 
 use super::Subject;
 use super::fixture::{NOW, at, at_once, context, create, hash, id, key, kind, owner};
-use crate::domain::{ApiKey, ChangeKind, ChangedField, KeyEvent, RevokeReason};
+use crate::domain::{ApiKey, ChangeKind, ChangedField, KeyEvent, Revision, RevokeReason};
 use crate::repository::{ErrorKind, EventPageRequest, EventPosition, FeedPosition, KeyRepository as _};
 
 fn everything() -> EventPageRequest {
@@ -153,4 +153,29 @@ pub async fn pruned_events_are_missed_by_nobody_unawares(subject: Subject) {
     assert_eq!(subject.changes(Some(&all.position), 10).await.unwrap().events, []);
     create(&subject, key(9)).await;
     assert_eq!(subject.changes(Some(&all.position), 10).await.unwrap().events.len(), 1);
+}
+
+/// No event of a key that is newer than `complete_after` is missing, and the position is behind all of them.
+pub async fn the_end_of_the_feed_has_the_newest_events_and_where_they_begin(subject: Subject) {
+    let part = hash(1).as_bytes()[0] % subject.feed_parts();
+    let empty = subject.recent_changes(10).await.unwrap();
+    assert_eq!((empty.events.len(), empty.complete_after(part)), (0, Revision::NONE));
+    let created = create(&subject, key(1)).await;
+    assert_eq!(subject.changes(Some(&empty.position), 10).await.unwrap().events.len(), 1);
+    let mut updated = created.clone();
+    for number in 1..4 {
+        let next = ApiKey { updated_at: at(NOW + number), ..updated.clone() };
+        updated = subject.update(next, updated.revision, &context()).await.unwrap();
+    }
+    let recent = subject.recent_changes(2).await.unwrap();
+    let revisions: Vec<_> = recent.events.iter().map(|event| event.revision).collect();
+    assert_eq!((revisions.len(), revisions[1]), (2, updated.revision));
+    let complete_after = recent.complete_after(part);
+    assert!(complete_after > created.revision && complete_after < revisions[0]);
+    assert_eq!(recent.position.revision(part), updated.revision);
+    assert_eq!(subject.changes(Some(&recent.position), 10).await.unwrap().events, []);
+    let deleted = subject.delete(id(1), &context()).await.unwrap();
+    let told = subject.changes(Some(&recent.position), 10).await.unwrap();
+    assert_eq!(told.events.iter().map(|event| event.revision).collect::<Vec<_>>(), [deleted]);
+    assert!(told.unanswered.is_empty());
 }

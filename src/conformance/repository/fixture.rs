@@ -18,7 +18,7 @@ pub(super) fn at(micros: i64) -> Timestamp {
     Timestamp::from_micros(micros).unwrap()
 }
 
-pub(super) fn context() -> ChangeContext {
+pub(in crate::conformance) fn context() -> ChangeContext {
     ChangeContext { actor: "token:conformance".into(), request_id: "request-1".into(), now: at(NOW) }
 }
 
@@ -35,7 +35,7 @@ pub(super) fn all() -> KeyFilter {
 }
 
 /// The hash of key `number`.
-pub(super) fn hash(number: u32) -> KeyHash {
+pub(in crate::conformance) fn hash(number: u32) -> KeyHash {
     KeyHash::of(&format!("secret of key {number}"))
 }
 
@@ -48,7 +48,7 @@ pub(super) fn id(number: u32) -> KeyId {
 }
 
 /// Key `number`: an active one of the owner `owner`, made `number` microseconds after [`NOW`].
-pub(super) fn key(number: u32) -> ApiKey {
+pub(in crate::conformance) fn key(number: u32) -> ApiKey {
     let created_at = at(NOW + i64::from(number));
     ApiKey {
         id: id(number),

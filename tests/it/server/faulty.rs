@@ -6,7 +6,10 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use keyvouch::domain::{ApiKey, ChangeContext, KeyFilter, KeyHash, KeyId, OwnerId, Revision, Timestamp};
-use keyvouch::repository::{ErrorKind, KeyRepository, KeyStream, MemoryRepository, RepositoryError, Result};
+use keyvouch::repository::{
+    Changes, ErrorKind, FeedPosition, KeyRepository, KeyStream, MemoryRepository, RecentChanges,
+    RepositoryError, Result,
+};
 use tokio::sync::watch;
 
 /// What methods do.
@@ -145,6 +148,16 @@ impl KeyRepository for Faulty {
     async fn usage(&self, ids: &[KeyId]) -> Result<Vec<Option<Timestamp>>> {
         obey(&self.usage_mode).await?;
         self.inner.usage(ids).await
+    }
+
+    async fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
+        obey(&self.mode).await?;
+        self.inner.changes(after, limit).await
+    }
+
+    async fn recent_changes(&self, limit: usize) -> Result<RecentChanges> {
+        obey(&self.mode).await?;
+        self.inner.recent_changes(limit).await
     }
 
     async fn ping(&self) -> Result<()> {

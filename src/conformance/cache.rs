@@ -1,0 +1,143 @@
+//! The clauses of [`KeyCache`](crate::cache::KeyCache)'s contract. Each is given a cache that keeps nothing yet.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cache::protocol::Kind;
+use crate::cache::{Entry, KeyCache, Knowledge};
+use crate::conformance::repository::fixture::{context, hash, key};
+use crate::domain::{ApiKey, Moment};
+use crate::repository::{KeyRepository as _, MemoryRepository};
+
+/// A cache, and what it goes by.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// The cache. It keeps for a minute at least.
+    pub cache: Arc<dyn KeyCache>,
+    /// Of a store without a feed or whose feed was read: it serves.
+    pub knowledge: Arc<Knowledge>,
+    /// Whether it keeps that there is no key.
+    pub keeps_absence: bool,
+}
+
+/// Longer than a clause takes.
+const LONG: Duration = Duration::from_secs(30);
+
+/// The entry of a load that begins now and finds `key`.
+fn entry(subject: &Subject, number: u32, key: Option<ApiKey>) -> Entry {
+    let noted = subject.knowledge.note(&hash(number)).unwrap();
+    Entry { kept_until: subject.knowledge.moment().after(LONG), ..subject.knowledge.loaded(&noted, key) }
+}
+
+/// Key `number` as a store has it.
+async fn stored(number: u32) -> ApiKey {
+    MemoryRepository::new().create(key(number), &context()).await.unwrap()
+}
+
+/// With every field of the record, and no longer than it may be kept.
+pub async fn what_was_put_is_found(subject: Subject) {
+    let key = stored(1).await;
+    let put = entry(&subject, 1, Some(key.clone()));
+    subject.cache.put(&hash(1), &put).await;
+    let found = subject.cache.get(&hash(1)).await.unwrap();
+    assert_eq!(found.key.as_deref(), Some(&key));
+    assert!(subject.knowledge.fits(&hash(1), &found));
+    assert!(found.kept_until <= put.kept_until.after(Duration::from_millis(5)), "cut short, never prolonged");
+    assert!(subject.cache.get(&hash(2)).await.is_none(), "hashes are told apart");
+}
+
+/// That there is no key is kept as such, or not at all.
+pub async fn absence_is_never_taken_for_a_key(subject: Subject) {
+    subject.cache.put(&hash(1), &entry(&subject, 1, None)).await;
+    let found = subject.cache.get(&hash(1)).await;
+    assert_eq!(found.is_some(), subject.keeps_absence);
+    assert!(found.is_none_or(|found| found.kind() == Kind::Absent));
+    let put = entry(&subject, 1, Some(stored(1).await));
+    subject.cache.put(&hash(1), &put).await;
+    assert_eq!(subject.cache.get(&hash(1)).await.unwrap().kind(), Kind::Present, "the last one counts");
+}
+
+/// At `kept_until` it is over, whatever the cache's own time is.
+pub async fn nothing_is_kept_longer_than_it_may_be(subject: Subject) {
+    let now = subject.knowledge.moment();
+    for (number, kept_until) in [(1, now), (2, now.after(Duration::from_millis(40)))] {
+        let put = Entry { kept_until, ..entry(&subject, number, Some(stored(number).await)) };
+        subject.cache.put(&hash(number), &put).await;
+    }
+    assert!(subject.cache.get(&hash(1)).await.is_none());
+    // Real time: caches have clocks of their own.
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    assert!(subject.cache.get(&hash(2)).await.is_none());
+}
+
+/// It can't come back by a load from before the fence either.
+pub async fn what_does_not_fit_is_taken_out_and_not_let_in(subject: Subject) {
+    let old = entry(&subject, 1, Some(stored(1).await));
+    subject.cache.put(&hash(1), &old).await;
+    let history = subject.knowledge.history();
+    let revision = crate::domain::Revision::new(old.through.get().max(1) + 1);
+    let through = subject.knowledge.raise(history, &hash(1), revision).unwrap();
+    subject.cache.remove(&hash(1)).await;
+    assert!(subject.cache.get(&hash(1)).await.is_none());
+    subject.cache.put(&hash(1), &old).await;
+    assert!(subject.cache.get(&hash(1)).await.is_none());
+    let key = ApiKey { revision, ..stored(1).await };
+    let new = Entry { through, ..entry(&subject, 1, Some(key.clone())) };
+    subject.cache.put(&hash(1), &new).await;
+    assert_eq!(subject.cache.get(&hash(1)).await.unwrap().key.as_deref(), Some(&key));
+}
+
+/// Whatever it knows.
+pub async fn what_is_forgotten_is_gone(subject: Subject) {
+    for number in [1, 2] {
+        let put = entry(&subject, number, Some(stored(number).await));
+        subject.cache.put(&hash(number), &put).await;
+    }
+    subject.cache.forget(&hash(1)).await;
+    assert!(subject.cache.get(&hash(1)).await.is_none());
+    assert!(subject.cache.get(&hash(2)).await.is_some());
+    subject.cache.clear().await;
+    assert!(subject.cache.get(&hash(2)).await.is_none());
+}
+
+/// An entry of a history that is over, or of none, is not let in.
+pub async fn another_history_is_not_let_in(subject: Subject) {
+    let put = Entry { lineage: subject.knowledge.history() + 1, ..entry(&subject, 1, Some(stored(1).await)) };
+    subject.cache.put(&hash(1), &put).await;
+    assert!(subject.cache.get(&hash(1)).await.is_none());
+}
+
+/// What it gives is never older than it says: `began` is of this process or unknown.
+pub async fn its_times_are_of_this_process(subject: Subject) {
+    let put = entry(&subject, 1, Some(stored(1).await));
+    subject.cache.put(&hash(1), &put).await;
+    let found = subject.cache.get(&hash(1)).await.unwrap();
+    assert!(found.began.is_none_or(|began| began == put.began.unwrap()));
+    assert!(found.kept_until > subject.knowledge.moment() && found.kept_until < Moment::NEVER);
+}
+
+/// Makes one test of each clause. The expression is a future that gives a [`Subject`] and something to keep as long as the
+/// test runs.
+#[macro_export]
+macro_rules! cache_conformance {
+    ($subject:expr) => {
+        $crate::cache_conformance!(@tests $subject;
+            what_was_put_is_found,
+            absence_is_never_taken_for_a_key,
+            nothing_is_kept_longer_than_it_may_be,
+            what_does_not_fit_is_taken_out_and_not_let_in,
+            what_is_forgotten_is_gone,
+            another_history_is_not_let_in,
+            its_times_are_of_this_process,
+        );
+    };
+    (@tests $subject:expr; $($clause:ident,)*) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $clause() {
+                let (subject, _guard) = $subject.await;
+                $crate::conformance::cache::$clause(subject).await;
+            }
+        )*
+    };
+}

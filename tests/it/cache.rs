@@ -1,0 +1,594 @@
+//! What caches promise: replicas in this process over one store, faults in between.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyvouch::cache::{Demand, Found, KeyCache as _, LoadLimits, StackOptions, Tier};
+use keyvouch::conformance::cache::Subject;
+use keyvouch::domain::{
+    ApiKey, ChangeContext, Clock as _, KeyHash, KeyId, ManualStopwatch, Moment, OwnerId, RevokeReason,
+    SystemClock, SystemEntropy,
+};
+use keyvouch::repository::{ErrorKind, KeyRepository, MemoryRepository, Result};
+
+use crate::cached::{Replica, options, redis};
+use crate::databases::Kind;
+use crate::redis_servers::{Redis, next_prefix, shared_url};
+use crate::repository::RequiredOnly;
+use crate::server::faulty::{Faulty, Mode};
+
+mod moka {
+    use super::*;
+    keyvouch::cache_conformance!(async {
+        let replica = Replica::start(MemoryRepository::new(), &options()).await;
+        let cache = Arc::new(replica.local.clone().unwrap());
+        (Subject { cache, knowledge: Arc::clone(&replica.knowledge), keeps_absence: true }, replica)
+    });
+}
+
+mod redis_alone {
+    use super::*;
+    keyvouch::cache_conformance!(in_redis(MemoryRepository::new(), Redis::Alone));
+}
+
+mod redis_cluster {
+    use super::*;
+    keyvouch::cache_conformance!(in_redis(MemoryRepository::new(), Redis::Cluster));
+}
+
+/// Of a backend without a feed.
+mod redis_without_a_feed {
+    use super::*;
+    keyvouch::cache_conformance!(in_redis(RequiredOnly::default(), Redis::Alone));
+}
+
+async fn in_redis(store: impl KeyRepository + 'static, kind: Redis) -> (Subject, Replica) {
+    let options = StackOptions { redis: Some(redis(&shared_url(kind), &next_prefix())), ..options() };
+    let replica = Replica::start(store, &options).await;
+    let cache = Arc::clone(replica.redis.as_ref().unwrap());
+    (Subject { cache, knowledge: Arc::clone(&replica.knowledge), keeps_absence: false }, replica)
+}
+
+fn key(secret: &str) -> ApiKey {
+    let hash = KeyHash::of(secret);
+    let now = SystemClock.now();
+    ApiKey {
+        id: KeyId::generate(now, &hash, &SystemEntropy).unwrap(),
+        hash,
+        prefix: keyvouch::domain::KeyPrefix::parse("prefix", "kv_").unwrap(),
+        name: keyvouch::domain::KeyName::parse("name", "key").unwrap(),
+        description: keyvouch::domain::Description::default(),
+        owner_id: OwnerId::parse("owner_id", "owner").unwrap(),
+        scopes: keyvouch::domain::ScopeSet::default(),
+        metadata: keyvouch::domain::Metadata::default(),
+        created_at: now,
+        updated_at: now,
+        expires_at: None,
+        revocation: None,
+        rotated_from: None,
+        replaced_by: None,
+        revision: keyvouch::domain::Revision::NONE,
+    }
+}
+
+fn context() -> ChangeContext {
+    ChangeContext { actor: "token:tests".into(), request_id: "r".into(), now: SystemClock.now() }
+}
+
+impl Replica {
+    async fn find_within(&self, hash: &KeyHash, max_staleness: Duration) -> Result<Found> {
+        self.source.find(hash, &Demand { asked_at: self.knowledge.moment(), max_staleness }).await
+    }
+
+    async fn find(&self, hash: &KeyHash) -> Found {
+        self.find_within(hash, Duration::from_mins(5)).await.unwrap()
+    }
+
+    async fn is_active(&self, hash: &KeyHash) -> bool {
+        self.find(hash).await.entry.key.is_some_and(|key| key.revocation.is_none())
+    }
+
+    async fn create(&self, secret: &str) -> ApiKey {
+        self.repository.create(key(secret), &context()).await.unwrap()
+    }
+
+    async fn revoke(&self, id: KeyId) {
+        self.repository.revoke(id, RevokeReason::default(), &context()).await.unwrap();
+    }
+
+    /// Completes a poll.
+    async fn poll(&self) {
+        self.feed.as_ref().unwrap().poll().await.unwrap();
+    }
+}
+
+/// Waits for something.
+async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let patience = tokio::time::timeout(Duration::from_secs(30), async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    });
+    patience.await.unwrap_or_else(|_| panic!("waited in vain for {what}"));
+}
+
+/// Never polls by itself.
+fn unpolled(options: StackOptions) -> StackOptions {
+    let feed = keyvouch::cache::FeedOptions { poll_interval: Duration::from_hours(1), ..options.feed };
+    StackOptions { feed, ..options }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_that_miss_the_same_key_make_one_load() {
+    let store = Faulty::new();
+    let replica = Arc::new(Replica::start(store.clone(), &unpolled(options())).await);
+    store.set(Mode::Hang);
+    let hash = KeyHash::of("missing");
+    let mut waiting = Vec::new();
+    for _ in 0..1_000 {
+        let replica = Arc::clone(&replica);
+        waiting.push(tokio::spawn(async move { replica.find(&hash).await.entry.key.is_none() }));
+    }
+    until("the load", async || store.lookups() == 1).await;
+    // Those who began it go away; it goes on for the others.
+    for task in waiting.drain(..500) {
+        task.abort();
+    }
+    store.set(Mode::Work);
+    for task in waiting {
+        assert!(task.await.unwrap());
+    }
+    assert_eq!(store.lookups(), 1);
+    assert_eq!(replica.find(&hash).await.tier, Tier::Local);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_error_is_shared_and_not_kept() {
+    let store = Faulty::new();
+    let replica = Arc::new(Replica::start(store.clone(), &unpolled(options())).await);
+    let hash = KeyHash::of("missing");
+    store.set(Mode::Hang);
+    let mut waiting = Vec::new();
+    for _ in 0..10 {
+        let replica = Arc::clone(&replica);
+        waiting.push(tokio::spawn(async move { replica.find_within(&hash, Duration::from_mins(5)).await.map(drop) }));
+    }
+    until("the load", async || store.lookups() == 1).await;
+    until("all to wait", async || Arc::strong_count(&replica) == 11).await;
+    store.set(Mode::Fail(ErrorKind::Corrupt));
+    // The load that hung goes on by the order that it was given; the ones after it fail.
+    for task in waiting {
+        let _ = task.await.unwrap();
+    }
+    let other = KeyHash::of("other");
+    let failed = replica.find_within(&other, Duration::from_mins(5)).await.unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::Corrupt);
+    store.set(Mode::Work);
+    assert!(replica.find(&other).await.entry.key.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn loads_are_bounded_and_hits_go_on() {
+    let store = Faulty::new();
+    let limits = LoadLimits { max_loads: 4, deadline: Duration::from_millis(200) };
+    let replica =
+        Arc::new(Replica::start(store.clone(), &unpolled(StackOptions { limits, ..options() })).await);
+    let good = replica.create("good").await;
+    store.set(Mode::Hang);
+    let mut hanging = Vec::new();
+    for number in 0..4 {
+        let replica = Arc::clone(&replica);
+        let hash = KeyHash::of(&format!("missing {number}"));
+        hanging.push(tokio::spawn(async move { replica.find_within(&hash, Duration::from_mins(5)).await.map(drop) }));
+    }
+    until("the loads", async || store.lookups() == 4).await;
+    let refused = replica.find_within(&KeyHash::of("one more"), Duration::from_mins(5)).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Overloaded);
+    assert_eq!(replica.find(&good.hash).await.tier, Tier::Local);
+    for task in hanging {
+        assert_eq!(task.await.unwrap().unwrap_err().kind(), ErrorKind::Timeout, "each has its deadline");
+    }
+    store.set(Mode::Work);
+    assert!(replica.find(&KeyHash::of("one more")).await.entry.key.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_random_keys_evicts_none_and_stays_within_its_bound() {
+    let store = Faulty::new();
+    let replica = Replica::start(store.clone(), &unpolled(options())).await;
+    let mut good = Vec::new();
+    for number in 0..500 {
+        good.push(replica.create(&format!("good {number}")).await.hash);
+    }
+    let before = store.lookups();
+    for number in 0..50_000 {
+        replica.find(&KeyHash::of(&format!("random {number}"))).await;
+    }
+    assert_eq!(store.lookups() - before, 50_000);
+    let (present, absent) = replica.local.as_ref().unwrap().len();
+    assert_eq!(present, 500);
+    assert!(absent <= 1_000, "{absent}");
+    for hash in &good {
+        assert_eq!(replica.find(hash).await.tier, Tier::Local);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revocation_is_seen_by_the_other_replicas() {
+    let store = Arc::new(MemoryRepository::new());
+    let quick = options();
+    let (a, b) = (Replica::start(Arc::clone(&store), &quick).await, Replica::start(store, &quick).await);
+    let key = a.create("secret").await;
+    until("the creation to be seen", async || b.is_active(&key.hash).await).await;
+    assert_eq!(b.find(&key.hash).await.tier, Tier::Local);
+    a.revoke(key.id).await;
+    assert!(!a.is_active(&key.hash).await, "by the replica that took it at once");
+    until("the revocation to be seen", async || !b.is_active(&key.hash).await).await;
+    b.repository.delete(key.id, &context()).await.unwrap();
+    assert!(b.find(&key.hash).await.entry.key.is_none());
+    until("the deletion to be seen", async || a.find(&key.hash).await.entry.key.is_none()).await;
+    // That there is none is not believed when it is made again.
+    let again = ApiKey { revocation: None, ..self::key("secret") };
+    a.repository.create(again, &context()).await.unwrap();
+    until("the key to be seen again", async || b.is_active(&key.hash).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_from_before_a_revocation_is_not_served_after_it() {
+    let slow = SlowLookups::new(MemoryRepository::new());
+    let replica = Arc::new(Replica::start(slow.clone(), &unpolled(options())).await);
+    let key = replica.create("secret").await;
+    replica.local.as_ref().unwrap().forget(&key.hash).await;
+    slow.hold();
+    let waiting = tokio::spawn({
+        let replica = Arc::clone(&replica);
+        async move { replica.is_active(&key.hash).await }
+    });
+    // The load has read the active record and waits with it.
+    until("the load", async || slow.held() == 1).await;
+    replica.revoke(key.id).await;
+    let joined = tokio::spawn({
+        let replica = Arc::clone(&replica);
+        async move { replica.is_active(&key.hash).await }
+    });
+    slow.release();
+    assert!(!joined.await.unwrap(), "a call that began after the revocation");
+    assert!(!waiting.await.unwrap(), "and whoever is answered after it");
+    assert!(!replica.is_active(&key.hash).await, "and it was not put into the cache");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_another_replica_deleted_is_not_served_after_not_found() {
+    let store = Arc::new(MemoryRepository::new());
+    let options = unpolled(options());
+    let (a, b) = (Replica::start(Arc::clone(&store), &options).await, Replica::start(store, &options).await);
+    let key = a.create("secret").await;
+    assert!(b.is_active(&key.hash).await);
+    a.repository.delete(key.id, &context()).await.unwrap();
+    assert!(b.is_active(&key.hash).await, "it did not poll");
+    let missing = b.repository.revoke(key.id, RevokeReason::default(), &context()).await.unwrap_err();
+    assert_eq!(missing.kind(), ErrorKind::NotFound);
+    assert!(b.find(&key.hash).await.entry.key.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_store_is_not_noticed_within_the_bound_and_told_past_it() {
+    let store = Faulty::new();
+    let stopwatch = Arc::new(ManualStopwatch::default());
+    stopwatch.advance(Duration::from_hours(1));
+    let options = StackOptions { max_staleness: Duration::from_secs(60), ..options() };
+    let replica =
+        Replica::start_at(store.clone(), &options, Arc::<ManualStopwatch>::clone(&stopwatch)).await;
+    let key = replica.create("secret").await;
+    replica.poll().await;
+    store.set(Mode::Fail(ErrorKind::Unavailable));
+    // Polls that had begun are over.
+    assert!(replica.feed.as_ref().unwrap().poll().await.is_err());
+    let bound = Duration::from_secs(60);
+    stopwatch.advance(Duration::from_secs(59));
+    let found = replica.find_within(&key.hash, bound).await.unwrap();
+    assert_eq!(found.tier, Tier::Local);
+    let age = replica.knowledge.staleness(&key.hash, &found.entry);
+    assert!((Duration::from_secs(59)..=bound).contains(&age), "{age:?}");
+    let sooner = replica.find_within(&key.hash, Duration::from_secs(30)).await.unwrap_err();
+    assert_eq!(sooner.kind(), ErrorKind::Unavailable, "a call that asks for less");
+    stopwatch.advance(Duration::from_secs(2));
+    let late = replica.find_within(&key.hash, bound).await.unwrap_err();
+    assert_eq!(late.kind(), ErrorKind::Unavailable);
+    store.set(Mode::Work);
+    until("the store to be asked again", async || replica.find_within(&key.hash, bound).await.is_ok()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_is_told_at_once_when_it_is_known() {
+    let store = Faulty::new();
+    let stopwatch = Arc::new(ManualStopwatch::default());
+    stopwatch.advance(Duration::from_hours(1));
+    let replica =
+        Replica::start_at(store.clone(), &unpolled(options()), Arc::<ManualStopwatch>::clone(&stopwatch)).await;
+    store.set(Mode::Fail(ErrorKind::Timeout));
+    for number in 0..20 {
+        let hash = KeyHash::of(&format!("secret {number}"));
+        let error = replica.find_within(&hash, Duration::from_mins(5)).await.unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Unavailable), "never a denial");
+    }
+    assert!(replica.breaker.is_open());
+    // A poll of the feed counts too.
+    assert!((1..=5).contains(&store.lookups()), "then nobody waits for it any more");
+    store.set(Mode::Work);
+    stopwatch.advance(Duration::from_secs(1));
+    replica.find(&KeyHash::of("secret")).await;
+    assert!(!replica.breaker.is_open());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_uncertain_change_is_an_error_and_leaves_nothing_old_behind() {
+    let store = Faulty::new();
+    let replica = Replica::start(store.clone(), &unpolled(options())).await;
+    let key = replica.create("secret").await;
+    replica.poll().await;
+    assert!(replica.knowledge.feed_age().is_some());
+    store.set(Mode::Fail(ErrorKind::Timeout));
+    let next = ApiKey { updated_at: SystemClock.now(), ..key.clone() };
+    let error = replica.repository.update(next, key.revision, &context()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert_eq!(replica.knowledge.feed_age(), None, "what the feed said before counts for nothing");
+    assert!(replica.local.as_ref().unwrap().get(&key.hash).await.is_none());
+    store.set(Mode::Work);
+    replica.poll().await;
+    assert!(replica.knowledge.feed_age().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_without_a_feed_has_the_ttl_as_its_bound() {
+    let store = Arc::new(RequiredOnly::default());
+    let stopwatch = Arc::new(ManualStopwatch::default());
+    let start = || Replica::start_at(Arc::clone(&store), &OPTIONS, Arc::<ManualStopwatch>::clone(&stopwatch) as _);
+    static OPTIONS: std::sync::LazyLock<StackOptions> = std::sync::LazyLock::new(options);
+    let (a, b) = (start().await, start().await);
+    assert!(a.feed.is_none());
+    let key = a.create("secret").await;
+    assert!(b.is_active(&key.hash).await);
+    a.revoke(key.id).await;
+    assert!(!a.is_active(&key.hash).await);
+    assert!(b.is_active(&key.hash).await, "it has not heard of it");
+    stopwatch.advance(Duration::from_mins(5));
+    assert!(!b.is_active(&key.hash).await);
+    // Deleted and made again by this replica alone.
+    a.repository.delete(key.id, &context()).await.unwrap();
+    assert!(a.find(&key.hash).await.entry.key.is_none());
+    a.create("secret").await;
+    assert!(a.is_active(&key.hash).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_share_the_cache_in_redis() {
+    let store = Faulty::new();
+    let shared = Some(redis(&shared_url(Redis::Alone), &next_prefix()));
+    let options = StackOptions { redis: shared, ..options() };
+    let a = Replica::start(store.clone(), &options).await;
+    let b = Replica::start(store.clone(), &options).await;
+    let key = a.create("secret").await;
+    b.poll().await;
+    let found = b.find(&key.hash).await;
+    assert_eq!(found.tier, Tier::Redis);
+    assert_eq!(store.lookups(), 0);
+    assert_eq!(found.entry.key.as_ref().unwrap().id, key.id);
+    assert_eq!(b.find(&key.hash).await.tier, Tier::Local);
+    a.revoke(key.id).await;
+    // By a message in Redis, or the next poll.
+    until("the revocation to be seen", async || !b.is_active(&key.hash).await).await;
+    assert_eq!(found.entry.began, None, "another process's clock is not ours");
+    let hash = KeyHash::of("nobody");
+    assert!(b.find(&hash).await.entry.key.is_none());
+    assert!(a.redis.as_ref().unwrap().get(&hash).await.is_none(), "absence is not shared");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cache_in_redis_may_be_flushed_frozen_or_gone() {
+    let servers = Redis::Alone.start(&[]);
+    let store = Faulty::new();
+    let mut cache = redis(&servers.url, "cache:");
+    cache.timeout = Duration::from_millis(50);
+    let options = StackOptions { redis: Some(cache), local: None, ..options() };
+    let replica = Replica::start(store.clone(), &options).await;
+    let key = replica.create("secret").await;
+    replica.poll().await;
+    assert_eq!(replica.find(&key.hash).await.tier, Tier::Redis);
+    crate::redis_servers::cli(servers.servers[0].port, &["FLUSHALL"]);
+    assert_eq!(replica.find(&key.hash).await.tier, Tier::Store);
+    servers.servers[0].watched.freeze();
+    assert_eq!(replica.find(&key.hash).await.tier, Tier::Store);
+    replica.revoke(key.id).await;
+    assert!(!replica.is_active(&key.hash).await, "a change does not wait for it");
+    servers.servers[0].watched.thaw();
+    until("Redis to be used again", async || replica.find(&key.hash).await.tier == Tier::Redis).await;
+    assert!(!replica.is_active(&key.hash).await);
+    servers.servers[0].kill();
+    assert_eq!(replica.find(&key.hash).await.tier, Tier::Store);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_history_was_rewound_nothing_of_the_old_one_is_served() {
+    let store = Swapped::new(MemoryRepository::new());
+    let shared = Some(redis(&shared_url(Redis::Alone), &next_prefix()));
+    let replica =
+        Replica::start(store.clone(), &unpolled(StackOptions { redis: shared, ..options() })).await;
+    let key = replica.create("lost").await;
+    replica.create("another").await;
+    replica.poll().await;
+    assert!(replica.is_active(&key.hash).await);
+    // A failover to a server that has neither key, and another one in their place.
+    let other = MemoryRepository::new();
+    other.create(self::key("a third"), &context()).await.unwrap();
+    store.swap(other);
+    replica.poll().await;
+    assert!(replica.find(&key.hash).await.entry.key.is_none(), "neither here nor in Redis");
+    assert!(replica.is_active(&KeyHash::of("a third")).await);
+    replica.create("lost").await;
+    assert!(replica.is_active(&key.hash).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cached_validation_asks_neither_redis_nor_the_database() {
+    let servers = Redis::Alone.start(&[]);
+    let port = servers.servers[0].port;
+    let commands = || {
+        let info = crate::redis_servers::cli(port, &["INFO", "commandstats"]);
+        let calls = info.lines().filter_map(|line| line.split_once(":calls=")?.1.split_once(','));
+        calls.map(|(calls, _)| calls.parse::<u64>().unwrap()).sum::<u64>()
+    };
+    let store = keyvouch::repository::RedisRepository::open(&servers.url, keyvouch::repository::RedisOptions::default());
+    let options = StackOptions { redis: Some(redis(&servers.url, "cache:")), ..options() };
+    let replica = Replica::start(store.await.unwrap(), &unpolled(options)).await;
+    let key = replica.create("secret").await;
+    replica.poll().await;
+    // The wake-up of its own change is over when nothing is asked any more.
+    let mut before = commands();
+    until("silence", async || {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let now = commands();
+        std::mem::replace(&mut before, now + 1) == now
+    })
+    .await;
+    let before = commands();
+    for _ in 0..10_000 {
+        assert_eq!(replica.find(&key.hash).await.tier, Tier::Local);
+    }
+    // INFO itself.
+    assert!(commands() - before <= 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgres_and_redis_wake_other_replicas() {
+    let shared = redis(&shared_url(Redis::Alone), &next_prefix());
+    for (store, options) in [
+        (Arc::new(Kind::Postgres.repository().await) as Arc<dyn KeyRepository>, options()),
+        (Arc::new(Redis::Alone.repository().await), options()),
+        (Arc::new(Redis::Cluster.repository().await), options()),
+        (Arc::new(Kind::MariaDb.repository().await), StackOptions { redis: Some(shared), ..options() }),
+    ] {
+        let options = unpolled(options);
+        let (a, b) = (Replica::start(Arc::clone(&store), &options).await, Replica::start(store, &options).await);
+        let key = a.create("secret").await;
+        until("the key", async || b.is_active(&key.hash).await).await;
+        // It never polls by itself: when the listener is not there yet, another change is heard of.
+        until("the wake-up", async || {
+            a.revoke(key.id).await;
+            a.create(&format!("{:?}", Moment::NEVER.since(b.knowledge.moment()))).await;
+            !b.is_active(&key.hash).await
+        })
+        .await;
+    }
+}
+
+/// Look-ups that read at once and answer when they are let.
+#[derive(Clone, Debug)]
+struct SlowLookups {
+    inner: Arc<MemoryRepository>,
+    hold: tokio::sync::watch::Sender<bool>,
+    held: Arc<std::sync::atomic::AtomicUsize>,
+}
+
+impl SlowLookups {
+    fn new(inner: MemoryRepository) -> Self {
+        Self { inner: Arc::new(inner), hold: tokio::sync::watch::Sender::new(false), held: Arc::default() }
+    }
+
+    fn hold(&self) {
+        self.hold.send_replace(true);
+    }
+
+    fn release(&self) {
+        self.hold.send_replace(false);
+    }
+
+    fn held(&self) -> usize {
+        self.held.load(std::sync::atomic::Ordering::SeqCst)
+    }
+}
+
+/// A store that can be exchanged for another one.
+#[derive(Clone, Debug)]
+struct Swapped(Arc<std::sync::RwLock<MemoryRepository>>);
+
+impl Swapped {
+    fn new(inner: MemoryRepository) -> Self {
+        Self(Arc::new(std::sync::RwLock::new(inner)))
+    }
+
+    fn swap(&self, inner: MemoryRepository) {
+        *self.0.write().unwrap() = inner;
+    }
+
+    fn inner(&self) -> MemoryRepository {
+        self.0.read().unwrap().clone()
+    }
+}
+
+mod doubles {
+    use std::fmt;
+    use std::sync::atomic::Ordering;
+
+    use async_trait::async_trait;
+    use keyvouch::domain::{ApiKey, ChangeContext, KeyFilter, KeyHash, KeyId, OwnerId, Revision};
+    use keyvouch::repository::{Changes, FeedPosition, KeyRepository, KeyStream, RecentChanges, Result};
+
+    use super::{SlowLookups, Swapped};
+
+    macro_rules! double {
+        ($double:ty, $self:ident => $inner:expr, $hash:ident => $lookup:expr) => {
+            impl fmt::Display for $double {
+                fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                    f.write_str(stringify!($double))
+                }
+            }
+
+            #[async_trait]
+            impl KeyRepository for $double {
+                async fn get_by_hash(&$self, $hash: &KeyHash) -> Result<Option<ApiKey>> {
+                    $lookup
+                }
+
+                async fn get(&$self, id: KeyId) -> Result<Option<ApiKey>> {
+                    $inner.get(id).await
+                }
+
+                async fn create(&$self, key: ApiKey, context: &ChangeContext) -> Result<ApiKey> {
+                    $inner.create(key, context).await
+                }
+
+                async fn update(&$self, key: ApiKey, expected: Revision, context: &ChangeContext) -> Result<ApiKey> {
+                    $inner.update(key, expected, context).await
+                }
+
+                async fn delete(&$self, id: KeyId, context: &ChangeContext) -> Result<Revision> {
+                    $inner.delete(id, context).await
+                }
+
+                fn list_by_owner(&$self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream {
+                    $inner.list_by_owner(owner, filter)
+                }
+
+                async fn changes(&$self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
+                    $inner.changes(after, limit).await
+                }
+
+                async fn recent_changes(&$self, limit: usize) -> Result<RecentChanges> {
+                    $inner.recent_changes(limit).await
+                }
+            }
+        };
+    }
+
+    double!(Swapped, self => self.inner(), hash => self.inner().get_by_hash(hash).await);
+
+    double!(SlowLookups, self => self.inner, hash => {
+        let found = self.inner.get_by_hash(hash).await;
+        if *self.hold.borrow() {
+            self.held.fetch_add(1, Ordering::SeqCst);
+            self.hold.subscribe().wait_for(|hold| !hold).await.unwrap();
+        }
+        found
+    });
+}

@@ -1,0 +1,86 @@
+//! Stores with caches in front of them, in this process: one for each replica.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyvouch::cache::{
+    CacheStack, Capacity, FeedOptions, LoadLimits, MokaOptions, RedisCacheOptions, StackOptions,
+};
+use keyvouch::domain::{BootClock, Entropy, Stopwatch, SystemEntropy};
+use keyvouch::repository::KeyRepository;
+use tokio::task::JoinHandle;
+
+/// A running replica. It stops when this is dropped.
+pub(crate) struct Replica {
+    stack: CacheStack,
+    follower: Option<JoinHandle<()>>,
+}
+
+/// A local cache alone, and everything quick.
+pub(crate) fn options() -> StackOptions {
+    StackOptions {
+        local: Some(MokaOptions {
+            capacity: Capacity::Entries(10_000),
+            ttl: Duration::from_mins(5),
+            max_absent: 1_000,
+            absent_ttl: Duration::from_secs(10),
+        }),
+        redis: None,
+        limits: LoadLimits { max_loads: 1_000, deadline: Duration::from_secs(5) },
+        feed: FeedOptions { poll_interval: Duration::from_millis(20), deadline: Duration::from_secs(5) },
+        max_staleness: Duration::from_mins(5),
+    }
+}
+
+/// A cache in Redis, whose names begin with `prefix`.
+pub(crate) fn redis(url: &str, prefix: &str) -> RedisCacheOptions {
+    RedisCacheOptions {
+        url: url.to_owned(),
+        key_prefix: prefix.to_owned(),
+        ttl: Duration::from_mins(5),
+        timeout: Duration::from_millis(500),
+        ca_file: None,
+    }
+}
+
+impl Replica {
+    pub(crate) async fn start(store: impl KeyRepository + 'static, options: &StackOptions) -> Self {
+        Self::start_at(store, options, Arc::new(BootClock)).await
+    }
+
+    /// By a stopwatch of the test's own.
+    pub(crate) async fn start_at(
+        store: impl KeyRepository + 'static,
+        options: &StackOptions,
+        stopwatch: Arc<dyn Stopwatch>,
+    ) -> Self {
+        let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
+        let mut stack = CacheStack::build(Arc::new(store), options, &entropy, &stopwatch).await.unwrap();
+        let follower = stack.follower.take().map(|follower| tokio::spawn(follower.run()));
+        if let Some(redis) = &stack.redis {
+            // It connects in the background; a test wants to see it work.
+            while !redis.is_ready() {
+                redis.follow_epoch(false).await;
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+        Self { stack, follower }
+    }
+}
+
+impl Deref for Replica {
+    type Target = CacheStack;
+
+    fn deref(&self) -> &CacheStack {
+        &self.stack
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        if let Some(follower) = &self.follower {
+            follower.abort();
+        }
+    }
+}
