@@ -12,6 +12,7 @@ mod databases;
 mod fixtures;
 mod plans;
 mod process;
+mod prove;
 mod redis_faults;
 mod redis_servers;
 mod redis_start;

@@ -1,0 +1,78 @@
+//! The proof by processes: three replicas over one store, a proxy on each of their connections, random schedules of changes
+//! and validations, and faults in between. Every answer is checked against what is known to have happened.
+//!
+//! A short form is part of every test run; `scripts/prove` runs the long one. A seed gives the same schedules and the same
+//! plan of faults again, though not the same timing.
+
+mod fleet;
+mod history;
+mod propagation;
+mod proxy;
+mod schedule;
+
+use std::time::Duration;
+
+use self::fleet::{Fleet, Stack};
+use self::schedule::Random;
+
+/// The bound that replicas are configured with: `cache.max_staleness`.
+const BOUND: Duration = Duration::from_secs(1);
+
+fn number(name: &str, otherwise: u64) -> u64 {
+    match std::env::var(name) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")),
+        Err(_) => otherwise,
+    }
+}
+
+/// Random schedules while the plan of faults goes on.
+async fn prove(stack: Stack) {
+    let schedules = number("KEYVOUCH_PROVE_SCHEDULES", 60);
+    let at_once = number("KEYVOUCH_PROVE_AT_ONCE", 30);
+    let seed = number("KEYVOUCH_PROVE_SEED", 20_261_124);
+    let fleet = Fleet::start(stack).await;
+    let faults = tokio::spawn(fleet.clone().faults(Random::new(seed)));
+    let told = schedule::run_all(&fleet, schedules, at_once, seed).await;
+    faults.abort();
+    println!("{stack:?}, seed {seed}: {told}");
+    assert!(told.violations.is_empty(), "seed {seed}: {:#?}", told.violations);
+    // A proof in which nothing could be decided would prove nothing.
+    assert!(told.allowed > schedules && told.denied > schedules, "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_schedule_breaks_a_promise_over_postgres_and_redis() {
+    prove(Stack::PostgresAndRedis).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_schedule_breaks_a_promise_over_mariadb_and_redis() {
+    prove(Stack::MariaDbAndRedis).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_schedule_breaks_a_promise_over_redis() {
+    prove(Stack::Redis).await;
+}
+
+/// A proof that could not fail would be none: without the bound, a stale answer is a violation.
+#[test]
+fn a_stale_answer_is_a_violation() {
+    history::tests_of_the_judge();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn revocations_propagate() {
+    let revocations = number("KEYVOUCH_PROVE_REVOCATIONS", 20);
+    let rate = number("KEYVOUCH_PROVE_RATE", 200);
+    for (stack, wakes) in [
+        (Stack::PostgresAndRedis, "told by PostgreSQL and Redis"),
+        (Stack::Redis, "told by Redis"),
+        (Stack::MariaDbAlone, "polled every 500ms"),
+    ] {
+        let fleet = Fleet::start(stack).await;
+        let times = propagation::measure(&fleet, revocations, rate).await;
+        println!("{stack:?}, {wakes}, {rate} validations a second: {times}");
+        assert_eq!(times.count(), usize::try_from(revocations * 2).unwrap());
+    }
+}

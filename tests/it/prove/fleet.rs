@@ -1,0 +1,186 @@
+//! Three replicas as processes, the servers behind them, and a proxy on each connection.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyvouch::conformance::api::Api;
+use tokio::sync::Mutex;
+use tonic::transport::{Channel, Endpoint};
+
+use super::proxy::{Fault, Proxy};
+use super::schedule::Random;
+use super::BOUND;
+use crate::databases::{Kind, Server};
+use crate::process::program;
+use crate::redis_servers::{Redis, RedisServers, cli, free_port};
+use crate::support::TOKEN;
+
+pub(super) const REPLICAS: usize = 3;
+
+/// What is behind the replicas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stack {
+    PostgresAndRedis,
+    MariaDbAndRedis,
+    /// Without a cache in Redis nothing tells replicas of changes: they poll.
+    MariaDbAlone,
+    Redis,
+}
+
+#[derive(Clone)]
+pub(super) struct Fleet(Arc<Parts>);
+
+struct Parts {
+    replicas: Vec<Replica>,
+    /// The cache, which may lose everything at any time.
+    cache: Option<RedisServers>,
+    _database: Option<Server>,
+    _store: Option<RedisServers>,
+}
+
+struct Replica {
+    home: Arc<program::Home>,
+    settings: Vec<String>,
+    server: Mutex<Option<program::Server>>,
+    proxies: Vec<Proxy>,
+    api: Api,
+}
+
+impl Fleet {
+    pub(super) async fn start(stack: Stack) -> Self {
+        let database = match stack {
+            Stack::PostgresAndRedis => Some(Kind::Postgres.start(None)),
+            Stack::MariaDbAndRedis | Stack::MariaDbAlone => Some(Kind::MariaDb.start(None)),
+            Stack::Redis => None,
+        };
+        let cache = matches!(stack, Stack::PostgresAndRedis | Stack::MariaDbAndRedis)
+            .then(|| Redis::Alone.start(&[]));
+        let store = (stack == Stack::Redis).then(|| Redis::Alone.start(&["--appendonly", "yes"]));
+        let url = match (&database, &store) {
+            (Some(database), _) => database.database().await,
+            (None, store) => store.as_ref().unwrap().url.clone(),
+        };
+        let mut replicas = Vec::new();
+        for number in 0..REPLICAS {
+            let replica = Replica::start(&url, cache.as_ref().map(|cache| cache.url.as_str()), number == 0);
+            replicas.push(replica.await);
+        }
+        Self(Arc::new(Parts { replicas, cache, _database: database, _store: store }))
+    }
+
+    pub(super) fn api(&self, replica: usize) -> &Api {
+        &self.0.replicas[replica].api
+    }
+
+    /// One fault after the other, for ever.
+    pub(super) async fn faults(self, mut random: Random) {
+        loop {
+            tokio::time::sleep(Duration::from_millis(50 + random.below(200))).await;
+            let replica = &self.0.replicas[random.below(REPLICAS as u64) as usize];
+            let proxy = &replica.proxies[random.below(replica.proxies.len() as u64) as usize];
+            let length = Duration::from_millis(50 + random.below(1_500));
+            match random.below(12) {
+                0..=2 => during(proxy, Fault::Pause, length).await,
+                3..=4 => during(proxy, Fault::Cut, length).await,
+                5..=6 => during(proxy, Fault::Delay(Duration::from_millis(1 + random.below(100))), length).await,
+                7 => {
+                    // All of them at once: the network is gone.
+                    for proxy in &replica.proxies {
+                        proxy.set(Fault::Cut);
+                    }
+                    tokio::time::sleep(length).await;
+                    for proxy in &replica.proxies {
+                        proxy.set(Fault::None);
+                    }
+                }
+                8 => {
+                    if let Some(cache) = &self.0.cache {
+                        cli(cache.servers[0].port, &["FLUSHALL"]);
+                    }
+                }
+                9 => {
+                    if let Some(cache) = &self.0.cache {
+                        // Messages that wake are lost.
+                        cli(cache.servers[0].port, &["CLIENT", "KILL", "TYPE", "pubsub"]);
+                    }
+                }
+                10 => replica.freeze(length).await,
+                _ => replica.restart().await,
+            }
+        }
+    }
+}
+
+async fn during(proxy: &Proxy, fault: Fault, length: Duration) {
+    proxy.set(fault);
+    tokio::time::sleep(length).await;
+    proxy.set(Fault::None);
+}
+
+impl Replica {
+    async fn start(store: &str, cache: Option<&str>, migrates: bool) -> Self {
+        let mut proxies = Vec::new();
+        let mut settings = vec![
+            format!("server.listen=127.0.0.1:{}", free_port()),
+            format!("admin.tokens=tests:{TOKEN}"),
+            format!("cache.max_staleness={}ms", BOUND.as_millis()),
+            "cache.min_staleness=1s".to_owned(),
+            "cache.load_timeout=1s".to_owned(),
+            "store.timeout=1s".to_owned(),
+            "store.lock_timeout=500ms".to_owned(),
+            "store.acquire_timeout=500ms".to_owned(),
+            "server.workers=1".to_owned(),
+            "telemetry.log_filter=error".to_owned(),
+            "server.drain_timeout=1s".to_owned(),
+        ];
+        if !store.starts_with("redis") {
+            settings.push(format!("store.auto_migrate={migrates}"));
+        }
+        for (name, url) in [("store.url", Some(store)), ("cache.redis.url", cache)] {
+            let Some(url) = url else { continue };
+            let (before, after) = split_port(url);
+            let proxy = Proxy::start(after.0).await;
+            settings.push(format!("{name}={before}:{}{}", proxy.address.port(), after.1));
+            proxies.push(proxy);
+        }
+        let home = Arc::new(program::Home::new());
+        let server = serve(Arc::clone(&home), settings.clone()).await;
+        let channel = Endpoint::from_shared(format!("http://{}", server.address)).unwrap();
+        let channel: Channel = channel.connect_lazy();
+        Self { home, settings, server: Mutex::new(Some(server)), proxies, api: Api::new(channel, TOKEN) }
+    }
+
+    /// Stops it where it is for a while: its connections stay open.
+    async fn freeze(&self, length: Duration) {
+        let server = self.server.lock().await;
+        let server = server.as_ref().unwrap();
+        server.signal("-STOP");
+        tokio::time::sleep(length).await;
+        server.signal("-CONT");
+    }
+
+    /// Ends it as a power loss would, perhaps between a commit and its answer, and starts it again.
+    async fn restart(&self) {
+        for proxy in &self.proxies {
+            proxy.set(Fault::None);
+        }
+        let mut server = self.server.lock().await;
+        drop(server.take());
+        *server = Some(serve(Arc::clone(&self.home), self.settings.clone()).await);
+    }
+}
+
+async fn serve(home: Arc<program::Home>, settings: Vec<String>) -> program::Server {
+    let started = tokio::task::spawn_blocking(move || {
+        let settings: Vec<_> = settings.iter().map(String::as_str).collect();
+        home.serve(&settings)
+    });
+    started.await.unwrap()
+}
+
+/// What is before the port of a URL, the port, and what is after it.
+fn split_port(url: &str) -> (&str, (u16, &str)) {
+    let (before, after) = url.rsplit_once(':').unwrap();
+    let digits = after.find(|it: char| !it.is_ascii_digit()).unwrap_or(after.len());
+    (before, (after[..digits].parse().unwrap(), &after[digits..]))
+}

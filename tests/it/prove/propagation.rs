@@ -1,0 +1,85 @@
+//! How long it takes until every replica refuses a key whose revocation was answered.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use keyvouch::conformance::api::new_key;
+
+use super::fleet::{Fleet, REPLICAS};
+
+/// Times, sorted.
+pub(super) struct Times(Vec<Duration>);
+
+impl Times {
+    pub(super) fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    fn at(&self, percent: usize) -> f64 {
+        let place = (self.0.len() * percent / 100).min(self.0.len() - 1);
+        self.0[place].as_secs_f64() * 1_000.0
+    }
+}
+
+impl fmt::Display for Times {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms", self.at(50), self.at(99), self.at(100))
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is a measurement")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// Revokes keys at the first replica while all of them answer `rate` validations a second; from its answer until the first
+/// refusal of each other replica, one after the other.
+pub(super) async fn measure(fleet: &Fleet, revocations: u64, rate: u64) -> Times {
+    let is_over = Arc::new(AtomicBool::new(false));
+    let load = tokio::spawn(load(fleet.clone(), rate, Arc::clone(&is_over)));
+    let mut times = Vec::new();
+    for _ in 0..revocations {
+        let (key, secret) = fleet.api(0).create(new_key()).await;
+        // Known to all, and in all caches.
+        for replica in 1..REPLICAS {
+            while !fleet.api(replica).validate(&secret).await.valid {}
+        }
+        // Not in step with the polls.
+        tokio::time::sleep(Duration::from_micros(u64::from(key.id.as_bytes()[35]) * 1_700)).await;
+        fleet.api(0).revoke(&key.id, "").await;
+        let answered = now();
+        let refused = (1..REPLICAS).map(|replica| {
+            let (fleet, secret) = (fleet.clone(), secret.clone());
+            tokio::spawn(async move {
+                while fleet.api(replica).validate(&secret).await.valid {
+                    tokio::time::sleep(Duration::from_micros(200)).await;
+                }
+                now().duration_since(answered)
+            })
+        });
+        for refused in refused.collect::<Vec<_>>() {
+            times.push(refused.await.unwrap());
+        }
+    }
+    is_over.store(true, Ordering::Relaxed);
+    load.await.unwrap();
+    times.sort();
+    Times(times)
+}
+
+/// Validations at all replicas, as evenly as the timer goes.
+async fn load(fleet: Fleet, rate: u64, is_over: Arc<AtomicBool>) {
+    let (_, secret) = fleet.api(0).create(new_key()).await;
+    let mut ticks = tokio::time::interval(Duration::from_millis(10));
+    let mut replica = 0;
+    while !is_over.load(Ordering::Relaxed) {
+        ticks.tick().await;
+        for _ in 0..rate / 100 {
+            replica = (replica + 1) % REPLICAS;
+            let (fleet, secret) = (fleet.clone(), secret.clone());
+            tokio::spawn(async move { drop(fleet.api(replica).validate(&secret).await) });
+        }
+    }
+}
