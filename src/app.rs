@@ -22,7 +22,9 @@ use crate::domain::{BootClock, Clock, Entropy, Stopwatch, SystemClock, SystemEnt
 use crate::grpc::{KeyStoreHandler, ValidatorHandler};
 use crate::repository::KeyRepository;
 use crate::server::{self, CallLayer, Listener, ServerOptions, Services};
-use crate::service::{ChangeWatcher, EventPruner, KeyPruner, KeyStoreService, UsageRecorder, ValidatorService};
+use crate::service::{
+    ChangeWatcher, EventPruner, KeyPruner, KeyStoreService, UsageRecorder, ValidatorService,
+};
 
 /// How long the last flush of usage may hold up the end of the process.
 const LAST_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -117,12 +119,7 @@ impl App {
         let key_store = KeyStoreService::new(Arc::clone(&repository), format, clock, entropy);
         let health = HealthMonitor::new(Arc::clone(&repository));
         let services = Services {
-            validator: ValidatorHandler::new(
-                validator,
-                watcher,
-                door.auth(),
-                config.cache.min_staleness.0,
-            ),
+            validator: ValidatorHandler::new(validator, watcher, door.auth(), config.cache.min_staleness.0),
             key_store: KeyStoreHandler::new(key_store),
             admin_auth: door.auth(),
             health: health.reporter(),

@@ -67,7 +67,7 @@ impl Entry {
     #[must_use]
     pub fn kept_for(&self, ttl: Duration, hash: &KeyHash, now: Moment) -> Self {
         // The digest is as good as random.
-        let ttl = ttl - ttl / 10 * u32::from(hash.as_bytes()[KeyHash::BYTES - 1]) / 255;
+        let ttl = ttl.saturating_sub(ttl / 10 * u32::from(hash.as_bytes()[KeyHash::BYTES - 1]) / 255);
         let kept_until = self.began.unwrap_or(now).after(ttl).min(self.kept_until);
         Self { kept_until, ..self.clone() }
     }

@@ -8,7 +8,8 @@ use fred::clients::{Client, SubscriberClient};
 use fred::interfaces::{ClientLike as _, EventInterface as _, PubsubInterface as _};
 use fred::types::Builder;
 use fred::types::config::{
-    Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy, ServerConfig, TlsConnector, UnresponsiveConfig,
+    Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy, ServerConfig, TlsConnector,
+    UnresponsiveConfig,
 };
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
@@ -134,8 +135,10 @@ async fn listen(subscriber: SubscriberClient, channel: String, wake: mpsc::Sende
     let (mut messages, mut reconnects) = (subscriber.message_rx(), subscriber.reconnect_rx());
     drop(subscriber.connect());
     // fred's own task for this ends unnoticed when it falls behind.
-    let subscribe = async || while subscriber.subscribe(channel.clone()).await.is_err() {
-        tokio::time::sleep(Duration::from_millis(RECONNECT_MILLIS.1.into())).await;
+    let subscribe = async || {
+        while subscriber.subscribe(channel.clone()).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(RECONNECT_MILLIS.1.into())).await;
+        }
     };
     tokio::select! {
         () = subscribe() => {}

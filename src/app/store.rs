@@ -23,7 +23,7 @@ pub struct Store {
 enum Closes {
     Nothing,
     Sql(Box<SqlRepository>),
-    Redis(RedisRepository),
+    Redis(Box<RedisRepository>),
 }
 
 impl Store {
@@ -60,7 +60,7 @@ impl Store {
                     Handle::current(),
                     config.timeout.0,
                 ));
-                Ok(Self { repository, closes: Closes::Redis(redis) })
+                Ok(Self { repository, closes: Closes::Redis(Box::new(redis)) })
             }
         }
     }

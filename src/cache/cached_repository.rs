@@ -229,7 +229,8 @@ impl KeyRepository for CachedRepository {
         let found = hashes.iter().map(|hash| self.get_by_hash(hash));
         let found = futures_util::future::join_all(found).await;
         // The error of one record is its own; any other is that of all.
-        let outage = found.iter().find_map(|it| it.as_ref().err().filter(|it| it.kind() != ErrorKind::Corrupt));
+        let outage =
+            found.iter().find_map(|it| it.as_ref().err().filter(|it| it.kind() != ErrorKind::Corrupt));
         match outage {
             Some(error) => Err(error.clone()),
             None => Ok(found),
@@ -301,9 +302,8 @@ impl KeyRepository for CachedRepository {
 
     async fn revoke(&self, id: KeyId, reason: RevokeReason, context: &ChangeContext) -> Result<ApiKey> {
         let context = context.clone();
-        let change = move |parts: Arc<CacheParts>| async move {
-            parts.repository.revoke(id, reason, &context).await
-        };
+        let change =
+            move |parts: Arc<CacheParts>| async move { parts.repository.revoke(id, reason, &context).await };
         // One that changed nothing counts too: this replica may not have heard of the first one yet.
         self.change(Target::of_id(id), change, |revoked| vec![Effect::of(revoked)]).await
     }
@@ -313,9 +313,8 @@ impl KeyRepository for CachedRepository {
         let context = context.clone();
         let change =
             |parts: Arc<CacheParts>| async move { parts.repository.rotate(rotation, &context).await };
-        let effects = |rotated: &Rotation| {
-            vec![Effect::of(&rotated.replaced), Effect::of(&rotated.successor)]
-        };
+        let effects =
+            |rotated: &Rotation| vec![Effect::of(&rotated.replaced), Effect::of(&rotated.successor)];
         self.change(target, change, effects).await
     }
 

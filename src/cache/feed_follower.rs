@@ -39,6 +39,8 @@ pub struct FeedFollower {
     options: FeedOptions,
     requests: mpsc::Receiver<Request>,
     seen: watch::Sender<Seen>,
+    /// Whether the end of the feed was read once.
+    has_begun: bool,
     is_failing: bool,
 }
 
@@ -46,6 +48,8 @@ pub struct FeedFollower {
 #[derive(Clone, Debug)]
 pub struct FeedHandle {
     requests: mpsc::Sender<Request>,
+    /// How long a poll may be waited for.
+    patience: Duration,
     seen: watch::Receiver<Seen>,
 }
 
@@ -67,10 +71,11 @@ impl FeedHandle {
     /// # Errors
     /// Those of the store.
     pub async fn poll(&self) -> Result<()> {
-        let gone = || RepositoryError::new(ErrorKind::Unavailable, "the change feed is not followed any more");
+        let gone =
+            || RepositoryError::new(ErrorKind::Unavailable, "the change feed is not followed any more");
         let (answer, answered) = oneshot::channel();
         self.requests.send(answer).await.map_err(|_| gone())?;
-        answered.await.unwrap_or_else(|_| Err(gone()))
+        within(self.patience, async { answered.await.unwrap_or_else(|_| Err(gone())) }).await
     }
 
     /// How far the feed was followed, and when that changes.
@@ -84,8 +89,7 @@ impl FeedFollower {
     /// Reads the newest events of `repository` into `knowledge` (rule 7). `redis` is that of `caches` whose entries have an
     /// epoch.
     ///
-    /// # Errors
-    /// Those of the store.
+    /// A store that can't be read now is read as soon as it can; until then nothing is served.
     pub async fn start(
         repository: Arc<dyn KeyRepository>,
         knowledge: Arc<Knowledge>,
@@ -93,16 +97,33 @@ impl FeedFollower {
         redis: Option<Arc<RedisCache>>,
         breaker: Arc<Breaker>,
         options: FeedOptions,
-    ) -> Result<(Self, FeedHandle)> {
-        let position = begin(repository.as_ref(), &knowledge, options.deadline).await?;
+    ) -> (Self, FeedHandle) {
+        let begun = begin(repository.as_ref(), &knowledge, options.deadline).await;
+        let has_begun = begun.is_ok();
+        let position = begun.unwrap_or_else(|error| {
+            tracing::warn!(error = %error_chain(&error), "the store's change feed can't be read yet");
+            FeedPosition::beginning()
+        });
         if let Some(redis) = &redis {
             redis.follow_epoch(false).await;
         }
         let (asking, requests) = mpsc::channel(REQUESTS);
         let (seen, seeing) = watch::channel(Seen { position, as_of: knowledge.moment() });
-        let follower =
-            Self { repository, knowledge, caches, redis, breaker, options, requests, seen, is_failing: false };
-        Ok((follower, FeedHandle { requests: asking, seen: seeing }))
+        let follower = Self {
+            repository,
+            knowledge,
+            caches,
+            redis,
+            breaker,
+            options,
+            requests,
+            seen,
+            has_begun,
+            is_failing: !has_begun,
+        };
+        // One that is under way has its time, and then the one that was asked for.
+        let patience = options.deadline * 2;
+        (follower, FeedHandle { requests: asking, patience, seen: seeing })
     }
 
     /// Follows for ever.
@@ -125,6 +146,9 @@ impl FeedFollower {
         };
         let follow = async move {
             let mut waiting: Vec<Request> = Vec::new();
+            if !self.has_begun {
+                self.restart().await;
+            }
             loop {
                 let outcome = self.poll().await;
                 self.breaker.report(&outcome);
@@ -149,13 +173,15 @@ impl FeedFollower {
 
     /// Reads on until there is nothing more.
     async fn poll(&mut self) -> Result<()> {
+        let mut has_begun_anew = false;
         loop {
             let sent = self.knowledge.poll_sent();
             let as_of = self.knowledge.moment();
             let position = self.seen.borrow().position.clone();
             let asked = self.repository.changes(Some(&position), BATCH);
             let changes = match within(self.options.deadline, asked).await {
-                Err(error) if error.kind() == ErrorKind::PositionLost => {
+                Err(error) if error.kind() == ErrorKind::PositionLost && !has_begun_anew => {
+                    has_begun_anew = true;
                     tracing::warn!(
                         "the store's history is another one than was followed, or events were let go before they were \
                          read: all caches are emptied"
@@ -182,7 +208,10 @@ impl FeedFollower {
                     None => Ok(()),
                     Some(part) => Err(RepositoryError::new(
                         ErrorKind::Unavailable,
-                        format!("{} parts of the change feed did not answer, part {part} first", changes.unanswered.len()),
+                        format!(
+                            "{} parts of the change feed did not answer, part {part} first",
+                            changes.unanswered.len()
+                        ),
                     )),
                 };
             }

@@ -120,14 +120,14 @@ impl MokaCache {
 struct KeptUntil(Arc<dyn Stopwatch>);
 
 impl KeptUntil {
-    fn from_now(&self, kept_until: Moment) -> Option<Duration> {
-        Some(kept_until.since(self.0.moment()))
+    fn remaining(&self, kept_until: Moment) -> Duration {
+        kept_until.since(self.0.moment())
     }
 }
 
 impl Expiry<KeyHash, Entry> for KeptUntil {
     fn expire_after_create(&self, _: &KeyHash, entry: &Entry, _: Instant) -> Option<Duration> {
-        self.from_now(entry.kept_until)
+        Some(self.remaining(entry.kept_until))
     }
 
     // moka keeps the old end unless it is told.
@@ -138,7 +138,7 @@ impl Expiry<KeyHash, Entry> for KeptUntil {
         _: Instant,
         _: Option<Duration>,
     ) -> Option<Duration> {
-        self.from_now(entry.kept_until)
+        Some(self.remaining(entry.kept_until))
     }
 }
 

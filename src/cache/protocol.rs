@@ -136,12 +136,7 @@ struct Fences<K> {
 
 impl<K: Ord + Clone> Fences<K> {
     fn new(capacity: usize) -> Self {
-        Self {
-            capacity,
-            by_key: BTreeMap::new(),
-            oldest_first: BTreeSet::new(),
-            dropped: Revision::NONE,
-        }
+        Self { capacity, by_key: BTreeMap::new(), oldest_first: BTreeSet::new(), dropped: Revision::NONE }
     }
 
     fn floor(&self, key: &K) -> Revision {

@@ -103,7 +103,8 @@ impl SingleFlight {
 
         let (inner, hash) = (Arc::clone(&self.inner), *hash);
         let demand = Demand { asked_at: began, ..*demand };
-        let (deadline, landing) = (self.deadline, Landing { flights: Arc::clone(&self.flights), hash, number });
+        let (deadline, landing) =
+            (self.deadline, Landing { flights: Arc::clone(&self.flights), hash, number });
         self.handle.spawn(async move {
             let found = tokio::time::timeout(deadline, inner.find(&hash, &demand)).await;
             let found =
@@ -170,7 +171,8 @@ impl KeySource for SingleFlight {
         for _ in 0..MAX_ATTEMPTS {
             let found = self.flight(hash, demand)?.land().await?;
             // A change that was answered while this call waited is not undone by a load from before it.
-            if self.knowledge.fits(hash, &found.entry) && self.knowledge.is_fresh(hash, &found.entry, demand) {
+            if self.knowledge.fits(hash, &found.entry) && self.knowledge.is_fresh(hash, &found.entry, demand)
+            {
                 return Ok(found);
             }
         }

@@ -6,11 +6,12 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 
 use super::{
-    Breaker, CacheAside, CacheParts, CachedRepository, FeedFollower, FeedHandle, FeedOptions, KeyCache, KeySource,
-    Knowledge, LoadLimits, MokaCache, MokaOptions, RedisCache, RedisCacheOptions, SingleFlight, StoreSource,
+    Breaker, CacheAside, CacheParts, CachedRepository, FeedFollower, FeedHandle, FeedOptions, KeyCache,
+    KeySource, Knowledge, LoadLimits, MokaCache, MokaOptions, RedisCache, RedisCacheOptions, SingleFlight,
+    StoreSource,
 };
 use crate::domain::{Entropy, Stopwatch};
-use crate::repository::{ErrorKind, KeyRepository, RepositoryError, Result};
+use crate::repository::{ErrorKind, KeyRepository, Result};
 
 /// Which caches there are, and how they behave.
 #[derive(Clone, Debug)]
@@ -53,14 +54,14 @@ impl CacheStack {
     /// the work in the background.
     ///
     /// # Errors
-    /// Those of the store; [`ErrorKind::Refused`] if the URL of Redis can't be used.
+    /// [`ErrorKind::Refused`] if the URL of Redis can't be used.
     pub async fn build(
         store: Arc<dyn KeyRepository>,
         options: &StackOptions,
         entropy: &Arc<dyn Entropy>,
         stopwatch: &Arc<dyn Stopwatch>,
     ) -> Result<Self> {
-        let has_feed = has_feed(store.as_ref(), options.feed.deadline).await?;
+        let has_feed = has_feed(store.as_ref(), options.feed.deadline).await;
         let knowledge = Arc::new(if has_feed {
             Knowledge::of_feed(store.feed_parts(), Arc::clone(stopwatch))
         } else {
@@ -69,9 +70,11 @@ impl CacheStack {
         let breaker = Arc::new(Breaker::new(Arc::clone(stopwatch), Arc::clone(entropy)));
         let redis = match &options.redis {
             None => None,
-            Some(options) => {
-                Some(Arc::new(RedisCache::open(options.clone(), Arc::clone(&knowledge), Arc::clone(entropy))?))
-            }
+            Some(options) => Some(Arc::new(RedisCache::open(
+                options.clone(),
+                Arc::clone(&knowledge),
+                Arc::clone(entropy),
+            )?)),
         };
         let local =
             options.local.map(|local| MokaCache::new(local, Arc::clone(&knowledge), Arc::clone(stopwatch)));
@@ -89,7 +92,7 @@ impl CacheStack {
                 Arc::clone(&breaker),
                 options.feed,
             )
-            .await?;
+            .await;
             (Some(follower), Some(feed))
         } else {
             (None, None)
@@ -120,11 +123,8 @@ impl CacheStack {
     }
 }
 
-async fn has_feed(store: &dyn KeyRepository, deadline: Duration) -> Result<bool> {
+/// A store that does not answer now may have one.
+async fn has_feed(store: &dyn KeyRepository, deadline: Duration) -> bool {
     let recent = tokio::time::timeout(deadline, store.recent_changes(1)).await;
-    match recent.map_err(|elapsed| RepositoryError::new(ErrorKind::Timeout, elapsed))? {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == ErrorKind::NotOffered => Ok(false),
-        Err(error) => Err(error),
-    }
+    !matches!(recent, Ok(Err(error)) if error.kind() == ErrorKind::NotOffered)
 }

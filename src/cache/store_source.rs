@@ -19,11 +19,7 @@ pub struct StoreSource {
 
 impl StoreSource {
     /// Loads from `repository` while `breaker` lets it.
-    pub fn new(
-        repository: Arc<dyn KeyRepository>,
-        knowledge: Arc<Knowledge>,
-        breaker: Arc<Breaker>,
-    ) -> Self {
+    pub fn new(repository: Arc<dyn KeyRepository>, knowledge: Arc<Knowledge>, breaker: Arc<Breaker>) -> Self {
         Self { repository, knowledge, breaker }
     }
 }

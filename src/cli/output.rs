@@ -119,7 +119,11 @@ mod tests {
 
     #[test]
     fn a_denial_is_spelt_out_in_json() {
-        let response = pb::ValidateResponse { valid: false, reason: pb::Reason::Revoked.into(), ..pb::ValidateResponse::default() };
+        let response = pb::ValidateResponse {
+            valid: false,
+            reason: pb::Reason::Revoked.into(),
+            ..pb::ValidateResponse::default()
+        };
         let json: serde_json::Value = serde_json::from_str(&to_json(&response).unwrap()).unwrap();
         assert_eq!(json["valid"], false);
         assert_eq!(json["reason"], "REASON_REVOKED");

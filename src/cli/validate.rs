@@ -25,7 +25,7 @@ pub(super) struct ValidateArgs {
     /// One of the scopes is enough.
     #[arg(long)]
     any: bool,
-    /// How old the answer may be, for example 500ms. 0s: the store is asked. Less than the server's cache.min_staleness needs
+    /// How old the answer may be, for example 500ms. 0s: the store is asked. Less than the server's `cache.min_staleness` needs
     /// an admin token.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     max_staleness: Option<std::time::Duration>,
@@ -66,6 +66,7 @@ fn describe(response: &ValidateResponse) -> String {
 fn freshness(response: &ValidateResponse) -> String {
     let Some(freshness) = response.freshness else { return String::new() };
     let tier = freshness.tier().as_str_name().trim_start_matches("TIER_").to_lowercase().replace('_', " ");
-    let staleness = freshness.staleness.and_then(|it| std::time::Duration::try_from(it).ok()).unwrap_or_default();
+    let staleness =
+        freshness.staleness.and_then(|it| std::time::Duration::try_from(it).ok()).unwrap_or_default();
     format!("{:.3} s ago, by the {tier}", staleness.as_secs_f64())
 }

@@ -111,7 +111,10 @@ impl CacheConfig {
             }
         }
         if self.min_staleness.0 > self.max_staleness.0 {
-            return Err(ConfigError::invalid("cache.min_staleness", "must not be more than cache.max_staleness"));
+            return Err(ConfigError::invalid(
+                "cache.min_staleness",
+                "must not be more than cache.max_staleness",
+            ));
         }
         if self.max_loads == 0 {
             return Err(ConfigError::invalid("cache.max_loads", "must be more than zero"));
@@ -119,7 +122,10 @@ impl CacheConfig {
         let url = self.redis.url.expose();
         let is_redis = ["redis", "valkey"].iter().any(|scheme| url.starts_with(scheme));
         if !url.is_empty() && !is_redis {
-            return Err(ConfigError::invalid("cache.redis.url", "is no URL of Redis: write redis://HOST:PORT"));
+            return Err(ConfigError::invalid(
+                "cache.redis.url",
+                "is no URL of Redis: write redis://HOST:PORT",
+            ));
         }
         Ok(())
     }

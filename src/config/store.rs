@@ -35,7 +35,7 @@ pub struct StoreConfig {
     pub lock_timeout: HumanDuration,
     /// Connections to a database server for reads, at most.
     pub max_readers: u32,
-    /// Connections to a database server for changes, at most.
+    /// Connections to a database server or Redis for changes, at most.
     pub max_writers: u32,
     /// How long a call may wait for a connection.
     pub acquire_timeout: HumanDuration,
@@ -183,6 +183,7 @@ impl StoreConfig {
         RedisOptions {
             key_prefix: self.redis_prefix.clone(),
             timeout: self.timeout.0,
+            change_connections: self.max_writers,
             min_replicas_ack: self.redis_min_replicas_ack,
             max_events_per_shard: self.redis_max_events_per_shard,
             strict: self.redis_strict,

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use super::pb;
+use crate::cache::Tier;
 use crate::domain::{
     ChangeKind, Denial, InvalidField, KeyEvent, KeyFilter, KeyId, KeyPrefix, KeyState, MAX_OVERLAP, OwnerId,
     ScopeMatch, ScopeSet, StateSet, Timestamp, Verdict,
 };
-use crate::cache::Tier;
 use crate::service::{Expiry, Freshness, KeyRecord, Validation};
 
 const NANOS_PER_MICRO: i32 = 1_000;
@@ -48,7 +48,11 @@ fn freshness(Freshness { tier, staleness, revision }: Freshness) -> pb::Freshnes
         Tier::Redis => pb::Tier::RedisCache,
         Tier::Store => pb::Tier::Store,
     };
-    pb::Freshness { tier: tier.into(), staleness: Some(to_proto_duration(staleness)), revision: revision.get() }
+    pb::Freshness {
+        tier: tier.into(),
+        staleness: Some(to_proto_duration(staleness)),
+        revision: revision.get(),
+    }
 }
 
 /// A duration of this process: never near the limits of the message.
@@ -235,7 +239,10 @@ pub(super) fn from_proto_time(field: &str, time: prost_types::Timestamp) -> Resu
     })
 }
 
-pub(super) fn from_proto_duration(field: &str, duration: prost_types::Duration) -> Result<Duration, InvalidField> {
+pub(super) fn from_proto_duration(
+    field: &str,
+    duration: prost_types::Duration,
+) -> Result<Duration, InvalidField> {
     let is_normal = duration.seconds >= 0 && (0..1_000_000_000).contains(&duration.nanos);
     let parsed = Duration::try_from(duration).ok().filter(|_| is_normal);
     parsed.ok_or_else(|| InvalidField::new(field, "is no duration: it must not be negative"))

@@ -137,7 +137,11 @@ fn from_repository(error: &RepositoryError) -> Status {
         ErrorKind::Overloaded => {
             let mut details = details_of(ErrorReason::Overloaded);
             details.set_retry_info(Some(RETRY_DELAY));
-            Status::with_error_details(Code::ResourceExhausted, "too much is asked at this moment: try again later", details)
+            Status::with_error_details(
+                Code::ResourceExhausted,
+                "too much is asked at this moment: try again later",
+                details,
+            )
         }
         ErrorKind::Unavailable => {
             log(error);

@@ -8,16 +8,13 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use super::pb::validator_server::Validator;
-use super::pb::{
-    ErrorReason, ValidateRequest, ValidateResponse, WatchChangesRequest, WatchChangesResponse,
-};
+use super::pb::{ErrorReason, ValidateRequest, ValidateResponse, WatchChangesRequest, WatchChangesResponse};
 use super::{AdminAuth, convert, status};
 use crate::domain::{InvalidField, ScopeSet};
 use crate::repository::FeedPosition;
 use crate::service::{ChangeWatcher, News, ServiceError, ValidatorService};
 
-const FRESHNESS_NEEDS_CREDENTIAL: &str =
-    "to ask for less than the server's cache.min_staleness, this call needs the metadata `authorization: Bearer <admin token>`";
+const FRESHNESS_NEEDS_CREDENTIAL: &str = "to ask for less than the server's cache.min_staleness, this call needs the metadata `authorization: Bearer <admin token>`";
 
 /// Answers `Validator`.
 #[derive(Clone, Debug)]
@@ -51,7 +48,9 @@ impl ValidatorHandler {
     ) -> Result<Option<Duration>, Status> {
         let asked = asked.map(|asked| convert::from_proto_duration("max_staleness", asked)).transpose();
         let asked = asked.map_err(status::invalid_field)?;
-        if asked.is_some_and(|asked| asked < self.min_staleness) && self.auth.authenticate(metadata, "").is_err() {
+        if asked.is_some_and(|asked| asked < self.min_staleness)
+            && self.auth.authenticate(metadata, "").is_err()
+        {
             return Err(status::unauthenticated(ErrorReason::CredentialRequired, FRESHNESS_NEEDS_CREDENTIAL));
         }
         Ok(asked)

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
-use super::{Changes, EventPageRequest, FeedPosition, KeyRepository, KeyStream, PageRequest, RecentChanges, Result};
+use super::{
+    Changes, EventPageRequest, FeedPosition, KeyRepository, KeyStream, PageRequest, RecentChanges, Result,
+};
 use crate::domain::{
     ApiKey, ChangeContext, KeyEvent, KeyFilter, KeyHash, KeyId, OwnerId, Revision, RevokeReason, Rotation,
     Timestamp,

@@ -45,12 +45,25 @@ const MARK_BYTES: usize = 18;
 const MARK_EVENT: u8 = 1;
 const MARK_START: u8 = 2;
 
+impl Mark {
+    /// Whether all events behind a [`Mark::Start`] of `missing` are there: where one counter numbers all of them, `first` is
+    /// the oldest that is kept and `head` the newest of all.
+    pub(super) fn is_whole_after(missing: u64, first: Option<Revision>, head: Revision) -> bool {
+        let expected = i64::try_from(missing).ok().map(Revision::new);
+        match first {
+            Some(first) => expected.is_some_and(|missing| first.get() - 1 <= missing.get()),
+            None => expected == Some(head),
+        }
+    }
+}
+
 /// How far a shard was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mark {
     /// Through this event.
     Event { revision: Revision, nonce: u64 },
-    /// Nothing yet of what was there when it was first asked; so many events before that were let go already.
+    /// Nothing yet of what was there when it was first asked; so many events before that were let go already. Where one
+    /// counter numbers all events, that is also the revision of the last of those.
     Start { missing: u64 },
 }
 
@@ -78,7 +91,9 @@ impl FeedPosition {
         let mut bytes = Vec::new();
         for (&part, mark) in &self.0 {
             let (kind, first, second) = match *mark {
-                Mark::Event { revision, nonce } => (MARK_EVENT, revision.get().to_be_bytes(), nonce.to_be_bytes()),
+                Mark::Event { revision, nonce } => {
+                    (MARK_EVENT, revision.get().to_be_bytes(), nonce.to_be_bytes())
+                }
                 Mark::Start { missing } => (MARK_START, missing.to_be_bytes(), [0; 8]),
             };
             bytes.extend([part, kind]);
@@ -117,6 +132,11 @@ impl FeedPosition {
             Mark::Event { revision, .. } => revision,
             Mark::Start { .. } => Revision::NONE,
         }
+    }
+
+    /// Behind events up to `head` that are all gone, in a store without shards.
+    fn after_missing(head: Revision) -> Self {
+        Self(BTreeMap::from([(0, Mark::Start { missing: u64::try_from(head.get()).unwrap_or(0) })]))
     }
 
     /// The place in `shard`.
@@ -160,7 +180,7 @@ pub struct RecentChanges {
 impl RecentChanges {
     /// The newest events of a store without shards, at most `limit`, oldest first; `head` is the newest revision.
     pub(super) fn of(events: Vec<KeyEvent>, head: Revision) -> Self {
-        let position = events.last().map_or_else(FeedPosition::beginning, FeedPosition::of);
+        let position = events.last().map_or_else(|| FeedPosition::after_missing(head), FeedPosition::of);
         let complete_after = BTreeMap::from([(0, Self::before(events.first(), head))]);
         Self { events, position, complete_after }
     }

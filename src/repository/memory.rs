@@ -199,7 +199,10 @@ impl State {
     /// Whether no event after `position` is missing.
     fn knows(&self, position: &FeedPosition) -> bool {
         match position.mark(0) {
-            Mark::Start { .. } => self.last_revision == 0 || self.events.contains_key(&Revision::new(1)),
+            Mark::Start { missing } => {
+                let first = self.events.keys().next().copied();
+                Mark::is_whole_after(missing, first, Revision::new(self.last_revision))
+            }
             Mark::Event { revision, .. } => {
                 self.events.get(&revision).is_some_and(|event| FeedPosition::of(event) == *position)
             }

@@ -134,6 +134,10 @@ impl Watching {
     fn news(&mut self, events: Vec<KeyEvent>) -> News {
         self.next_heartbeat = Instant::now() + HEARTBEAT;
         let as_of = self.seen.borrow().as_of;
-        News { position: self.position.clone(), events, staleness: self.watcher.knowledge.moment().since(as_of) }
+        News {
+            position: self.position.clone(),
+            events,
+            staleness: self.watcher.knowledge.moment().since(as_of),
+        }
     }
 }

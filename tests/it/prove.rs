@@ -4,6 +4,8 @@
 //! A short form is part of every test run; `scripts/prove` runs the long one. A seed gives the same schedules and the same
 //! plan of faults again, though not the same timing.
 
+#![expect(clippy::print_stdout, reason = "`scripts/prove` shows what was tried and measured")]
+
 mod fleet;
 mod history;
 mod propagation;

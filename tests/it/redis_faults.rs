@@ -84,6 +84,97 @@ async fn a_killed_server_comes_back_with_all_that_was_acknowledged() {
     assert!(again > revoked.revision);
 }
 
+/// A server that is up but has not read its files yet is no server without keys.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_loads_its_files_is_unavailable() {
+    let durable = ["--appendonly", "yes", "--appendfsync", "always", "--aof-use-rdb-preamble", "no"];
+    let mut servers = Redis::Alone.start(&durable);
+    let repository = open(&servers, quick()).await;
+    let created = repository.create(key("0"), &context()).await.unwrap();
+    for number in 1..300 {
+        repository.create(key(&number.to_string()), &context()).await.unwrap();
+    }
+    servers.servers[0].kill();
+    // Redis' own aid for tests: so many microseconds for each command that is loaded.
+    servers.servers[0].restart_loading(&[&durable[..], &["--key-load-delay", "1000"]].concat());
+    let loading = repository.get_by_hash(&created.hash).await.unwrap_err();
+    assert!(matches!(loading.kind(), ErrorKind::Unavailable | ErrorKind::Timeout), "{loading:?}");
+    assert_eq!(until_it_answers(&repository, &created).await, created);
+    repository.create(key("300"), &context()).await.unwrap();
+}
+
+/// A Cluster that lost a shard with its replica refuses, by its default, everything.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_is_down_is_unavailable() {
+    let servers = Redis::Cluster.start(&[]);
+    let repository = open(&servers, quick()).await;
+    let created = repository.create(key("a"), &context()).await.unwrap();
+    let (primaries, replicas): (Vec<_>, Vec<_>) =
+        servers.servers.iter().partition(|server| cli(server.port, &["ROLE"]).starts_with("master"));
+    for server in replicas.into_iter().chain(primaries.iter().copied().take(1)) {
+        server.kill();
+    }
+    crate::process::program::wait_for("the cluster to notice", || {
+        cli(primaries[1].port, &["CLUSTER", "INFO"]).contains("cluster_state:fail").then_some(())
+    });
+    all_fail(&repository, &created).await;
+    let polled = repository.changes(None, 10).await.unwrap_err();
+    assert!(matches!(polled.kind(), ErrorKind::Unavailable | ErrorKind::Timeout), "{polled:?}");
+}
+
+/// As after a failover to a replica that never ran them.
+#[tokio::test(flavor = "multi_thread")]
+async fn scripts_that_were_forgotten_are_loaded_again() {
+    for min_replicas_ack in [0, 1] {
+        let servers = Redis::Sentinel.start(&[]);
+        let options = RedisOptions { min_replicas_ack, timeout: Duration::from_mins(1), ..quick() };
+        let repository = open(&servers, options).await;
+        let created = repository.create(key("a"), &context()).await.unwrap();
+        assert_eq!(cli(servers.servers[0].port, &["SCRIPT", "FLUSH"]), "OK");
+        repository.revoke(created.id, RevokeReason::default(), &context()).await.unwrap();
+        repository.record_usage(&[(created.id, now())]).await.unwrap();
+        assert_eq!(repository.changes(None, 10).await.unwrap().events.len(), 2);
+    }
+}
+
+/// Changes that wait for a replica don't wait for each other.
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_wait_for_a_replica_side_by_side() {
+    let servers = Redis::Sentinel.start(&[]);
+    // Half of it is how long they wait.
+    let options = RedisOptions { min_replicas_ack: 1, timeout: Duration::from_mins(1), ..quick() };
+    let repository = open(&servers, options).await;
+    repository.create(key("before"), &context()).await.unwrap();
+    let scripts = || {
+        let stats = cli(servers.servers[0].port, &["INFO", "commandstats"]);
+        let calls = stats.lines().filter_map(|line| line.strip_prefix("cmdstat_eval")?.split_once("calls="));
+        calls.map(|(_, calls)| calls.split(',').next().unwrap().parse::<u32>().unwrap()).sum::<u32>()
+    };
+    let before = scripts();
+    servers.servers[1].watched.freeze();
+    // One for each connection: shards are dealt to them in turn.
+    let connections = u8::try_from(RedisOptions::default().change_connections).unwrap();
+    let of_connection = |connection| {
+        (0..1_000)
+            .map(|number| key(&number.to_string()))
+            .find(|key| key.hash.as_bytes()[0] % connections == connection)
+            .unwrap()
+    };
+    let changes = (0..connections).map(of_connection).map(|key| {
+        let repository = repository.clone();
+        tokio::spawn(async move { repository.create(key, &context()).await })
+    });
+    let changes: Vec<_> = changes.collect();
+    crate::process::program::wait_for("all of them to be made", || {
+        (scripts() >= before + u32::from(connections)).then_some(())
+    });
+    assert!(changes.iter().all(|change| !change.is_finished()));
+    servers.servers[1].watched.thaw();
+    for change in changes {
+        change.await.unwrap().unwrap();
+    }
+}
+
 /// Full is not "no such key", and what is there is read on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_server_refuses_changes_alone() {

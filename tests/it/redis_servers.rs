@@ -109,12 +109,21 @@ fn server(settings: &[&str]) -> RedisServer {
 
 /// Starts a server whose files are in `data`, and whose log is in `folder`.
 fn start(port: u16, data: &Path, folder: TempDir, settings: &[&str]) -> Watched {
+    let watched = launch(port, data, folder, settings);
+    wait_for("a Redis server", || {
+        // One that asks for a password is up, too.
+        let answer = cli(port, &["PING"]);
+        (answer == "PONG" || answer.starts_with("NOAUTH")).then_some(())
+    });
+    watched
+}
+
+/// The same, without waiting until it answers.
+fn launch(port: u16, data: &Path, folder: TempDir, settings: &[&str]) -> Watched {
     let mut command = Command::new("redis-server");
     command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--dir"]).arg(data);
     command.args(["--save", "", "--appendonly", "no"]).args(settings);
-    let watched = watch(command, folder);
-    wait_for("a Redis server", || (cli(port, &["PING"]) == "PONG").then_some(()));
-    watched
+    watch(command, folder)
 }
 
 impl RedisServer {
@@ -129,6 +138,16 @@ impl RedisServer {
     pub(crate) fn restart(&mut self, settings: &[&str]) {
         let again = start(self.port, &self.data, folder("redis"), settings);
         self.others.push(std::mem::replace(&mut self.watched, again));
+    }
+}
+
+impl RedisServer {
+    /// [`restart`](Self::restart) that returns while the server loads its files.
+    pub(crate) fn restart_loading(&mut self, settings: &[&str]) {
+        let again = launch(self.port, &self.data, folder("redis"), settings);
+        self.others.push(std::mem::replace(&mut self.watched, again));
+        let port = self.port;
+        wait_for("the loading", || cli(port, &["PING"]).starts_with("LOADING").then_some(()));
     }
 }
 

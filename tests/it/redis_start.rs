@@ -20,8 +20,41 @@ async fn a_server_that_may_lose_keys_is_refused_if_told_so() {
         assert_eq!(error.kind(), ErrorKind::Refused);
         open(&servers, quick()).await;
     }
+    let settings = ["--appendonly", "yes", "--appendfsync", "no"];
+    let error = RedisRepository::open(&Redis::Alone.start(&settings).url, strict()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused);
     let servers = Redis::Alone.start(&["--appendonly", "yes"]);
     open(&servers, strict()).await;
+    // Of a Cluster, every primary counts.
+    let servers = Redis::Cluster.start(&["--appendonly", "yes"]);
+    open(&servers, strict()).await;
+    for server in &servers.servers {
+        if cli(server.port, &["ROLE"]).starts_with("master") {
+            cli(server.port, &["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]);
+            break;
+        }
+    }
+    assert_eq!(RedisRepository::open(&servers.url, strict()).await.unwrap_err().kind(), ErrorKind::Refused);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_is_no_server_to_start_with() {
+    let servers = Redis::Sentinel.start(&[]);
+    let url = format!("redis://127.0.0.1:{}", servers.servers[1].port);
+    let error = RedisRepository::open(&url, quick()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(format!("{error:?}").contains("give the URL of the primary"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unix_socket_is_reached() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("redis.sock");
+    let servers = Redis::Alone.start(&["--unixsocket", socket.to_str().unwrap()]);
+    let repository =
+        RedisRepository::open(&format!("redis+unix://{}", socket.display()), quick()).await.unwrap();
+    let created = repository.create(key("a"), &context()).await.unwrap();
+    assert_eq!(open(&servers, quick()).await.get(created.id).await.unwrap(), Some(created));
 }
 
 /// A user with a password, a database by its number; and no password in any error.

@@ -112,7 +112,10 @@ mod cached {
 
     /// The same with a cache in Redis, of names of its own.
     pub(super) fn with_redis(kind: Redis) -> StackOptions {
-        StackOptions { redis: Some(redis(&shared_url(kind), &crate::redis_servers::next_prefix())), ..options() }
+        StackOptions {
+            redis: Some(redis(&shared_url(kind), &crate::redis_servers::next_prefix())),
+            ..options()
+        }
     }
 
     pub(super) async fn start(

@@ -34,6 +34,13 @@ pub(crate) fn config() -> Config {
     config
 }
 
+/// The same without a cache: every call reaches the store.
+pub(crate) fn uncached() -> Config {
+    let mut config = config();
+    config.cache.local.enabled = false;
+    config
+}
+
 impl TestServer {
     pub(crate) async fn start(repository: impl KeyRepository + 'static) -> Self {
         Self::start_with(repository, &config()).await

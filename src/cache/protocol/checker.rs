@@ -352,8 +352,7 @@ impl Checker {
     fn store(&self, world: &mut World, fact: Fact) {
         let fits = world.fits(fact) || !self.has(Guard::OnlyFittingIsStored);
         // That what is there knows more is a matter of not going back within the bound: whatever fits may be served.
-        let knows_more =
-            world.cache.is_some_and(|there| !may_replace(rev(fact.through), rev(there.through)));
+        let knows_more = world.cache.is_some_and(|there| !may_replace(rev(fact.through), rev(there.through)));
         if fits && !knows_more {
             world.cache = Some(fact);
         }
@@ -361,12 +360,8 @@ impl Checker {
 
     fn poll(&self, world: &World, steps: &mut Steps) {
         let Some(poll) = world.poll else {
-            let poll = Poll {
-                sent: world.head(),
-                read: None,
-                applied: world.part.cursor().get(),
-                is_half: false,
-            };
+            let poll =
+                Poll { sent: world.head(), read: None, applied: world.part.cursor().get(), is_half: false };
             steps.push(("a poll is sent".into(), Ok(World { poll: Some(poll), ..world.clone() })));
             return;
         };
@@ -422,7 +417,7 @@ impl Checker {
                 next
             };
             let Some(fact) = load.found else {
-                for fact in self.honest(world) {
+                for fact in Self::honest(world) {
                     let through = if self.has(Guard::ThroughIsKept) { fact.through } else { load.noted };
                     let fact = Fact { through, ..fact };
                     // Without this, nothing else would be served: it is judged when it is stored and handed over, too. But
@@ -473,7 +468,7 @@ impl Checker {
 
     /// All that any replica could have put into the second cache by now: a record, with any cursor that one could have
     /// noted while it was the current one. That there is none is not put there.
-    fn honest(&self, world: &World) -> Vec<Fact> {
+    fn honest(world: &World) -> Vec<Fact> {
         let states = world.states();
         let mut facts = Vec::new();
         for state in 0..states.len() {

@@ -38,7 +38,11 @@ pub async fn the_first_reason_is_given_in_order(api: Api) {
     let (key, secret) = api.create(new_key()).await;
     let ask = |secret: &str| {
         let secret = secret.to_owned();
-        let request = pb::ValidateRequest { secret, required_scopes: vec!["admin".into()], ..pb::ValidateRequest::default() };
+        let request = pb::ValidateRequest {
+            secret,
+            required_scopes: vec!["admin".into()],
+            ..pb::ValidateRequest::default()
+        };
         let mut validator = api.validator();
         async move { validator.validate(request).await.unwrap().into_inner() }
     };
@@ -88,8 +92,12 @@ pub async fn scopes_are_matched_all_or_any(api: Api) {
     ];
     for (secret, required, scope_match, expected) in cases {
         let required_scopes = required.iter().map(ToString::to_string).collect();
-        let request =
-            pb::ValidateRequest { secret: secret.into(), required_scopes, scope_match: scope_match.into(), ..pb::ValidateRequest::default() };
+        let request = pb::ValidateRequest {
+            secret: secret.into(),
+            required_scopes,
+            scope_match: scope_match.into(),
+            ..pb::ValidateRequest::default()
+        };
         let response = api.validator().validate(request).await.unwrap().into_inner();
         assert_eq!(response.valid, expected, "{required:?} {scope_match:?}");
     }

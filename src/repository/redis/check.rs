@@ -2,10 +2,6 @@
 
 use std::collections::HashMap;
 
-use fred::interfaces::ClientLike as _;
-use fred::prelude::Value;
-use fred::types::{ClusterHash, CustomCommand};
-
 use super::RedisRepository;
 use crate::repository::{ErrorKind, RepositoryError, Result};
 
@@ -15,8 +11,15 @@ const OLDEST: (u32, u32) = (6, 2);
 impl RedisRepository {
     /// Warns of a server that may lose keys, or refuses it if the options are strict.
     pub(super) async fn check_server(&self) -> Result<()> {
-        let info = self.connection.info().await?;
-        let info: HashMap<_, _> = info.lines().filter_map(|line| line.trim_end().split_once(':')).collect();
+        for (info, settings) in self.connection.describe().await? {
+            let info: HashMap<_, _> =
+                info.lines().filter_map(|line| line.trim_end().split_once(':')).collect();
+            self.check_one(&info, &settings)?;
+        }
+        Ok(())
+    }
+
+    fn check_one(&self, info: &HashMap<&str, &str>, settings: &HashMap<String, String>) -> Result<()> {
         let version = info.get("redis_version").copied().unwrap_or_default();
         if version_of(version).is_some_and(|version| version < OLDEST) {
             return Err(RepositoryError::new(
@@ -33,7 +36,11 @@ impl RedisRepository {
             };
             return Err(RepositoryError::new(ErrorKind::Refused, problem));
         }
-        for problem in problems(&info, self.saves_snapshots().await) {
+        if info.get("role").copied() == Some("slave") {
+            let problem = "the server is a replica, which takes no changes: give the URL of the primary";
+            return Err(RepositoryError::new(ErrorKind::Unavailable, problem));
+        }
+        for problem in problems(info, settings) {
             if self.options.strict {
                 return Err(RepositoryError::new(ErrorKind::Refused, problem));
             }
@@ -41,18 +48,11 @@ impl RedisRepository {
         }
         Ok(())
     }
-
-    /// Whether snapshots are written; `None` where the server does not say, as managed ones do.
-    async fn saves_snapshots(&self) -> Option<bool> {
-        let config = CustomCommand::new_static("CONFIG", ClusterHash::Random, false);
-        let arguments: Vec<Value> = vec!["GET".into(), "save".into()];
-        let answer: Vec<String> = self.connection.reads().custom(config, arguments).await.ok()?;
-        answer.get(1).map(|save| !save.is_empty())
-    }
 }
 
 /// What is wrong with a server that says `info` of itself, with the fix.
-fn problems(info: &HashMap<&str, &str>, saves_snapshots: Option<bool>) -> Vec<&'static str> {
+fn problems(info: &HashMap<&str, &str>, settings: &HashMap<String, String>) -> Vec<&'static str> {
+    let saves_snapshots = settings.get("save").map(|save| !save.is_empty());
     let mut problems = Vec::new();
     let policy = info.get("maxmemory_policy").copied().unwrap_or("noeviction");
     if policy != "noeviction" {
@@ -66,6 +66,9 @@ fn problems(info: &HashMap<&str, &str>, saves_snapshots: Option<bool>) -> Vec<&'
             "the server writes snapshots alone, so a crash loses what came after the last one: set `appendonly yes` and \
              `appendfsync always`",
         );
+    } else if settings.get("appendfsync").map(String::as_str) == Some("no") {
+        problems
+            .push("the server leaves it to the system when changes reach the disk: set `appendfsync always`");
     }
     problems
 }
@@ -81,14 +84,16 @@ mod tests {
 
     #[test]
     fn a_server_that_may_lose_keys_is_told() {
-        let told = |policy, aof, saves| {
+        let told = |policy, aof, settings: &[(&str, &str)]| {
             let info = HashMap::from([("maxmemory_policy", policy), ("aof_enabled", aof)]);
-            problems(&info, saves).join("; ")
+            let own = settings.iter().map(|&(name, value)| (name.to_owned(), value.to_owned()));
+            problems(&info, &own.collect()).join("; ")
         };
-        assert_eq!(told("noeviction", "1", Some(false)), "");
-        assert!(told("allkeys-lru", "1", None).contains("noeviction"));
-        assert!(told("noeviction", "0", Some(false)).contains("nothing on disk"));
-        assert!(told("noeviction", "0", Some(true)).contains("snapshots alone"));
+        assert_eq!(told("noeviction", "1", &[("save", ""), ("appendfsync", "always")]), "");
+        assert!(told("allkeys-lru", "1", &[]).contains("noeviction"));
+        assert!(told("noeviction", "0", &[("save", "")]).contains("nothing on disk"));
+        assert!(told("noeviction", "0", &[("save", "3600 1")]).contains("snapshots alone"));
+        assert!(told("noeviction", "1", &[("appendfsync", "no")]).contains("appendfsync always"));
         assert_eq!(version_of("7.0.15"), Some((7, 0)));
         assert!(version_of("6.0.16").unwrap() < OLDEST);
         assert_eq!(version_of("valkey"), None);

@@ -1,11 +1,13 @@
 //! Connections to Redis: a server, a Sentinel set or a Cluster.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fred::bytes_utils::Str;
 use fred::clients::{Client, Pipeline};
-use fred::interfaces::{ClientLike as _, LuaInterface as _, ServerInterface as _};
+use fred::interfaces::{ClientLike, ClusterInterface as _, LuaInterface as _, ServerInterface as _};
 use fred::prelude::FromValue;
 use fred::types::config::{Config, Options};
 use fred::types::scripts::Script;
@@ -14,14 +16,16 @@ use futures_util::stream::BoxStream;
 
 use super::RedisOptions;
 use super::error::{from_fred, is_read_only};
+use super::keyspace::Shard;
 use crate::redis::{client, config, place, wakes};
 use crate::repository::{ErrorKind, RepositoryError, Result};
 
-/// Two connections: changes wait for replicas on one of them, reads never do. Clones share them.
+/// Connections: changes wait for replicas on theirs, and reads, which have one for all, never do. Clones share them.
 #[derive(Clone)]
 pub(super) struct Connection {
     reads: Client,
-    changes: Client,
+    /// Each for some of the shards: a change that waits holds up few others, and those of a key stay in their order.
+    changes: Arc<[Client]>,
     place: String,
     config: Config,
     timeout: Duration,
@@ -35,15 +39,25 @@ impl Connection {
         let connection = Self {
             place: place(&config.server),
             reads: client(config.clone(), options.timeout)?,
-            changes: client(config.clone(), options.timeout)?,
+            changes: (0..options.change_connections.max(1))
+                .map(|_| client(config.clone(), options.timeout))
+                .collect::<Result<_>>()?,
             config,
             timeout: options.timeout,
             min_replicas_ack: options.min_replicas_ack,
         };
-        for client in [&connection.reads, &connection.changes] {
+        for client in connection.all() {
             client.init().await.map_err(from_fred)?;
         }
         Ok(connection)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Client> {
+        std::iter::once(&self.reads).chain(self.changes.iter())
+    }
+
+    fn for_changes_of(&self, shard: Shard) -> &Client {
+        &self.changes[usize::from(shard.number()) % self.changes.len()]
     }
 
     /// For commands that change nothing.
@@ -61,26 +75,38 @@ impl Connection {
         wakes(&self.config, self.timeout, channel)
     }
 
-    /// What `INFO` says: of any node of a cluster.
-    pub(super) async fn info(&self) -> Result<String> {
-        self.reads.info(None).await.map_err(from_fred)
+    /// What `INFO` says, and the settings that tell what is kept on disk: of the server, or of each primary of a cluster.
+    pub(super) async fn describe(&self) -> Result<Vec<(String, HashMap<String, String>)>> {
+        if !self.is_clustered() {
+            let info: String = self.reads.info(None).await.map_err(from_fred)?;
+            return Ok(vec![(info, settings(&self.reads).await)]);
+        }
+        let primaries = self.reads.cached_cluster_state().map(|state| state.unique_primary_nodes());
+        let mut told = Vec::new();
+        for primary in primaries.unwrap_or_default() {
+            let node = self.reads.with_cluster_node(primary);
+            let info: String = node.info(None).await.map_err(from_fred)?;
+            told.push((info, settings(&node).await));
+        }
+        Ok(told)
     }
 
     /// Runs a script that changes keys and answers with revisions, or with a word that says why nothing was changed. A change
     /// is answered when enough replicas have it.
     pub(super) async fn change(
         &self,
+        shard: Shard,
         script: &Script,
         keys: Vec<Key>,
         arguments: Vec<Value>,
     ) -> Result<Vec<String>> {
         if self.min_replicas_ack == 0 {
-            return self.evaluate(&self.changes, script, keys, arguments).await;
+            return self.evaluate(self.for_changes_of(shard), script, keys, arguments).await;
         }
         let mut outcome =
-            self.change_and_wait(Some(script.sha1()), script, keys.clone(), arguments.clone()).await;
+            self.change_and_wait(shard, Some(script.sha1()), script, keys.clone(), arguments.clone()).await;
         if outcome.as_ref().is_err_and(|error| error.details().starts_with("NOSCRIPT")) {
-            outcome = self.change_and_wait(None, script, keys, arguments).await;
+            outcome = self.change_and_wait(shard, None, script, keys, arguments).await;
         }
         if outcome.as_ref().is_err_and(is_read_only) {
             self.look_for_the_primary().await;
@@ -100,6 +126,7 @@ impl Connection {
     /// wait for, and the answer would come at once.
     async fn change_and_wait(
         &self,
+        shard: Shard,
         known: Option<&Str>,
         script: &Script,
         keys: Vec<Key>,
@@ -107,7 +134,7 @@ impl Connection {
     ) -> std::result::Result<(Vec<String>, i64), fred::error::Error> {
         let slot = keys.first().map(Key::cluster_hash).filter(|_| self.is_clustered());
         let to_its_node = Options { cluster_hash: slot.map(ClusterHash::Custom), ..Options::default() };
-        let pipeline = Pipeline::from(self.changes.with_options(&to_its_node));
+        let pipeline = Pipeline::from(self.for_changes_of(shard).with_options(&to_its_node));
         // fred's pipelines have no functions for scripts.
         let (command, script) = match known {
             Some(sha1) => ("EVALSHA", sha1.clone()),
@@ -177,17 +204,31 @@ impl Connection {
 
     /// By connecting anew: Sentinel, or the name of the server, may lead to another one. If that fails, fred goes on trying.
     async fn look_for_the_primary(&self) {
-        for client in [&self.changes, &self.reads] {
+        for client in self.all() {
             let _ = client.force_reconnection().await;
         }
     }
 
     pub(super) async fn close(&self) -> Result<()> {
-        for client in [&self.reads, &self.changes] {
+        for client in self.all() {
             client.quit().await.map_err(from_fred)?;
         }
         Ok(())
     }
+}
+
+/// `save` and `appendfsync`; nothing where the server does not say, as managed ones do.
+async fn settings(client: &impl ClientLike) -> HashMap<String, String> {
+    let config = CustomCommand::new_static("CONFIG", ClusterHash::Random, false);
+    let mut settings = HashMap::new();
+    for name in ["save", "appendfsync"] {
+        let arguments: Vec<Value> = vec!["GET".into(), name.into()];
+        let answer: std::result::Result<Vec<String>, _> = client.custom(config.clone(), arguments).await;
+        if let Ok([name, value]) = answer.as_deref() {
+            settings.insert(name.clone(), value.clone());
+        }
+    }
+    settings
 }
 
 impl fmt::Display for Connection {

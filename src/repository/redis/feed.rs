@@ -14,9 +14,7 @@ use super::keyspace::{self, Shard};
 use super::record::{corrupt, parse_revision};
 use super::stored_event::StoredEvent;
 use crate::domain::{KeyEvent, Revision, Timestamp};
-use crate::repository::{
-    Changes, ErrorKind, EventPageRequest, FeedPosition, Mark, RecentChanges, Result,
-};
+use crate::repository::{Changes, ErrorKind, EventPageRequest, FeedPosition, Mark, RecentChanges, Result};
 
 /// How many events are read at once while they are filtered or pruned.
 const BATCH: u64 = 500;

@@ -13,6 +13,8 @@ pub struct RedisOptions {
     pub key_prefix: String,
     /// How long a command may take, waiting for the connection included.
     pub timeout: Duration,
+    /// Connections for changes. With [`min_replicas_ack`](Self::min_replicas_ack) each takes one change at a time.
+    pub change_connections: u32,
     /// How many replicas must have a change before it is answered; 0: none. A change that too few confirm in time is
     /// answered as unavailable: it may have been made.
     pub min_replicas_ack: u32,
@@ -32,6 +34,7 @@ impl Default for RedisOptions {
         Self {
             key_prefix: "keyvouch:".to_owned(),
             timeout: Duration::from_secs(2),
+            change_connections: 4,
             min_replicas_ack: 0,
             max_events_per_shard: 10_000,
             strict: false,

@@ -198,7 +198,8 @@ impl RedisRepository {
                 Value::from(event.as_str()),
             ]);
         }
-        let answer: Vec<String> = self.connection.change(&self.scripts.change, keys, arguments).await?;
+        let answer: Vec<String> =
+            self.connection.change(shard, &self.scripts.change, keys, arguments).await?;
         match answer.first().map(String::as_str) {
             Some("exists") => return Err(ErrorKind::AlreadyExists.into()),
             Some("missing") => return Err(ErrorKind::NotFound.into()),

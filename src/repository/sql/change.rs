@@ -211,7 +211,8 @@ impl Change {
         if let Some(channel) = &self.tables.channel {
             // Told when the change is committed, and only then.
             let notify = "SELECT pg_notify($1, '')";
-            let notify = Statement::from_sql_and_values(self.tables.backend, notify, [channel.as_str().into()]);
+            let notify =
+                Statement::from_sql_and_values(self.tables.backend, notify, [channel.as_str().into()]);
             self.transaction.execute_raw(notify).await.map_err(from_db)?;
         }
         self.transaction.commit().await.map_err(from_db)?;

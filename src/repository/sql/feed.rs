@@ -57,7 +57,8 @@ async fn takes_changes(connection: &impl ConnectionTrait) -> Result<bool> {
     };
     let question = Statement::from_string(connection.get_database_backend(), question);
     let row = connection.query_one_raw(question).await.map_err(from_db)?;
-    let row = row.ok_or_else(|| RepositoryError::new(ErrorKind::Internal, "a server that does not say what it is"))?;
+    let row = row
+        .ok_or_else(|| RepositoryError::new(ErrorKind::Internal, "a server that does not say what it is"))?;
     row.try_get_by_index(0).map_err(from_db)
 }
 
@@ -92,16 +93,11 @@ pub(super) async fn changes(
         return Ok(Changes { events, position, unanswered: Vec::new() });
     };
     let events = match position.mark(0) {
-        Mark::Start { .. } => {
+        Mark::Start { missing } => {
             // Read first: what is counted there has its event by the time when events are read.
             let head = read_head(connection, tables).await?;
             let events = read(connection, &query::events_from(tables, Revision::NONE, limit)).await?;
-            // Revisions have no gaps, so the first event of all has the first revision.
-            let is_whole = match events.first() {
-                Some(first) => first.revision == Revision::new(1),
-                None => head == Revision::NONE,
-            };
-            if !is_whole {
+            if !Mark::is_whole_after(missing, events.first().map(|first| first.revision), head) {
                 return Err(ErrorKind::PositionLost.into());
             }
             events

@@ -4,6 +4,9 @@ use data_encoding::{BASE64, HEXLOWER};
 use keyvouch::domain::KeyHash;
 
 use super::program::{Home, bytes_of_files};
+use crate::redis_servers::Redis;
+
+const PASSWORD: &str = "hunter2-of-the-cache";
 
 /// Every form in which the secret or its digest could be shown.
 fn forms(secret: &str) -> Vec<String> {
@@ -26,9 +29,13 @@ fn contains(haystack: &[u8], needle: &[u8]) -> bool {
 #[test]
 fn neither_secrets_nor_hashes_nor_tokens_are_logged_or_stored() {
     let home = Home::new();
-    for format in ["text", "json"] {
+    // A password that redis-server asks for, in the URL of the cache.
+    let redis = Redis::Alone.start(&["--requirepass", PASSWORD]);
+    let cache = redis.url.replacen("redis://", &format!("redis://:{PASSWORD}@"), 1);
+    for (format, cache) in [("text", String::new()), ("json", cache)] {
         let format = format!("telemetry.log_format={format}");
-        let mut server = home.serve(&["telemetry.log_filter=trace", &format]);
+        let cache = format!("cache.redis.url={cache}");
+        let mut server = home.serve(&["telemetry.log_filter=trace", &format, &cache]);
         let created =
             home.json(&server, &["key", "create", "--name", "n", "--owner", "o", "--scope", "read"]);
         let id = created["key"]["id"].as_str().unwrap().to_owned();
@@ -57,6 +64,7 @@ fn neither_secrets_nor_hashes_nor_tokens_are_logged_or_stored() {
         let printed = [bytes_of_files(home.path(), "std"), home.read("stdout").into_bytes()].concat();
         assert!(contains(&printed, b"TRACE") && contains(&printed, b"/keyvouch.v1.KeyStore/CreateKey"));
         let token = home.read("keyvouch.admin-token").trim().to_owned();
+        assert!(!contains(&printed, PASSWORD.as_bytes()));
         for form in secrets.iter().chain([&token, &imported]).flat_map(|secret| forms(secret)) {
             assert!(!contains(&printed, form.as_bytes()), "the log shows {form}");
         }

@@ -7,9 +7,9 @@ use keyvouch::conformance::api::Api;
 use tokio::sync::Mutex;
 use tonic::transport::{Channel, Endpoint};
 
+use super::BOUND;
 use super::proxy::{Fault, Proxy};
 use super::schedule::Random;
-use super::BOUND;
 use crate::databases::{Kind, Server};
 use crate::process::program;
 use crate::redis_servers::{Redis, RedisServers, cli, free_port};
@@ -76,13 +76,15 @@ impl Fleet {
     pub(super) async fn faults(self, mut random: Random) {
         loop {
             tokio::time::sleep(Duration::from_millis(50 + random.below(200))).await;
-            let replica = &self.0.replicas[random.below(REPLICAS as u64) as usize];
-            let proxy = &replica.proxies[random.below(replica.proxies.len() as u64) as usize];
+            let replica = random.one_of(&self.0.replicas);
+            let proxy = random.one_of(&replica.proxies);
             let length = Duration::from_millis(50 + random.below(1_500));
             match random.below(12) {
                 0..=2 => during(proxy, Fault::Pause, length).await,
                 3..=4 => during(proxy, Fault::Cut, length).await,
-                5..=6 => during(proxy, Fault::Delay(Duration::from_millis(1 + random.below(100))), length).await,
+                5..=6 => {
+                    during(proxy, Fault::Delay(Duration::from_millis(1 + random.below(100))), length).await;
+                }
                 7 => {
                     // All of them at once: the network is gone.
                     for proxy in &replica.proxies {

@@ -10,9 +10,9 @@ use keyvouch::grpc::pb;
 use tokio::sync::{Mutex, Semaphore};
 use tonic::{Code, Request, Status};
 
+use super::BOUND;
 use super::fleet::{Fleet, REPLICAS};
 use super::history::{Answer, History};
-use super::BOUND;
 
 /// How long a caller waits.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -35,6 +35,13 @@ impl Random {
     }
 }
 
+impl Random {
+    pub(super) fn one_of<'t, T>(&mut self, things: &'t [T]) -> &'t T {
+        let bound = u64::try_from(things.len()).unwrap();
+        &things[usize::try_from(self.below(bound)).unwrap()]
+    }
+}
+
 /// What became of all schedules.
 #[derive(Debug, Default)]
 pub(super) struct Told {
@@ -52,7 +59,13 @@ impl fmt::Display for Told {
         write!(
             f,
             "{} schedules, {} changes answered and {} uncertain; {} validations allowed, {} denied, {} undecided; {} violations",
-            self.schedules, self.changes, self.uncertain, self.allowed, self.denied, self.undecided, self.violations.len()
+            self.schedules,
+            self.changes,
+            self.uncertain,
+            self.allowed,
+            self.denied,
+            self.undecided,
+            self.violations.len()
         )
     }
 }
@@ -139,8 +152,12 @@ impl Life {
             }
         }
         self.validate_some(&key).await;
-        for _ in 0..1 + self.random.below(2) {
-            if self.random.below(3) == 0 { self.delete(&key).await } else { self.revoke(&key).await }
+        for _ in 0..=self.random.below(2) {
+            if self.random.below(3) == 0 {
+                self.delete(&key).await;
+            } else {
+                self.revoke(&key).await;
+            }
             self.validate_some(&key).await;
         }
         // Past the bound everybody has to know.
@@ -151,7 +168,7 @@ impl Life {
     }
 
     fn replica(&mut self) -> usize {
-        usize::try_from(self.random.below(REPLICAS as u64)).unwrap()
+        *self.random.one_of(&[0, 1, 2])
     }
 
     async fn wait(&mut self) {
@@ -230,7 +247,7 @@ impl Life {
     }
 
     async fn validate_some(&mut self, key: &Known) {
-        for _ in 0..1 + self.random.below(6) {
+        for _ in 0..=self.random.below(6) {
             let replica = self.replica();
             self.validate(key, replica).await;
             if self.random.below(3) == 0 {
@@ -281,7 +298,11 @@ impl Life {
     fn check_undecided(&self, status: &Status) {
         let is_honest = matches!(
             status.code(),
-            Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted | Code::Cancelled | Code::Unknown
+            Code::Unavailable
+                | Code::DeadlineExceeded
+                | Code::ResourceExhausted
+                | Code::Cancelled
+                | Code::Unknown
         );
         if !is_honest {
             self.counts.violations.lock().unwrap().push(format!("an outage was told as {status:?}"));

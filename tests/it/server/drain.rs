@@ -13,7 +13,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::faulty::{Faulty, Mode};
-use crate::support::{TestServer, config};
+use crate::support::{TestServer, uncached};
 
 /// Far more than any drain here may take; only a server that never ends gets there.
 const NEVER: Duration = Duration::from_mins(1);
@@ -21,7 +21,7 @@ const NEVER: Duration = Duration::from_mins(1);
 #[tokio::test]
 async fn calls_in_flight_are_answered() {
     let store = Faulty::new();
-    let mut config = config();
+    let mut config = uncached();
     config.server.drain_timeout = HumanDuration(NEVER);
     let mut server = TestServer::start_with(store.clone(), &config).await;
     let api = server.api().await;
@@ -45,7 +45,7 @@ async fn calls_in_flight_are_answered() {
 
 #[tokio::test]
 async fn a_silent_connection_and_an_open_watch_do_not_hold_it_up() {
-    let mut config = config();
+    let mut config = uncached();
     config.server.drain_timeout = HumanDuration(Duration::from_millis(300));
     let mut server = TestServer::start_with(MemoryRepository::new(), &config).await;
     let mut silent = TcpStream::connect(server.address).await.unwrap();
@@ -64,7 +64,7 @@ async fn a_silent_connection_and_an_open_watch_do_not_hold_it_up() {
 #[tokio::test]
 async fn the_last_uses_are_recorded() {
     let store = MemoryRepository::new();
-    let mut config = config();
+    let mut config = uncached();
     config.usage.flush_interval = HumanDuration(NEVER);
     let mut server = TestServer::start_with(store.clone(), &config).await;
     let api = server.api().await;
@@ -76,4 +76,19 @@ async fn the_last_uses_are_recorded() {
     tokio::time::timeout(NEVER, server.ended()).await.unwrap().unwrap();
     let id = keyvouch::domain::KeyId::parse("id", &key.id).unwrap();
     assert!(store.usage(&[id]).await.unwrap()[0].is_some());
+}
+
+/// A client that watches is told to go elsewhere, and does not hold up the end.
+#[tokio::test]
+async fn watches_end_with_the_server() {
+    let mut config = uncached();
+    config.server.drain_timeout = HumanDuration(NEVER);
+    let mut server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    let mut validator = server.api().await.admin_validator();
+    let mut watch = validator.watch_changes(pb::WatchChangesRequest::default()).await.unwrap().into_inner();
+    watch.message().await.unwrap().unwrap();
+    server.begin_stop();
+    assert_eq!(watch.message().await.unwrap_err().code(), tonic::Code::Unavailable);
+    drop((watch, validator));
+    server.ended().await.unwrap();
 }

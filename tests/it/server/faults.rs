@@ -7,7 +7,7 @@ use tonic::Code;
 use tonic_types::StatusExt as _;
 
 use super::faulty::{DRIVER_TEXT, Faulty, Mode};
-use crate::support::TestServer;
+use crate::support::{TestServer, uncached};
 
 fn ask(secret: &str) -> pb::ValidateRequest {
     pb::ValidateRequest { secret: secret.into(), ..pb::ValidateRequest::default() }
@@ -16,7 +16,7 @@ fn ask(secret: &str) -> pb::ValidateRequest {
 #[tokio::test]
 async fn an_outage_is_an_error_and_never_a_verdict() {
     let store = Faulty::new();
-    let server = TestServer::start(store.clone()).await;
+    let server = TestServer::start_with(store.clone(), &uncached()).await;
     let api = server.api().await;
     let (_, secret) = api.create(new_key()).await;
     let cases = [
@@ -40,7 +40,7 @@ async fn an_outage_is_an_error_and_never_a_verdict() {
 #[tokio::test]
 async fn a_malformed_key_costs_no_look_up() {
     let store = Faulty::new();
-    let server = TestServer::start(store.clone()).await;
+    let server = TestServer::start_with(store.clone(), &uncached()).await;
     let api = server.api().await;
     let (_, secret) = api.create(new_key()).await;
     store.set(Mode::Fail(ErrorKind::Unavailable));
@@ -58,7 +58,7 @@ async fn a_malformed_key_costs_no_look_up() {
 #[tokio::test]
 async fn a_panic_fails_its_own_call_alone() {
     let store = Faulty::new();
-    let server = TestServer::start(store.clone()).await;
+    let server = TestServer::start_with(store.clone(), &uncached()).await;
     let api = server.api().await;
     let (_, secret) = api.create(new_key()).await;
 
@@ -85,7 +85,7 @@ async fn a_panic_fails_its_own_call_alone() {
 #[tokio::test]
 async fn a_usage_store_that_hangs_or_fails_holds_no_validation_up() {
     let store = Faulty::new();
-    let server = TestServer::start(store.clone()).await;
+    let server = TestServer::start_with(store.clone(), &uncached()).await;
     let api = server.api().await;
     let (key, secret) = api.create(new_key()).await;
     for mode in [Mode::Fail(ErrorKind::Unavailable), Mode::Hang] {
@@ -107,7 +107,7 @@ async fn a_usage_store_that_hangs_or_fails_holds_no_validation_up() {
 #[tokio::test]
 async fn a_revocation_stands_even_if_its_usage_can_not_be_read() {
     let store = Faulty::new();
-    let server = TestServer::start(store.clone()).await;
+    let server = TestServer::start_with(store.clone(), &uncached()).await;
     let api = server.api().await;
     let (key, secret) = api.create(new_key()).await;
     store.set_usage(Mode::Fail(ErrorKind::Unavailable));

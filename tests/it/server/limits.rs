@@ -12,11 +12,11 @@ use tokio::net::TcpStream;
 use tonic::Code;
 
 use super::faulty::{Faulty, Mode};
-use crate::support::{TOKEN, TestServer, config};
+use crate::support::{TOKEN, TestServer, uncached};
 
 #[tokio::test]
 async fn connections_above_the_limit_are_closed_at_once() {
-    let mut config = config();
+    let mut config = uncached();
     config.server.max_connections = 3;
     let server = TestServer::start_with(MemoryRepository::new(), &config).await;
     let api = server.api().await;
@@ -44,7 +44,7 @@ async fn connections_above_the_limit_are_closed_at_once() {
 
 #[tokio::test]
 async fn a_connection_that_does_not_begin_is_closed() {
-    let mut config = config();
+    let mut config = uncached();
     config.server.handshake_timeout = HumanDuration(Duration::from_millis(200));
     let server = TestServer::start_with(MemoryRepository::new(), &config).await;
     let api = server.api().await;
@@ -74,7 +74,7 @@ async fn messages_above_the_limit_are_refused() {
 
 #[tokio::test]
 async fn calls_above_the_limit_of_a_connection_wait_in_the_client() {
-    let mut config = config();
+    let mut config = uncached();
     config.server.max_streams_per_connection = 4;
     let store = Faulty::new();
     let server = TestServer::start_with(store.clone(), &config).await;
@@ -104,7 +104,7 @@ async fn calls_above_the_limit_of_a_connection_wait_in_the_client() {
 #[tokio::test]
 async fn connections_are_spread_evenly_over_the_workers() {
     // The store notes on which thread it is asked: memory never leaves the worker's.
-    let mut config = config();
+    let mut config = uncached();
     config.server.workers = 4;
     let store = Faulty::new();
     let server = TestServer::start_with(store.clone(), &config).await;
@@ -130,7 +130,7 @@ async fn connections_are_spread_evenly_over_the_workers() {
 async fn a_unix_socket_is_served_too() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("kv.sock");
-    let mut config = config();
+    let mut config = uncached();
     config.server.listen.push(format!("unix:{}", socket.display()));
     // A socket that a killed server left behind is no obstacle.
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());

@@ -9,13 +9,13 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::faulty::{Faulty, Mode};
-use crate::support::TestServer;
+use crate::support::{TestServer, uncached};
 
 #[tokio::test]
 async fn health_follows_the_store_service_by_service() {
     let store = Faulty::new();
     store.set(Mode::Fail(ErrorKind::Unavailable));
-    let server = TestServer::start(store.clone()).await;
+    let server = TestServer::start_with(store.clone(), &uncached()).await;
     let mut health = HealthClient::new(server.channel().await);
     let mut check = async |service: &str| {
         let request = HealthCheckRequest { service: service.into() };
@@ -54,7 +54,7 @@ async fn wait_for(
 
 #[tokio::test]
 async fn every_answer_has_a_request_id() {
-    let server = TestServer::start(Faulty::new()).await;
+    let server = TestServer::start_with(Faulty::new(), &uncached()).await;
     let api = server.api().await;
     let answered = |given: Option<&'static str>| {
         let mut request = Request::new(pb::ValidateRequest::default());
