@@ -60,7 +60,7 @@ pub(super) struct PollSent {
 }
 
 impl Knowledge {
-    /// Of a store whose feed has `parts` parts. Nothing may be served until [`start`](Self::start).
+    /// Of a store whose feed has `parts` parts. Nothing may be served until its end was read.
     #[must_use]
     pub fn of_feed(parts: u8, stopwatch: Arc<dyn Stopwatch>) -> Self {
         let count = usize::from(parts.max(1));

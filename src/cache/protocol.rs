@@ -65,7 +65,7 @@ impl<K: Ord + Clone> Part<K> {
     }
 
     /// Rule 7: `cursor` is the newest event, `dropped` the revision before the oldest event that was read; the events in
-    /// between are [applied](Self::apply) next.
+    /// between are [raised](Self::raise) next.
     pub fn start(&mut self, cursor: Revision, dropped: Revision) {
         self.cursor = cursor;
         for fences in [&mut self.changes, &mut self.creations] {

@@ -1,4 +1,4 @@
-//! The clauses of [`KeyCache`](crate::cache::KeyCache)'s contract. Each is given a cache that keeps nothing yet.
+//! The clauses of [`KeyCache`]'s contract. Each is given a cache that keeps nothing yet.
 
 use std::sync::Arc;
 use std::time::Duration;
