@@ -11,11 +11,15 @@ use keyvouch::domain::{
 };
 use keyvouch::repository::{ErrorKind, KeyRepository, MemoryRepository, Result};
 
+use self::doubles::{SlowLookups, Swapped};
 use crate::cached::{Replica, options, redis};
 use crate::databases::Kind;
 use crate::redis_servers::{Redis, next_prefix, shared_url};
 use crate::repository::RequiredOnly;
 use crate::server::faulty::{Faulty, Mode};
+
+mod doubles;
+mod outages;
 
 mod moka {
     use super::*;
@@ -278,74 +282,6 @@ async fn what_another_replica_deleted_is_not_served_after_not_found() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dead_store_is_not_noticed_within_the_bound_and_told_past_it() {
-    let store = Faulty::new();
-    let stopwatch = Arc::new(ManualStopwatch::default());
-    stopwatch.advance(Duration::from_hours(1));
-    let options = StackOptions { max_staleness: Duration::from_mins(1), ..options() };
-    let replica = Replica::start_at(store.clone(), &options, Arc::<ManualStopwatch>::clone(&stopwatch)).await;
-    let key = replica.create("secret").await;
-    replica.poll().await;
-    store.set(Mode::Fail(ErrorKind::Unavailable));
-    // Polls that had begun are over.
-    assert!(replica.feed.as_ref().unwrap().poll().await.is_err());
-    let bound = Duration::from_mins(1);
-    stopwatch.advance(Duration::from_secs(59));
-    let found = replica.find_within(&key.hash, bound).await.unwrap();
-    assert_eq!(found.tier, Tier::Local);
-    let age = replica.knowledge.staleness(&key.hash, &found.entry);
-    assert!((Duration::from_secs(59)..=bound).contains(&age), "{age:?}");
-    let sooner = replica.find_within(&key.hash, Duration::from_secs(30)).await.unwrap_err();
-    assert_eq!(sooner.kind(), ErrorKind::Unavailable, "a call that asks for less");
-    stopwatch.advance(Duration::from_secs(2));
-    let late = replica.find_within(&key.hash, bound).await.unwrap_err();
-    assert_eq!(late.kind(), ErrorKind::Unavailable);
-    store.set(Mode::Work);
-    until("the store to be asked again", async || replica.find_within(&key.hash, bound).await.is_ok()).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_outage_is_told_at_once_when_it_is_known() {
-    let store = Faulty::new();
-    let stopwatch = Arc::new(ManualStopwatch::default());
-    stopwatch.advance(Duration::from_hours(1));
-    let replica =
-        Replica::start_at(store.clone(), &unpolled(options()), Arc::<ManualStopwatch>::clone(&stopwatch))
-            .await;
-    store.set(Mode::Fail(ErrorKind::Timeout));
-    for number in 0..20 {
-        let hash = KeyHash::of(&format!("secret {number}"));
-        let error = replica.find_within(&hash, Duration::from_mins(5)).await.unwrap_err();
-        assert!(matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Unavailable), "never a denial");
-    }
-    assert!(replica.breaker.is_open());
-    // A poll of the feed counts too.
-    assert!((1..=5).contains(&store.lookups()), "then nobody waits for it any more");
-    store.set(Mode::Work);
-    stopwatch.advance(Duration::from_secs(1));
-    replica.find(&KeyHash::of("secret")).await;
-    assert!(!replica.breaker.is_open());
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_uncertain_change_is_an_error_and_leaves_nothing_old_behind() {
-    let store = Faulty::new();
-    let replica = Replica::start(store.clone(), &unpolled(options())).await;
-    let key = replica.create("secret").await;
-    replica.poll().await;
-    assert!(replica.knowledge.feed_age().is_some());
-    store.set(Mode::Fail(ErrorKind::Timeout));
-    let next = ApiKey { updated_at: SystemClock.now(), ..key.clone() };
-    let error = replica.repository.update(next, key.revision, &context()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Timeout);
-    assert_eq!(replica.knowledge.feed_age(), None, "what the feed said before counts for nothing");
-    assert!(replica.local.as_ref().unwrap().get(&key.hash).await.is_none());
-    store.set(Mode::Work);
-    replica.poll().await;
-    assert!(replica.knowledge.feed_age().is_some());
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_without_a_feed_has_the_ttl_as_its_bound() {
     let store = Arc::new(RequiredOnly::default());
     let stopwatch = Arc::new(ManualStopwatch::default());
@@ -389,50 +325,6 @@ async fn replicas_share_the_cache_in_redis() {
     let hash = KeyHash::of("nobody");
     assert!(b.find(&hash).await.entry.key.is_none());
     assert!(a.redis.as_ref().unwrap().get(&hash).await.is_none(), "absence is not shared");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cache_in_redis_may_be_flushed_frozen_or_gone() {
-    let servers = Redis::Alone.start(&[]);
-    let store = Faulty::new();
-    let mut cache = redis(&servers.url, "cache:");
-    cache.timeout = Duration::from_millis(50);
-    let options = StackOptions { redis: Some(cache), local: None, ..options() };
-    let replica = Replica::start(store.clone(), &options).await;
-    let key = replica.create("secret").await;
-    replica.poll().await;
-    assert_eq!(replica.find(&key.hash).await.tier, Tier::Redis);
-    crate::redis_servers::cli(servers.servers[0].port, &["FLUSHALL"]);
-    assert_eq!(replica.find(&key.hash).await.tier, Tier::Store);
-    servers.servers[0].watched.freeze();
-    assert_eq!(replica.find(&key.hash).await.tier, Tier::Store);
-    replica.revoke(key.id).await;
-    assert!(!replica.is_active(&key.hash).await, "a change does not wait for it");
-    servers.servers[0].watched.thaw();
-    until("Redis to be used again", async || replica.find(&key.hash).await.tier == Tier::Redis).await;
-    assert!(!replica.is_active(&key.hash).await);
-    servers.servers[0].kill();
-    assert_eq!(replica.find(&key.hash).await.tier, Tier::Store);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn when_history_was_rewound_nothing_of_the_old_one_is_served() {
-    let store = Swapped::new(MemoryRepository::new());
-    let shared = Some(redis(&shared_url(Redis::Alone), &next_prefix()));
-    let replica = Replica::start(store.clone(), &unpolled(StackOptions { redis: shared, ..options() })).await;
-    let key = replica.create("lost").await;
-    replica.create("another").await;
-    replica.poll().await;
-    assert!(replica.is_active(&key.hash).await);
-    // A failover to a server that has neither key, and another one in their place.
-    let other = MemoryRepository::new();
-    other.create(self::key("a third"), &context()).await.unwrap();
-    store.swap(other);
-    replica.poll().await;
-    assert!(replica.find(&key.hash).await.entry.key.is_none(), "neither here nor in Redis");
-    assert!(replica.is_active(&KeyHash::of("a third")).await);
-    replica.create("lost").await;
-    assert!(replica.is_active(&key.hash).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -490,115 +382,4 @@ async fn postgres_and_redis_wake_other_replicas() {
         })
         .await;
     }
-}
-
-/// Look-ups that read at once and answer when they are let.
-#[derive(Clone, Debug)]
-struct SlowLookups {
-    inner: Arc<MemoryRepository>,
-    hold: tokio::sync::watch::Sender<bool>,
-    held: Arc<std::sync::atomic::AtomicUsize>,
-}
-
-impl SlowLookups {
-    fn new(inner: MemoryRepository) -> Self {
-        Self { inner: Arc::new(inner), hold: tokio::sync::watch::Sender::new(false), held: Arc::default() }
-    }
-
-    fn hold(&self) {
-        self.hold.send_replace(true);
-    }
-
-    fn release(&self) {
-        self.hold.send_replace(false);
-    }
-
-    fn held(&self) -> usize {
-        self.held.load(std::sync::atomic::Ordering::SeqCst)
-    }
-}
-
-/// A store that can be exchanged for another one.
-#[derive(Clone, Debug)]
-struct Swapped(Arc<std::sync::RwLock<MemoryRepository>>);
-
-impl Swapped {
-    fn new(inner: MemoryRepository) -> Self {
-        Self(Arc::new(std::sync::RwLock::new(inner)))
-    }
-
-    fn swap(&self, inner: MemoryRepository) {
-        *self.0.write().unwrap() = inner;
-    }
-
-    fn inner(&self) -> MemoryRepository {
-        self.0.read().unwrap().clone()
-    }
-}
-
-mod doubles {
-    use std::fmt;
-    use std::sync::atomic::Ordering;
-
-    use async_trait::async_trait;
-    use keyvouch::domain::{ApiKey, ChangeContext, KeyFilter, KeyHash, KeyId, OwnerId, Revision};
-    use keyvouch::repository::{Changes, FeedPosition, KeyRepository, KeyStream, RecentChanges, Result};
-
-    use super::{SlowLookups, Swapped};
-
-    macro_rules! double {
-        ($double:ty, $self:ident => $inner:expr, $hash:ident => $lookup:expr) => {
-            impl fmt::Display for $double {
-                fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                    f.write_str(stringify!($double))
-                }
-            }
-
-            #[async_trait]
-            impl KeyRepository for $double {
-                async fn get_by_hash(&$self, $hash: &KeyHash) -> Result<Option<ApiKey>> {
-                    $lookup
-                }
-
-                async fn get(&$self, id: KeyId) -> Result<Option<ApiKey>> {
-                    $inner.get(id).await
-                }
-
-                async fn create(&$self, key: ApiKey, context: &ChangeContext) -> Result<ApiKey> {
-                    $inner.create(key, context).await
-                }
-
-                async fn update(&$self, key: ApiKey, expected: Revision, context: &ChangeContext) -> Result<ApiKey> {
-                    $inner.update(key, expected, context).await
-                }
-
-                async fn delete(&$self, id: KeyId, context: &ChangeContext) -> Result<Revision> {
-                    $inner.delete(id, context).await
-                }
-
-                fn list_by_owner(&$self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream {
-                    $inner.list_by_owner(owner, filter)
-                }
-
-                async fn changes(&$self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
-                    $inner.changes(after, limit).await
-                }
-
-                async fn recent_changes(&$self, limit: usize) -> Result<RecentChanges> {
-                    $inner.recent_changes(limit).await
-                }
-            }
-        };
-    }
-
-    double!(Swapped, self => self.inner(), hash => self.inner().get_by_hash(hash).await);
-
-    double!(SlowLookups, self => self.inner, hash => {
-        let found = self.inner.get_by_hash(hash).await;
-        if *self.hold.borrow() {
-            self.held.fetch_add(1, Ordering::SeqCst);
-            self.hold.subscribe().wait_for(|hold| !hold).await.unwrap();
-        }
-        found
-    });
 }

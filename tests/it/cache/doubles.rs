@@ -1,0 +1,112 @@
+//! Stores that do what a test needs.
+
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, RwLock};
+
+use async_trait::async_trait;
+use keyvouch::domain::{ApiKey, ChangeContext, KeyFilter, KeyHash, KeyId, OwnerId, Revision};
+use keyvouch::repository::{
+    Changes, FeedPosition, KeyRepository, KeyStream, MemoryRepository, RecentChanges, Result,
+};
+use tokio::sync::watch;
+
+/// Look-ups that read at once and answer when they are let.
+#[derive(Clone, Debug)]
+pub(super) struct SlowLookups {
+    inner: Arc<MemoryRepository>,
+    hold: watch::Sender<bool>,
+    held: Arc<AtomicUsize>,
+}
+
+impl SlowLookups {
+    pub(super) fn new(inner: MemoryRepository) -> Self {
+        Self { inner: Arc::new(inner), hold: watch::Sender::new(false), held: Arc::default() }
+    }
+
+    pub(super) fn hold(&self) {
+        self.hold.send_replace(true);
+    }
+
+    pub(super) fn release(&self) {
+        self.hold.send_replace(false);
+    }
+
+    pub(super) fn held(&self) -> usize {
+        self.held.load(Ordering::SeqCst)
+    }
+}
+
+/// A store that can be exchanged for another one.
+#[derive(Clone, Debug)]
+pub(super) struct Swapped(Arc<RwLock<MemoryRepository>>);
+
+impl Swapped {
+    pub(super) fn new(inner: MemoryRepository) -> Self {
+        Self(Arc::new(RwLock::new(inner)))
+    }
+
+    pub(super) fn swap(&self, inner: MemoryRepository) {
+        *self.0.write().unwrap() = inner;
+    }
+
+    pub(super) fn inner(&self) -> MemoryRepository {
+        self.0.read().unwrap().clone()
+    }
+}
+
+macro_rules! double {
+    ($double:ty, $self:ident => $inner:expr, $hash:ident => $lookup:expr) => {
+        impl fmt::Display for $double {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(stringify!($double))
+            }
+        }
+
+        #[async_trait]
+        impl KeyRepository for $double {
+            async fn get_by_hash(&$self, $hash: &KeyHash) -> Result<Option<ApiKey>> {
+                $lookup
+            }
+
+            async fn get(&$self, id: KeyId) -> Result<Option<ApiKey>> {
+                $inner.get(id).await
+            }
+
+            async fn create(&$self, key: ApiKey, context: &ChangeContext) -> Result<ApiKey> {
+                $inner.create(key, context).await
+            }
+
+            async fn update(&$self, key: ApiKey, expected: Revision, context: &ChangeContext) -> Result<ApiKey> {
+                $inner.update(key, expected, context).await
+            }
+
+            async fn delete(&$self, id: KeyId, context: &ChangeContext) -> Result<Revision> {
+                $inner.delete(id, context).await
+            }
+
+            fn list_by_owner(&$self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream {
+                $inner.list_by_owner(owner, filter)
+            }
+
+            async fn changes(&$self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
+                $inner.changes(after, limit).await
+            }
+
+            async fn recent_changes(&$self, limit: usize) -> Result<RecentChanges> {
+                $inner.recent_changes(limit).await
+            }
+        }
+    };
+}
+
+double!(Swapped, self => self.inner(), hash => self.inner().get_by_hash(hash).await);
+
+double!(SlowLookups, self => self.inner, hash => {
+    let found = self.inner.get_by_hash(hash).await;
+    if *self.hold.borrow() {
+        self.held.fetch_add(1, Ordering::SeqCst);
+        self.hold.subscribe().wait_for(|hold| !hold).await.unwrap();
+    }
+    found
+});
