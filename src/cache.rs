@@ -62,6 +62,13 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// The latest moment at which the store is known to have been as an entry that fits says. `confirmed` is from before
+    /// the entry was read.
+    #[must_use]
+    pub fn as_of(&self, confirmed: Option<Moment>) -> Option<Moment> {
+        self.began.max(confirmed)
+    }
+
     /// This entry in a cache that keeps for `ttl`, counted from when the load began; shorter by up to a tenth, so that what
     /// was loaded at once does not end at once.
     #[must_use]
@@ -97,6 +104,8 @@ pub struct Found {
     pub entry: Entry,
     /// Where.
     pub tier: Tier,
+    /// The store was as the entry says at this moment, if not later.
+    pub as_of: Moment,
 }
 
 /// How old an answer may be.

@@ -70,7 +70,7 @@ impl Config {
         self.keys.format()?;
         self.store.place()?;
         self.cache.check()?;
-        self.feed.check()?;
+        self.feed.check(&self.cache)?;
         self.events.check()?;
         self.prune.check()?;
         self.usage.check()?;

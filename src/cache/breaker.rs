@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::domain::{Entropy, Moment, Stopwatch};
+use crate::domain::{Entropy, KeyHash, Moment, Stopwatch};
 use crate::repository::{ErrorKind, RepositoryError, Result};
 
 /// So many failures one after the other open it.
@@ -17,9 +17,11 @@ const PROBE_TIME: Duration = Duration::from_secs(5);
 
 /// Lets loads through while the store answers. When it does not, one at a time may try, after pauses of random length, so
 /// that replicas do not return to a store that comes back all at once.
+///
+/// Each part of the store's feed has a state of its own: on a cluster, a part that is down is no reason to refuse the others.
 #[derive(Debug)]
 pub struct Breaker {
-    state: Mutex<State>,
+    parts: Box<[Mutex<State>]>,
     stopwatch: Arc<dyn Stopwatch>,
     entropy: Arc<dyn Entropy>,
 }
@@ -31,41 +33,55 @@ enum State {
 }
 
 impl Breaker {
-    /// A closed one: all may pass.
-    pub fn new(stopwatch: Arc<dyn Stopwatch>, entropy: Arc<dyn Entropy>) -> Self {
-        Self { state: Mutex::new(State::Closed { failures: 0 }), stopwatch, entropy }
+    /// A closed one, of a store whose feed has `parts` parts: all may pass.
+    pub fn new(parts: u8, stopwatch: Arc<dyn Stopwatch>, entropy: Arc<dyn Entropy>) -> Self {
+        let parts = (0..parts.max(1)).map(|_| Mutex::new(State::Closed { failures: 0 })).collect();
+        Self { parts, stopwatch, entropy }
     }
 
-    /// Whether a load may begin. Who may, [reports](Self::report) how it ended.
+    /// Whether a load of `hash` may begin. Who may, says how it [ended](Asked::ended).
     ///
     /// # Errors
     /// [`ErrorKind::Unavailable`]: the store did not answer lately.
-    pub fn check(&self) -> Result<()> {
-        let mut state = self.lock();
-        let State::Open { until, pause } = *state else {
-            return Ok(());
-        };
-        let now = self.stopwatch.moment();
-        if now < until {
-            return Err(RepositoryError::new(ErrorKind::Unavailable, "the store did not answer lately"));
+    pub fn check(&self, hash: &KeyHash) -> Result<Asked<'_>> {
+        let part = usize::from(hash.as_bytes()[0]) % self.parts.len();
+        let mut state = self.lock(part);
+        if let State::Open { until, pause } = *state {
+            let now = self.stopwatch.moment();
+            if now < until {
+                return Err(RepositoryError::new(ErrorKind::Unavailable, "the store did not answer lately"));
+            }
+            // This one is the probe; the others go on being refused.
+            *state = State::Open { until: now.after(PROBE_TIME), pause };
         }
-        // This one is the probe; the others go on being refused.
-        *state = State::Open { until: now.after(PROBE_TIME), pause };
-        Ok(())
+        drop(state);
+        Ok(Asked { breaker: self, part, has_ended: false })
     }
 
-    /// Whether loads are refused at this moment.
+    /// Whether loads of some part are refused at this moment.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        matches!(*self.lock(), State::Open { .. })
+        (0..self.parts.len()).any(|part| matches!(*self.lock(part), State::Open { .. }))
     }
 
-    /// How something that was asked of the store ended.
-    pub fn report<T>(&self, outcome: &Result<T>) {
-        let is_outage = outcome
-            .as_ref()
-            .is_err_and(|error| matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout));
-        let mut state = self.lock();
+    /// A poll of the feed ended so. What it says of single parts, the parts in `unanswered` apart, is known of all.
+    pub(super) fn polled(&self, outcome: &Result<()>, unanswered: &[u8]) {
+        match outcome {
+            Ok(()) => {
+                for part in (0..self.parts.len())
+                    .filter(|part| !unanswered.iter().any(|it| usize::from(*it) == *part))
+                {
+                    self.report(part, false);
+                }
+            }
+            // Of several parts it is not known which one it was.
+            Err(error) if self.parts.len() == 1 => self.report(0, is_outage(error)),
+            Err(_) => {}
+        }
+    }
+
+    fn report(&self, part: usize, is_outage: bool) {
+        let mut state = self.lock(part);
         *state = match *state {
             _ if !is_outage => State::Closed { failures: 0 },
             State::Closed { failures } if failures + 1 < FAILURES => State::Closed { failures: failures + 1 },
@@ -84,8 +100,36 @@ impl Breaker {
     }
 
     // A poisoned lock is taken over: no change of the state can panic half-way.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self, part: usize) -> MutexGuard<'_, State> {
+        self.parts[part].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_outage(error: &RepositoryError) -> bool {
+    matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout)
+}
+
+/// A load that was let through. One that is given up without an answer counts as a time-out.
+#[derive(Debug)]
+pub struct Asked<'b> {
+    breaker: &'b Breaker,
+    part: usize,
+    has_ended: bool,
+}
+
+impl Asked<'_> {
+    /// How it ended.
+    pub fn ended<T>(mut self, outcome: &Result<T>) {
+        self.has_ended = true;
+        self.breaker.report(self.part, outcome.as_ref().is_err_and(is_outage));
+    }
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            self.breaker.report(self.part, true);
+        }
     }
 }
 
@@ -94,49 +138,71 @@ mod tests {
     use super::*;
     use crate::domain::{ManualStopwatch, SystemEntropy};
 
-    fn down() -> Result<()> {
-        Err(ErrorKind::Unavailable.into())
+    fn breaker(parts: u8) -> (Breaker, Arc<ManualStopwatch>) {
+        let stopwatch = Arc::new(ManualStopwatch::default());
+        (Breaker::new(parts, Arc::<ManualStopwatch>::clone(&stopwatch), Arc::new(SystemEntropy)), stopwatch)
+    }
+
+    fn hash(part: u8) -> KeyHash {
+        KeyHash::from_bytes([part; KeyHash::BYTES])
+    }
+
+    fn fail(breaker: &Breaker, part: u8, kind: ErrorKind) {
+        let down: Result<()> = Err(kind.into());
+        breaker.check(&hash(part)).unwrap().ended(&down);
     }
 
     #[test]
     fn it_opens_after_failures_and_closes_after_a_probe() {
-        let stopwatch = Arc::new(ManualStopwatch::default());
-        let breaker = Breaker::new(Arc::<ManualStopwatch>::clone(&stopwatch), Arc::new(SystemEntropy));
+        let (breaker, stopwatch) = breaker(1);
         for _ in 1..FAILURES {
-            breaker.report(&down());
+            fail(&breaker, 0, ErrorKind::Timeout);
         }
-        breaker.check().unwrap();
-        breaker.report(&down());
-        assert_eq!(breaker.check().unwrap_err().kind(), ErrorKind::Unavailable);
+        // Given up.
+        drop(breaker.check(&hash(0)).unwrap());
+        assert_eq!(breaker.check(&hash(0)).unwrap_err().kind(), ErrorKind::Unavailable);
         stopwatch.advance(FIRST_PAUSE * 2);
-        breaker.check().unwrap();
-        breaker.check().unwrap_err();
-        breaker.report(&Ok(()));
-        breaker.check().unwrap();
-        breaker.check().unwrap();
+        let probe = breaker.check(&hash(0)).unwrap();
+        breaker.check(&hash(0)).unwrap_err();
+        probe.ended(&Ok(()));
+        assert!(!breaker.is_open());
     }
 
     #[test]
     fn pauses_grow_while_probes_fail_and_a_lost_probe_is_followed_by_another() {
-        let stopwatch = Arc::new(ManualStopwatch::default());
-        let breaker = Breaker::new(Arc::<ManualStopwatch>::clone(&stopwatch), Arc::new(SystemEntropy));
+        let (breaker, stopwatch) = breaker(1);
         for _ in 0..FAILURES + 10 {
-            breaker.report(&down());
+            breaker.report(0, true);
         }
         stopwatch.advance(LONGEST_PAUSE / 4);
-        breaker.check().unwrap_err();
+        breaker.check(&hash(0)).unwrap_err();
         stopwatch.advance(LONGEST_PAUSE * 2);
-        breaker.check().unwrap();
+        let lost = breaker.check(&hash(0)).unwrap();
         stopwatch.advance(PROBE_TIME);
-        breaker.check().unwrap();
+        breaker.check(&hash(0)).unwrap().ended(&Ok(()));
+        drop(lost);
+    }
+
+    #[test]
+    fn one_part_is_no_reason_to_refuse_another() {
+        let (breaker, _) = breaker(2);
+        for _ in 0..FAILURES {
+            fail(&breaker, 1, ErrorKind::Unavailable);
+        }
+        breaker.check(&hash(1)).unwrap_err();
+        breaker.check(&hash(0)).unwrap().ended(&Ok(()));
+        breaker.polled(&Ok(()), &[1]);
+        breaker.check(&hash(1)).unwrap_err();
+        breaker.polled(&Ok(()), &[]);
+        breaker.check(&hash(1)).unwrap().ended(&Ok(()));
     }
 
     #[test]
     fn answers_that_are_errors_of_one_record_are_no_outage() {
-        let breaker = Breaker::new(Arc::new(ManualStopwatch::default()), Arc::new(SystemEntropy));
+        let (breaker, _) = breaker(1);
         for _ in 0..2 * FAILURES {
-            breaker.report::<()>(&Err(ErrorKind::Corrupt.into()));
+            fail(&breaker, 0, ErrorKind::Corrupt);
         }
-        breaker.check().unwrap();
+        assert!(!breaker.is_open());
     }
 }

@@ -6,12 +6,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::{Demand, Entry, Found, KeyCache, KeySource, Knowledge};
-use crate::domain::KeyHash;
+use crate::domain::{KeyHash, Moment};
 use crate::repository::{ErrorKind, RepositoryError, Result};
 
-/// How often a load whose result was overtaken by a change is repeated. Each time needs another change of that key, or of
-/// so many keys that the fences overflow.
-const MAX_ATTEMPTS: usize = 16;
+/// How often a load whose result was overtaken by a change is repeated here; whoever waits for it repeats it too.
+const MAX_ATTEMPTS: usize = 2;
 
 /// Looks into a cache, then into what is behind it, and keeps what it found there.
 #[derive(Debug)]
@@ -27,13 +26,10 @@ impl CacheAside {
         Self { cache, inner, knowledge }
     }
 
-    /// `entry` as this cache gave it, if it may be served.
-    fn served(&self, hash: &KeyHash, entry: Entry, demand: &Demand) -> Option<Found> {
-        self.may_serve(hash, &entry, demand).then(|| Found { entry, tier: self.cache.tier() })
-    }
-
-    fn may_serve(&self, hash: &KeyHash, entry: &Entry, demand: &Demand) -> bool {
-        self.knowledge.fits(hash, entry) && self.knowledge.is_fresh(hash, entry, demand)
+    /// `entry` as this cache gave it, if it is fresh enough. `confirmed` is from before it was read.
+    fn fresh(&self, entry: Entry, confirmed: Option<Moment>, demand: &Demand) -> Option<Found> {
+        let as_of = entry.as_of(confirmed).filter(|as_of| *as_of >= demand.oldest())?;
+        Some(Found { entry, tier: self.cache.tier(), as_of })
     }
 }
 
@@ -47,22 +43,23 @@ impl fmt::Display for CacheAside {
 #[deny(clippy::missing_trait_methods)]
 impl KeySource for CacheAside {
     fn peek(&self, hash: &KeyHash, demand: &Demand) -> Option<Found> {
+        let confirmed = self.knowledge.confirmed(hash);
         let entry = self.cache.peek(hash)?;
-        let may_serve = self.knowledge.is_of_this_history(&entry)
-            && entry.kept_until > demand.asked_at
-            && self.knowledge.is_fresh(hash, &entry, demand);
-        may_serve.then(|| Found { entry, tier: self.cache.tier() })
+        let may_serve = self.knowledge.is_of_this_history(&entry) && entry.kept_until > demand.asked_at;
+        may_serve.then(|| self.fresh(entry, confirmed, demand))?
     }
 
     async fn find(&self, hash: &KeyHash, demand: &Demand) -> Result<Found> {
+        let confirmed = self.knowledge.confirmed(hash);
         if let Some(entry) = self.cache.get(hash).await
-            && let Some(found) = self.served(hash, entry, demand)
+            && self.knowledge.fits(hash, &entry)
+            && let Some(found) = self.fresh(entry, confirmed, demand)
         {
             return Ok(found);
         }
         for _ in 0..MAX_ATTEMPTS {
             let found = self.inner.find(hash, demand).await?;
-            if self.may_serve(hash, &found.entry, demand) {
+            if self.knowledge.fits(hash, &found.entry) && found.as_of >= demand.oldest() {
                 self.cache.put(hash, &found.entry).await;
                 return Ok(found);
             }

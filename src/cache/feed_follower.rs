@@ -58,12 +58,21 @@ pub struct FeedHandle {
 pub struct Seen {
     /// All events before it were applied.
     pub position: FeedPosition,
-    /// There were none after it when this poll was sent.
-    pub as_of: Moment,
+    /// There were none after it when this poll was sent; `None`: that was not found out yet.
+    pub as_of: Option<Moment>,
 }
 
 /// Asks for a poll that is sent from now on, and how it ended.
 type Request = oneshot::Sender<Result<()>>;
+
+/// Which caches a new beginning empties.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Empties {
+    /// Those in Redis too: this replica found that history is another one.
+    All,
+    /// Another replica found it, and what is in Redis now is of the new one.
+    ThisProcess,
+}
 
 impl FeedHandle {
     /// Completes a poll that is sent from now on.
@@ -74,8 +83,11 @@ impl FeedHandle {
         let gone =
             || RepositoryError::new(ErrorKind::Unavailable, "the change feed is not followed any more");
         let (answer, answered) = oneshot::channel();
-        self.requests.send(answer).await.map_err(|_| gone())?;
-        within(self.patience, async { answered.await.unwrap_or_else(|_| Err(gone())) }).await
+        within(self.patience, async {
+            self.requests.send(answer).await.map_err(|_| gone())?;
+            answered.await.unwrap_or_else(|_| Err(gone()))
+        })
+        .await
     }
 
     /// How far the feed was followed, and when that changes.
@@ -108,7 +120,7 @@ impl FeedFollower {
             redis.follow_epoch(false).await;
         }
         let (asking, requests) = mpsc::channel(REQUESTS);
-        let (seen, seeing) = watch::channel(Seen { position, as_of: knowledge.moment() });
+        let (seen, seeing) = watch::channel(Seen { position, as_of: None });
         let follower = Self {
             repository,
             knowledge,
@@ -147,11 +159,13 @@ impl FeedFollower {
         let follow = async move {
             let mut waiting: Vec<Request> = Vec::new();
             if !self.has_begun {
-                self.restart().await;
+                self.restart(Empties::ThisProcess).await;
             }
             loop {
                 let outcome = self.poll().await;
-                self.breaker.report(&outcome);
+                if outcome.is_err() {
+                    self.breaker.polled(&outcome, &[]);
+                }
                 self.log(&outcome);
                 for answer in waiting.drain(..) {
                     // Who asked may have gone away.
@@ -160,7 +174,12 @@ impl FeedFollower {
                 tokio::select! {
                     () = tokio::time::sleep(self.options.poll_interval) => {}
                     Some(()) = wakes.next() => {}
-                    Some(()) = restarts.recv() => self.restart().await,
+                    Some(()) = restarts.recv() => {
+                        tracing::warn!(
+                            "another replica found the store's history to be another one: caches in this process are emptied"
+                        );
+                        self.restart(Empties::ThisProcess).await;
+                    }
                     Some(request) = self.requests.recv() => waiting.push(request),
                 }
                 while let Ok(request) = self.requests.try_recv() {
@@ -177,7 +196,7 @@ impl FeedFollower {
         loop {
             let sent = self.knowledge.poll_sent();
             let as_of = self.knowledge.moment();
-            let position = self.seen.borrow().position.clone();
+            let Seen { position, as_of: known } = self.seen.borrow().clone();
             let asked = self.repository.changes(Some(&position), BATCH);
             let changes = match within(self.options.deadline, asked).await {
                 Err(error) if error.kind() == ErrorKind::PositionLost && !has_begun_anew => {
@@ -186,7 +205,7 @@ impl FeedFollower {
                         "the store's history is another one than was followed, or events were let go before they were \
                          read: all caches are emptied"
                     );
-                    self.restart().await;
+                    self.restart(Empties::All).await;
                     continue;
                 }
                 changes => changes?,
@@ -202,8 +221,11 @@ impl FeedFollower {
             if is_all {
                 self.knowledge.confirm(&sent, &changes.unanswered);
             }
+            let is_known = is_all && changes.unanswered.is_empty();
+            let as_of = if is_known { Some(as_of) } else { known };
             self.seen.send_replace(Seen { position: changes.position, as_of });
             if is_all {
+                self.breaker.polled(&Ok(()), &changes.unanswered);
                 return match changes.unanswered.first() {
                     None => Ok(()),
                     Some(part) => Err(RepositoryError::new(
@@ -219,15 +241,17 @@ impl FeedFollower {
     }
 
     /// Rule 8: begins anew, as often as it takes.
-    async fn restart(&mut self) {
+    async fn restart(&mut self, empties: Empties) {
         self.knowledge.end_history();
         for cache in &self.caches {
-            cache.clear().await;
+            if empties == Empties::All || cache.tier() == Tier::Local {
+                cache.clear().await;
+            }
         }
         loop {
             match begin(self.repository.as_ref(), &self.knowledge, self.options.deadline).await {
                 Ok(position) => {
-                    self.seen.send_replace(Seen { position, as_of: self.knowledge.moment() });
+                    self.seen.send_replace(Seen { position, as_of: None });
                     return;
                 }
                 Err(error) => {

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::Entry;
 use super::protocol::{Cause, Kind, Part, through};
-use super::{Demand, Entry};
 use crate::domain::{ApiKey, ChangeKind, KeyEvent, KeyHash, Moment, Revision, Stopwatch};
 use crate::repository::{FeedPosition, KeyRepository, RecentChanges};
 
@@ -159,25 +159,17 @@ impl Knowledge {
     /// takes it out as soon as it does not, that is all there is to ask, and it takes no lock.
     #[must_use]
     pub(super) fn is_of_this_history(&self, entry: &Entry) -> bool {
-        entry.lineage == self.lineage.load(Ordering::SeqCst)
+        entry.lineage != 0 && entry.lineage == self.history()
     }
 
-    /// Rule 9: whether the store was as `entry` says at a moment that `demand` accepts.
+    /// Rule 9: when the last poll was sent that all events were applied of. **Taken before an entry is read**: the entry then
+    /// reflects all that was known at that time. Taken afterwards, it could be about a change that the entry misses.
     #[must_use]
-    pub fn is_fresh(&self, hash: &KeyHash, entry: &Entry, demand: &Demand) -> bool {
-        self.as_of(hash, entry) >= demand.oldest()
-    }
-
-    /// How old what `entry` says may be.
-    #[must_use]
-    pub fn staleness(&self, hash: &KeyHash, entry: &Entry) -> Duration {
-        self.moment().since(self.as_of(hash, entry))
-    }
-
-    /// The latest moment at which the store is known to have been as an entry that fits says.
-    fn as_of(&self, hash: &KeyHash, entry: &Entry) -> Moment {
-        let confirmed = Moment::from_nanos(self.cell(hash).confirmed.load(Ordering::SeqCst));
-        entry.began.map_or(confirmed, |began| began.max(confirmed))
+    pub(super) fn confirmed(&self, hash: &KeyHash) -> Option<Moment> {
+        match self.cell(hash).confirmed.load(Ordering::SeqCst) {
+            0 => None,
+            nanos => Some(Moment::from_nanos(nanos)),
+        }
     }
 
     /// How long ago the poll was sent that last said that nothing is missing; of the part that is furthest behind. `None`
@@ -200,7 +192,7 @@ impl Knowledge {
     pub fn raise(&self, history: u64, hash: &KeyHash, revision: Revision) -> Option<Revision> {
         self.cell(hash).change(|part| {
             // A new history is read after the old one ended: if that has not happened yet, this change will be in it.
-            if self.history() != history {
+            if history == 0 || self.history() != history {
                 return None;
             }
             let Some(by_revision) = &self.alone else {

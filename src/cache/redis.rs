@@ -72,6 +72,8 @@ pub struct RedisCache {
     knowledge: Arc<Knowledge>,
     entropy: Arc<dyn Entropy>,
     epoch: RwLock<Epoch>,
+    /// Held while Redis is asked for the epoch: one answer at a time.
+    following: tokio::sync::Mutex<()>,
     /// Until then nothing is asked of it.
     paused_until: AtomicU64,
     is_failing: AtomicBool,
@@ -108,6 +110,7 @@ impl RedisCache {
             knowledge,
             entropy,
             epoch: RwLock::default(),
+            following: tokio::sync::Mutex::default(),
             paused_until: AtomicU64::new(0),
             is_failing: AtomicBool::new(false),
         })
@@ -118,15 +121,20 @@ impl RedisCache {
     ///
     /// All that leave an epoch meet in the same next one, as the first of them names it.
     pub async fn follow_epoch(&self, is_over: bool) -> bool {
+        if is_over {
+            // At once, whoever asks Redis just now: nothing more of it is read.
+            let mut epoch = self.lock_epoch();
+            if let Some(current) = epoch.current.take() {
+                epoch.left = Some(current);
+            }
+        }
+        let _one_at_a_time = self.following.lock().await;
         let mut random = [0; 8];
         if self.entropy.fill(&mut random).is_err() {
             return false;
         }
         let (old, is_left) = {
-            let mut epoch = self.lock_epoch();
-            if is_over && let Some(current) = epoch.current.take() {
-                epoch.left = Some(current);
-            }
+            let epoch = self.lock_epoch();
             let old = epoch.left.clone().or_else(|| epoch.current.clone());
             (old.unwrap_or_else(|| Arc::from("")), epoch.left.is_some())
         };
@@ -136,9 +144,13 @@ impl RedisCache {
         let answer: std::result::Result<String, _> =
             self.client.eval(MOVE_EPOCH, vec![self.name("epoch")], arguments).await;
         let Some(now) = self.heard(answer) else { return false };
-        let is_another = !is_left && !old.is_empty() && *now != *old;
-        *self.lock_epoch() = Epoch { current: Some(now.into()), left: None };
-        is_another
+        let mut epoch = self.lock_epoch();
+        if epoch.left.is_some() && !is_left {
+            // It was left meanwhile; who left it asks next.
+            return false;
+        }
+        *epoch = Epoch { current: Some(now.as_str().into()), left: None };
+        !is_left && !old.is_empty() && *now != *old
     }
 
     /// Tells the other replicas that there is something new. They find out what from the store.
@@ -224,11 +236,14 @@ impl RedisCache {
         let (stored, millis) = self.heard(answer)?;
         let (known, key) = parse(&stored?, hash)?;
         let kept_for = Duration::from_millis(u64::try_from(millis).ok()?);
+        // Without a feed its age counts, which follows from how long it may still be kept.
+        let age = self.options.ttl.checked_sub(kept_for);
+        let began = if self.knowledge.has_feed() { None } else { Some(noted.began.before(age?)) };
         Some(Entry {
             through: self.knowledge.adopt(hash, &noted, known)?,
             key: Some(Arc::new(key)),
             lineage: noted.lineage(),
-            began: None,
+            began,
             kept_until: noted.began.after(kept_for),
         })
     }

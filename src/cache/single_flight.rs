@@ -65,7 +65,7 @@ impl SingleFlight {
             inner,
             knowledge,
             flights: Arc::default(),
-            free: Arc::new(Semaphore::new(limits.max_loads)),
+            free: Arc::new(Semaphore::new(limits.max_loads.min(Semaphore::MAX_PERMITS))),
             deadline: limits.deadline,
             handle,
         }
@@ -171,8 +171,7 @@ impl KeySource for SingleFlight {
         for _ in 0..MAX_ATTEMPTS {
             let found = self.flight(hash, demand)?.land().await?;
             // A change that was answered while this call waited is not undone by a load from before it.
-            if self.knowledge.fits(hash, &found.entry) && self.knowledge.is_fresh(hash, &found.entry, demand)
-            {
+            if self.knowledge.fits(hash, &found.entry) && found.as_of >= demand.oldest() {
                 return Ok(found);
             }
         }

@@ -67,7 +67,7 @@ impl CacheStack {
         } else {
             Knowledge::without_feed(Arc::clone(stopwatch))
         });
-        let breaker = Arc::new(Breaker::new(Arc::clone(stopwatch), Arc::clone(entropy)));
+        let breaker = Arc::new(Breaker::new(store.feed_parts(), Arc::clone(stopwatch), Arc::clone(entropy)));
         let redis = match &options.redis {
             None => None,
             Some(options) => Some(Arc::new(RedisCache::open(

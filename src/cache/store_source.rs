@@ -38,13 +38,13 @@ impl KeySource for StoreSource {
     }
 
     async fn find(&self, hash: &KeyHash, _: &Demand) -> Result<Found> {
-        self.breaker.check()?;
+        let asked = self.breaker.check(hash)?;
         // Before anything is read: what is found reflects all that was known by now.
         let noted = self.knowledge.note(hash).ok_or_else(|| {
             RepositoryError::new(ErrorKind::Unavailable, "the store's change feed was not read yet")
         })?;
         let outcome = self.repository.get_by_hash(hash).await;
-        self.breaker.report(&outcome);
-        Ok(Found { entry: self.knowledge.loaded(&noted, outcome?), tier: Tier::Store })
+        asked.ended(&outcome);
+        Ok(Found { entry: self.knowledge.loaded(&noted, outcome?), tier: Tier::Store, as_of: noted.began })
     }
 }

@@ -60,9 +60,10 @@ impl ClientArgs {
         Ok(client.max_decoding_message_size(MAX_MESSAGE_BYTES))
     }
 
-    /// `Validator` needs no credential, so it gets none.
-    pub(super) async fn validator(&self) -> Result<ValidatorClient<Channel>> {
-        Ok(ValidatorClient::new(self.connect().await?))
+    /// `Validator` gets a credential only if it `needs_credential`.
+    pub(super) async fn validator(&self, needs_credential: bool) -> Result<ValidatorClient<Credentialed>> {
+        let credential = if needs_credential { self.credential()? } else { Credential(None) };
+        Ok(ValidatorClient::with_interceptor(self.connect().await?, credential))
     }
 
     pub(super) async fn connect(&self) -> Result<Channel> {

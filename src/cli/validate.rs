@@ -42,8 +42,13 @@ pub(super) async fn run(arguments: ValidateArgs, output: &Output) -> Result<Exit
         scope_match: scope_match.into(),
         max_staleness: arguments.max_staleness.map(prost_types::Duration::try_from).transpose()?,
     };
-    let response =
-        arguments.client.validator().await?.validate(arguments.client.call(request)).await?.into_inner();
+    let response = arguments
+        .client
+        .validator(arguments.max_staleness.is_some())
+        .await?
+        .validate(arguments.client.call(request))
+        .await?
+        .into_inner();
     output.message(&response, describe)?;
     Ok(if response.valid { ExitCode::SUCCESS } else { ExitCode::from(DENIED) })
 }

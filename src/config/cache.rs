@@ -8,6 +8,11 @@ use serde::{Deserialize, Serialize};
 use super::{ConfigError, FeedConfig, HumanDuration, StoreUrl};
 use crate::cache::{Capacity, FeedOptions, LoadLimits, MokaOptions, RedisCacheOptions, StackOptions};
 
+/// More loads than any store takes at once.
+const MAX_LOADS: usize = 1_000_000;
+/// How long a change and a load may be held up by a cache.
+const MAX_REDIS_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The caches in front of the store.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -116,8 +121,20 @@ impl CacheConfig {
                 "must not be more than cache.max_staleness",
             ));
         }
-        if self.max_loads == 0 {
-            return Err(ConfigError::invalid("cache.max_loads", "must be more than zero"));
+        if !(1..=MAX_LOADS).contains(&self.max_loads) {
+            return Err(ConfigError::invalid("cache.max_loads", "must be from 1 to 1000000"));
+        }
+        if self.local.max_entries == 0 {
+            return Err(ConfigError::invalid(
+                "cache.local.max_entries",
+                "must be more than zero: cache.local.enabled = false turns the cache off",
+            ));
+        }
+        if self.redis.timeout.0 > MAX_REDIS_TIMEOUT {
+            return Err(ConfigError::invalid(
+                "cache.redis.timeout",
+                "must be at most 10s: changes and loads wait for it",
+            ));
         }
         let url = self.redis.url.expose();
         let is_redis = ["redis", "valkey"].iter().any(|scheme| url.starts_with(scheme));
@@ -137,7 +154,8 @@ impl CacheConfig {
             local: self.local_options(),
             redis: self.redis_options(),
             limits: LoadLimits { max_loads: self.max_loads, deadline: self.load_timeout.0 },
-            feed: FeedOptions { poll_interval: feed.poll_interval.0, deadline: self.load_timeout.0 },
+            // Longer than any of its commands: what does not answer is then known by itself.
+            feed: FeedOptions { poll_interval: feed.poll_interval.0, deadline: self.load_timeout.0 * 2 },
             max_staleness: self.max_staleness.0,
         }
     }

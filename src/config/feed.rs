@@ -5,7 +5,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, HumanDuration};
+use super::{CacheConfig, ConfigError, HumanDuration};
 
 /// The shortest pause between polls: each is a question to the store.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
@@ -25,9 +25,13 @@ impl Default for FeedConfig {
 }
 
 impl FeedConfig {
-    pub(super) fn check(&self) -> Result<(), ConfigError> {
+    pub(super) fn check(&self, cache: &CacheConfig) -> Result<(), ConfigError> {
         if self.poll_interval.0 < MIN_INTERVAL {
             return Err(ConfigError::invalid("feed.poll_interval", "must be at least 10ms"));
+        }
+        // Between two polls the caches would be too old to be used.
+        if self.poll_interval.0 >= cache.max_staleness.0 && !cache.max_staleness.0.is_zero() {
+            return Err(ConfigError::invalid("feed.poll_interval", "must be less than cache.max_staleness"));
         }
         Ok(())
     }

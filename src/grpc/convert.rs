@@ -115,11 +115,11 @@ fn event_kind(kind: ChangeKind) -> pb::EventKind {
 pub(super) fn watch_response(
     position: String,
     events: Vec<KeyEvent>,
-    staleness: Duration,
+    staleness: Option<Duration>,
 ) -> pb::WatchChangesResponse {
     use pb::watch_changes_response::News;
     let news = if events.is_empty() {
-        News::Heartbeat(pb::Heartbeat { staleness: Some(to_proto_duration(staleness)) })
+        News::Heartbeat(pb::Heartbeat { staleness: staleness.map(to_proto_duration) })
     } else {
         let change = |event: KeyEvent| pb::Change {
             key_id: event.key_id.to_string(),

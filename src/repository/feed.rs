@@ -118,7 +118,8 @@ impl FeedPosition {
                 MARK_START => Mark::Start { missing: u64::from_be_bytes(*first) },
                 _ => return None,
             };
-            if marks.insert(*part, mark).is_some() {
+            let is_possible = !matches!(mark, Mark::Event { revision, .. } if revision < Revision::NONE);
+            if !is_possible || marks.insert(*part, mark).is_some() {
                 return None;
             }
         }

@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 
 use crate::cache::{FeedHandle, Knowledge, Seen};
-use crate::domain::KeyEvent;
+use crate::domain::{KeyEvent, Moment};
 use crate::repository::{ErrorKind, FeedPosition, KeyRepository, RepositoryError, Result};
 
 /// How many events are told at once.
@@ -37,14 +37,16 @@ pub struct News {
     pub position: FeedPosition,
     /// What was changed; empty: nothing.
     pub events: Vec<KeyEvent>,
-    /// How long ago, at most, there was nothing else.
-    pub staleness: Duration,
+    /// How long ago, at most, there was nothing else; `None`: that is not known.
+    pub staleness: Option<Duration>,
 }
 
 struct Watching {
     watcher: ChangeWatcher,
     seen: watch::Receiver<Seen>,
     position: FeedPosition,
+    /// When there was nothing that this stream has not told.
+    as_of: Option<Moment>,
     /// Whether there may be events that were not asked for yet.
     is_behind: bool,
     next_heartbeat: Instant,
@@ -73,8 +75,10 @@ impl ChangeWatcher {
         let place = Arc::clone(&self.free).try_acquire_owned().map_err(too_many)?;
         let seen = feed.seen();
         let is_behind = position.is_some();
+        let now = seen.borrow().clone();
         let watching = Watching {
-            position: position.unwrap_or_else(|| seen.borrow().position.clone()),
+            as_of: if is_behind { None } else { now.as_of },
+            position: position.unwrap_or(now.position),
             watcher: self.clone(),
             seen,
             is_behind,
@@ -105,7 +109,12 @@ impl Watching {
             tokio::select! {
                 changed = self.seen.changed() => {
                     changed.map_err(|_| ended())?;
-                    self.is_behind |= self.seen.borrow_and_update().position != self.position;
+                    let seen = self.seen.borrow_and_update().clone();
+                    if seen.position == self.position {
+                        self.as_of = self.as_of.max(seen.as_of);
+                    } else {
+                        self.is_behind = true;
+                    }
                 }
                 () = tokio::time::sleep_until(self.next_heartbeat) => return Ok(self.news(Vec::new())),
                 // Its sender is dropped when the server is gone.
@@ -116,16 +125,22 @@ impl Watching {
 
     /// Asks the store for what is new.
     async fn ask(&mut self) -> Result<Option<News>> {
-        match self.watcher.repository.changes(Some(&self.position), BATCH).await {
+        let asked_at = self.watcher.knowledge.moment();
+        let asked = self.watcher.repository.changes(Some(&self.position), BATCH);
+        let answered = tokio::time::timeout(HEARTBEAT, asked).await;
+        match answered.unwrap_or_else(|elapsed| Err(RepositoryError::new(ErrorKind::Timeout, elapsed))) {
             Ok(changes) => {
                 self.is_behind = changes.events.len() == BATCH || !changes.unanswered.is_empty();
                 self.position = changes.position;
+                if !self.is_behind {
+                    self.as_of = Some(asked_at);
+                }
                 Ok((!changes.events.is_empty()).then(|| self.news(changes.events)))
             }
             Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => {
                 // The follower has told the log. The client sees by the heartbeats that nothing is known.
                 tokio::time::sleep(RETRY_PAUSE).await;
-                Ok(None)
+                Ok((Instant::now() >= self.next_heartbeat).then(|| self.news(Vec::new())))
             }
             Err(error) => Err(error),
         }
@@ -133,11 +148,7 @@ impl Watching {
 
     fn news(&mut self, events: Vec<KeyEvent>) -> News {
         self.next_heartbeat = Instant::now() + HEARTBEAT;
-        let as_of = self.seen.borrow().as_of;
-        News {
-            position: self.position.clone(),
-            events,
-            staleness: self.watcher.knowledge.moment().since(as_of),
-        }
+        let staleness = self.as_of.map(|as_of| self.watcher.knowledge.moment().since(as_of));
+        News { position: self.position.clone(), events, staleness }
     }
 }

@@ -79,7 +79,7 @@ impl ValidatorService {
         };
         let freshness = Some(Freshness {
             tier: found.tier,
-            staleness: self.knowledge.staleness(&hash, &found.entry),
+            staleness: self.knowledge.moment().since(found.as_of),
             revision: found.entry.through,
         });
         let Some(key) = found.entry.key else {

@@ -285,6 +285,7 @@ async fn what_another_replica_deleted_is_not_served_after_not_found() {
 async fn a_store_without_a_feed_has_the_ttl_as_its_bound() {
     let store = Arc::new(RequiredOnly::default());
     let stopwatch = Arc::new(ManualStopwatch::default());
+    stopwatch.advance(Duration::from_hours(1));
     let options = options();
     let start =
         || Replica::start_at(Arc::clone(&store), &options, Arc::<ManualStopwatch>::clone(&stopwatch) as _);
@@ -325,6 +326,46 @@ async fn replicas_share_the_cache_in_redis() {
     let hash = KeyHash::of("nobody");
     assert!(b.find(&hash).await.entry.key.is_none());
     assert!(a.redis.as_ref().unwrap().get(&hash).await.is_none(), "absence is not shared");
+}
+
+/// One replica that finds history rewound takes the others along, once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_meet_in_one_new_epoch() {
+    let store = Swapped::new(MemoryRepository::new());
+    let prefix = next_prefix();
+    let options = StackOptions { redis: Some(redis(&shared_url(Redis::Alone), &prefix)), ..options() };
+    let (a, b) =
+        (Replica::start(store.clone(), &options).await, Replica::start(store.clone(), &options).await);
+    let key = a.create("lost").await;
+    until("the key", async || b.is_active(&key.hash).await).await;
+    let epoch = || crate::redis_servers::cli(redis_port(), &["GET", &format!("{prefix}epoch")]);
+    let before = epoch();
+    store.swap(MemoryRepository::new());
+    until("a new epoch", async || epoch() != before).await;
+    for replica in [&a, &b] {
+        until("the new history", async || {
+            let demand =
+                Demand { asked_at: replica.knowledge.moment(), max_staleness: Duration::from_mins(5) };
+            replica.source.find(&key.hash, &demand).await.is_ok_and(|found| found.entry.key.is_none())
+        })
+        .await;
+    }
+    // Both may have found it by themselves; then it settles.
+    let mut last = epoch();
+    let mut unchanged = 0;
+    until("one epoch", async || {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let now = epoch();
+        unchanged = if now == last { unchanged + 1 } else { 0 };
+        last = now;
+        unchanged == 10
+    })
+    .await;
+    assert!(a.knowledge.history() <= 4 && b.knowledge.history() <= 4, "each began anew a few times at most");
+}
+
+fn redis_port() -> u16 {
+    shared_url(Redis::Alone).rsplit(':').next().unwrap().parse().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

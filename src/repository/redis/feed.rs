@@ -2,6 +2,7 @@
 //! its own.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use fred::interfaces::{HashesInterface as _, StreamsInterface as _};
 use fred::types::Key;
@@ -14,10 +15,15 @@ use super::keyspace::{self, Shard};
 use super::record::{corrupt, parse_revision};
 use super::stored_event::StoredEvent;
 use crate::domain::{KeyEvent, Revision, Timestamp};
-use crate::repository::{Changes, ErrorKind, EventPageRequest, FeedPosition, Mark, RecentChanges, Result};
+use crate::repository::{
+    Changes, ErrorKind, EventPageRequest, FeedPosition, Mark, RecentChanges, RepositoryError, Result,
+};
 
 /// How many events are read at once while they are filtered or pruned.
 const BATCH: u64 = 500;
+
+/// How long a poll waits for one shard.
+const SHARD_PATIENCE: Duration = Duration::from_secs(1);
 
 type Entry = (String, BTreeMap<String, String>);
 
@@ -77,7 +83,13 @@ impl RedisRepository {
             None => self.start().await?,
         };
         let asked = &position;
-        let parts = Shard::all().map(|shard| self.events_after(shard, asked.mark(shard.number()), limit));
+        // A shard that hangs is not waited for as long as one key would be: the others have news.
+        let patience = self.options.timeout.min(SHARD_PATIENCE);
+        let parts = Shard::all().map(|shard| async move {
+            let read = self.events_after(shard, asked.mark(shard.number()), limit);
+            let read = tokio::time::timeout(patience, read).await;
+            read.unwrap_or_else(|elapsed| Err(RepositoryError::new(ErrorKind::Timeout, elapsed)))
+        });
         let mut events = Vec::new();
         let (mut unanswered, mut last_error) = (Vec::new(), None);
         for (shard, part) in Shard::all().zip(join_all(parts).await) {

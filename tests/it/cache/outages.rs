@@ -18,7 +18,7 @@ async fn a_dead_store_is_not_noticed_within_the_bound_and_told_past_it() {
     stopwatch.advance(Duration::from_secs(59));
     let found = replica.find_within(&key.hash, bound).await.unwrap();
     assert_eq!(found.tier, Tier::Local);
-    let age = replica.knowledge.staleness(&key.hash, &found.entry);
+    let age = replica.knowledge.moment().since(found.as_of);
     assert!((Duration::from_secs(59)..=bound).contains(&age), "{age:?}");
     let sooner = replica.find_within(&key.hash, Duration::from_secs(30)).await.unwrap_err();
     assert_eq!(sooner.kind(), ErrorKind::Unavailable, "a call that asks for less");
@@ -112,4 +112,45 @@ async fn when_history_was_rewound_nothing_of_the_old_one_is_served() {
     assert!(replica.is_active(&KeyHash::of("a third")).await);
     replica.create("lost").await;
     assert!(replica.is_active(&key.hash).await);
+}
+
+/// A shard that hangs is no reason not to hear of the others' changes, nor to refuse their keys.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_shard_holds_up_no_other() {
+    let servers = Redis::Cluster.start(&[]);
+    let quick = || keyvouch::repository::RedisOptions {
+        timeout: Duration::from_millis(500),
+        ..keyvouch::repository::RedisOptions::default()
+    };
+    let store = keyvouch::repository::RedisRepository::open(&servers.url, quick()).await.unwrap();
+    let (a, b) =
+        (Replica::start(store.clone(), &options()).await, Replica::start(store.clone(), &options()).await);
+    let mut keys = Vec::new();
+    for number in 0..30 {
+        keys.push(a.create(&format!("secret {number}")).await);
+    }
+    for key in &keys {
+        until("the key", async || b.is_active(&key.hash).await).await;
+    }
+    let primary = servers
+        .servers
+        .iter()
+        .find(|server| crate::redis_servers::cli(server.port, &["ROLE"]).starts_with("master"));
+    let primary = primary.unwrap();
+    primary.watched.freeze();
+    let (mut healthy, mut frozen) = (Vec::new(), Vec::new());
+    for key in keys {
+        match store.get_by_hash(&key.hash).await {
+            Ok(_) => healthy.push(key),
+            Err(_) => frozen.push(key),
+        }
+    }
+    assert!(!healthy.is_empty() && !frozen.is_empty());
+    for key in &healthy[..3.min(healthy.len())] {
+        a.revoke(key.id).await;
+        until("the revocation", async || !b.is_active(&key.hash).await).await;
+        assert!(b.find_within(&key.hash, Duration::ZERO).await.is_ok(), "it is asked for, too");
+    }
+    assert!(b.is_active(&frozen[0].hash).await, "what is cached is served within the bound");
+    primary.watched.thaw();
 }

@@ -231,3 +231,23 @@ fn expired_keys_are_pruned_by_hand_or_by_the_server() {
     assert_eq!(prune(&[]), 1);
     assert_eq!(names(), ["later"]);
 }
+
+/// What needs a credential gets it, from a file that was named or found.
+#[test]
+fn validate_can_ask_for_less_staleness() {
+    let home = Home::new();
+    let server = home.serve(&[]);
+    let created = home.json(&server, &["key", "create", "--name", "n", "--owner", "o"]);
+    let secret = created["secret"].as_str().unwrap();
+    let ask = |arguments: &[&str]| {
+        let all = [&["--output", "json", "validate", "--addr", &server.address], arguments].concat();
+        let done = home.run_with_input(&all, secret);
+        assert_eq!(done.status, 0, "{}", done.stderr);
+        let answer: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
+        answer["freshness"]["tier"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(ask(&[]), "TIER_LOCAL_CACHE");
+    assert_eq!(ask(&["--max-staleness", "0s"]), "TIER_STORE");
+    let named = ["--token-file", "keyvouch.admin-token", "--max-staleness", "100ms"];
+    assert!(["TIER_LOCAL_CACHE", "TIER_STORE"].contains(&ask(&named).as_str()));
+}
