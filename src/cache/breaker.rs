@@ -43,7 +43,7 @@ impl Breaker {
     ///
     /// # Errors
     /// [`ErrorKind::Unavailable`]: the store did not answer lately.
-    pub fn check(&self, hash: &KeyHash) -> Result<Asked<'_>> {
+    pub(super) fn check(&self, hash: &KeyHash) -> Result<Asked<'_>> {
         let part = usize::from(hash.as_bytes()[0]) % self.parts.len();
         let mut state = self.lock(part);
         if let State::Open { until, pause } = *state {
@@ -111,7 +111,7 @@ fn is_outage(error: &RepositoryError) -> bool {
 
 /// A load that was let through. One that is given up without an answer counts as a time-out.
 #[derive(Debug)]
-pub struct Asked<'b> {
+pub(super) struct Asked<'b> {
     breaker: &'b Breaker,
     part: usize,
     has_ended: bool,
@@ -119,7 +119,7 @@ pub struct Asked<'b> {
 
 impl Asked<'_> {
     /// How it ended.
-    pub fn ended<T>(mut self, outcome: &Result<T>) {
+    pub(super) fn ended<T>(mut self, outcome: &Result<T>) {
         self.has_ended = true;
         self.breaker.report(self.part, outcome.as_ref().is_err_and(is_outage));
     }

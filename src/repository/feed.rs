@@ -206,7 +206,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_position_makes_the_round_trip(marks in prop::collection::btree_map(any::<u8>(), (any::<bool>(), any::<i64>(), any::<u64>()), 0..70)) {
+        fn a_position_makes_the_round_trip(marks in prop::collection::btree_map(any::<u8>(), (any::<bool>(), 0..=i64::MAX, any::<u64>()), 0..70)) {
             let position = FeedPosition(marks.into_iter().map(|(part, (is_event, revision, number))| {
                 let revision = Revision::new(revision);
                 let mark = if is_event { Mark::Event { revision, nonce: number } } else { Mark::Start { missing: number } };
