@@ -86,27 +86,29 @@ async fn hand_over<R: KeyRepository + 'static>(
         let repository = Arc::clone(&repository);
         // A task of its own: a panic ends no other look-up than these.
         tokio::spawn(async move {
-            // All of them arrived before: by then nobody waits for an answer any more.
-            let _ = tokio::time::timeout(timeout, answer(repository.as_ref(), batch)).await;
+            batch.retain(|lookup| !lookup.answer.is_closed());
+            let hashes: Vec<_> = batch.iter().map(|lookup| lookup.hash).collect();
+            let found = tokio::time::timeout(timeout, find(repository.as_ref(), &hashes)).await;
+            // Most have given up by themselves by then; whoever still waits is told the same.
+            let found = found.unwrap_or_else(|elapsed| {
+                of_all(&hashes, &RepositoryError::new(ErrorKind::Timeout, elapsed))
+            });
+            send(batch, found);
             drop(place);
         });
     }
 }
 
-async fn answer(repository: &impl KeyRepository, mut batch: Vec<Lookup>) {
-    batch.retain(|lookup| !lookup.answer.is_closed());
-    if let [lookup] = batch.as_slice() {
-        let found = repository.get_by_hash(&lookup.hash).await;
-        return send(batch, [found]);
+async fn find(repository: &impl KeyRepository, hashes: &[KeyHash]) -> Vec<Result<Option<ApiKey>>> {
+    if let [hash] = hashes {
+        return vec![repository.get_by_hash(hash).await];
     }
-    let hashes: Vec<_> = batch.iter().map(|lookup| lookup.hash).collect();
-    match repository.get_many_by_hash(&hashes).await {
-        Ok(found) => send(batch, found),
-        Err(error) => {
-            let everyone = batch.iter().map(|_| Err(error.clone())).collect::<Vec<_>>();
-            send(batch, everyone);
-        }
-    }
+    let found = repository.get_many_by_hash(hashes).await;
+    found.unwrap_or_else(|error| of_all(hashes, &error))
+}
+
+fn of_all(hashes: &[KeyHash], error: &RepositoryError) -> Vec<Result<Option<ApiKey>>> {
+    hashes.iter().map(|_| Err(error.clone())).collect()
 }
 
 fn send(batch: Vec<Lookup>, answers: impl IntoIterator<Item = Result<Option<ApiKey>>>) {

@@ -72,6 +72,15 @@ impl Fleet {
         &self.0.replicas[replica].api
     }
 
+    /// What the replicas' logs say of faults that are no outage.
+    pub(super) fn faults_in_logs(&self) -> String {
+        let logs = self.0.replicas.iter().map(|replica| replica.home.read("stderr"));
+        let is_fault = |line: &str| line.contains("the store failed") || line.contains("panicked");
+        logs.flat_map(|log| log.lines().filter(|line| is_fault(line)).map(str::to_owned).collect::<Vec<_>>())
+            .collect::<Vec<_>>()
+            .join("; ")
+    }
+
     /// One fault after the other, for ever.
     pub(super) async fn faults(self, mut random: Random) {
         loop {

@@ -305,7 +305,9 @@ impl Life {
                 | Code::Unknown
         );
         if !is_honest {
-            self.counts.violations.lock().unwrap().push(format!("an outage was told as {status:?}"));
+            let log = self.fleet.faults_in_logs();
+            let told = format!("an outage was told as {}: {}; log: {log}", status.code(), status.message());
+            self.counts.violations.lock().unwrap().push(told);
         }
     }
 }
