@@ -140,6 +140,8 @@ pub(super) async fn prune_batch(
         last = Some(revision);
     }
     let Some(last) = last else {
+        // One that is dropped holds its rows until the pool gets to it: whoever prunes next would be told that another does.
+        transaction.rollback().await.map_err(from_db)?;
         return Ok(Some(0));
     };
     let deleted = transaction.execute(&query::delete_events_through(tables, last)).await.map_err(from_db)?;
