@@ -54,7 +54,7 @@ pub struct Entry {
     /// Every event up to this revision is reflected.
     pub through: Revision,
     /// Which history of the store that revision belongs to, as this process counts them.
-    pub lineage: u64,
+    pub history: u64,
     /// When the load of it began. `None` if another process loaded it, whose clock is not ours.
     pub began: Option<Moment>,
     /// Until when a cache may keep it.

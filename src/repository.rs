@@ -37,6 +37,7 @@
 //!
 //! [`SqlRepository`] needs no server around it: see `examples/list_by_owner.rs`.
 
+mod deadline;
 mod delegate;
 mod error;
 mod feed;
@@ -54,8 +55,10 @@ use std::fmt::{Debug, Display};
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
+pub(crate) use deadline::within;
 pub use error::{ErrorKind, RepositoryError, Result};
 use feed::Mark;
+pub(crate) use feed::part_of;
 pub use feed::{Changes, EventPageRequest, EventPosition, FeedPosition, RecentChanges};
 pub use memory::MemoryRepository;
 pub use on_runtime::OnRuntime;

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::domain::{Entropy, KeyHash, Moment, Stopwatch};
-use crate::repository::{ErrorKind, RepositoryError, Result};
+use crate::repository::{ErrorKind, RepositoryError, Result, part_of};
 
 /// So many failures one after the other open it.
 const FAILURES: u32 = 5;
@@ -44,7 +44,7 @@ impl Breaker {
     /// # Errors
     /// [`ErrorKind::Unavailable`]: the store did not answer lately.
     pub(super) fn check(&self, hash: &KeyHash) -> Result<Asked<'_>> {
-        let part = usize::from(hash.as_bytes()[0]) % self.parts.len();
+        let part = part_of(hash.as_bytes()[0], self.parts.len());
         let mut state = self.lock(part);
         if let State::Open { until, pause } = *state {
             let now = self.stopwatch.moment();
@@ -64,19 +64,19 @@ impl Breaker {
         (0..self.parts.len()).any(|part| matches!(*self.lock(part), State::Open { .. }))
     }
 
-    /// A poll of the feed ended so. What it says of single parts, the parts in `unanswered` apart, is known of all.
-    pub(super) fn polled(&self, outcome: &Result<()>, unanswered: &[u8]) {
-        match outcome {
-            Ok(()) => {
-                for part in (0..self.parts.len())
-                    .filter(|part| !unanswered.iter().any(|it| usize::from(*it) == *part))
-                {
-                    self.report(part, false);
-                }
+    /// A poll of the feed was answered, but by the parts in `unanswered`.
+    pub(super) fn poll_answered(&self, unanswered: &[u8]) {
+        for (number, part) in (0..).zip(0..self.parts.len()) {
+            if !unanswered.contains(&number) {
+                self.report(part, false);
             }
-            // Of several parts it is not known which one it was.
-            Err(error) if self.parts.len() == 1 => self.report(0, is_outage(error)),
-            Err(_) => {}
+        }
+    }
+
+    /// A poll of the feed failed. Of several parts it is not known which one it was.
+    pub(super) fn poll_failed(&self, error: &RepositoryError) {
+        if self.parts.len() == 1 {
+            self.report(0, is_outage(error));
         }
     }
 
@@ -191,9 +191,9 @@ mod tests {
         }
         breaker.check(&hash(1)).unwrap_err();
         breaker.check(&hash(0)).unwrap().ended(&Ok(()));
-        breaker.polled(&Ok(()), &[1]);
+        breaker.poll_answered(&[1]);
         breaker.check(&hash(1)).unwrap_err();
-        breaker.polled(&Ok(()), &[]);
+        breaker.poll_answered(&[]);
         breaker.check(&hash(1)).unwrap().ended(&Ok(()));
     }
 

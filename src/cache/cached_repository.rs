@@ -62,21 +62,9 @@ impl Effect {
 }
 
 /// Which keys a change is about, as far as that is known before it is made.
-struct Target {
-    /// A byte of the hash or of the id, by which the part of the feed is found.
-    byte: u8,
-    hashes: Vec<KeyHash>,
-}
-
-impl Target {
-    fn of_hashes(hashes: Vec<KeyHash>) -> Self {
-        Self { byte: hashes.first().map_or(0, |hash| hash.as_bytes()[0]), hashes }
-    }
-
-    fn of_id(id: KeyId) -> Self {
-        // The last byte of an id is the first of the hash.
-        Self { byte: id.as_uuid().as_bytes()[15], hashes: Vec::new() }
-    }
+enum Target {
+    Id(KeyId),
+    Hashes(Vec<KeyHash>),
 }
 
 impl CachedRepository {
@@ -110,10 +98,7 @@ impl CachedRepository {
             }
             outcome
         });
-        match task.await {
-            Ok(outcome) => outcome,
-            Err(stopped) => Err(RepositoryError::new(ErrorKind::Internal, stopped)),
-        }
+        task.await?
     }
 
     async fn delete_key<F>(
@@ -142,7 +127,7 @@ impl CachedRepository {
             let effect = |hash| Effect { hash, revision, key: None };
             hash.map(effect).into_iter().collect()
         };
-        self.change(Target::of_id(id), change, deleted).await.map(|(_, revision)| revision)
+        self.change(Target::Id(id), change, deleted).await.map(|(_, revision)| revision)
     }
 }
 
@@ -158,7 +143,7 @@ impl CacheParts {
             let entry = key.map(|key| Entry {
                 key: Some(Arc::new(key)),
                 through,
-                lineage: history,
+                history,
                 began: Some(began),
                 kept_until: Moment::NEVER,
             });
@@ -181,11 +166,16 @@ impl CacheParts {
             // Another replica may have deleted it: then it must not be served here any more.
             ErrorKind::NotFound => return self.hear_of_changes().await,
             ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Internal => {
-                self.knowledge.doubt(target.byte);
                 self.source.forget_running();
-                for hash in &target.hashes {
-                    for cache in &self.caches {
-                        cache.forget(hash).await;
+                match target {
+                    Target::Id(id) => self.knowledge.doubt_id(*id),
+                    Target::Hashes(hashes) => {
+                        for hash in hashes {
+                            self.knowledge.doubt(hash);
+                            for cache in &self.caches {
+                                cache.forget(hash).await;
+                            }
+                        }
                     }
                 }
             }
@@ -247,13 +237,13 @@ impl KeyRepository for CachedRepository {
     }
 
     async fn create(&self, key: ApiKey, context: &ChangeContext) -> Result<ApiKey> {
-        let (target, context) = (Target::of_hashes(vec![key.hash]), context.clone());
+        let (target, context) = (Target::Hashes(vec![key.hash]), context.clone());
         let change = |parts: Arc<CacheParts>| async move { parts.repository.create(key, &context).await };
         self.change(target, change, |created| vec![Effect::of(created)]).await
     }
 
     async fn create_many(&self, keys: Vec<ApiKey>, context: &ChangeContext) -> Result<Vec<Result<ApiKey>>> {
-        let target = Target::of_hashes(keys.iter().map(|key| key.hash).collect());
+        let target = Target::Hashes(keys.iter().map(|key| key.hash).collect());
         let context = context.clone();
         let change = |parts: Arc<CacheParts>| async move {
             let outcomes = parts.repository.create_many(keys, &context).await?;
@@ -271,7 +261,7 @@ impl KeyRepository for CachedRepository {
     }
 
     async fn update(&self, key: ApiKey, expected: Revision, context: &ChangeContext) -> Result<ApiKey> {
-        let (target, context) = (Target::of_hashes(vec![key.hash]), context.clone());
+        let (target, context) = (Target::Hashes(vec![key.hash]), context.clone());
         let change = move |parts: Arc<CacheParts>| async move {
             parts.repository.update(key, expected, &context).await
         };
@@ -305,11 +295,11 @@ impl KeyRepository for CachedRepository {
         let change =
             move |parts: Arc<CacheParts>| async move { parts.repository.revoke(id, reason, &context).await };
         // One that changed nothing counts too: this replica may not have heard of the first one yet.
-        self.change(Target::of_id(id), change, |revoked| vec![Effect::of(revoked)]).await
+        self.change(Target::Id(id), change, |revoked| vec![Effect::of(revoked)]).await
     }
 
     async fn rotate(&self, rotation: Rotation, context: &ChangeContext) -> Result<Rotation> {
-        let target = Target::of_hashes(vec![rotation.replaced.hash, rotation.successor.hash]);
+        let target = Target::Hashes(vec![rotation.replaced.hash, rotation.successor.hash]);
         let context = context.clone();
         let change =
             |parts: Arc<CacheParts>| async move { parts.repository.rotate(rotation, &context).await };

@@ -1,6 +1,5 @@
 //! Follows the store's change feed, so that this replica knows what others changed.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +9,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Breaker, KeyCache, Knowledge, RedisCache, Tier};
 use crate::domain::Moment;
-use crate::repository::{ErrorKind, FeedPosition, KeyRepository, RepositoryError, Result};
+use crate::repository::{
+    ErrorKind, FeedPosition, KeyRepository, RecentChanges, RepositoryError, Result, within,
+};
 use crate::telemetry::error_chain;
 
 /// How many events one poll reads.
@@ -98,27 +99,30 @@ impl FeedHandle {
 }
 
 impl FeedFollower {
-    /// Reads the newest events of `repository` into `knowledge` (rule 7). `redis` is that of `caches` whose entries have an
-    /// epoch.
+    /// Begins with `recent`, the newest events of `repository` (rule 7), which are [read](Self::read_recent) before.
+    /// `redis` is that of `caches` whose entries have an epoch.
     ///
-    /// A store that can't be read now is read as soon as it can; until then nothing is served.
-    pub async fn start(
+    /// A store that could not be read is read as soon as it can; until then nothing is served.
+    pub fn start(
         repository: Arc<dyn KeyRepository>,
         knowledge: Arc<Knowledge>,
+        recent: Result<RecentChanges>,
         caches: Vec<Arc<dyn KeyCache>>,
         redis: Option<Arc<RedisCache>>,
         breaker: Arc<Breaker>,
         options: FeedOptions,
     ) -> (Self, FeedHandle) {
-        let begun = begin(repository.as_ref(), &knowledge, options.deadline).await;
-        let has_begun = begun.is_ok();
-        let position = begun.unwrap_or_else(|error| {
-            tracing::warn!(error = %error_chain(&error), "the store's change feed can't be read yet");
-            FeedPosition::beginning()
-        });
-        if let Some(redis) = &redis {
-            redis.follow_epoch(false).await;
-        }
+        let has_begun = recent.is_ok();
+        let position = match recent {
+            Ok(recent) => {
+                knowledge.start(&recent);
+                recent.position
+            }
+            Err(error) => {
+                tracing::warn!(error = %error_chain(&error), "the store's change feed can't be read yet");
+                FeedPosition::beginning()
+            }
+        };
         let (asking, requests) = mpsc::channel(REQUESTS);
         let (seen, seeing) = watch::channel(Seen { position, as_of: None });
         let follower = Self {
@@ -136,6 +140,15 @@ impl FeedFollower {
         // One that is under way has its time, and then the one that was asked for.
         let patience = options.deadline * 2;
         (follower, FeedHandle { requests: asking, patience, seen: seeing })
+    }
+
+    /// The newest events of `repository`, as many as there is room for fences.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotOffered`] without a feed; those of the store.
+    pub async fn read_recent(repository: &dyn KeyRepository, deadline: Duration) -> Result<RecentChanges> {
+        let limit = Knowledge::fences_of_a_part(repository.feed_parts());
+        within(deadline, repository.recent_changes(limit)).await
     }
 
     /// Follows for ever.
@@ -163,8 +176,8 @@ impl FeedFollower {
             }
             loop {
                 let outcome = self.poll().await;
-                if outcome.is_err() {
-                    self.breaker.polled(&outcome, &[]);
+                if let Err(error) = &outcome {
+                    self.breaker.poll_failed(error);
                 }
                 self.log(&outcome);
                 for answer in waiting.drain(..) {
@@ -195,7 +208,6 @@ impl FeedFollower {
         let mut has_begun_anew = false;
         loop {
             let sent = self.knowledge.poll_sent();
-            let as_of = self.knowledge.moment();
             let Seen { position, as_of: known } = self.seen.borrow().clone();
             let asked = self.repository.changes(Some(&position), BATCH);
             let changes = match within(self.options.deadline, asked).await {
@@ -222,10 +234,10 @@ impl FeedFollower {
                 self.knowledge.confirm(&sent, &changes.unanswered);
             }
             let is_known = is_all && changes.unanswered.is_empty();
-            let as_of = if is_known { Some(as_of) } else { known };
+            let as_of = if is_known { Some(sent.at) } else { known };
             self.seen.send_replace(Seen { position: changes.position, as_of });
             if is_all {
-                self.breaker.polled(&Ok(()), &changes.unanswered);
+                self.breaker.poll_answered(&changes.unanswered);
                 return match changes.unanswered.first() {
                     None => Ok(()),
                     Some(part) => Err(RepositoryError::new(
@@ -249,9 +261,10 @@ impl FeedFollower {
             }
         }
         loop {
-            match begin(self.repository.as_ref(), &self.knowledge, self.options.deadline).await {
-                Ok(position) => {
-                    self.seen.send_replace(Seen { position, as_of: None });
+            match Self::read_recent(self.repository.as_ref(), self.options.deadline).await {
+                Ok(recent) => {
+                    self.knowledge.start(&recent);
+                    self.seen.send_replace(Seen { position: recent.position, as_of: None });
                     return;
                 }
                 Err(error) => {
@@ -287,20 +300,4 @@ impl FeedFollower {
         }
         self.is_failing = outcome.is_err();
     }
-}
-
-/// Rule 7.
-async fn begin(
-    repository: &dyn KeyRepository,
-    knowledge: &Knowledge,
-    deadline: Duration,
-) -> Result<FeedPosition> {
-    let recent = within(deadline, repository.recent_changes(knowledge.fences_of_a_part())).await?;
-    knowledge.start(&recent);
-    Ok(recent.position)
-}
-
-async fn within<T>(deadline: Duration, asked: impl Future<Output = Result<T>>) -> Result<T> {
-    let answered = tokio::time::timeout(deadline, asked).await;
-    answered.unwrap_or_else(|elapsed| Err(RepositoryError::new(ErrorKind::Timeout, elapsed)))
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::Entry;
 use super::protocol::{Cause, Kind, Part, through};
-use crate::domain::{ApiKey, ChangeKind, KeyEvent, KeyHash, Moment, Revision, Stopwatch};
-use crate::repository::{FeedPosition, KeyRepository, RecentChanges};
+use crate::domain::{ApiKey, ChangeKind, KeyEvent, KeyHash, KeyId, Moment, Revision, Stopwatch};
+use crate::repository::{FeedPosition, RecentChanges, part_of};
 
 /// How many fences there is room for in all, of each cause: with about 150 bytes each.
 const FENCES: usize = 16_384;
@@ -17,7 +17,7 @@ const FENCES: usize = 16_384;
 pub struct Knowledge {
     parts: Box<[Cell]>,
     /// Which history of the store this is: grows when it was rewound. 0 while it is not known.
-    lineage: AtomicU64,
+    history: AtomicU64,
     /// How many there were.
     histories: AtomicU64,
     /// For a store without a change feed: revisions of different keys need not be comparable, so changes are numbered here,
@@ -39,7 +39,7 @@ struct Cell {
 #[derive(Clone, Copy, Debug)]
 pub struct Noted {
     revision: Revision,
-    lineage: u64,
+    history: u64,
     /// When the load began.
     pub began: Moment,
 }
@@ -47,15 +47,15 @@ pub struct Noted {
 impl Noted {
     /// Which history of the store it belongs to.
     #[must_use]
-    pub(super) fn lineage(&self) -> u64 {
-        self.lineage
+    pub(super) fn history(&self) -> u64 {
+        self.history
     }
 }
 
 /// How often each part was doubted when a poll was sent.
 #[derive(Clone, Debug)]
 pub(super) struct PollSent {
-    at: Moment,
+    pub at: Moment,
     doubts: Vec<u64>,
 }
 
@@ -63,9 +63,9 @@ impl Knowledge {
     /// Of a store whose feed has `parts` parts. Nothing may be served until its end was read.
     #[must_use]
     pub fn of_feed(parts: u8, stopwatch: Arc<dyn Stopwatch>) -> Self {
-        let count = usize::from(parts.max(1));
-        let parts = (0..count).map(|_| Cell::new(FENCES / count)).collect();
-        Self { parts, lineage: AtomicU64::new(0), histories: AtomicU64::new(0), alone: None, stopwatch }
+        let capacity = Self::fences_of_a_part(parts);
+        let parts = (0..parts.max(1)).map(|_| Cell::new(capacity)).collect();
+        Self { parts, history: AtomicU64::new(0), histories: AtomicU64::new(0), alone: None, stopwatch }
     }
 
     /// Of a store without a feed: this replica's own changes are all that it knows of.
@@ -76,19 +76,9 @@ impl Knowledge {
         by_revision.start(Revision::NONE, Revision::NONE);
         knowledge.alone = Some(Mutex::new(by_revision));
         knowledge.parts[0].change(|part| part.start(Revision::NONE, Revision::NONE));
-        knowledge.lineage = AtomicU64::new(1);
+        knowledge.history = AtomicU64::new(1);
         knowledge.histories = AtomicU64::new(1);
         knowledge
-    }
-
-    /// That of the feed of `repository`, if it has one.
-    #[must_use]
-    pub fn of(repository: &dyn KeyRepository, has_feed: bool, stopwatch: Arc<dyn Stopwatch>) -> Self {
-        if has_feed {
-            Self::of_feed(repository.feed_parts(), stopwatch)
-        } else {
-            Self::without_feed(stopwatch)
-        }
     }
 
     /// Whether changes of other replicas are heard of.
@@ -109,14 +99,14 @@ impl Knowledge {
     /// that change, whether or not the feed has told of it yet.
     #[must_use]
     pub fn note(&self, hash: &KeyHash) -> Option<Noted> {
-        let lineage = self.lineage.load(Ordering::SeqCst);
-        if lineage == 0 {
+        let history = self.history.load(Ordering::SeqCst);
+        if history == 0 {
             return None;
         }
         let part = self.cell(hash).lock();
         let revision = part.cursor().max(part.floor(hash, Kind::Absent));
         drop(part);
-        Some(Noted { revision, lineage, began: self.moment() })
+        Some(Noted { revision, history, began: self.moment() })
     }
 
     /// The entry of a load that noted `noted` and found `key` in the store.
@@ -126,7 +116,7 @@ impl Knowledge {
         Entry {
             key: key.map(Arc::new),
             through: through(noted.revision, revision),
-            lineage: noted.lineage,
+            history: noted.history,
             began: Some(noted.began),
             kept_until: Moment::NEVER,
         }
@@ -159,7 +149,7 @@ impl Knowledge {
     /// takes it out as soon as it does not, that is all there is to ask, and it takes no lock.
     #[must_use]
     pub(super) fn is_of_this_history(&self, entry: &Entry) -> bool {
-        entry.lineage != 0 && entry.lineage == self.history()
+        entry.history != 0 && entry.history == self.history()
     }
 
     /// Rule 9: when the last poll was sent that all events were applied of. **Taken before an entry is read**: the entry then
@@ -183,7 +173,7 @@ impl Knowledge {
     /// Which history of the store this is; 0 while it is not known.
     #[must_use]
     pub fn history(&self) -> u64 {
-        self.lineage.load(Ordering::SeqCst)
+        self.history.load(Ordering::SeqCst)
     }
 
     /// Rule 2: from now on nothing is served for `hash` that does not reflect its change `revision`, which this replica made.
@@ -207,10 +197,18 @@ impl Knowledge {
         })
     }
 
-    /// A change of a key whose id or hash begins or ends with `byte` may or may not have been made: until a poll that is sent
-    /// from now on, what the feed said before counts for nothing.
-    pub fn doubt(&self, byte: u8) {
-        let cell = &self.parts[usize::from(byte) % self.parts.len()];
+    /// A change of `hash` may or may not have been made: until a poll that is sent from now on, what the feed said before
+    /// counts for nothing.
+    pub fn doubt(&self, hash: &KeyHash) {
+        Self::doubt_in(self.cell(hash));
+    }
+
+    /// The same where only the key's id is known.
+    pub fn doubt_id(&self, id: KeyId) {
+        Self::doubt_in(&self.parts[part_of(id.hash_byte(), self.parts.len())]);
+    }
+
+    fn doubt_in(cell: &Cell) {
         cell.doubts.fetch_add(1, Ordering::SeqCst);
         cell.confirmed.store(0, Ordering::SeqCst);
     }
@@ -264,29 +262,22 @@ impl Knowledge {
             self.apply(event);
         }
         let number = self.histories.fetch_add(1, Ordering::SeqCst) + 1;
-        self.lineage.store(number, Ordering::SeqCst);
+        self.history.store(number, Ordering::SeqCst);
     }
 
     /// Rule 8: history was rewound, or events were let go before they were read. Nothing is served until the next
     /// [`start`](Self::start).
     pub(super) fn end_history(&self) {
-        self.lineage.store(0, Ordering::SeqCst);
+        self.history.store(0, Ordering::SeqCst);
     }
 
-    /// The number of fences, for the curious.
-    #[must_use]
-    pub fn fences(&self) -> usize {
-        self.parts.iter().map(|cell| cell.lock().fences()).sum()
-    }
-
-    /// How many of the newest events of a part are worth reading at the start.
-    pub(super) fn fences_of_a_part(&self) -> usize {
-        FENCES / self.parts.len()
+    /// How many of the newest events of a part are worth reading at the start, of a feed with `parts` parts.
+    pub(super) fn fences_of_a_part(parts: u8) -> usize {
+        FENCES / usize::from(parts.max(1))
     }
 
     fn cell(&self, hash: &KeyHash) -> &Cell {
-        // The part of a key follows from the first byte of its hash: see `KeyRepository::feed_parts`.
-        &self.parts[usize::from(hash.as_bytes()[0]) % self.parts.len()]
+        &self.parts[part_of(hash.as_bytes()[0], self.parts.len())]
     }
 }
 

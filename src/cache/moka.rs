@@ -86,7 +86,7 @@ impl MokaCache {
             Kind::Absent => (&self.absent, &self.present, self.options.absent_ttl),
         };
         let kept = entry.kept_for(ttl, hash, self.knowledge.moment());
-        let is_stale = |there: &Entry| there.lineage != kept.lineage || !self.knowledge.fits(hash, there);
+        let is_stale = |there: &Entry| !self.knowledge.fits(hash, there);
         // Serialised with all else that is done to this hash: a fence that goes up before is seen here, and one that goes up
         // later is followed by a removal, which waits for this.
         same.entry_by_ref(hash).and_compute_with(|there| {

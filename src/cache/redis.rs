@@ -129,17 +129,21 @@ impl RedisCache {
             }
         }
         let _one_at_a_time = self.following.lock().await;
-        let mut random = [0; 8];
-        if self.entropy.fill(&mut random).is_err() {
-            return false;
-        }
         let (old, is_left) = {
             let epoch = self.lock_epoch();
             let old = epoch.left.clone().or_else(|| epoch.current.clone());
             (old.unwrap_or_else(|| Arc::from("")), epoch.left.is_some())
         };
         // One that is missing there was flushed or evicted, with or without the entries: this replica's own goes on.
-        let next = if is_left || old.is_empty() { HEXLOWER.encode(&random) } else { old.to_string() };
+        let next = if is_left || old.is_empty() {
+            let mut random = [0; 8];
+            if self.entropy.fill(&mut random).is_err() {
+                return false;
+            }
+            HEXLOWER.encode(&random)
+        } else {
+            old.to_string()
+        };
         let arguments = vec![old.to_string(), next];
         let answer: std::result::Result<String, _> =
             self.client.eval(MOVE_EPOCH, vec![self.name("epoch")], arguments).await;
@@ -187,7 +191,7 @@ impl RedisCache {
 
     fn entry_name(&self, hash: &KeyHash) -> Option<String> {
         let epoch = self.epoch()?;
-        Some(format!("{}{epoch}:{}", self.options.key_prefix, HEXLOWER.encode(hash.as_bytes())))
+        Some(format!("{}{epoch}:{}", self.options.key_prefix, hash.to_hex()))
     }
 
     fn epoch(&self) -> Option<Arc<str>> {
@@ -242,7 +246,7 @@ impl RedisCache {
         Some(Entry {
             through: self.knowledge.adopt(hash, &noted, known)?,
             key: Some(Arc::new(key)),
-            lineage: noted.lineage(),
+            history: noted.history(),
             began,
             kept_until: noted.began.after(kept_for),
         })

@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::{Demand, Found, KeySource, Knowledge};
 use crate::domain::{KeyHash, Moment};
-use crate::repository::{ErrorKind, RepositoryError, Result};
+use crate::repository::{ErrorKind, RepositoryError, Result, within};
 
 /// How often a call that got what it may not serve any more asks anew.
 const MAX_ATTEMPTS: usize = 16;
@@ -76,12 +76,6 @@ impl SingleFlight {
         self.flights.lock().clear();
     }
 
-    /// How many loads are under way.
-    #[must_use]
-    pub fn running(&self) -> usize {
-        self.flights.lock().len()
-    }
-
     /// A load that began late enough for `demand`: one that runs already, or a new one.
     fn flight(&self, hash: &KeyHash, demand: &Demand) -> Result<Flight> {
         let mut flights = self.flights.lock();
@@ -106,9 +100,7 @@ impl SingleFlight {
         let (deadline, landing) =
             (self.deadline, Landing { flights: Arc::clone(&self.flights), hash, number });
         self.handle.spawn(async move {
-            let found = tokio::time::timeout(deadline, inner.find(&hash, &demand)).await;
-            let found =
-                found.unwrap_or_else(|elapsed| Err(RepositoryError::new(ErrorKind::Timeout, elapsed)));
+            let found = within(deadline, inner.find(&hash, &demand)).await;
             // From here on nobody joins it, so whoever did is told.
             drop(landing);
             land.send_replace(Some(found));

@@ -61,7 +61,9 @@ impl CacheStack {
         entropy: &Arc<dyn Entropy>,
         stopwatch: &Arc<dyn Stopwatch>,
     ) -> Result<Self> {
-        let has_feed = has_feed(store.as_ref(), options.feed.deadline).await;
+        let recent = FeedFollower::read_recent(store.as_ref(), options.feed.deadline).await;
+        // A store that does not answer now may have one.
+        let has_feed = !recent.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotOffered);
         let knowledge = Arc::new(if has_feed {
             Knowledge::of_feed(store.feed_parts(), Arc::clone(stopwatch))
         } else {
@@ -87,12 +89,12 @@ impl CacheStack {
             let (follower, feed) = FeedFollower::start(
                 Arc::clone(&store),
                 Arc::clone(&knowledge),
+                recent,
                 caches.clone(),
                 redis.clone(),
                 Arc::clone(&breaker),
                 options.feed,
-            )
-            .await;
+            );
             (Some(follower), Some(feed))
         } else {
             (None, None)
@@ -121,10 +123,4 @@ impl CacheStack {
         }
         Ok(Self { repository, source, knowledge, follower, feed, local, redis, breaker })
     }
-}
-
-/// A store that does not answer now may have one.
-async fn has_feed(store: &dyn KeyRepository, deadline: Duration) -> bool {
-    let recent = tokio::time::timeout(deadline, store.recent_changes(1)).await;
-    !matches!(recent, Ok(Err(error)) if error.kind() == ErrorKind::NotOffered)
 }

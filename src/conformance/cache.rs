@@ -102,7 +102,7 @@ pub async fn what_is_forgotten_is_gone(subject: Subject) {
 
 /// An entry of a history that is over, or of none, is not let in.
 pub async fn another_history_is_not_let_in(subject: Subject) {
-    let put = Entry { lineage: subject.knowledge.history() + 1, ..entry(&subject, 1, Some(stored(1).await)) };
+    let put = Entry { history: subject.knowledge.history() + 1, ..entry(&subject, 1, Some(stored(1).await)) };
     subject.cache.put(&hash(1), &put).await;
     assert!(subject.cache.get(&hash(1)).await.is_none());
 }

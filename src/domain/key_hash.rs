@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use data_encoding::HEXLOWER;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
@@ -33,6 +34,18 @@ impl KeyHash {
         &self.0
     }
 
+    /// The digest in lowercase hex, as stores write it that have names and documents instead of bytes.
+    #[must_use]
+    pub fn to_hex(&self) -> String {
+        HEXLOWER.encode(&self.0)
+    }
+
+    /// Reads what [`to_hex`](Self::to_hex) gave; `None` if it is something else.
+    #[must_use]
+    pub fn from_hex(hex: &str) -> Option<Self> {
+        HEXLOWER.decode(hex.as_bytes()).ok()?.try_into().ok().map(Self)
+    }
+
     /// Whether the two are the same, in a time that does not depend on where they differ.
     #[must_use]
     pub fn is_same_in_constant_time(&self, other: &Self) -> bool {
@@ -55,7 +68,10 @@ mod tests {
         // FIPS 180-2, appendix B.1.
         let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         let hash = KeyHash::of("abc");
-        assert_eq!(data_encoding::HEXLOWER.encode(hash.as_bytes()), expected);
+        assert_eq!(hash.to_hex(), expected);
+        assert_eq!(KeyHash::from_hex(expected), Some(hash));
+        assert_eq!(KeyHash::from_hex(&expected[2..]), None);
+        assert_eq!(KeyHash::from_hex(&expected.to_uppercase()), None);
     }
 
     #[test]

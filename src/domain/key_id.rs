@@ -28,7 +28,13 @@ impl KeyId {
     /// Whether this id has the form that [`KeyId::generate`] gives to the key with `hash`. All keys of a store have.
     #[must_use]
     pub fn belongs_to(&self, hash: &KeyHash) -> bool {
-        self.0.get_version_num() == 7 && self.0.as_bytes()[15] == hash.as_bytes()[0]
+        self.0.get_version_num() == 7 && self.hash_byte() == hash.as_bytes()[0]
+    }
+
+    /// The first byte of the hash that this id [belongs to](Self::belongs_to).
+    #[must_use]
+    pub fn hash_byte(self) -> u8 {
+        self.0.as_bytes()[15]
     }
 
     /// Reads the hyphenated form, which came in `field`.

@@ -86,6 +86,13 @@ impl From<ErrorKind> for RepositoryError {
     }
 }
 
+/// The task of a call did not come to its end; its panic is in the log.
+impl From<tokio::task::JoinError> for RepositoryError {
+    fn from(stopped: tokio::task::JoinError) -> Self {
+        Self::new(ErrorKind::Internal, stopped)
+    }
+}
+
 impl From<crate::domain::ImmutableField> for RepositoryError {
     fn from(error: crate::domain::ImmutableField) -> Self {
         Self::new(ErrorKind::Refused, error)

@@ -40,6 +40,12 @@ impl EventPosition {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FeedPosition(BTreeMap<u8, Mark>);
 
+/// Which of `parts` parts of a feed tells of a key whose hash begins with `byte`: see
+/// [`KeyRepository::feed_parts`](super::KeyRepository::feed_parts).
+pub(crate) fn part_of(byte: u8, parts: usize) -> usize {
+    usize::from(byte) % parts
+}
+
 /// How a mark is written: the part, what it is, and two numbers.
 const MARK_BYTES: usize = 18;
 const MARK_EVENT: u8 = 1;

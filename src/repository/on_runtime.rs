@@ -13,8 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::lookup_queue::LookupQueue;
 use super::{
-    Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, PageRequest, RecentChanges,
-    RepositoryError, Result,
+    Changes, EventPageRequest, FeedPosition, KeyRepository, KeyStream, PageRequest, RecentChanges, Result,
 };
 use crate::domain::{
     ApiKey, ChangeContext, KeyEvent, KeyFilter, KeyHash, KeyId, OwnerId, Revision, RevokeReason, Rotation,
@@ -61,10 +60,7 @@ impl<R: KeyRepository + 'static> OnRuntime<R> {
         F: Future<Output = Result<T>> + Send + 'static,
     {
         let task = self.handle.spawn(call(Arc::clone(&self.inner)));
-        match task.await {
-            Ok(outcome) => outcome,
-            Err(stopped) => Err(RepositoryError::new(ErrorKind::Internal, stopped)),
-        }
+        task.await?
     }
 }
 
@@ -136,7 +132,7 @@ impl<R: KeyRepository + 'static> KeyRepository for OnRuntime<R> {
         // A list that was cut short must not look like a whole one.
         let end = stream::once(task).filter_map(async |ended| match ended {
             Ok(()) => None,
-            Err(stopped) => Some(Err(RepositoryError::new(ErrorKind::Internal, stopped))),
+            Err(stopped) => Some(Err(stopped.into())),
         });
         ReceiverStream::new(receiver).chain(end).boxed()
     }

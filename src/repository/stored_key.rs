@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -57,7 +56,7 @@ impl StoredKey {
         Self {
             format: FORMAT,
             id: key.id.as_uuid(),
-            hash: HEXLOWER.encode(key.hash.as_bytes()),
+            hash: key.hash.to_hex(),
             prefix: key.prefix.as_str().to_owned(),
             name: key.name.as_str().to_owned(),
             description: key.description.as_str().to_owned(),
@@ -87,8 +86,8 @@ impl StoredKey {
     }
 
     fn parse(self) -> std::result::Result<ApiKey, InvalidField> {
-        let hash = HEXLOWER.decode(self.hash.as_bytes()).ok().and_then(|hash| hash.try_into().ok());
-        let hash = hash.ok_or_else(|| InvalidField::new("hash", "is no SHA-256 digest"))?;
+        let hash =
+            KeyHash::from_hex(&self.hash).ok_or_else(|| InvalidField::new("hash", "is no SHA-256 digest"))?;
         let revocation = match self.revoked_at {
             None => None,
             Some(at) => Some(Revocation {
@@ -98,7 +97,7 @@ impl StoredKey {
         };
         Ok(ApiKey {
             id: KeyId::from_uuid(self.id),
-            hash: KeyHash::from_bytes(hash),
+            hash,
             prefix: KeyPrefix::parse("prefix", self.prefix)?,
             name: KeyName::parse("name", self.name)?,
             description: Description::parse("description", self.description)?,

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::cache::{FeedHandle, Knowledge, Seen};
 use crate::domain::{KeyEvent, Moment};
-use crate::repository::{ErrorKind, FeedPosition, KeyRepository, RepositoryError, Result};
+use crate::repository::{ErrorKind, FeedPosition, KeyRepository, RepositoryError, Result, within};
 
 /// How many events are told at once.
 const BATCH: usize = 500;
@@ -127,8 +127,7 @@ impl Watching {
     async fn ask(&mut self) -> Result<Option<News>> {
         let asked_at = self.watcher.knowledge.moment();
         let asked = self.watcher.repository.changes(Some(&self.position), BATCH);
-        let answered = tokio::time::timeout(HEARTBEAT, asked).await;
-        match answered.unwrap_or_else(|elapsed| Err(RepositoryError::new(ErrorKind::Timeout, elapsed))) {
+        match within(HEARTBEAT, asked).await {
             Ok(changes) => {
                 self.is_behind = changes.events.len() == BATCH || !changes.unanswered.is_empty();
                 self.position = changes.position;

@@ -16,7 +16,7 @@ use super::record::{corrupt, parse_revision};
 use super::stored_event::StoredEvent;
 use crate::domain::{KeyEvent, Revision, Timestamp};
 use crate::repository::{
-    Changes, ErrorKind, EventPageRequest, FeedPosition, Mark, RecentChanges, RepositoryError, Result,
+    Changes, ErrorKind, EventPageRequest, FeedPosition, Mark, RecentChanges, Result, within,
 };
 
 /// How many events are read at once while they are filtered or pruned.
@@ -86,9 +86,7 @@ impl RedisRepository {
         // A shard that hangs is not waited for as long as one key would be: the others have news.
         let patience = self.options.timeout.min(SHARD_PATIENCE);
         let parts = Shard::all().map(|shard| async move {
-            let read = self.events_after(shard, asked.mark(shard.number()), limit);
-            let read = tokio::time::timeout(patience, read).await;
-            read.unwrap_or_else(|elapsed| Err(RepositoryError::new(ErrorKind::Timeout, elapsed)))
+            within(patience, self.events_after(shard, asked.mark(shard.number()), limit)).await
         });
         let mut events = Vec::new();
         let (mut unanswered, mut last_error) = (Vec::new(), None);

@@ -29,7 +29,7 @@ impl Shard {
     }
 
     pub(super) fn of_id(id: KeyId) -> Self {
-        Self(id.as_uuid().as_bytes()[15] % SHARDS)
+        Self(id.hash_byte() % SHARDS)
     }
 
     pub(super) fn all() -> impl Iterator<Item = Self> {
@@ -62,8 +62,7 @@ impl Keyspace {
     }
 
     pub(super) fn record(&self, hash: &KeyHash) -> String {
-        let hash_hex = data_encoding::HEXLOWER.encode(hash.as_bytes());
-        self.name(Shard::of_hash(hash), &format!("key:{hash_hex}"))
+        self.name(Shard::of_hash(hash), &format!("key:{}", hash.to_hex()))
     }
 
     pub(super) fn id(&self, id: KeyId) -> String {

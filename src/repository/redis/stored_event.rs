@@ -1,6 +1,5 @@
 //! An event as it is stored in a stream.
 
-use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -34,7 +33,7 @@ impl StoredEvent {
         Self {
             nonce,
             key_id: key_id.as_uuid(),
-            hash: HEXLOWER.encode(hash.as_bytes()),
+            hash: hash.to_hex(),
             owner_id: owner_id.as_str().to_owned(),
             kind: kind.as_str().to_owned(),
             changed_fields: changed_fields.iter().map(|field| field.as_str().to_owned()).collect(),
@@ -45,13 +44,12 @@ impl StoredEvent {
     }
 
     pub(super) fn into_event(self, revision: Revision) -> Result<KeyEvent> {
-        let hash = HEXLOWER.decode(self.hash.as_bytes()).ok().and_then(|hash| hash.try_into().ok());
         let fields = self.changed_fields.iter().map(|field| ChangedField::parse(field));
         let event = KeyEvent {
             revision,
             nonce: self.nonce,
             key_id: KeyId::from_uuid(self.key_id),
-            hash: KeyHash::from_bytes(hash.ok_or_else(corrupt)?),
+            hash: KeyHash::from_hex(&self.hash).ok_or_else(corrupt)?,
             owner_id: OwnerId::parse("owner_id", self.owner_id).map_err(|_| corrupt())?,
             kind: ChangeKind::parse(&self.kind).ok_or_else(corrupt)?,
             changed_fields: fields.collect::<Option<_>>().ok_or_else(corrupt)?,
