@@ -22,10 +22,17 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::repository::{ErrorKind, RepositoryError, Result};
 
+mod cluster;
+
+pub(crate) use cluster::NodeWatch;
+
 /// How long to wait before the first and the last attempts to connect again, in milliseconds.
 const RECONNECT_MILLIS: (u32, u32) = (20, 500);
 /// Commands that wait for a connection; more are refused at once.
 const MAX_WAITING: usize = 50_000;
+
+/// For how long what was sent may stay unacknowledged by a machine of a cluster, not by its server.
+const HALF_OPEN: Duration = Duration::from_secs(5);
 
 /// What `url` says. No error holds any part of it.
 pub(crate) fn config(url: &str, ca_file: Option<&Path>) -> Result<Config> {
@@ -70,19 +77,23 @@ fn tls(ca_file: &Path) -> Result<ClientConfig> {
 
 /// A client that reconnects by itself for as long as it lives, and whose commands have a deadline.
 pub(crate) fn client(config: Config, timeout: Duration) -> Result<Client> {
+    let is_clustered = config.server.is_clustered();
     Builder::from_config(config)
         .with_performance_config(|performance: &mut PerformanceConfig| {
             performance.default_command_timeout = timeout;
         })
         .with_connection_config(|connection: &mut ConnectionConfig| {
-            connection.connection_timeout = timeout;
-            connection.internal_command_timeout = timeout;
+            let patience = if is_clustered { cluster::patience(timeout) } else { timeout };
+            connection.connection_timeout = patience;
+            connection.internal_command_timeout = patience;
             connection.max_command_buffer_len = MAX_WAITING;
             // A change whose connection broke may have been made: it is for the caller to find out.
             connection.max_command_attempts = 1;
-            // Half-open connections are noticed.
+            // Half-open connections are noticed: those of a cluster by the system, since only then are they left alone while
+            // no more than their server hangs.
             connection.unresponsive =
-                UnresponsiveConfig { max_timeout: Some(timeout), interval: timeout / 4 };
+                UnresponsiveConfig { max_timeout: (!is_clustered).then_some(timeout), interval: timeout / 4 };
+            connection.tcp.user_timeout = is_clustered.then_some(HALF_OPEN.max(timeout));
         })
         .set_policy(reconnects())
         .build()

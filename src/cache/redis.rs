@@ -24,7 +24,7 @@ use futures_util::stream::BoxStream;
 
 use super::{Entry, KeyCache, Knowledge, Tier};
 use crate::domain::{ApiKey, Entropy, KeyHash, Revision};
-use crate::redis::{client, config, place};
+use crate::redis::{NodeWatch, client, config, place};
 use crate::repository::{ErrorKind, RepositoryError, Result, StoredKey};
 
 /// What this release writes. What it does not know is a miss.
@@ -66,6 +66,7 @@ impl fmt::Debug for RedisCacheOptions {
 /// Keeps records in Redis. A server that can't be reached is a miss.
 pub struct RedisCache {
     client: Client,
+    _nodes: Option<NodeWatch>,
     config: Config,
     options: RedisCacheOptions,
     place: String,
@@ -104,6 +105,7 @@ impl RedisCache {
         drop(client.connect());
         Ok(Self {
             place: place(&config.server),
+            _nodes: NodeWatch::start(vec![client.clone()], options.timeout),
             client,
             config,
             options,

@@ -17,7 +17,7 @@ use futures_util::stream::BoxStream;
 use super::RedisOptions;
 use super::error::{from_fred, is_read_only};
 use super::keyspace::Shard;
-use crate::redis::{client, config, place, wakes};
+use crate::redis::{NodeWatch, client, config, place, wakes};
 use crate::repository::{ErrorKind, RepositoryError, Result};
 
 /// Connections: changes wait for replicas on theirs, and reads, which have one for all, never do. Clones share them.
@@ -30,13 +30,14 @@ pub(super) struct Connection {
     config: Config,
     timeout: Duration,
     min_replicas_ack: u32,
+    _nodes: Arc<Option<NodeWatch>>,
 }
 
 impl Connection {
     /// Connects to the server of `url`. No error holds any part of it.
     pub(super) async fn open(url: &str, options: &RedisOptions) -> Result<Self> {
         let config = config(url, options.ca_file.as_deref())?;
-        let connection = Self {
+        let mut connection = Self {
             place: place(&config.server),
             reads: client(config.clone(), options.timeout)?,
             changes: (0..options.change_connections.max(1))
@@ -45,10 +46,13 @@ impl Connection {
             config,
             timeout: options.timeout,
             min_replicas_ack: options.min_replicas_ack,
+            _nodes: Arc::default(),
         };
         for client in connection.all() {
             client.init().await.map_err(from_fred)?;
         }
+        let all = connection.all().cloned().collect();
+        connection._nodes = Arc::new(NodeWatch::start(all, options.timeout));
         Ok(connection)
     }
 

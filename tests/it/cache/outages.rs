@@ -114,10 +114,11 @@ async fn when_history_was_rewound_nothing_of_the_old_one_is_served() {
     assert!(replica.is_active(&key.hash).await);
 }
 
-/// A shard that hangs is no reason not to hear of the others' changes, nor to refuse their keys.
+/// A shard that hangs is no reason not to hear of the others' changes, nor to refuse their keys. Its replica hangs too, so
+/// that none takes its place.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_frozen_shard_holds_up_no_other() {
-    let servers = Redis::Cluster.start(&[]);
+    let servers = Redis::Cluster.start(&["--cluster-require-full-coverage", "no"]);
     let quick = || keyvouch::repository::RedisOptions {
         timeout: Duration::from_millis(500),
         ..keyvouch::repository::RedisOptions::default()
@@ -132,11 +133,15 @@ async fn a_frozen_shard_holds_up_no_other() {
     for key in &keys {
         until("the key", async || b.is_active(&key.hash).await).await;
     }
-    let primary = servers
+    let role = |port: u16| crate::redis_servers::cli(port, &["ROLE"]);
+    let primary = servers.servers.iter().find(|server| role(server.port).starts_with("master")).unwrap();
+    let replicas = role(primary.port);
+    let replica = servers
         .servers
         .iter()
-        .find(|server| crate::redis_servers::cli(server.port, &["ROLE"]).starts_with("master"));
-    let primary = primary.unwrap();
+        .find(|server| replicas.lines().any(|line| line == server.port.to_string()))
+        .unwrap();
+    replica.watched.freeze();
     primary.watched.freeze();
     let (mut healthy, mut frozen) = (Vec::new(), Vec::new());
     for key in keys {
@@ -146,11 +151,13 @@ async fn a_frozen_shard_holds_up_no_other() {
         }
     }
     assert!(!healthy.is_empty() && !frozen.is_empty());
-    for key in &healthy[..3.min(healthy.len())] {
+    for key in &healthy {
         a.revoke(key.id).await;
         until("the revocation", async || !b.is_active(&key.hash).await).await;
         assert!(b.find_within(&key.hash, Duration::ZERO).await.is_ok(), "it is asked for, too");
     }
     assert!(b.is_active(&frozen[0].hash).await, "what is cached is served within the bound");
     primary.watched.thaw();
+    replica.watched.thaw();
+    until("the shard", async || store.get_by_hash(&frozen[0].hash).await.is_ok()).await;
 }
