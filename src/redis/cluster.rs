@@ -47,7 +47,7 @@ async fn watch(clients: Vec<Client>, patience: Duration) {
         ticks.tick().await;
         if !all_answer(&clients[0], patience).await {
             // What fails now is tried again with the next tick.
-            join_all(clients.iter().map(|client| client.sync_cluster())).await;
+            join_all(clients.iter().map(Client::sync_cluster)).await;
         }
     }
 }

@@ -14,8 +14,11 @@ mod schedule;
 
 use std::time::Duration;
 
+use keyvouch::domain::{Clock as _, SystemClock};
+
 use self::fleet::{Fleet, Stack};
 use self::schedule::Random;
+use crate::process::program;
 
 /// The bound that replicas are configured with: `cache.max_staleness`.
 const BOUND: Duration = Duration::from_secs(1);
@@ -61,6 +64,19 @@ async fn no_schedule_breaks_a_promise_over_redis() {
 #[test]
 fn a_stale_answer_is_a_violation() {
     history::tests_of_the_judge();
+}
+
+/// Nor would one whose faults change nothing.
+#[test]
+fn a_stepped_clock_is_the_one_that_servers_read() {
+    let home = program::Home::with_clock();
+    home.step_clock(-3_600);
+    let server = home.serve(&[]);
+    let created = home.json(&server, &["key", "create", "--name", "n", "--owner", "o"]);
+    let created_at =
+        created["key"]["createTime"].as_str().unwrap().parse::<prost_types::Timestamp>().unwrap();
+    let behind = SystemClock.now().as_micros() / 1_000_000 - created_at.seconds;
+    assert!((3_590..3_700).contains(&behind), "{behind} s");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

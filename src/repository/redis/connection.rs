@@ -30,7 +30,8 @@ pub(super) struct Connection {
     config: Config,
     timeout: Duration,
     min_replicas_ack: u32,
-    _nodes: Arc<Option<NodeWatch>>,
+    /// Ends with the last clone.
+    nodes: Arc<Option<NodeWatch>>,
 }
 
 impl Connection {
@@ -46,13 +47,13 @@ impl Connection {
             config,
             timeout: options.timeout,
             min_replicas_ack: options.min_replicas_ack,
-            _nodes: Arc::default(),
+            nodes: Arc::default(),
         };
         for client in connection.all() {
             client.init().await.map_err(from_fred)?;
         }
         let all = connection.all().cloned().collect();
-        connection._nodes = Arc::new(NodeWatch::start(all, options.timeout));
+        connection.nodes = Arc::new(NodeWatch::start(all, options.timeout));
         Ok(connection)
     }
 

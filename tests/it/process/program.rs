@@ -14,6 +14,7 @@ const NEVER: Duration = Duration::from_mins(1);
 /// A folder with a server's files, and commands that are run in it.
 pub(crate) struct Home {
     pub(crate) folder: TempDir,
+    has_own_clock: bool,
 }
 
 /// A running server, killed when dropped. Its output is collected in two files of the folder.
@@ -31,7 +32,21 @@ pub(crate) struct Done {
 
 impl Home {
     pub(crate) fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
+        Self { folder: tempfile::tempdir().unwrap(), has_own_clock: false }
+    }
+
+    /// A folder whose servers' wall clock can be set.
+    pub(crate) fn with_clock() -> Self {
+        let home = Self { has_own_clock: true, ..Self::new() };
+        home.step_clock(0);
+        home
+    }
+
+    /// Sets the wall clock of servers that run here, and only that, to so many seconds from the true time.
+    pub(crate) fn step_clock(&self, seconds: i64) {
+        let next = self.path().join("clock.next");
+        std::fs::write(&next, format!("{seconds:+}")).unwrap();
+        std::fs::rename(next, self.path().join("clock")).unwrap();
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -45,6 +60,13 @@ impl Home {
             if name.to_string_lossy().starts_with("KEYVOUCH_") {
                 command.env_remove(name);
             }
+        }
+        if self.has_own_clock {
+            command
+                .env("LD_PRELOAD", faketime())
+                .env("FAKETIME_TIMESTAMP_FILE", self.path().join("clock"))
+                .env("FAKETIME_CACHE_DURATION", "1")
+                .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
         }
         command
     }
@@ -149,6 +171,15 @@ pub(crate) fn tool(name: &str) -> PathBuf {
     let tool = std::env::var_os("KEYVOUCH_TEST_TOOLS").map_or(installed, PathBuf::from).join(name);
     assert!(tool.exists(), "{} is missing: run scripts/test, which installs it", tool.display());
     tool
+}
+
+/// The library that stands before the system's clock.
+fn faketime() -> PathBuf {
+    let installed = std::fs::read_dir("/usr/lib").unwrap().map(|entry| entry.unwrap().path());
+    installed
+        .map(|folder| folder.join("faketime/libfaketimeMT.so.1"))
+        .find(|library| library.exists())
+        .unwrap_or_else(|| panic!("libfaketime is missing: run scripts/test, which installs it"))
 }
 
 /// Asks again until there is an answer.

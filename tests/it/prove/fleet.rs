@@ -88,7 +88,7 @@ impl Fleet {
             let replica = random.one_of(&self.0.replicas);
             let proxy = random.one_of(&replica.proxies);
             let length = Duration::from_millis(50 + random.below(1_500));
-            match random.below(12) {
+            match random.below(14) {
                 0..=2 => during(proxy, Fault::Pause, length).await,
                 3..=4 => during(proxy, Fault::Cut, length).await,
                 5..=6 => {
@@ -116,6 +116,9 @@ impl Fleet {
                     }
                 }
                 10 => replica.freeze(length).await,
+                // An hour into the future, into the past, or back.
+                11 => replica.home.step_clock(3_600 * (i64::try_from(random.below(3)).unwrap() - 1)),
+                12 => replica.kill_between_commit_and_cache().await,
                 _ => replica.restart().await,
             }
         }
@@ -154,7 +157,7 @@ impl Replica {
             settings.push(format!("{name}={before}:{}{}", proxy.address.port(), after.1));
             proxies.push(proxy);
         }
-        let home = Arc::new(program::Home::new());
+        let home = Arc::new(program::Home::with_clock());
         let server = serve(Arc::clone(&home), settings.clone()).await;
         let channel = Endpoint::from_shared(format!("http://{}", server.address)).unwrap();
         let channel: Channel = channel.connect_lazy();
@@ -170,13 +173,22 @@ impl Replica {
         server.signal("-CONT");
     }
 
+    /// Kills it while its changes are in the store and wait for the cache.
+    async fn kill_between_commit_and_cache(&self) {
+        // The proxy of the cache, where there is one, is the last.
+        let Some(cache) = self.proxies.get(1) else { return };
+        cache.set(Fault::Pause);
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        self.restart().await;
+    }
+
     /// Ends it as a power loss would, perhaps between a commit and its answer, and starts it again.
     async fn restart(&self) {
+        let mut server = self.server.lock().await;
+        drop(server.take());
         for proxy in &self.proxies {
             proxy.set(Fault::None);
         }
-        let mut server = self.server.lock().await;
-        drop(server.take());
         *server = Some(serve(Arc::clone(&self.home), self.settings.clone()).await);
     }
 }
