@@ -2,6 +2,7 @@
 
 mod admin;
 mod health;
+mod reload;
 mod store;
 
 use std::future::Future;
@@ -10,18 +11,19 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use tokio::sync::{oneshot, watch};
-use tokio::task::JoinError;
+use tokio::task::{JoinError, JoinSet};
 
 pub use admin::{AdminDoor, TOKEN_FILE};
 pub use store::{Store, open_sql};
 
 use self::health::HealthMonitor;
+use self::reload::Reloaded;
 use crate::cache::{CacheStack, FeedFollower, RedisCache};
-use crate::config::{Config, ListenAddr};
+use crate::config::{Config, ListenAddr, ServerConfig};
 use crate::domain::{BootClock, Clock, Entropy, Stopwatch, SystemClock, SystemEntropy};
-use crate::grpc::{KeyStoreHandler, ValidatorHandler};
+use crate::grpc::{Authenticator, KeyStoreHandler, ValidatorHandler};
 use crate::repository::KeyRepository;
-use crate::server::{self, CallLayer, Listener, ServerOptions, Services};
+use crate::server::{self, CallLayer, CallLimits, Listener, ServerOptions, Services};
 use crate::service::{
     ChangeWatcher, EventPruner, KeyPruner, KeyStoreService, UsageRecorder, ValidatorService,
 };
@@ -36,6 +38,10 @@ pub struct App {
     services: Services,
     calls: CallLayer,
     options: ServerOptions,
+    tls: Option<watch::Receiver<Arc<rustls::ServerConfig>>>,
+    reloaded: Vec<Reloaded>,
+    reload_interval: Duration,
+    settle_delay: Duration,
     store: Store,
     repository: Arc<dyn KeyRepository>,
     feed: Option<FeedFollower>,
@@ -88,13 +94,27 @@ impl App {
     /// Puts the parts together, by settings that were checked.
     async fn assemble(config: &Config, surroundings: Surroundings, store: Store) -> Result<Self> {
         let door = AdminDoor::find(config, &surroundings.entropy)?;
-        let listeners = bind(&config.server.addresses()?)?;
+        let listeners = bind(&config.server)?;
         let Surroundings { clock, entropy, stopwatch } = surroundings;
         let options = config.cache.stack_options(&config.feed);
         let stack = CacheStack::build(Arc::clone(&store.repository), &options, &entropy, &stopwatch);
         let stack = stack.await.context("can't put the caches in front of the store")?;
         warn_without_feed(&stack, config);
-        let calls = CallLayer::new(entropy.as_ref())?;
+        let limits = CallLimits { max_calls: config.server.max_calls, timeout: config.server.call_timeout.0 };
+        let calls = CallLayer::new(entropy.as_ref(), limits)?;
+        let mut reloaded = Vec::new();
+        let (admin_door, tokens) = door.door(config);
+        if let Some(tokens) = tokens.filter(|_| !config.admin.tokens_file.as_os_str().is_empty()) {
+            reloaded.push(Reloaded::Tokens(config.admin.clone(), tokens));
+        }
+        let tls = match config.server.tls.files()? {
+            None => None,
+            Some(files) => {
+                let (sender, tls) = watch::channel(files.load()?);
+                reloaded.push(Reloaded::Tls(files, sender));
+                Some(tls)
+            }
+        };
         let CacheStack { repository, source, knowledge, follower, feed, redis, .. } = stack;
         let format = Arc::new(config.keys.format()?);
         let usage = Arc::new(UsageRecorder::new(Arc::clone(&repository)));
@@ -118,25 +138,25 @@ impl App {
         });
         let key_store = KeyStoreService::new(Arc::clone(&repository), format, clock, entropy);
         let health = HealthMonitor::new(Arc::clone(&repository));
+        let auth = Authenticator::new(admin_door, validator.clone());
+        let min_staleness = config.cache.min_staleness.0;
         let services = Services {
-            validator: ValidatorHandler::new(validator, watcher, door.auth(), config.cache.min_staleness.0),
+            validator: ValidatorHandler::new(validator, watcher, auth.clone(), min_staleness),
             key_store: KeyStoreHandler::new(key_store),
-            admin_auth: door.auth(),
+            auth,
+            validator_access: config.validator.access,
             health: health.reporter(),
-        };
-        let options = ServerOptions {
-            workers: config.server.workers,
-            max_connections: config.server.max_connections,
-            max_streams_per_connection: config.server.max_streams_per_connection,
-            handshake_timeout: config.server.handshake_timeout.0,
-            drain_timeout: config.server.drain_timeout.0,
         };
         let flush_interval = config.usage.flush_interval.0;
         Ok(Self {
             listeners,
             services,
             calls,
-            options,
+            options: server_options(&config.server),
+            tls,
+            reloaded,
+            reload_interval: config.server.tls.reload_interval.0,
+            settle_delay: config.server.settle_delay.0,
             store,
             repository,
             feed: follower,
@@ -200,17 +220,27 @@ impl App {
 
         let health = self.health.clone();
         let end_watches = self.end_watches;
+        let settle_delay = self.settle_delay;
         let shutdown = async move {
             shutdown.await;
             health.stop().await;
+            tokio::time::sleep(settle_delay).await;
             // Clients that watch connect to another server.
             end_watches.send_replace(true);
         };
-        let serving = server::serve(self.listeners, self.services, self.calls, self.options, shutdown);
+        let serving =
+            server::serve(self.listeners, self.services, self.calls, self.options, self.tls, shutdown);
+        let mut reloads = JoinSet::new();
+        for reloaded in self.reloaded {
+            reloads.spawn(reloaded.run(self.reload_interval));
+        }
         let outcome = tokio::select! {
             served = serving => served.context("the server failed"),
             ended = &mut flusher => Err(unexpected_end("the task that records the last use of keys", ended)),
             ended = &mut follower => Err(unexpected_end("the task that follows the changes of keys", ended)),
+            Some(ended) = reloads.join_next() => {
+                Err(unexpected_end("the task that looks at certificates and tokens", ended))
+            }
             ended = &mut watcher => Err(unexpected_end("the task that watches the store", ended)),
         };
 
@@ -248,11 +278,23 @@ fn unexpected_end(task: &str, ended: std::result::Result<(), JoinError>) -> anyh
     }
 }
 
-fn bind(addresses: &[ListenAddr]) -> Result<Vec<Listener>> {
-    addresses
-        .iter()
-        .map(|address| {
-            Listener::bind(address).with_context(|| format!("can't listen on {address} (server.listen)"))
-        })
-        .collect()
+fn bind(config: &ServerConfig) -> Result<Vec<Listener>> {
+    let bound = config.addresses()?.into_iter().map(|(address, role, setting)| {
+        Listener::bind(&address, role).with_context(|| format!("can't listen on {address} ({setting})"))
+    });
+    bound.collect()
+}
+
+fn server_options(config: &ServerConfig) -> ServerOptions {
+    let unless_zero = |duration: Duration| (!duration.is_zero()).then_some(duration);
+    ServerOptions {
+        workers: config.workers,
+        max_connections: config.max_connections,
+        max_connections_per_peer: config.max_connections_per_peer,
+        max_streams_per_connection: config.max_streams_per_connection,
+        max_connection_age: unless_zero(config.max_connection_age.0),
+        idle_timeout: unless_zero(config.idle_timeout.0),
+        handshake_timeout: config.handshake_timeout.0,
+        drain_timeout: config.drain_timeout.0,
+    }
 }

@@ -15,7 +15,9 @@ mod server;
 mod store;
 mod store_url;
 mod telemetry;
+mod tls;
 mod usage;
+mod validator;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -34,7 +36,9 @@ pub use server::{ListenAddr, ServerConfig};
 pub use store::{StoreConfig, StorePlace};
 pub use store_url::StoreUrl;
 pub use telemetry::TelemetryConfig;
+pub use tls::TlsConfig;
 pub use usage::UsageConfig;
+pub use validator::ValidatorConfig;
 
 /// All settings. `Debug` and `Serialize` show no secret.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
@@ -52,6 +56,8 @@ pub struct Config {
     pub feed: FeedConfig,
     /// Who may administer keys.
     pub admin: AdminConfig,
+    /// Who may ask whether keys may be used.
+    pub validator: ValidatorConfig,
     /// The audit trail.
     pub events: EventsConfig,
     /// Deleting keys that expired long ago.
@@ -65,7 +71,7 @@ pub struct Config {
 impl Config {
     /// Checks what the types can't say; [`Sources::load`] has done so already.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let listen = self.server.addresses()?;
+        let listen = self.server.key_store_addresses()?;
         self.server.check()?;
         self.keys.format()?;
         self.store.place()?;
@@ -75,6 +81,8 @@ impl Config {
         self.prune.check()?;
         self.usage.check()?;
         self.telemetry.check()?;
-        self.admin.check(&listen)
+        let asks_clients = self.server.tls.asks_clients();
+        self.validator.check(asks_clients)?;
+        self.admin.check(&listen, asks_clients)
     }
 }

@@ -10,11 +10,11 @@ mod request_id;
 mod status;
 mod validator;
 
-pub use auth::{AdminAuth, AdminToken, AdminTokenError};
+pub use auth::{AdminToken, AdminTokenError, Authenticator, CertificateNames, Door, Guard, ValidatorAccess};
 pub(crate) use convert::to_proto_time;
 pub(crate) use import::imported_key;
 pub use key_store::KeyStoreHandler;
 pub use request_id::RequestId;
 pub use status::ERROR_DOMAIN;
-pub(crate) use status::{from_transport, panicked};
+pub(crate) use status::{deadline_exceeded, from_transport, overloaded, panicked};
 pub use validator::ValidatorHandler;

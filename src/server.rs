@@ -8,21 +8,32 @@ mod acceptor;
 mod call_layer;
 mod connection;
 mod listener;
+mod peer;
+mod places;
+mod routes;
+mod serving;
+mod tls;
 mod worker;
 
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tonic_health::server::HealthReporter;
 
-pub use call_layer::CallLayer;
+pub use call_layer::{CallLayer, CallLimits};
 pub use listener::Listener;
+pub use peer::Peer;
+pub use routes::Role;
+pub use tls::{ClientAuth, TlsError, TlsFiles};
 
 use self::acceptor::Acceptor;
+use self::places::Places;
+use self::serving::Serving;
 use self::worker::{Life, Phase, Worker};
-use crate::grpc::{AdminAuth, KeyStoreHandler, ValidatorHandler};
+use crate::grpc::{Authenticator, KeyStoreHandler, ValidatorAccess, ValidatorHandler};
 
 /// What is served.
 #[derive(Clone, Debug)]
@@ -31,8 +42,10 @@ pub struct Services {
     pub validator: ValidatorHandler,
     /// Answers `KeyStore`.
     pub key_store: KeyStoreHandler,
-    /// Who may call `KeyStore`.
-    pub admin_auth: AdminAuth,
+    /// Finds out who calls.
+    pub auth: Authenticator,
+    /// Who may call `Validator`.
+    pub validator_access: ValidatorAccess,
     /// What `grpc.health.v1` answers.
     pub health: HealthReporter,
 }
@@ -44,10 +57,16 @@ pub struct ServerOptions {
     pub workers: usize,
     /// Connections at one time.
     pub max_connections: usize,
+    /// Connections at one time from one address.
+    pub max_connections_per_peer: usize,
     /// Calls at one time on one connection.
     pub max_streams_per_connection: u32,
     /// How long a new connection may take to begin with HTTP/2.
     pub handshake_timeout: Duration,
+    /// How old a connection may be, about; `None`: as old as its client likes.
+    pub max_connection_age: Option<Duration>,
+    /// How long a connection may be without a call; `None`: as long as its client likes.
+    pub idle_timeout: Option<Duration>,
     /// How long connections may take to end after the shutdown began.
     pub drain_timeout: Duration,
 }
@@ -70,20 +89,23 @@ pub enum ServeError {
 }
 
 /// Serves until `shutdown` completes. Then no connection is taken any more, calls in flight end, and clients are told to
-/// go elsewhere (GOAWAY); what is still open after the drain time-out is cut. `calls` wraps every call.
+/// go elsewhere (GOAWAY); what is still open after the drain time-out is cut. `calls` wraps every call; connections by TCP
+/// are encrypted by what is in `tls` when they begin.
 pub async fn serve(
     listeners: Vec<Listener>,
     services: Services,
     calls: CallLayer,
     options: ServerOptions,
+    tls: Option<watch::Receiver<Arc<rustls::ServerConfig>>>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     let (phase, _) = watch::channel(Phase::Serve);
     // Each worker holds a sender to its end: when all are gone, the receiver knows.
     let (ended, mut all_ended) = mpsc::channel::<usize>(1);
-    let workers = start_workers(&services, &calls, options, &phase, &ended)?;
+    let workers = start_workers(&services, &calls, options, tls.as_ref(), &phase, &ended)?;
     drop(ended);
-    let mut acceptors = Acceptor::spawn_all(listeners, &workers, options.max_connections);
+    let places = Places::new(options.max_connections, options.max_connections_per_peer);
+    let mut acceptors = Acceptor::spawn_all(listeners, &workers, &places);
 
     tokio::select! {
         () = shutdown => {}
@@ -107,6 +129,7 @@ fn start_workers(
     services: &Services,
     calls: &CallLayer,
     options: ServerOptions,
+    tls: Option<&watch::Receiver<Arc<rustls::ServerConfig>>>,
     phase: &watch::Sender<Phase>,
     ended: &mpsc::Sender<usize>,
 ) -> Result<Vec<Worker>, ServeError> {
@@ -114,10 +137,13 @@ fn start_workers(
     let count = if options.workers == 0 { cores() } else { options.workers };
     (0..count)
         .map(|number| {
-            let router = worker::router(services, calls.clone(), options.max_streams_per_connection);
-            let router = router.map_err(ServeError::Reflection)?;
+            let serving = |role| {
+                let routes = routes::routes(services, role).map_err(ServeError::Reflection)?;
+                Ok((role, Serving::new(routes, calls, options, tls.cloned(), phase.subscribe())))
+            };
+            let servings = Role::ALL.into_iter().map(serving).collect::<Result<_, ServeError>>()?;
             let life = Life { number, phase: phase.subscribe(), ended: ended.clone() };
-            Worker::start(router, options.handshake_timeout, life).map_err(ServeError::Start)
+            Worker::start(servings, life).map_err(ServeError::Start)
         })
         .collect()
 }

@@ -1,10 +1,12 @@
 //! What operators see of a running server: its logs.
 
+mod log_limit;
 mod logs;
 
 use std::error::Error;
 use std::fmt;
 
+pub use log_limit::LogLimit;
 pub use logs::{LogFilterError, LogFormat, init_logs, parse_filter};
 
 /// `error` and its causes in one line, for the log.

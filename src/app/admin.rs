@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use data_encoding::HEXLOWER;
+use tokio::sync::watch;
 use zeroize::Zeroizing;
 
 use crate::config::{Config, StorePlace};
 use crate::domain::{Entropy, KeyPrefix, SecretKey};
-use crate::grpc::{AdminAuth, AdminToken};
+use crate::grpc::{AdminToken, CertificateNames, Door};
 
 /// The file that a first start writes beside the database, and that the command line finds.
 pub const TOKEN_FILE: &str = "keyvouch.admin-token";
@@ -74,12 +75,19 @@ impl AdminDoor {
         Ok(Self::FirstStart { token, file, is_new })
     }
 
-    pub(super) fn auth(&self) -> AdminAuth {
-        match self {
-            Self::Configured(tokens) => AdminAuth::with_tokens(tokens.clone()),
-            Self::FirstStart { token, .. } => AdminAuth::with_tokens(vec![token.clone()]),
-            Self::Open => AdminAuth::open(),
-        }
+    /// The door, and the sender of tokens that may change.
+    pub(super) fn door(&self, config: &Config) -> (Door, Option<watch::Sender<Arc<[AdminToken]>>>) {
+        let tokens = match self {
+            Self::Configured(tokens) => tokens.clone(),
+            Self::FirstStart { token, .. } => vec![token.clone()],
+            Self::Open => return (Door::Open, None),
+        };
+        let (sender, tokens) = watch::channel(tokens.into());
+        let certificates = CertificateNames {
+            admin: config.admin.client_certificates.clone(),
+            validator: config.validator.client_certificates.clone(),
+        };
+        (Door::Credentials { tokens, certificates }, Some(sender))
     }
 }
 

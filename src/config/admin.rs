@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use super::validator::check_names;
 use super::{ConfigError, ListenAddr, SecretText};
 use crate::grpc::AdminToken;
 
@@ -17,6 +18,8 @@ pub struct AdminConfig {
     pub tokens_file: PathBuf,
     /// The same, given here; meant for the environment.
     pub tokens: Vec<SecretText>,
+    /// Names of client certificates whose holders are administrators: DNS names or URIs of `subjectAltName`.
+    pub client_certificates: Vec<String>,
     /// Lets everyone administer keys without a credential. Only on loopback and Unix sockets.
     pub insecure: bool,
 }
@@ -25,7 +28,13 @@ impl AdminConfig {
     /// Whether nothing was said, so that a first start may make a token.
     #[must_use]
     pub fn is_unset(&self) -> bool {
-        !self.insecure && self.tokens.is_empty() && self.tokens_file.as_os_str().is_empty()
+        !self.insecure && !self.has_credentials()
+    }
+
+    fn has_credentials(&self) -> bool {
+        !(self.tokens.is_empty()
+            && self.tokens_file.as_os_str().is_empty()
+            && self.client_certificates.is_empty())
     }
 
     /// The tokens of both sources.
@@ -48,12 +57,17 @@ impl AdminConfig {
         Ok(tokens)
     }
 
-    pub(super) fn check(&self, listen: &[ListenAddr]) -> Result<(), ConfigError> {
-        if self.insecure && !(self.tokens.is_empty() && self.tokens_file.as_os_str().is_empty()) {
-            let problem = "would make the configured tokens pointless: take away one or the other";
+    pub(super) fn check(
+        &self,
+        listen: &[(ListenAddr, &'static str)],
+        asks_clients: bool,
+    ) -> Result<(), ConfigError> {
+        check_names("admin.client_certificates", &self.client_certificates, asks_clients)?;
+        if self.insecure && self.has_credentials() {
+            let problem = "would make the configured credentials pointless: take away one or the other";
             return Err(ConfigError::invalid("admin.insecure", problem));
         }
-        let Some(address) = listen.iter().find(|address| !address.is_local()) else {
+        let Some((address, setting)) = listen.iter().find(|(address, _)| !address.is_local()) else {
             return Ok(());
         };
         if self.is_unset() {
@@ -61,7 +75,7 @@ impl AdminConfig {
                 "{address} can be reached from other machines, so KeyStore needs a credential: set \
                  admin.tokens_file to a file with a line `name:token`, or listen on loopback or a Unix socket only"
             );
-            return Err(ConfigError::invalid("server.listen", problem));
+            return Err(ConfigError::invalid(*setting, problem));
         }
         if self.insecure {
             let problem = format!(
@@ -105,7 +119,7 @@ mod tests {
         let config = AdminConfig {
             tokens_file: path.clone(),
             tokens: vec![SecretText::from("ci:b-token-of-enough-characters".to_owned())],
-            insecure: false,
+            ..AdminConfig::default()
         };
         assert_eq!(config.load_tokens().unwrap().len(), 2);
 

@@ -8,7 +8,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{ConfigError, HumanDuration};
+use super::{ConfigError, HumanDuration, TlsConfig};
+use crate::server::Role;
 
 /// Where and how calls are served.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -17,52 +18,104 @@ pub struct ServerConfig {
     /// Addresses to listen on: `IP:port`, or `unix:/path` for a Unix socket. Port 0 takes a free one.
     #[serde(deserialize_with = "one_or_many")]
     pub listen: Vec<String>,
+    /// Addresses for `KeyStore` alone; then those of `listen` have `Validator` alone. Empty: they have both.
+    #[serde(deserialize_with = "one_or_many")]
+    pub admin_listen: Vec<String>,
     /// Single-threaded runtimes that serve connections; 0: one a core.
     pub workers: usize,
     /// Connections at one time; further ones are closed at once.
     pub max_connections: usize,
+    /// Connections at one time from one address.
+    pub max_connections_per_peer: usize,
     /// Calls at one time on one connection; further ones wait in the client.
     pub max_streams_per_connection: u32,
+    /// Calls at one time on all connections together; further ones are refused.
+    pub max_calls: usize,
+    /// How long a call may take until its answer begins, if its client does not say less.
+    pub call_timeout: HumanDuration,
+    /// How old a connection may be, about; 0: as old as its client likes.
+    pub max_connection_age: HumanDuration,
+    /// How long a connection may be without a call; 0: as long as its client likes.
+    pub idle_timeout: HumanDuration,
     /// How long a new connection may take to begin with HTTP/2; a silent one is closed then.
     pub handshake_timeout: HumanDuration,
-    /// After SIGTERM: how long calls in flight and open connections may take to end.
+    /// After SIGTERM: how long calls are still taken, so that clients have time to see that the server is not healthy.
+    pub settle_delay: HumanDuration,
+    /// After that: how long calls in flight and open connections may take to end.
     pub drain_timeout: HumanDuration,
+    /// Encrypted connections.
+    pub tls: TlsConfig,
 }
 
 impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             listen: vec!["127.0.0.1:50051".into()],
+            admin_listen: Vec::new(),
             workers: 0,
             max_connections: 10_000,
+            max_connections_per_peer: 10_000,
             max_streams_per_connection: 250,
+            max_calls: 10_000,
+            call_timeout: HumanDuration(Duration::from_secs(30)),
+            max_connection_age: HumanDuration(Duration::from_mins(30)),
+            idle_timeout: HumanDuration(Duration::ZERO),
             handshake_timeout: HumanDuration(Duration::from_secs(10)),
+            settle_delay: HumanDuration(Duration::ZERO),
             drain_timeout: HumanDuration(Duration::from_secs(10)),
+            tls: TlsConfig::default(),
         }
     }
 }
 
 impl ServerConfig {
-    /// The addresses to listen on.
-    pub fn addresses(&self) -> Result<Vec<ListenAddr>, ConfigError> {
+    /// The addresses to listen on, what for, and by which setting.
+    pub fn addresses(&self) -> Result<Vec<(ListenAddr, Role, &'static str)>, ConfigError> {
+        const LISTEN: &str = "server.listen";
+        const ADMIN_LISTEN: &str = "server.admin_listen";
         if self.listen.is_empty() {
-            return Err(ConfigError::invalid("server.listen", "is empty: give an address"));
+            return Err(ConfigError::invalid(LISTEN, "is empty: give an address"));
         }
-        self.listen.iter().map(|address| ListenAddr::parse(address)).collect()
+        let role = if self.admin_listen.is_empty() { Role::Both } else { Role::Validator };
+        let listen = self.listen.iter().map(|address| (address, role, LISTEN));
+        let admin = self.admin_listen.iter().map(|address| (address, Role::KeyStore, ADMIN_LISTEN));
+        listen
+            .chain(admin)
+            .map(|(address, role, setting)| Ok((ListenAddr::parse(setting, address)?, role, setting)))
+            .collect()
+    }
+
+    /// Where `KeyStore` can be reached, and by which setting.
+    pub(super) fn key_store_addresses(&self) -> Result<Vec<(ListenAddr, &'static str)>, ConfigError> {
+        let addresses = self.addresses()?.into_iter();
+        Ok(addresses
+            .filter(|(_, role, _)| *role != Role::Validator)
+            .map(|(address, _, setting)| (address, setting))
+            .collect())
     }
 
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         let at_least_one = "must be at least 1";
-        if self.max_connections == 0 {
-            return Err(ConfigError::invalid("server.max_connections", at_least_one));
+        for (setting, value) in [
+            ("server.max_connections", self.max_connections),
+            ("server.max_connections_per_peer", self.max_connections_per_peer),
+            ("server.max_calls", self.max_calls),
+        ] {
+            if value == 0 {
+                return Err(ConfigError::invalid(setting, at_least_one));
+            }
         }
         if self.max_streams_per_connection == 0 {
             return Err(ConfigError::invalid("server.max_streams_per_connection", at_least_one));
         }
-        if self.handshake_timeout.0.is_zero() {
-            return Err(ConfigError::invalid("server.handshake_timeout", "must be more than zero"));
+        for (setting, value) in
+            [("server.handshake_timeout", self.handshake_timeout), ("server.call_timeout", self.call_timeout)]
+        {
+            if value.0.is_zero() {
+                return Err(ConfigError::invalid(setting, "must be more than zero"));
+            }
         }
-        Ok(())
+        self.tls.check()
     }
 }
 
@@ -76,10 +129,10 @@ pub enum ListenAddr {
 }
 
 impl ListenAddr {
-    fn parse(address: &str) -> Result<Self, ConfigError> {
+    fn parse(setting: &str, address: &str) -> Result<Self, ConfigError> {
         if let Some(path) = address.strip_prefix("unix:") {
             if path.is_empty() {
-                return Err(ConfigError::invalid("server.listen", "has no path after `unix:`"));
+                return Err(ConfigError::invalid(setting, "has no path after `unix:`"));
             }
             return Ok(Self::Unix(path.into()));
         }
@@ -87,7 +140,7 @@ impl ListenAddr {
             let problem = format!(
                 "`{address}` is no address: give IP:port, for example 127.0.0.1:50051, or unix:/path"
             );
-            ConfigError::invalid("server.listen", problem)
+            ConfigError::invalid(setting, problem)
         })
     }
 
@@ -134,13 +187,13 @@ mod tests {
     #[test]
     fn only_loopback_and_unix_sockets_are_local() {
         for local in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "unix:/run/kv.sock"] {
-            assert!(ListenAddr::parse(local).unwrap().is_local(), "{local}");
+            assert!(ListenAddr::parse("server.listen", local).unwrap().is_local(), "{local}");
         }
         for open in ["0.0.0.0:1", "[::]:1", "192.0.2.1:1", "[::ffff:192.0.2.1]:1"] {
-            assert!(!ListenAddr::parse(open).unwrap().is_local(), "{open}");
+            assert!(!ListenAddr::parse("server.listen", open).unwrap().is_local(), "{open}");
         }
         for bad in ["", "localhost", "127.0.0.1", "http://127.0.0.1:1", "unix:"] {
-            assert!(ListenAddr::parse(bad).is_err(), "{bad}");
+            assert!(ListenAddr::parse("server.listen", bad).is_err(), "{bad}");
         }
     }
 }

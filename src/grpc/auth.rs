@@ -1,151 +1,117 @@
-//! Who may call `KeyStore`: bearers of an admin token.
+//! Who calls: the bearer of an admin token or of one of Keyvouch's own keys, or the holder of a certificate.
 
-use std::fmt;
+mod guard;
+mod token;
+
 use std::sync::Arc;
 
-use data_encoding::HEXLOWER_PERMISSIVE;
-use tonic::metadata::MetadataMap;
-use tonic::service::Interceptor;
-use tonic::{Request, Status};
+use http::{Extensions, HeaderMap};
+use tokio::sync::watch;
+use tonic::Status;
 
+pub use self::guard::{Guard, ValidatorAccess};
+pub use self::token::{AdminToken, AdminTokenError};
 use super::pb::ErrorReason;
-use super::{RequestId, status};
-use crate::domain::KeyHash;
-use crate::service::Caller;
+use super::status;
+use crate::domain::{KeyHash, ScopeMatch, ScopeSet, Verdict};
+use crate::server::Peer;
+use crate::service::{Caller, ValidatorService};
 
-/// The fewest characters of a token: 20 of a random token's make it unguessable.
-const MIN_TOKEN_CHARS: usize = 20;
-const MAX_NAME_CHARS: usize = 64;
-
-const NEEDED: &str = "this call needs the metadata `authorization: Bearer <admin token>`";
+const NEEDED: &str = "this call needs a credential: the metadata `authorization: Bearer <admin token or key>`, or a client certificate that the server knows";
 const UNKNOWN: &str = "the credential is not one that this server knows";
 
-/// A named token, of which only the SHA-256 digest is kept.
-#[derive(Clone, PartialEq, Eq)]
-pub struct AdminToken {
-    name: String,
-    digest: KeyHash,
-}
-
-/// Why a line is no admin token. The text never holds the line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum AdminTokenError {
-    /// There is no colon.
-    #[error("an admin token is written `name:token` or `name:sha256:<64 hex digits>`")]
-    NoName,
-    /// The name is empty, long or odd.
-    #[error("the name of an admin token has 1 to {MAX_NAME_CHARS} of a-z, A-Z, 0-9, `.`, `_`, `-` and `@`")]
-    BadName,
-    /// The digest is none.
-    #[error("the digest of an admin token has 64 hex digits, as `sha256sum` prints them")]
-    BadDigest,
-    /// The token could be guessed or not be sent.
-    #[error("an admin token has at least {MIN_TOKEN_CHARS} characters of visible ASCII")]
-    BadToken,
-}
-
-impl AdminToken {
-    /// The token `token` under the name `name`.
-    pub fn new(name: &str, token: &str) -> Result<Self, AdminTokenError> {
-        if token.len() < MIN_TOKEN_CHARS || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(AdminTokenError::BadToken);
-        }
-        Ok(Self { name: check_name(name)?, digest: KeyHash::of(token) })
-    }
-
-    /// Reads `name:token` or `name:sha256:hex`.
-    pub fn parse(line: &str) -> Result<Self, AdminTokenError> {
-        let (name, token) = line.split_once(':').ok_or(AdminTokenError::NoName)?;
-        let Some(digest) = token.strip_prefix("sha256:") else {
-            return Self::new(name, token);
-        };
-        let digest = HEXLOWER_PERMISSIVE.decode(digest.as_bytes()).map_err(|_| AdminTokenError::BadDigest)?;
-        let digest = digest.try_into().map_err(|_| AdminTokenError::BadDigest)?;
-        Ok(Self { name: check_name(name)?, digest: KeyHash::from_bytes(digest) })
-    }
-}
-
-impl fmt::Debug for AdminToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AdminToken").field("name", &self.name).finish_non_exhaustive()
-    }
-}
-
-fn check_name(name: &str) -> Result<String, AdminTokenError> {
-    let is_known = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b'@');
-    if name.is_empty() || name.len() > MAX_NAME_CHARS || !name.bytes().all(is_known) {
-        return Err(AdminTokenError::BadName);
-    }
-    Ok(name.to_owned())
-}
-
-/// Lets calls with a credential through and tells the handler who it is.
+/// What lets callers in.
 #[derive(Clone, Debug)]
-pub struct AdminAuth {
-    door: Door,
-}
-
-#[derive(Clone, Debug)]
-enum Door {
-    Tokens(Arc<[AdminToken]>),
+pub enum Door {
+    /// Credentials. The tokens may change while the server runs.
+    Credentials {
+        /// The tokens that let administrators in.
+        tokens: watch::Receiver<Arc<[AdminToken]>>,
+        /// Who is in by the names of his certificate.
+        certificates: CertificateNames,
+    },
+    /// Nothing is asked for: for loopback and Unix sockets alone.
     Open,
 }
 
-impl AdminAuth {
-    /// Only bearers of one of `tokens`.
+/// Names of certificates, DNS names and URIs, that let their holders in.
+#[derive(Clone, Debug, Default)]
+pub struct CertificateNames {
+    /// Those of administrators.
+    pub admin: Vec<String>,
+    /// Those of services that validate keys.
+    pub validator: Vec<String>,
+}
+
+/// Finds out who calls.
+#[derive(Clone, Debug)]
+pub struct Authenticator {
+    door: Arc<Door>,
+    keys: ValidatorService,
+}
+
+impl Authenticator {
+    /// By what `door` knows, and by keys with scopes `keyvouch.*` as `keys` judges them.
     #[must_use]
-    pub fn with_tokens(tokens: Vec<AdminToken>) -> Self {
-        Self { door: Door::Tokens(tokens.into()) }
+    pub fn new(door: Door, keys: ValidatorService) -> Self {
+        Self { door: Arc::new(door), keys }
     }
 
-    /// Everyone, without a credential: for loopback and Unix sockets alone.
-    #[must_use]
-    pub fn open() -> Self {
-        Self { door: Door::Open }
-    }
-
-    /// Who makes the call `request_id` with `metadata`.
-    pub(super) fn authenticate(&self, metadata: &MetadataMap, request_id: &str) -> Result<Caller, Status> {
-        let Door::Tokens(tokens) = &self.door else {
+    /// Who makes the call `request_id` with `headers`; its connection's [`Peer`] is in `extensions`.
+    pub(super) async fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        extensions: &Extensions,
+        request_id: &str,
+    ) -> Result<Caller, Status> {
+        let Door::Credentials { tokens, certificates } = &*self.door else {
             return Ok(Caller::anonymous(request_id));
         };
-        let mut headers = metadata.get_all("authorization").iter();
-        let Some(header) = headers.next() else {
-            return Err(status::unauthenticated(ErrorReason::CredentialRequired, NEEDED));
+        let mut given = headers.get_all(http::header::AUTHORIZATION).iter();
+        let Some(header) = given.next() else {
+            let names = extensions.get::<Peer>().map_or(&[][..], Peer::names);
+            return by_certificate(certificates, names, request_id)
+                .ok_or_else(|| status::unauthenticated(ErrorReason::CredentialRequired, NEEDED));
         };
-        if headers.next().is_some() {
+        let invalid = |what| status::unauthenticated(ErrorReason::CredentialInvalid, what);
+        if given.next().is_some() {
             // Two answers to the question who is calling are none.
-            return Err(status::unauthenticated(ErrorReason::CredentialInvalid, "give `authorization` once"));
+            return Err(invalid("give `authorization` once"));
         }
-        let Some(token) = header.to_str().ok().and_then(bearer_token) else {
-            return Err(status::unauthenticated(ErrorReason::CredentialInvalid, NEEDED));
+        let Some(credential) = header.to_str().ok().and_then(bearer_token) else {
+            return Err(invalid(NEEDED));
         };
-        let digest = KeyHash::of(token);
-        // All are compared, so the time says nothing of which one it was.
-        let known = tokens.iter().fold(None, |known, token| {
-            if token.digest.is_same_in_constant_time(&digest) { Some(token) } else { known }
-        });
-        match known {
-            Some(token) => Ok(Caller::admin(&token.name, request_id)),
-            None => Err(status::unauthenticated(ErrorReason::CredentialInvalid, UNKNOWN)),
+        if let Some(caller) = by_token(&tokens.borrow(), credential, request_id) {
+            return Ok(caller);
         }
+        self.by_key(credential, request_id).await?.ok_or_else(|| invalid(UNKNOWN))
+    }
+
+    async fn by_key(&self, secret: &str, request_id: &str) -> Result<Option<Caller>, Status> {
+        let none = ScopeSet::default();
+        let validation = self.keys.validate(secret.to_owned(), &none, ScopeMatch::All, None);
+        let validation = validation.await.map_err(status::from_service)?;
+        let key = validation.key.filter(|_| validation.verdict == Verdict::Allowed);
+        Ok(key.map(|key| Caller::with_scopes(format!("key:{}", key.id), request_id, &key.scopes)))
     }
 }
 
-impl Interceptor for AdminAuth {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        let request_id = request.extensions().get().map_or("", RequestId::as_str);
-        match self.authenticate(request.metadata(), request_id) {
-            Ok(caller) => {
-                request.extensions_mut().insert(caller);
-                Ok(request)
-            }
-            Err(refusal) => {
-                tracing::warn!(reason = refusal.message(), "a call to KeyStore was refused");
-                Err(refusal)
-            }
-        }
+fn by_token(tokens: &[AdminToken], token: &str, request_id: &str) -> Option<Caller> {
+    let digest = KeyHash::of(token);
+    // All are compared, so the time says nothing of which one it was.
+    let known = tokens.iter().fold(None, |known, token| {
+        if token.digest.is_same_in_constant_time(&digest) { Some(token) } else { known }
+    });
+    known.map(|token| Caller::admin(format!("token:{}", token.name), request_id))
+}
+
+fn by_certificate(known: &CertificateNames, names: &[String], request_id: &str) -> Option<Caller> {
+    let first_in = |list: &[String]| names.iter().find(|name| list.contains(name));
+    let actor = |name: &String| format!("certificate:{name}");
+    if let Some(name) = first_in(&known.admin) {
+        return Some(Caller::admin(actor(name), request_id));
     }
+    first_in(&known.validator).map(|name| Caller::validator(actor(name), request_id))
 }
 
 /// The token of a header `Bearer <token>`, the scheme in any case (RFC 9110, section 11.1; RFC 6750, section 2.1).
@@ -158,70 +124,53 @@ fn bearer_token(header: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const TOKEN: &str = "a-token-of-enough-characters";
-
-    fn auth() -> AdminAuth {
-        let digest = data_encoding::HEXUPPER.encode(KeyHash::of("another-token-of-enough").as_bytes());
-        AdminAuth::with_tokens(vec![
-            AdminToken::parse(&format!("alice:{TOKEN}")).unwrap(),
-            AdminToken::parse(&format!("bob:sha256:{digest}")).unwrap(),
-        ])
-    }
-
-    fn actor(headers: &[&str]) -> Result<String, Status> {
-        let mut metadata = MetadataMap::new();
-        for header in headers {
-            metadata.append("authorization", header.parse().unwrap());
-        }
-        let caller = auth().authenticate(&metadata, "r-1")?;
-        Ok(caller.context(crate::domain::Timestamp::MIN).actor)
-    }
+    use crate::domain::Timestamp;
+    use crate::service::Permission;
 
     #[test]
     fn each_token_has_its_name() {
-        assert_eq!(actor(&[&format!("Bearer {TOKEN}")]).unwrap(), "token:alice");
-        assert_eq!(actor(&["bEARER  another-token-of-enough "]).unwrap(), "token:bob");
+        let digest = data_encoding::HEXUPPER.encode(KeyHash::of("another-token-of-enough").as_bytes());
+        let tokens = [
+            AdminToken::parse("alice:a-token-of-enough-characters").unwrap(),
+            AdminToken::parse(&format!("bob:sha256:{digest}")).unwrap(),
+        ];
+        let actor = |token| by_token(&tokens, token, "r").map(|caller| caller.context(Timestamp::MIN).actor);
+        assert_eq!(actor("a-token-of-enough-characters").unwrap(), "token:alice");
+        assert_eq!(actor("another-token-of-enough").unwrap(), "token:bob");
+        assert_eq!(actor("A-TOKEN-OF-ENOUGH-CHARACTERS"), None);
     }
 
     #[test]
-    fn everything_else_is_refused() {
-        let good = format!("Bearer {TOKEN}");
-        let refused: [&[&str]; 9] = [
-            &[],
-            &[""],
-            &["Bearer"],
-            &["Bearer "],
-            &[TOKEN],
-            &["Basic YTpi"],
-            &["Bearer\ta-token-of-enough-characters"],
-            &["Bearer A-TOKEN-OF-ENOUGH-CHARACTERS"],
-            &[&good, &good],
-        ];
-        for headers in refused {
-            assert_eq!(actor(headers).unwrap_err().code(), tonic::Code::Unauthenticated, "{headers:?}");
+    fn the_header_has_one_form() {
+        for (header, token) in [
+            ("Bearer abc", Some("abc")),
+            ("bEARER  abc ", Some("abc")),
+            ("", None),
+            ("Bearer", None),
+            ("Bearer ", None),
+            ("abc", None),
+            ("Basic YTpi", None),
+            ("Bearer\tabc", None),
+        ] {
+            assert_eq!(bearer_token(header), token, "{header:?}");
         }
     }
 
     #[test]
-    fn lines_that_are_no_token_say_what_is_wrong() {
-        let cases = [
-            ("no-colon", AdminTokenError::NoName),
-            (":a-token-of-enough-characters", AdminTokenError::BadName),
-            ("bad name:a-token-of-enough-characters", AdminTokenError::BadName),
-            ("alice:short", AdminTokenError::BadToken),
-            ("alice:a token of enough characters", AdminTokenError::BadToken),
-            ("alice:sha256:abc", AdminTokenError::BadDigest),
-            ("alice:sha256:abcd", AdminTokenError::BadDigest),
-        ];
-        for (line, error) in cases {
-            assert_eq!(AdminToken::parse(line), Err(error), "{line}");
+    fn a_certificate_lets_in_by_its_whole_name() {
+        let known = CertificateNames {
+            admin: vec!["spiffe://example.org/ops".into()],
+            validator: vec!["api.example.org".into()],
+        };
+        let caller = |names: &[&str]| {
+            by_certificate(&known, &names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>(), "r")
+        };
+        assert!(caller(&["x.example.org", "spiffe://example.org/ops"]).unwrap().may(Permission::Write));
+        let validator = caller(&["api.example.org"]).unwrap();
+        assert!(validator.may(Permission::Validate) && !validator.may(Permission::Read));
+        for unknown in [&[][..], &["spiffe://example.org/ops/evil"], &["example.org"], &["API.example.org."]]
+        {
+            assert!(caller(unknown).is_none(), "{unknown:?}");
         }
-    }
-
-    #[test]
-    fn debug_shows_the_name_alone() {
-        let shown = format!("{:?}", auth());
-        assert!(shown.contains("alice") && !shown.contains(TOKEN), "{shown}");
     }
 }

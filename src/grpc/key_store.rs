@@ -24,14 +24,14 @@ pub struct KeyStoreHandler {
 }
 
 impl KeyStoreHandler {
-    /// Answers by `service`. The caller has to be in the request's extensions: see [`AdminAuth`](super::AdminAuth).
+    /// Answers by `service`. The caller has to be in the request's extensions: see [`Guard`](super::Guard).
     #[must_use]
     pub fn new(service: KeyStoreService) -> Self {
         Self { service }
     }
 }
 
-/// The caller that the interceptor found, and the message. Without a caller nothing is done.
+/// The caller that the guard found, and the message. Without a caller nothing is done.
 fn authenticated<T>(request: Request<T>) -> Result<(Caller, T), Status> {
     let (_, mut extensions, message) = request.into_parts();
     match extensions.remove::<Caller>() {

@@ -14,7 +14,7 @@ use super::pb::ErrorReason;
 use crate::domain::{EntropyError, InvalidField, RotationRefused};
 use crate::repository::{ErrorKind, RepositoryError};
 use crate::service::{Precondition, ServiceError};
-use crate::telemetry::error_chain;
+use crate::telemetry::{LogLimit, error_chain};
 
 /// The domain of every `google.rpc.ErrorInfo` that Keyvouch sends.
 pub const ERROR_DOMAIN: &str = "keyvouch";
@@ -57,6 +57,31 @@ pub(super) fn unauthenticated(reason: ErrorReason, what: &'static str) -> Status
 }
 
 /// A fault of the server, which `cause` describes in the log alone.
+/// A refusal of who called.
+pub(super) fn permission_denied(reason: ErrorReason, what: String) -> Status {
+    status(Code::PermissionDenied, reason, what)
+}
+
+/// The call took longer than it may.
+pub(crate) fn deadline_exceeded() -> Status {
+    status(
+        Code::DeadlineExceeded,
+        ErrorReason::DeadlineExceeded,
+        "the call took longer than it may: a change may have been made",
+    )
+}
+
+/// The server has more to do than it should take on.
+pub(crate) fn overloaded() -> Status {
+    let mut details = details_of(ErrorReason::Overloaded);
+    details.set_retry_info(Some(RETRY_DELAY));
+    Status::with_error_details(
+        Code::ResourceExhausted,
+        "too much is asked at this moment: try again later",
+        details,
+    )
+}
+
 pub(super) fn internal(cause: &str) -> Status {
     tracing::error!(cause, "a call failed");
     status(Code::Internal, ErrorReason::Internal, INTERNAL_MESSAGE)
@@ -134,15 +159,7 @@ fn from_repository(error: &RepositoryError) -> Status {
             ErrorReason::FeedPositionLost,
             "the position is too old: begin anew without one",
         ),
-        ErrorKind::Overloaded => {
-            let mut details = details_of(ErrorReason::Overloaded);
-            details.set_retry_info(Some(RETRY_DELAY));
-            Status::with_error_details(
-                Code::ResourceExhausted,
-                "too much is asked at this moment: try again later",
-                details,
-            )
-        }
+        ErrorKind::Overloaded => overloaded(),
         ErrorKind::Unavailable => {
             log(error);
             let mut details = details_of(ErrorReason::StoreUnavailable);
@@ -169,7 +186,11 @@ fn from_repository(error: &RepositoryError) -> Status {
 }
 
 fn log(error: &dyn Error) {
-    tracing::error!(error = %error_chain(error), "a call failed");
+    // In an outage every call fails.
+    static LIMIT: LogLimit = LogLimit::new();
+    if let Some(left_out) = LIMIT.admit() {
+        tracing::error!(error = %error_chain(error), left_out, "a call failed");
+    }
 }
 
 fn status(code: Code, reason: ErrorReason, message: impl Into<String>) -> Status {

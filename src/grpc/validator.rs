@@ -4,15 +4,14 @@ use std::time::Duration;
 
 use data_encoding::BASE64URL_NOPAD;
 use futures_util::stream::{BoxStream, StreamExt as _};
-use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use super::pb::validator_server::Validator;
 use super::pb::{ErrorReason, ValidateRequest, ValidateResponse, WatchChangesRequest, WatchChangesResponse};
-use super::{AdminAuth, convert, status};
+use super::{Authenticator, convert, status};
 use crate::domain::{InvalidField, ScopeSet};
 use crate::repository::FeedPosition;
-use crate::service::{ChangeWatcher, News, ServiceError, ValidatorService};
+use crate::service::{ChangeWatcher, News, Permission, ServiceError, ValidatorService};
 
 const FRESHNESS_NEEDS_CREDENTIAL: &str = "to ask for less than the server's cache.min_staleness, this call needs the metadata `authorization: Bearer <admin token>`";
 
@@ -21,7 +20,7 @@ const FRESHNESS_NEEDS_CREDENTIAL: &str = "to ask for less than the server's cach
 pub struct ValidatorHandler {
     service: ValidatorService,
     watcher: ChangeWatcher,
-    auth: AdminAuth,
+    auth: Authenticator,
     min_staleness: Duration,
 }
 
@@ -34,26 +33,29 @@ impl ValidatorHandler {
     pub fn new(
         service: ValidatorService,
         watcher: ChangeWatcher,
-        auth: AdminAuth,
+        auth: Authenticator,
         min_staleness: Duration,
     ) -> Self {
         Self { service, watcher, auth, min_staleness }
     }
 
     /// The staleness that a call accepts; `None`: whatever the server allows.
-    fn max_staleness(
-        &self,
-        asked: Option<prost_types::Duration>,
-        metadata: &MetadataMap,
-    ) -> Result<Option<Duration>, Status> {
-        let asked = asked.map(|asked| convert::from_proto_duration("max_staleness", asked)).transpose();
-        let asked = asked.map_err(status::invalid_field)?;
-        if asked.is_some_and(|asked| asked < self.min_staleness)
-            && self.auth.authenticate(metadata, "").is_err()
-        {
-            return Err(status::unauthenticated(ErrorReason::CredentialRequired, FRESHNESS_NEEDS_CREDENTIAL));
+    async fn max_staleness(&self, request: &Request<ValidateRequest>) -> Result<Option<Duration>, Status> {
+        let Some(asked) = request.get_ref().max_staleness else {
+            return Ok(None);
+        };
+        let asked = convert::from_proto_duration("max_staleness", asked).map_err(status::invalid_field)?;
+        if asked < self.min_staleness {
+            let headers = request.metadata().as_ref();
+            let caller = self.auth.authenticate(headers, request.extensions(), "").await;
+            if !caller.is_ok_and(|caller| caller.may(Permission::Validate) || caller.may(Permission::Read)) {
+                return Err(status::unauthenticated(
+                    ErrorReason::CredentialRequired,
+                    FRESHNESS_NEEDS_CREDENTIAL,
+                ));
+            }
         }
-        Ok(asked)
+        Ok(Some(asked))
     }
 }
 
@@ -63,7 +65,7 @@ impl Validator for ValidatorHandler {
         &self,
         request: Request<ValidateRequest>,
     ) -> Result<Response<ValidateResponse>, Status> {
-        let max_staleness = self.max_staleness(request.get_ref().max_staleness, request.metadata())?;
+        let max_staleness = self.max_staleness(&request).await?;
         let request = request.into_inner();
         let scope_match = convert::scope_match(request.scope_match).map_err(status::invalid_field)?;
         let required =
@@ -82,7 +84,6 @@ impl Validator for ValidatorHandler {
         &self,
         request: Request<WatchChangesRequest>,
     ) -> Result<Response<Self::WatchChangesStream>, Status> {
-        self.auth.authenticate(request.metadata(), "")?;
         let position = decode(&request.get_ref().position).map_err(status::invalid_field)?;
         let from_repository = |error| status::from_service(ServiceError::Repository(error));
         let news = self.watcher.watch(position).map_err(from_repository)?;

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::listener::Listener;
+use super::places::{Full, Places};
 use super::worker::{Worker, WorkerHandle};
 
 /// How long to wait after a failed accept. Out of file descriptors, it would fail again at once, and spin.
@@ -17,24 +17,23 @@ const BACK_OFF: Duration = Duration::from_millis(50);
 pub(super) struct Acceptor {
     listener: Listener,
     workers: Vec<WorkerHandle>,
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
     /// Whether the last connection was turned away, so that only the first of many is logged.
     is_full: AtomicBool,
 }
 
 impl Acceptor {
-    /// Starts accepting on all listeners; together they take `max_connections` at one time.
+    /// Starts accepting on all listeners, which share `places`.
     pub(super) fn spawn_all(
         listeners: Vec<Listener>,
         workers: &[Worker],
-        max_connections: usize,
+        places: &Arc<Places>,
     ) -> JoinSet<()> {
-        let places = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
         let mut tasks = JoinSet::new();
         for listener in listeners {
             let workers = workers.iter().map(Worker::handle).collect();
             let acceptor =
-                Self { listener, workers, places: Arc::clone(&places), is_full: AtomicBool::new(false) };
+                Self { listener, workers, places: Arc::clone(places), is_full: AtomicBool::new(false) };
             tasks.spawn(acceptor.run());
         }
         tasks
@@ -54,15 +53,22 @@ impl Acceptor {
 
     async fn accept(&self) -> std::io::Result<()> {
         let accepted = self.listener.accept().await?;
-        let Ok(permit) = Arc::clone(&self.places).try_acquire_owned() else {
-            if !self.is_full.swap(true, Ordering::Relaxed) {
-                tracing::warn!("connections are closed at once: server.max_connections is reached");
+        let permit = match self.places.take(accepted.address()) {
+            Ok(permit) => permit,
+            Err(full) => {
+                if !self.is_full.swap(true, Ordering::Relaxed) {
+                    let setting = match full {
+                        Full::All => "server.max_connections",
+                        Full::Peer => "server.max_connections_per_peer",
+                    };
+                    tracing::warn!("connections are closed at once: {setting} is reached");
+                }
+                return Ok(());
             }
-            return Ok(());
         };
         self.is_full.store(false, Ordering::Relaxed);
         if let Some(worker) = self.workers.iter().min_by_key(|worker| worker.connections()) {
-            worker.hand_over(accepted, permit);
+            worker.hand_over(self.listener.role(), accepted, permit);
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! A connection on its way from the acceptor to a worker, and then at that worker.
 
 use std::io;
-use std::net::TcpStream as StdTcpStream;
+use std::net::{IpAddr, SocketAddr, TcpStream as StdTcpStream};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,28 +9,42 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
-use tonic::transport::server::Connected;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::Peer;
+use super::places::Permit;
 
 /// A socket that no runtime owns yet.
 #[derive(Debug)]
 pub(super) enum Accepted {
-    Tcp(StdTcpStream),
+    Tcp(StdTcpStream, SocketAddr),
     Unix(StdUnixStream),
+}
+
+impl Accepted {
+    /// The peer's address.
+    pub(super) fn address(&self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(_, address) => Some(address.ip().to_canonical()),
+            Self::Unix(_) => None,
+        }
+    }
 }
 
 /// A place among the connections of the server and of one worker. Given back when dropped.
 #[derive(Debug)]
 pub(super) struct Place {
     load: Arc<AtomicUsize>,
-    _permit: OwnedSemaphorePermit,
+    _permit: Permit,
 }
 
 impl Place {
-    pub(super) fn take(load: &Arc<AtomicUsize>, permit: OwnedSemaphorePermit) -> Self {
+    pub(super) fn take(load: &Arc<AtomicUsize>, permit: Permit) -> Self {
         load.fetch_add(1, Ordering::Relaxed);
         Self { load: Arc::clone(load), _permit: permit }
     }
@@ -49,6 +63,7 @@ const PREFACE_BYTES: usize = 24;
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: Stream,
+    peer: Peer,
     handshake: Option<Handshake>,
     _place: Place,
 }
@@ -64,21 +79,49 @@ struct Handshake {
 enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// The same for each kind of stream.
+macro_rules! each {
+    ($stream:expr, $name:ident => $what:expr) => {
+        match $stream {
+            Stream::Tcp($name) => $what,
+            Stream::Unix($name) => $what,
+            Stream::Tls($name) => $what,
+        }
+    };
 }
 
 impl Connection {
-    /// Registers the socket with the current runtime. It fails unless it begins with HTTP/2 within `handshake_timeout`.
-    pub(super) fn adopt(
+    /// Registers the socket with the current runtime, and encrypts it by `tls` if there is one, unless it is a Unix socket. It
+    /// fails unless it begins with HTTP/2 within `handshake_timeout`, for which TLS has the same time before.
+    pub(super) async fn adopt(
         (accepted, place): (Accepted, Place),
+        tls: Option<Arc<ServerConfig>>,
         handshake_timeout: Duration,
     ) -> io::Result<Self> {
-        let stream = match accepted {
-            Accepted::Tcp(stream) => Stream::Tcp(TcpStream::from_std(stream)?),
-            Accepted::Unix(stream) => Stream::Unix(UnixStream::from_std(stream)?),
+        let address = accepted.address();
+        let mut peer = Peer::new(address, None);
+        let stream = match (accepted, tls) {
+            (Accepted::Tcp(stream, _), None) => Stream::Tcp(TcpStream::from_std(stream)?),
+            (Accepted::Unix(stream), _) => Stream::Unix(UnixStream::from_std(stream)?),
+            (Accepted::Tcp(stream, _), Some(tls)) => {
+                let handshake = TlsAcceptor::from(tls).accept(TcpStream::from_std(stream)?);
+                let stream = tokio::time::timeout(handshake_timeout, handshake).await??;
+                let certificates = stream.get_ref().1.peer_certificates();
+                peer = Peer::new(address, certificates.and_then(<[_]>::first));
+                Stream::Tls(Box::new(stream))
+            }
         };
         let deadline = Box::pin(tokio::time::sleep(handshake_timeout));
         let handshake = Some(Handshake { missing_bytes: PREFACE_BYTES, deadline });
-        Ok(Self { stream, handshake, _place: place })
+        Ok(Self { stream, peer, handshake, _place: place })
+    }
+
+    /// Who is at the other end.
+    pub(super) fn peer(&self) -> Peer {
+        self.peer.clone()
     }
 
     /// Counts the bytes that came, and fails when the time for the first of them is over.
@@ -96,12 +139,6 @@ impl Connection {
     }
 }
 
-impl Connected for Connection {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) -> Self::ConnectInfo {}
-}
-
 impl AsyncRead for Connection {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -109,10 +146,7 @@ impl AsyncRead for Connection {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let read = match &mut self.stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
-        };
+        let read = each!(&mut self.stream, stream => Pin::new(stream).poll_read(cx, buf));
         match self.poll_handshake(cx, buf.filled().len() - before) {
             Ok(()) => read,
             Err(late) => Poll::Ready(Err(late)),
@@ -122,24 +156,15 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-            Stream::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
+        each!(&mut self.stream, stream => Pin::new(stream).poll_write(cx, buf))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Stream::Unix(stream) => Pin::new(stream).poll_flush(cx),
-        }
+        each!(&mut self.stream, stream => Pin::new(stream).poll_flush(cx))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+        each!(&mut self.stream, stream => Pin::new(stream).poll_shutdown(cx))
     }
 
     fn poll_write_vectored(
@@ -147,16 +172,10 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Stream::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-        }
+        each!(&mut self.stream, stream => Pin::new(stream).poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
-        match &self.stream {
-            Stream::Tcp(stream) => stream.is_write_vectored(),
-            Stream::Unix(stream) => stream.is_write_vectored(),
-        }
+        each!(&self.stream, stream => stream.is_write_vectored())
     }
 }

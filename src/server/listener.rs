@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, UnixListener};
 
+use super::Role;
 use super::connection::Accepted;
 use crate::config::ListenAddr;
 
@@ -23,6 +24,7 @@ const SOCKET_MODE: u32 = 0o660;
 pub struct Listener {
     kind: Kind,
     address: ListenAddr,
+    role: Role,
 }
 
 #[derive(Debug)]
@@ -43,21 +45,21 @@ impl Drop for SocketFile {
 }
 
 impl Listener {
-    /// Binds `address`.
+    /// Binds `address` for `role`.
     ///
     /// # Errors
     /// It is taken, may not be bound, or does not exist on this machine.
-    pub fn bind(address: &ListenAddr) -> io::Result<Self> {
+    pub fn bind(address: &ListenAddr, role: Role) -> io::Result<Self> {
         match address {
             ListenAddr::Tcp(tcp) => {
                 let listener = bind_tcp(*tcp)?;
                 let address = ListenAddr::Tcp(listener.local_addr()?);
-                Ok(Self { kind: Kind::Tcp(listener), address })
+                Ok(Self { kind: Kind::Tcp(listener), address, role })
             }
             ListenAddr::Unix(path) => {
                 let listener = bind_unix(path)?;
                 let kind = Kind::Unix { listener, _file: SocketFile(path.clone()) };
-                Ok(Self { kind, address: address.clone() })
+                Ok(Self { kind, address: address.clone(), role })
             }
         }
     }
@@ -68,12 +70,18 @@ impl Listener {
         &self.address
     }
 
+    /// What it is for.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
     pub(super) async fn accept(&self) -> io::Result<Accepted> {
         match &self.kind {
             Kind::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
+                let (stream, peer) = listener.accept().await?;
                 stream.set_nodelay(true)?;
-                Ok(Accepted::Tcp(stream.into_std()?))
+                Ok(Accepted::Tcp(stream.into_std()?, peer))
             }
             Kind::Unix { listener, .. } => {
                 let (stream, _) = listener.accept().await?;

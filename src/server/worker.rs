@@ -3,36 +3,25 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
-use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::service::interceptor::InterceptedService;
-use tonic::transport::Server;
-use tonic::transport::server::Router;
-use tower::layer::util::{Identity, Stack};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
-use super::connection::{Accepted, Connection, Place};
-use super::{CallLayer, Services};
-use crate::grpc::pb::FILE_DESCRIPTOR_SET;
-use crate::grpc::pb::key_store_server::KeyStoreServer;
-use crate::grpc::pb::validator_server::ValidatorServer;
+use super::connection::{Accepted, Place};
+use super::places::Permit;
+use super::routes::Role;
+use super::serving::Serving;
 
-/// The largest message that `Validator` takes: far more than a key and 64 scopes.
-const MAX_VALIDATE_BYTES: usize = 64 * 1024;
-/// The largest message that `KeyStore` takes: more than the largest key that the domain allows.
-const MAX_ADMIN_BYTES: usize = 256 * 1024;
-/// A peer that is gone without a word is noticed after an interval and a time-out.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Connections that are told to end by their age do so within this share of it, before and after.
+const JITTER: f64 = 0.1;
 
-type CallRouter = Router<Stack<CallLayer, Identity>>;
+/// A connection, and what it is for.
+type HandedOver = (Role, Accepted, Place);
 
 /// Hands connections to a worker.
 #[derive(Clone, Debug)]
 pub(super) struct WorkerHandle {
-    connections: mpsc::UnboundedSender<(Accepted, Place)>,
+    connections: mpsc::UnboundedSender<HandedOver>,
     load: Arc<AtomicUsize>,
 }
 
@@ -43,10 +32,10 @@ impl WorkerHandle {
     }
 
     /// Gives it one more. While it is ending, the connection is closed instead.
-    pub(super) fn hand_over(&self, accepted: Accepted, permit: OwnedSemaphorePermit) {
+    pub(super) fn hand_over(&self, role: Role, accepted: Accepted, permit: Permit) {
         let place = Place::take(&self.load, permit);
         // The queue needs no bound of its own: every entry holds one of the server's permits.
-        let _ = self.connections.send((accepted, place));
+        let _ = self.connections.send((role, accepted, place));
     }
 }
 
@@ -58,19 +47,14 @@ pub(super) struct Worker {
 
 impl Worker {
     /// Starts a worker. Its thread ends when all its connections have, after the draining began, or when they are cut.
-    pub(super) fn start(router: CallRouter, handshake_timeout: Duration, life: Life) -> io::Result<Self> {
+    pub(super) fn start(servings: Vec<(Role, Serving)>, life: Life) -> io::Result<Self> {
         let (connections, handed_over) = mpsc::unbounded_channel();
         let load = Arc::new(AtomicUsize::new(0));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::Builder::new().name(format!("worker-{}", life.number)).spawn(move || {
-            let incoming = UnboundedReceiverStream::new(handed_over)
-                .map(move |handed_over| Connection::adopt(handed_over, handshake_timeout));
-            let serving = router.serve_with_incoming_shutdown(incoming, life.reaches(Phase::Drain));
             runtime.block_on(async {
                 tokio::select! {
-                    served = serving => if let Err(error) = served {
-                        tracing::error!(%error, worker = life.number, "a worker failed");
-                    },
+                    () = serve(servings, handed_over, &life) => {}
                     () = life.reaches(Phase::Cut) => {}
                 }
             });
@@ -84,6 +68,37 @@ impl Worker {
     pub(super) fn handle(&self) -> WorkerHandle {
         self.handle.clone()
     }
+}
+
+/// Serves what is handed over until the draining begins, and then until the last connection ended.
+async fn serve(
+    servings: Vec<(Role, Serving)>,
+    mut handed_over: mpsc::UnboundedReceiver<HandedOver>,
+    life: &Life,
+) {
+    let mut connections = JoinSet::new();
+    let mut drains = std::pin::pin!(life.reaches(Phase::Drain));
+    let mut number = life.number;
+    loop {
+        tokio::select! {
+            () = &mut drains => break,
+            Some((role, accepted, place)) = handed_over.recv() => {
+                let Some((_, serving)) = servings.iter().find(|(of, _)| *of == role) else { continue };
+                number += 1;
+                connections.spawn(serving.clone().run((accepted, place), jitter(number)));
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+    drop(handed_over);
+    while connections.join_next().await.is_some() {}
+}
+
+/// Between 0.9 and 1.1, and far from that of the numbers near it: connections that came together do not leave together.
+fn jitter(number: usize) -> f64 {
+    // The golden ratio spreads its multiples evenly (Knuth, The Art of Computer Programming, section 6.4).
+    let spread = (f64::from(u32::try_from(number % 1_000_000).unwrap_or(0)) * 0.618_033_988_749_895).fract();
+    1.0 - JITTER + 2.0 * JITTER * spread
 }
 
 /// What all workers are to do. Each phase includes the ones before.
@@ -123,33 +138,15 @@ impl Drop for Life {
     }
 }
 
-/// All services, with the layers that every call goes through.
-pub(super) fn router(
-    services: &Services,
-    layer: CallLayer,
-    max_streams: u32,
-) -> Result<CallRouter, tonic_reflection::server::Error> {
-    let validator =
-        ValidatorServer::new(services.validator.clone()).max_decoding_message_size(MAX_VALIDATE_BYTES);
-    let key_store =
-        KeyStoreServer::new(services.key_store.clone()).max_decoding_message_size(MAX_ADMIN_BYTES);
-    let health = tonic_health::server::HealthService::from_health_reporter(services.health.clone());
-    let health = tonic_health::pb::health_server::HealthServer::new(health);
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-    };
-    let router = Server::builder()
-        .max_concurrent_streams(Some(max_streams))
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .layer(layer)
-        .add_service(validator)
-        .add_service(InterceptedService::new(key_store, services.admin_auth.clone()))
-        .add_service(health)
-        .add_service(reflection().build_v1()?)
-        // Older clients know no other: Python's grpcio-reflection, Postman before 2023.
-        .add_service(reflection().build_v1alpha()?);
-    Ok(router)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_spread_around_the_configured_one() {
+        let all: Vec<_> = (0..1_000).map(jitter).collect();
+        assert!(all.iter().all(|jitter| (0.9..1.1).contains(jitter)));
+        let below = all.iter().filter(|jitter| **jitter < 1.0).count();
+        assert!((450..550).contains(&below), "{below}");
+    }
 }

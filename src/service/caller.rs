@@ -2,8 +2,33 @@
 
 use crate::domain::{ChangeContext, Scope, ScopeSet, Timestamp};
 
-/// The scopes that open Keyvouch itself. An admin token holds them all.
-const ADMIN_SCOPES: [&str; 3] = ["keyvouch.admin", "keyvouch.read", "keyvouch.write"];
+/// The scopes that open Keyvouch itself. An administrator holds them all.
+const ADMIN: &str = "keyvouch.admin";
+const ADMIN_SCOPES: [&str; 4] =
+    [ADMIN, Permission::Read.scope(), Permission::Write.scope(), Permission::Validate.scope()];
+
+/// What a caller may be allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Permission {
+    /// To ask whether keys may be used.
+    Validate,
+    /// To read keys and the audit trail, and to follow changes.
+    Read,
+    /// To change keys.
+    Write,
+}
+
+impl Permission {
+    /// The scope that a key needs for it; `keyvouch.admin` stands for all.
+    #[must_use]
+    pub const fn scope(self) -> &'static str {
+        match self {
+            Self::Validate => "keyvouch.validate",
+            Self::Read => "keyvouch.read",
+            Self::Write => "keyvouch.write",
+        }
+    }
+}
 
 /// An authenticated caller, and the call that it makes.
 #[derive(Clone, Debug)]
@@ -11,21 +36,55 @@ pub struct Caller {
     name: String,
     request_id: String,
     held: ScopeSet,
+    is_unasked: bool,
 }
 
 impl Caller {
-    /// The bearer of the admin token `name`.
+    /// An administrator, who may do everything.
     #[must_use]
-    pub fn admin(name: &str, request_id: &str) -> Self {
-        let held = ScopeSet::parse("scopes", ADMIN_SCOPES).unwrap_or_default();
-        Self { name: format!("token:{name}"), request_id: request_id.to_owned(), held }
+    pub fn admin(name: String, request_id: &str) -> Self {
+        Self::holding(name, request_id, &ADMIN_SCOPES)
+    }
+
+    /// A service that validates keys, and may do nothing else.
+    #[must_use]
+    pub fn validator(name: String, request_id: &str) -> Self {
+        Self::holding(name, request_id, &[Permission::Validate.scope()])
+    }
+
+    /// The bearer of a key with `scopes`.
+    #[must_use]
+    pub fn with_scopes(name: String, request_id: &str, scopes: &ScopeSet) -> Self {
+        let reserved: Vec<_> = scopes.iter().filter(|scope| scope.is_reserved()).map(Scope::as_str).collect();
+        if reserved.contains(&ADMIN) {
+            Self::admin(name, request_id)
+        } else {
+            Self::holding(name, request_id, &reserved)
+        }
+    }
+
+    fn holding(name: String, request_id: &str, scopes: &[&str]) -> Self {
+        // Scopes that were scopes already are.
+        let held = ScopeSet::parse("scopes", scopes.iter().copied()).unwrap_or_default();
+        Self { name, request_id: request_id.to_owned(), held, is_unasked: false }
+    }
+
+    /// Whether it may do this.
+    #[must_use]
+    pub fn may(&self, permission: Permission) -> bool {
+        self.is_unasked || self.held.iter().any(|scope| scope.as_str() == permission.scope())
     }
 
     /// Someone without a credential, where none is asked for. He holds no reserved scope, so he can't grant one: what
     /// was made while the door was open must not open it later.
     #[must_use]
     pub fn anonymous(request_id: &str) -> Self {
-        Self { name: "anonymous".into(), request_id: request_id.to_owned(), held: ScopeSet::default() }
+        Self {
+            name: "anonymous".into(),
+            request_id: request_id.to_owned(),
+            held: ScopeSet::default(),
+            is_unasked: true,
+        }
     }
 
     /// The first of `scopes` that this caller can't grant.
@@ -51,12 +110,32 @@ mod tests {
 
     #[test]
     fn reserved_scopes_are_granted_only_by_who_holds_them() {
-        let admin = Caller::admin("root", "r");
+        let admin = Caller::admin("token:root".into(), "r");
         let anonymous = Caller::anonymous("r");
         let reserved = scopes(&["keyvouch.write", "read"]);
         assert_eq!(admin.first_not_grantable(&reserved), None);
         assert_eq!(anonymous.first_not_grantable(&reserved).unwrap().as_str(), "keyvouch.write");
         assert_eq!(anonymous.first_not_grantable(&scopes(&["read", "keyvouch"])), None);
         assert!(admin.first_not_grantable(&scopes(&["keyvouch.unheard-of"])).is_some());
+    }
+
+    #[test]
+    fn scopes_open_what_they_name_and_no_more() {
+        let may = |tokens: &[&str]| {
+            let caller = Caller::with_scopes("key:x".into(), "r", &scopes(tokens));
+            [Permission::Validate, Permission::Read, Permission::Write]
+                .map(|permission| caller.may(permission))
+        };
+        assert_eq!(may(&["keyvouch.admin"]), [true, true, true]);
+        assert_eq!(may(&["keyvouch.read", "other"]), [false, true, false]);
+        assert_eq!(may(&["keyvouch.write"]), [false, false, true]);
+        assert_eq!(may(&["keyvouch.validate"]), [true, false, false]);
+        assert_eq!(may(&["read", "write", "admin", "keyvouch"]), [false; 3]);
+        let writer = Caller::with_scopes("key:x".into(), "r", &scopes(&["keyvouch.write"]));
+        assert_eq!(
+            writer.first_not_grantable(&scopes(&["keyvouch.admin"])).unwrap().as_str(),
+            "keyvouch.admin"
+        );
+        assert_eq!(writer.first_not_grantable(&scopes(&["keyvouch.write", "x"])), None);
     }
 }

@@ -1,0 +1,78 @@
+//! Files that count anew when they change: certificates and tokens.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+
+use crate::config::AdminConfig;
+use crate::grpc::AdminToken;
+use crate::server::TlsFiles;
+use crate::telemetry::error_chain;
+
+/// What is told of a change, and how it is read.
+#[derive(Debug)]
+pub(super) enum Reloaded {
+    /// Certificates: new ones are for new connections.
+    Tls(TlsFiles, watch::Sender<Arc<rustls::ServerConfig>>),
+    /// Tokens of administrators.
+    Tokens(AdminConfig, watch::Sender<Arc<[AdminToken]>>),
+}
+
+impl Reloaded {
+    fn paths(&self) -> Vec<PathBuf> {
+        match self {
+            Self::Tls(files, _) => files.paths(),
+            Self::Tokens(config, _) => vec![config.tokens_file.clone()],
+        }
+    }
+
+    /// Reads the files. What can't be used is told, and what was there stays.
+    fn reload(&self) {
+        let outcome: Result<&str, Box<dyn std::error::Error>> = match self {
+            Self::Tls(files, current) => {
+                files.load().map(|tls| current.send_replace(tls)).map(|_| "certificates").map_err(Into::into)
+            }
+            Self::Tokens(config, current) => config
+                .load_tokens()
+                .map(|tokens| current.send_replace(tokens.into()))
+                .map(|_| "admin tokens")
+                .map_err(Into::into),
+        };
+        match outcome {
+            Ok(what) => tracing::info!("new {what} are in use: their files changed"),
+            Err(error) => {
+                let error = error_chain(error.as_ref());
+                tracing::error!(%error, "files changed and can't be used: what was read before stays in use");
+            }
+        }
+    }
+
+    /// Looks at the files every `interval`, for ever. Mounted secrets are replaced by links, which notifications of the file
+    /// system miss.
+    pub(super) async fn run(self, interval: Duration) {
+        let paths = self.paths();
+        let mut seen = digests(&paths).await;
+        let mut ticks = tokio::time::interval(interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let now = digests(&paths).await;
+            if now != seen {
+                self.reload();
+                seen = now;
+            }
+        }
+    }
+}
+
+/// What is in the files; `None` of one that can't be read.
+async fn digests(paths: &[PathBuf]) -> Vec<Option<[u8; 32]>> {
+    let digest = |path: &Path| Some(Sha256::digest(std::fs::read(path).ok()?).into());
+    let paths = paths.to_vec();
+    let digests = tokio::task::spawn_blocking(move || paths.iter().map(|path| digest(path)).collect());
+    digests.await.unwrap_or_default()
+}

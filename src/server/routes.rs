@@ -1,0 +1,56 @@
+//! Which services an address has.
+
+use tonic::service::Routes;
+
+use super::Services;
+use crate::grpc::Guard;
+use crate::grpc::pb::FILE_DESCRIPTOR_SET;
+use crate::grpc::pb::key_store_server::KeyStoreServer;
+use crate::grpc::pb::validator_server::ValidatorServer;
+
+/// The largest message that `Validator` takes: far more than a key and 64 scopes.
+const MAX_VALIDATE_BYTES: usize = 64 * 1024;
+/// The largest message that `KeyStore` takes: more than the largest key that the domain allows.
+const MAX_ADMIN_BYTES: usize = 256 * 1024;
+
+/// What an address is for. Health and reflection are everywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Both services.
+    Both,
+    /// `Validator` alone.
+    Validator,
+    /// `KeyStore` alone.
+    KeyStore,
+}
+
+impl Role {
+    /// All of them.
+    pub(super) const ALL: [Self; 3] = [Self::Both, Self::Validator, Self::KeyStore];
+}
+
+/// The services of `role`.
+pub(super) fn routes(services: &Services, role: Role) -> Result<Routes, tonic_reflection::server::Error> {
+    let mut routes = Routes::builder();
+    if role != Role::KeyStore {
+        let validator =
+            ValidatorServer::new(services.validator.clone()).max_decoding_message_size(MAX_VALIDATE_BYTES);
+        routes.add_service(Guard::validator(validator, services.auth.clone(), services.validator_access));
+    }
+    if role != Role::Validator {
+        let key_store =
+            KeyStoreServer::new(services.key_store.clone()).max_decoding_message_size(MAX_ADMIN_BYTES);
+        routes.add_service(Guard::key_store(key_store, services.auth.clone()));
+    }
+    let health = tonic_health::server::HealthService::from_health_reporter(services.health.clone());
+    routes.add_service(tonic_health::pb::health_server::HealthServer::new(health));
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    routes.add_service(reflection().build_v1()?);
+    // Older clients know no other: Python's grpcio-reflection, Postman before 2023.
+    routes.add_service(reflection().build_v1alpha()?);
+    Ok(routes.routes().prepare())
+}

@@ -1,0 +1,144 @@
+//! Encrypted connections: reading certificates, and reading them again when they change.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::pki_types::pem::{self, PemObject as _};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Whether clients need a certificate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientAuth {
+    /// Who has none gets no connection.
+    #[default]
+    Required,
+    /// Who has none is a caller without one; a false one gets no connection.
+    Optional,
+}
+
+/// Where certificates are.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    /// The server's certificate and those that lead to its root, as PEM.
+    pub certificate: PathBuf,
+    /// Its private key, as PEM.
+    pub key: PathBuf,
+    /// The roots of clients' certificates; `None`: clients are not asked for one.
+    pub client_ca: Option<PathBuf>,
+    /// Whether clients need one.
+    pub client_auth: ClientAuth,
+}
+
+/// Why certificates can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file can't be read, or is no PEM.
+    #[error("{} can't be read: {problem}", path.display())]
+    Unreadable {
+        /// The setting that names it.
+        setting: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The certificate and the key do not belong together, or are of a kind that is not known.
+    #[error("{} and {} are no pair: {problem}", certificate.display(), key.display())]
+    NoPair {
+        /// The certificate.
+        certificate: PathBuf,
+        /// The key.
+        key: PathBuf,
+        /// What is wrong.
+        problem: rustls::Error,
+    },
+}
+
+const CERTIFICATE: &str = "server.tls.cert_file";
+const KEY: &str = "server.tls.key_file";
+const CLIENT_CA: &str = "server.tls.client_ca_file";
+
+impl TlsError {
+    /// The setting to mend.
+    #[must_use]
+    pub fn setting(&self) -> &'static str {
+        match self {
+            Self::Unreadable { setting, .. } => setting,
+            Self::NoPair { .. } => CERTIFICATE,
+        }
+    }
+}
+
+impl TlsFiles {
+    /// Reads them: TLS 1.2 or 1.3, and HTTP/2 in it.
+    pub fn load(&self) -> Result<Arc<ServerConfig>, TlsError> {
+        let certificates = certificates(CERTIFICATE, &self.certificate)?;
+        let key =
+            PrivateKeyDer::from_pem_file(&self.key).map_err(|error| unreadable(KEY, &self.key, error))?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let no_pair = |problem| TlsError::NoPair {
+            certificate: self.certificate.clone(),
+            key: self.key.clone(),
+            problem,
+        };
+        let versions =
+            ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
+        let builder = versions.map_err(no_pair)?;
+        let builder = match &self.client_ca {
+            None => builder.with_no_client_auth(),
+            Some(path) => {
+                let problem =
+                    |error: &dyn std::fmt::Display| unreadable_text(CLIENT_CA, path, error.to_string());
+                let mut roots = RootCertStore::empty();
+                for root in self::certificates(CLIENT_CA, path)? {
+                    roots.add(root).map_err(|error| problem(&error))?;
+                }
+                let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+                if self.client_auth == ClientAuth::Optional {
+                    verifier = verifier.allow_unauthenticated();
+                }
+                builder.with_client_cert_verifier(verifier.build().map_err(|error| problem(&error))?)
+            }
+        };
+        let mut config = builder.with_single_cert(certificates, key).map_err(no_pair)?;
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Arc::new(config))
+    }
+
+    /// The files to look at for changes.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        [Some(&self.certificate), Some(&self.key), self.client_ca.as_ref()]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect()
+    }
+}
+
+fn certificates(setting: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+    let certificates: Vec<_> = read.map_err(|error| unreadable(setting, path, error))?;
+    if certificates.is_empty() {
+        return Err(unreadable_text(setting, path, "it has no certificate".to_owned()));
+    }
+    Ok(certificates)
+}
+
+fn unreadable(setting: &'static str, path: &Path, error: pem::Error) -> TlsError {
+    let problem = match error {
+        pem::Error::Io(error) => error.to_string(),
+        // Others can quote the file.
+        pem::Error::NoItemsFound => "it holds nothing of the kind in PEM".to_owned(),
+        _ => "it is no PEM".to_owned(),
+    };
+    unreadable_text(setting, path, problem)
+}
+
+fn unreadable_text(setting: &'static str, path: &Path, problem: String) -> TlsError {
+    TlsError::Unreadable { setting, path: path.to_owned(), problem }
+}
