@@ -31,7 +31,7 @@ impl Reloaded {
     }
 
     /// Reads the files. What can't be used is told, and what was there stays.
-    fn reload(&self) {
+    fn reload(&self, is_first: bool) {
         let outcome: Result<&str, Box<dyn std::error::Error>> = match self {
             Self::Tls(files, current) => {
                 files.load().map(|tls| current.send_replace(tls)).map(|_| "certificates").map_err(Into::into)
@@ -43,6 +43,7 @@ impl Reloaded {
                 .map_err(Into::into),
         };
         match outcome {
+            Ok(_) if is_first => {}
             Ok(what) => tracing::info!("new {what} are in use: their files changed"),
             Err(error) => {
                 let error = error_chain(error.as_ref());
@@ -55,14 +56,15 @@ impl Reloaded {
     /// system miss.
     pub(super) async fn run(self, interval: Duration) {
         let paths = self.paths();
-        let mut seen = digests(&paths).await;
+        // Read once more at first: they may have changed since the start read them.
+        let mut seen = None;
         let mut ticks = tokio::time::interval(interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let now = digests(&paths).await;
+            let now = Some(digests(&paths).await);
             if now != seen {
-                self.reload();
+                self.reload(seen.is_none());
                 seen = now;
             }
         }

@@ -7,3 +7,4 @@ pub(crate) mod faulty;
 mod limits;
 mod observability;
 mod streams;
+mod tls;

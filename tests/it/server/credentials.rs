@@ -108,3 +108,141 @@ async fn a_server_with_a_backend_of_its_own_is_never_open_beyond_this_machine() 
         assert!(refused.contains("administer keys") || refused.contains("needs a credential"), "{refused}");
     }
 }
+
+#[tokio::test]
+async fn keys_open_what_their_scopes_name() {
+    let server = TestServer::start(MemoryRepository::new()).await;
+    let admin = server.api().await;
+    let with_scope = async |scope: &str| {
+        let request = pb::CreateKeyRequest { scopes: vec![scope.to_owned()], ..new_key() };
+        let (key, secret) = admin.create(request).await;
+        (key, Api::new(server.channel().await, &secret))
+    };
+    let denied = (Code::PermissionDenied, "PERMISSION_DENIED".to_owned());
+    let (key, reader) = with_scope("keyvouch.read").await;
+    reader.get(&key.id).await;
+    assert_eq!(refusal(reader.key_store().create_key(new_key()).await), denied);
+    let revoke = || pb::RevokeKeyRequest { id: key.id.clone(), reason: String::new() };
+    assert_eq!(refusal(reader.key_store().revoke_key(revoke()).await), denied);
+
+    let (key_of_writer, writer) = with_scope("keyvouch.write").await;
+    assert_eq!(refusal(writer.key_store().get_key(pb::GetKeyRequest { id: key.id.clone() }).await), denied);
+    writer.create(new_key()).await;
+    let events = admin.key_store().list_events(pb::ListEventsRequest::default()).await.unwrap().into_inner();
+    assert_eq!(events.events[0].actor, format!("key:{}", key_of_writer.id));
+
+    let (_, plain) = with_scope("write").await;
+    assert_eq!(refusal(plain.key_store().create_key(new_key()).await), denied);
+    let (_, all) = with_scope("keyvouch.admin").await;
+    all.create(new_key()).await;
+    all.get(&key.id).await;
+
+    // A key that was revoked opens nothing any more.
+    writer.revoke(&key.id, "").await;
+    let refused = refusal(reader.key_store().get_key(pb::GetKeyRequest { id: key.id.clone() }).await);
+    assert_eq!(refused, (Code::Unauthenticated, "CREDENTIAL_INVALID".to_owned()));
+}
+
+#[tokio::test]
+async fn a_writer_gains_no_scope_that_he_lacks() {
+    let server = TestServer::start(MemoryRepository::new()).await;
+    let admin = server.api().await;
+    let reserved = |scope: &str| pb::CreateKeyRequest { scopes: vec![scope.to_owned()], ..new_key() };
+    let (_, secret) = admin.create(reserved("keyvouch.write")).await;
+    let (key_of_admin, _) = admin.create(reserved("keyvouch.admin")).await;
+    let (plain, _) = admin.create(new_key()).await;
+    let writer = Api::new(server.channel().await, &secret);
+    let mut key_store = writer.key_store();
+    let denied = (Code::PermissionDenied, "SCOPE_NOT_GRANTABLE".to_owned());
+    for scope in ["keyvouch.admin", "keyvouch.read", "keyvouch.validate", "keyvouch.future"] {
+        assert_eq!(refusal(key_store.create_key(reserved(scope)).await), denied, "{scope}");
+    }
+    let rotate = pb::RotateKeyRequest { id: key_of_admin.id, ..pb::RotateKeyRequest::default() };
+    assert_eq!(refusal(key_store.rotate_key(rotate).await), denied);
+    let update = pb::UpdateKeyRequest {
+        key: Some(pb::Key { scopes: vec!["keyvouch.admin".into()], ..plain }),
+        update_mask: Some(prost_types::FieldMask { paths: vec!["scopes".into()] }),
+        ..pb::UpdateKeyRequest::default()
+    };
+    assert_eq!(refusal(key_store.update_key(update).await), denied);
+    let import = pb::ImportKeysRequest {
+        hash: vec![7; 32],
+        key: Some(pb::Key {
+            name: "n".into(),
+            owner_id: "o".into(),
+            scopes: vec!["keyvouch.admin".into()],
+            ..pb::Key::default()
+        }),
+    };
+    let mut answers = key_store.import_keys(tokio_stream::iter([import])).await.unwrap().into_inner();
+    let answer = answers.message().await.unwrap().unwrap();
+    assert!(format!("{answer:?}").contains("keyvouch.admin"), "{answer:?}");
+    writer.create(reserved("keyvouch.write")).await;
+}
+
+#[tokio::test]
+async fn validate_can_need_a_credential() {
+    let mut config = config();
+    config.validator.access = keyvouch::grpc::ValidatorAccess::Credential;
+    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    let admin = server.api().await;
+    let (_, secret) = admin.create(new_key()).await;
+    let request = || pb::ValidateRequest { secret: secret.clone(), ..pb::ValidateRequest::default() };
+    let refused_without = refusal(admin.validator().validate(request()).await);
+    assert_eq!(refused_without, refused("CREDENTIAL_REQUIRED"));
+    admin.admin_validator().validate(request()).await.unwrap();
+    let scopes = vec!["keyvouch.validate".to_owned()];
+    let (_, own) = admin.create(pb::CreateKeyRequest { scopes, ..new_key() }).await;
+    let service = Api::new(server.channel().await, &own);
+    service.admin_validator().validate(request()).await.unwrap();
+    let denied = (Code::PermissionDenied, "PERMISSION_DENIED".to_owned());
+    assert_eq!(refusal(service.key_store().create_key(new_key()).await), denied);
+    let plain = Api::new(server.channel().await, &secret);
+    assert_eq!(refusal(plain.admin_validator().validate(request()).await), denied);
+}
+
+#[tokio::test]
+async fn tokens_are_read_again_when_their_file_changes() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config();
+    config.admin.tokens_file = folder.path().join("tokens");
+    config.server.tls.reload_interval = keyvouch::config::HumanDuration(std::time::Duration::from_millis(20));
+    let (old, new) = ("the-old-token-of-this-test", "the-new-token-of-this-test");
+    std::fs::write(&config.admin.tokens_file, format!("old:{old}\n")).unwrap();
+    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    let works = async |token: &str| {
+        Api::new(server.channel().await, token).key_store().create_key(new_key()).await.is_ok()
+    };
+    assert!(works(old).await && !works(new).await);
+    std::fs::write(&config.admin.tokens_file, format!("new:{new}\n")).unwrap();
+    let new_one = async {
+        while !works(new).await {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_mins(1), new_one).await.unwrap();
+    assert!(!works(old).await && works(TOKEN).await);
+    // What can't be used changes nothing.
+    std::fs::write(&config.admin.tokens_file, "nonsense\n").unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    assert!(works(new).await);
+}
+
+#[tokio::test]
+async fn key_store_can_have_an_address_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("admin.sock");
+    let mut config = config();
+    config.server.admin_listen = vec![format!("unix:{}", socket.display())];
+    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    let uri = format!("unix:{}", socket.display());
+    let channel = tonic::transport::Endpoint::from_shared(uri).unwrap().connect().await.unwrap();
+    let admin = Api::new(channel, TOKEN);
+    let (_, secret) = admin.create(new_key()).await;
+    let public = server.api().await;
+    assert_eq!(public.reason(&secret).await, pb::Reason::Valid);
+    let unknown = (Code::Unimplemented, "METHOD_UNKNOWN".to_owned());
+    assert_eq!(refusal(public.key_store().create_key(new_key()).await), unknown);
+    let request = pb::ValidateRequest { secret, ..pb::ValidateRequest::default() };
+    assert_eq!(refusal(admin.validator().validate(request).await), unknown);
+}

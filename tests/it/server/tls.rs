@@ -1,0 +1,226 @@
+//! Encrypted connections, with real handshakes.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use keyvouch::app::{App, Store, Surroundings};
+use keyvouch::config::{Config, HumanDuration, TlsConfig};
+use keyvouch::conformance::api::{Api, new_key, refusal};
+use keyvouch::grpc::pb;
+use keyvouch::grpc::pb::key_store_client::KeyStoreClient;
+use keyvouch::repository::MemoryRepository;
+use keyvouch::server::ClientAuth;
+use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
+use tonic::Code;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+
+use crate::support::{TOKEN, TestServer, config};
+
+/// A certificate authority.
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+/// A certificate and its key, as PEM.
+struct Pair(String, String);
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    /// A certificate for a DNS name or a URI, valid until the beginning of `year`.
+    fn issue(&self, name: &str, year: i32) -> Pair {
+        let mut params = CertificateParams::default();
+        let name = name.try_into().unwrap();
+        let is_uri = str::contains(rcgen::string::Ia5String::as_str(&name), "://");
+        params.subject_alt_names =
+            vec![if is_uri { rcgen::SanType::URI(name) } else { rcgen::SanType::DnsName(name) }];
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        let key = KeyPair::generate().unwrap();
+        Pair(params.signed_by(&key, &self.0).unwrap().pem(), key.serialize_pem())
+    }
+}
+
+/// Writes the files that a server is configured with.
+fn write(folder: &Path, pair: &Pair) -> (PathBuf, PathBuf) {
+    let (certificate, key) = (folder.join("server.pem"), folder.join("server.key"));
+    std::fs::write(&certificate, &pair.0).unwrap();
+    std::fs::write(&key, &pair.1).unwrap();
+    (certificate, key)
+}
+
+fn with_tls(folder: &Path, pair: &Pair, client_ca: Option<&Authority>) -> Config {
+    let (cert_file, key_file) = write(folder, pair);
+    let mut config = config();
+    config.server.tls = TlsConfig {
+        cert_file,
+        key_file,
+        reload_interval: HumanDuration(Duration::from_millis(20)),
+        ..TlsConfig::default()
+    };
+    if let Some(authority) = client_ca {
+        config.server.tls.client_ca_file = folder.join("clients.pem");
+        std::fs::write(&config.server.tls.client_ca_file, authority.pem()).unwrap();
+    }
+    config
+}
+
+async fn connect(
+    server: &TestServer,
+    trusted: &[&Authority],
+    own: Option<&Pair>,
+) -> Result<Channel, tonic::transport::Error> {
+    let mut tls = ClientTlsConfig::new().domain_name("localhost");
+    tls = tls.ca_certificates(trusted.iter().map(|authority| Certificate::from_pem(authority.pem())));
+    if let Some(Pair(certificate, key)) = own {
+        tls = tls.identity(Identity::from_pem(certificate, key));
+    }
+    let endpoint = Endpoint::from_shared(format!("https://{}", server.address)).unwrap();
+    endpoint.tls_config(tls).unwrap().connect().await
+}
+
+/// Whether a call gets through; with TLS 1.3 a client learns only then that its certificate was refused.
+async fn is_served(channel: Result<Channel, tonic::transport::Error>) -> bool {
+    match channel {
+        Ok(channel) => Api::new(channel, TOKEN).key_store().create_key(new_key()).await.is_ok(),
+        Err(_) => false,
+    }
+}
+
+#[tokio::test]
+async fn calls_are_encrypted_and_the_server_is_verified() {
+    let (folder, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    let config = with_tls(folder.path(), &authority.issue("localhost", 4096), None);
+    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    assert!(is_served(connect(&server, &[&authority], None).await).await);
+    assert!(connect(&server, &[&Authority::new()], None).await.is_err(), "signed by somebody else");
+    let plain = Endpoint::from_shared(format!("http://{}", server.address)).unwrap();
+    assert!(!is_served(plain.connect().await).await, "never plaintext");
+
+    let expired = tempfile::tempdir().unwrap();
+    let config = with_tls(expired.path(), &authority.issue("localhost", 2020), None);
+    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    assert!(connect(&server, &[&authority], None).await.is_err(), "expired");
+}
+
+#[tokio::test]
+async fn clients_need_a_certificate_of_the_right_authority() {
+    let (folder, authority, clients) = (tempfile::tempdir().unwrap(), Authority::new(), Authority::new());
+    let mut config = with_tls(folder.path(), &authority.issue("localhost", 4096), Some(&clients));
+    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    let trusted = [&authority];
+    assert!(is_served(connect(&server, &trusted, Some(&clients.issue("a.example", 4096))).await).await);
+    assert!(!is_served(connect(&server, &trusted, None).await).await, "none");
+    for (wrong, why) in [
+        (authority.issue("a.example", 4096), "of another authority"),
+        (clients.issue("a.example", 2020), "expired"),
+    ] {
+        assert!(!is_served(connect(&server, &trusted, Some(&wrong)).await).await, "{why}");
+    }
+    config.server.tls.client_auth = ClientAuth::Optional;
+    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    assert!(is_served(connect(&server, &trusted, None).await).await, "the token will do");
+    let wrong = authority.issue("a.example", 4096);
+    assert!(!is_served(connect(&server, &trusted, Some(&wrong)).await).await, "a false one will not");
+}
+
+#[tokio::test]
+async fn a_certificate_is_a_credential_by_its_name() {
+    let (folder, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    let mut config = with_tls(folder.path(), &authority.issue("localhost", 4096), Some(&authority));
+    config.admin.client_certificates = vec!["spiffe://example.org/ops".into()];
+    config.validator.client_certificates = vec!["api.example.org".into()];
+    config.validator.access = keyvouch::grpc::ValidatorAccess::Credential;
+    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    let channel =
+        async |name: &str| connect(&server, &[&authority], Some(&authority.issue(name, 4096))).await.unwrap();
+    let mut admin = KeyStoreClient::new(channel("spiffe://example.org/ops").await);
+    let created = admin.create_key(new_key()).await.unwrap().into_inner();
+    let events = admin.list_events(pb::ListEventsRequest::default()).await.unwrap().into_inner().events;
+    assert_eq!(events[0].actor, "certificate:spiffe://example.org/ops");
+    let service = Api::new(channel("api.example.org").await, "no-token-at-all-but-a-certificate");
+    assert_eq!(service.reason(&created.secret).await, pb::Reason::Valid);
+    let mut service = KeyStoreClient::new(channel("api.example.org").await);
+    let refused = refusal(service.create_key(new_key()).await);
+    assert_eq!(refused, (Code::PermissionDenied, "PERMISSION_DENIED".to_owned()));
+    let mut stranger = KeyStoreClient::new(channel("spiffe://example.org/other").await);
+    let refused = refusal(stranger.create_key(new_key()).await);
+    assert_eq!(refused, (Code::Unauthenticated, "CREDENTIAL_REQUIRED".to_owned()));
+}
+
+#[tokio::test]
+async fn half_a_pair_and_what_is_none_stop_the_start() {
+    let (folder, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    let good = with_tls(folder.path(), &authority.issue("localhost", 4096), Some(&authority));
+    let refused = async |change: &dyn Fn(&mut TlsConfig)| {
+        let mut config = good.clone();
+        change(&mut config.server.tls);
+        let store = Store::new(Arc::new(MemoryRepository::new()));
+        let error = App::with_store(&config, Surroundings::default(), store).await.unwrap_err();
+        format!("{error:#}")
+    };
+    let (other, garbage) = (folder.path().join("other.key"), folder.path().join("garbage.pem"));
+    std::fs::write(&other, authority.issue("localhost", 4096).1).unwrap();
+    std::fs::write(&garbage, "hunter2").unwrap();
+    for (told, named) in [
+        (refused(&|tls| tls.key_file = PathBuf::new()).await, "server.tls.key_file"),
+        (refused(&|tls| tls.cert_file = PathBuf::new()).await, "server.tls.cert_file"),
+        (refused(&|tls| tls.cert_file = "/nowhere.pem".into()).await, "/nowhere.pem"),
+        (refused(&|tls| tls.cert_file.clone_from(&garbage)).await, "server.tls.cert_file"),
+        (refused(&|tls| tls.key_file.clone_from(&garbage)).await, "server.tls.key_file"),
+        (refused(&|tls| tls.key_file.clone_from(&other)).await, "are no pair"),
+        (refused(&|tls| tls.client_ca_file.clone_from(&garbage)).await, "server.tls.client_ca_file"),
+    ] {
+        assert!(told.contains(named) && !told.contains("hunter2"), "{told}");
+    }
+}
+
+/// New certificates are for new connections; calls on the old ones go on, and none fails.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_are_replaced_under_load() {
+    let (folder, old, new) = (tempfile::tempdir().unwrap(), Authority::new(), Authority::new());
+    let config = with_tls(folder.path(), &old.issue("localhost", 4096), None);
+    let server = Arc::new(TestServer::start_with(MemoryRepository::new(), &config).await);
+    let is_over = Arc::new(AtomicBool::new(false));
+    let both = Arc::new([old, new]);
+    let load: Vec<_> = (0..4)
+        .map(|number| {
+            let (server, both, is_over) = (Arc::clone(&server), Arc::clone(&both), Arc::clone(&is_over));
+            tokio::spawn(async move {
+                let trusted = [&both[0], &both[1]];
+                let mut channel = connect(&server, &trusted, None).await.unwrap();
+                let mut calls = 0;
+                while !is_over.load(Ordering::Relaxed) {
+                    if number % 2 == 0 {
+                        channel = connect(&server, &trusted, None).await.unwrap();
+                    }
+                    Api::new(channel.clone(), TOKEN).create(new_key()).await;
+                    calls += 1;
+                }
+                calls
+            })
+        })
+        .collect();
+    write(folder.path(), &both[1].issue("localhost", 4096));
+    let new_one = async {
+        while connect(&server, &[&both[1]], None).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_mins(1), new_one).await.unwrap();
+    // A pair that is none is reported, and the one before stays.
+    std::fs::write(folder.path().join("server.key"), both[0].issue("localhost", 4096).1).unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(is_served(connect(&server, &[&both[1]], None).await).await);
+    is_over.store(true, Ordering::Relaxed);
+    for load in load {
+        assert!(load.await.unwrap() > 10);
+    }
+}
