@@ -2,10 +2,12 @@
 
 mod admin;
 mod health;
+mod readings;
 mod reload;
 mod store;
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,15 +20,17 @@ pub use store::{Store, open_sql};
 
 use self::health::HealthMonitor;
 use self::reload::Reloaded;
-use crate::cache::{CacheStack, FeedFollower, RedisCache};
-use crate::config::{Config, ListenAddr, ServerConfig};
+use crate::cache::{CacheStack, FeedFollower, FeedHandle, RedisCache};
+use crate::config::{Config, ListenAddr, ServerConfig, TelemetryConfig};
 use crate::domain::{BootClock, Clock, Entropy, Stopwatch, SystemClock, SystemEntropy};
+use crate::grpc::pb::FILE_DESCRIPTOR_SET;
 use crate::grpc::{Authenticator, KeyStoreHandler, ValidatorHandler};
 use crate::repository::KeyRepository;
-use crate::server::{self, CallLayer, CallLimits, Listener, ServerOptions, Services};
+use crate::server::{self, CallLayer, CallLimits, Listener, OpsListener, ServerOptions, Services};
 use crate::service::{
     ChangeWatcher, EventPruner, KeyPruner, KeyStoreService, UsageRecorder, ValidatorService,
 };
+use crate::telemetry::{ConnectionMetrics, Exposition, Metrics};
 
 /// How long the last flush of usage may hold up the end of the process.
 const LAST_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -53,6 +57,8 @@ pub struct App {
     pruner: Option<EventPruner>,
     key_pruner: Option<KeyPruner>,
     health: HealthMonitor,
+    ops: Option<(OpsListener, Exposition)>,
+    connections: ConnectionMetrics,
 }
 
 /// What a server takes from its surroundings.
@@ -95,13 +101,13 @@ impl App {
     async fn assemble(config: &Config, surroundings: Surroundings, store: Store) -> Result<Self> {
         let door = AdminDoor::find(config, &surroundings.entropy)?;
         let listeners = bind(&config.server)?;
+        let ops = bind_ops(&config.telemetry).await?;
         let Surroundings { clock, entropy, stopwatch } = surroundings;
         let options = config.cache.stack_options(&config.feed);
         let stack = CacheStack::build(Arc::clone(&store.repository), &options, &entropy, &stopwatch);
         let stack = stack.await.context("can't put the caches in front of the store")?;
         warn_without_feed(&stack, config);
         let limits = CallLimits { max_calls: config.server.max_calls, timeout: config.server.call_timeout.0 };
-        let calls = CallLayer::new(entropy.as_ref(), limits)?;
         let mut reloaded = Vec::new();
         let (admin_door, tokens) = door.door(config);
         if let Some(tokens) = tokens.filter(|_| !config.admin.tokens_file.as_os_str().is_empty()) {
@@ -115,9 +121,27 @@ impl App {
                 Some(tls)
             }
         };
-        let CacheStack { repository, source, knowledge, follower, feed, redis, .. } = stack;
+        let CacheStack { repository, source, knowledge, follower, feed, local, redis, breaker } = stack;
         let format = Arc::new(config.keys.format()?);
         let usage = Arc::new(UsageRecorder::new(Arc::clone(&repository)));
+        let has_cache = local.is_some() || redis.is_some();
+        let cached = has_cache.then(|| (Arc::clone(&knowledge), config.cache.max_staleness.0));
+        let health = HealthMonitor::new(Arc::clone(&repository), cached);
+        let sources = readings::Sources {
+            knowledge: Arc::clone(&knowledge),
+            breaker,
+            local,
+            usage: Arc::clone(&usage),
+            is_up: health.is_up(),
+            pools: store.pools(),
+        };
+        let (metrics, exposition) = Metrics::new(
+            &[FILE_DESCRIPTOR_SET, tonic_health::pb::FILE_DESCRIPTOR_SET],
+            feed.as_ref().map(FeedHandle::propagation),
+            Box::new(move || sources.read()),
+        );
+        let ops = ops.map(|listener| (listener, exposition));
+        let calls = CallLayer::new(entropy.as_ref(), limits, metrics.calls.clone())?;
         let validator = ValidatorService::new(
             source,
             Arc::clone(&knowledge),
@@ -125,7 +149,8 @@ impl App {
             Arc::clone(&format),
             Arc::clone(&clock),
             Arc::clone(&usage),
-        );
+        )
+        .with_metrics(metrics.validations.clone());
         let (end_watches, is_ending) = watch::channel(false);
         let watcher = ChangeWatcher::new(Arc::clone(&repository), knowledge, feed, is_ending);
         let pruner = config
@@ -137,7 +162,6 @@ impl App {
             KeyPruner::new(Arc::clone(&repository), Arc::clone(&clock), expired_for, interval)
         });
         let key_store = KeyStoreService::new(Arc::clone(&repository), format, clock, entropy);
-        let health = HealthMonitor::new(Arc::clone(&repository));
         let auth = Authenticator::new(admin_door, validator.clone());
         let min_staleness = config.cache.min_staleness.0;
         let services = Services {
@@ -168,12 +192,20 @@ impl App {
             pruner,
             key_pruner,
             health,
+            ops,
+            connections: metrics.connections,
         })
     }
 
     /// The addresses, with the ports that were taken.
     pub fn addresses(&self) -> impl Iterator<Item = &ListenAddr> {
         self.listeners.iter().map(Listener::address)
+    }
+
+    /// Where metrics and probes are, with the port that was taken; `None`: nowhere.
+    #[must_use]
+    pub fn ops_address(&self) -> Option<SocketAddr> {
+        self.ops.as_ref().and_then(|(listener, _)| listener.address().ok())
     }
 
     /// The store with all that is in front of it. Its `Display` is the stack.
@@ -228,13 +260,29 @@ impl App {
             // Clients that watch connect to another server.
             end_watches.send_replace(true);
         };
-        let serving =
-            server::serve(self.listeners, self.services, self.calls, self.options, self.tls, shutdown);
+        let serving = server::serve(
+            self.listeners,
+            self.services,
+            self.calls,
+            self.options,
+            self.tls,
+            &self.connections,
+            shutdown,
+        );
         let mut reloads = JoinSet::new();
         for reloaded in self.reloaded {
             reloads.spawn(reloaded.run(self.reload_interval));
         }
+        let fitness = self.health.fitness();
+        let ops = self.ops;
+        let mut ops = tokio::spawn(async move {
+            match ops {
+                Some((listener, exposition)) => listener.serve(fitness, exposition).await,
+                None => std::future::pending().await,
+            }
+        });
         let outcome = tokio::select! {
+            ended = &mut ops => Err(unexpected_end("the task that answers probes", ended.map(drop))),
             served = serving => served.context("the server failed"),
             ended = &mut flusher => Err(unexpected_end("the task that records the last use of keys", ended)),
             ended = &mut follower => Err(unexpected_end("the task that follows the changes of keys", ended)),
@@ -245,6 +293,7 @@ impl App {
         };
 
         watcher.abort();
+        ops.abort();
         follower.abort();
         for pruner in [pruner, key_pruner].into_iter().flatten() {
             pruner.abort();
@@ -297,4 +346,11 @@ fn server_options(config: &ServerConfig) -> ServerOptions {
         handshake_timeout: config.handshake_timeout.0,
         drain_timeout: config.drain_timeout.0,
     }
+}
+
+async fn bind_ops(config: &TelemetryConfig) -> Result<Option<OpsListener>> {
+    let Some(address) = config.address()? else { return Ok(None) };
+    let listener = OpsListener::bind(address).await;
+    let listener = listener.with_context(|| format!("can't listen on {address} (telemetry.listen)"))?;
+    Ok(Some(listener))
 }

@@ -97,6 +97,18 @@ pub enum Tier {
     Store,
 }
 
+impl Tier {
+    /// A name for a metric's label.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Redis => "redis",
+            Self::Store => "store",
+        }
+    }
+}
+
 /// What was found, and where.
 #[derive(Clone, Debug)]
 pub struct Found {

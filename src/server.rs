@@ -8,6 +8,7 @@ mod acceptor;
 mod call_layer;
 mod connection;
 mod listener;
+mod ops;
 mod peer;
 mod places;
 mod routes;
@@ -25,6 +26,7 @@ use tonic_health::server::HealthReporter;
 
 pub use call_layer::{CallLayer, CallLimits};
 pub use listener::Listener;
+pub use ops::{Fitness, OpsListener};
 pub use peer::Peer;
 pub use routes::Role;
 pub use tls::{ClientAuth, TlsError, TlsFiles};
@@ -34,6 +36,7 @@ use self::places::Places;
 use self::serving::Serving;
 use self::worker::{Life, Phase, Worker};
 use crate::grpc::{Authenticator, KeyStoreHandler, ValidatorAccess, ValidatorHandler};
+use crate::telemetry::ConnectionMetrics;
 
 /// What is served.
 #[derive(Clone, Debug)]
@@ -97,12 +100,13 @@ pub async fn serve(
     calls: CallLayer,
     options: ServerOptions,
     tls: Option<watch::Receiver<Arc<rustls::ServerConfig>>>,
+    connections: &ConnectionMetrics,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     let (phase, _) = watch::channel(Phase::Serve);
     // Each worker holds a sender to its end: when all are gone, the receiver knows.
     let (ended, mut all_ended) = mpsc::channel::<usize>(1);
-    let workers = start_workers(&services, &calls, options, tls.as_ref(), &phase, &ended)?;
+    let workers = start_workers(&services, &calls, options, tls.as_ref(), connections, &phase, &ended)?;
     drop(ended);
     let places = Places::new(options.max_connections, options.max_connections_per_peer);
     let mut acceptors = Acceptor::spawn_all(listeners, &workers, &places);
@@ -130,6 +134,7 @@ fn start_workers(
     calls: &CallLayer,
     options: ServerOptions,
     tls: Option<&watch::Receiver<Arc<rustls::ServerConfig>>>,
+    connections: &ConnectionMetrics,
     phase: &watch::Sender<Phase>,
     ended: &mpsc::Sender<usize>,
 ) -> Result<Vec<Worker>, ServeError> {
@@ -143,7 +148,7 @@ fn start_workers(
             };
             let servings = Role::ALL.into_iter().map(serving).collect::<Result<_, ServeError>>()?;
             let life = Life { number, phase: phase.subscribe(), ended: ended.clone() };
-            Worker::start(servings, life).map_err(ServeError::Start)
+            Worker::start(servings, connections.of_worker(number), life).map_err(ServeError::Start)
         })
         .collect()
 }

@@ -2,12 +2,15 @@
 
 mod log_limit;
 mod logs;
+mod metrics;
 
 use std::error::Error;
 use std::fmt;
 
 pub use log_limit::LogLimit;
 pub use logs::{LogFilterError, LogFormat, init_logs, parse_filter};
+pub use metrics::{CallMetrics, ConnectionMetrics, Exposition, Metrics, ValidationMetrics};
+pub(crate) use metrics::{Reading, seconds};
 
 /// `error` and its causes in one line, for the log.
 pub fn error_chain(error: &dyn Error) -> impl fmt::Display {

@@ -1,40 +1,71 @@
-//! What `grpc.health.v1` says.
+//! What is said of the server's health: to `grpc.health.v1`, and to probes.
+//!
+//! Three things are told apart. *Alive*: the process runs; an outage of the store is no reason to restart it. *Started*: the
+//! store was reached, its schema is right, and its change feed was read, once. *Ready*: calls are answered. `Validator` is
+//! ready as long as it can answer from what it knows, so an outage of the store, which all replicas see at once, does not take
+//! all of them out; `KeyStore` is ready while its store is.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use crate::cache::Knowledge;
 use crate::grpc::pb::key_store_server::SERVICE_NAME as KEY_STORE;
 use crate::grpc::pb::validator_server::SERVICE_NAME as VALIDATOR;
 use crate::repository::KeyRepository;
+use crate::server::Fitness;
 use crate::telemetry::error_chain;
 
 /// The name that stands for the whole server.
 const SERVER: &str = "";
 /// How often the store is asked whether it answers.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// How often in a row it has to fail before that counts: one lost packet is no outage.
+const FAILURES: u32 = 2;
 
-/// Keeps the health of the services in step with the store: NOT_SERVING until it answers for the first time, and
-/// whenever it does not. The server as a whole serves from that first time until it stops: an outage of the store is
-/// no reason to restart it.
+/// Keeps the health of the services in step with the store.
 #[derive(Clone, Debug)]
 pub(super) struct HealthMonitor {
     reporter: HealthReporter,
     repository: Arc<dyn KeyRepository>,
+    /// What `Validator` can answer from while the store is away, and how old that may be; `None` without a cache.
+    cached: Option<(Arc<Knowledge>, Duration)>,
+    fitness: watch::Sender<Fitness>,
+    is_up: watch::Sender<bool>,
     /// Held while statuses change, so that nothing follows the last change.
     is_stopped: Arc<Mutex<bool>>,
 }
 
 impl HealthMonitor {
-    pub(super) fn new(repository: Arc<dyn KeyRepository>) -> Self {
-        Self { reporter: HealthReporter::new(), repository, is_stopped: Arc::default() }
+    pub(super) fn new(
+        repository: Arc<dyn KeyRepository>,
+        cached: Option<(Arc<Knowledge>, Duration)>,
+    ) -> Self {
+        Self {
+            reporter: HealthReporter::new(),
+            repository,
+            cached,
+            fitness: watch::Sender::default(),
+            is_up: watch::Sender::default(),
+            is_stopped: Arc::default(),
+        }
     }
 
     pub(super) fn reporter(&self) -> HealthReporter {
         self.reporter.clone()
+    }
+
+    /// What probes are told.
+    pub(super) fn fitness(&self) -> watch::Receiver<Fitness> {
+        self.fitness.subscribe()
+    }
+
+    /// Whether the store answers.
+    pub(super) fn is_up(&self) -> watch::Receiver<bool> {
+        self.is_up.subscribe()
     }
 
     /// Says that nothing is served yet. Before the first call is taken: the reporter begins with the opposite.
@@ -46,30 +77,68 @@ impl HealthMonitor {
     pub(super) async fn watch(&self) {
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut was_up = None;
+        let (mut was_up, mut was_ready, mut has_started) = (None, None, false);
+        let mut failures = 0;
         loop {
             ticks.tick().await;
             let ping = self.repository.ping().await;
-            match &ping {
-                Ok(()) if was_up != Some(true) => {
-                    self.set(&[SERVER, VALIDATOR, KEY_STORE], ServingStatus::Serving).await;
-                    tracing::info!("the store answers: serving");
+            failures = if ping.is_ok() { 0 } else { failures + 1 };
+            // Before it ever answered there is nothing to be patient about.
+            let is_up = ping.is_ok() || (was_up == Some(true) && failures < FAILURES);
+            if was_up != Some(is_up) {
+                self.is_up.send_replace(is_up);
+                match &ping {
+                    Ok(()) => tracing::info!("the store answers"),
+                    Err(error) => {
+                        tracing::error!(error = %error_chain(error), "the store does not answer");
+                    }
                 }
-                Err(error) if was_up != Some(false) => {
-                    self.set(&[VALIDATOR, KEY_STORE], ServingStatus::NotServing).await;
-                    tracing::error!(error = %error_chain(error), "the store does not answer: not serving");
-                }
-                Ok(()) | Err(_) => {}
+                self.set(&[KEY_STORE], status(is_up)).await;
+                was_up = Some(is_up);
             }
-            was_up = Some(ping.is_ok());
+            if !has_started && is_up && self.has_read_feed() {
+                has_started = true;
+                self.set(&[SERVER], ServingStatus::Serving).await;
+            }
+            let is_ready = has_started && (is_up || self.answers_from_cache());
+            if was_ready != Some(is_ready) {
+                self.set(&[VALIDATOR], status(is_ready)).await;
+                self.say(match (has_started, is_ready) {
+                    (false, _) => Fitness::Alive,
+                    (true, false) => Fitness::Started,
+                    (true, true) => Fitness::Ready,
+                })
+                .await;
+                tracing::info!(is_ready, "validations are answered: {is_ready}");
+                was_ready = Some(is_ready);
+            }
         }
+    }
+
+    /// Whether what was read of the feed counts, or there is none.
+    fn has_read_feed(&self) -> bool {
+        let Some((knowledge, _)) = &self.cached else { return true };
+        !knowledge.has_feed() || knowledge.history() > 0
+    }
+
+    fn answers_from_cache(&self) -> bool {
+        let Some((knowledge, max_staleness)) = &self.cached else { return false };
+        knowledge.feed_age().is_some_and(|age| age <= *max_staleness)
     }
 
     /// Says that the server is ending. Nothing changes it afterwards.
     pub(super) async fn stop(&self) {
         let mut is_stopped = self.is_stopped.lock().await;
         *is_stopped = true;
+        self.fitness.send_modify(|fitness| *fitness = (*fitness).min(Fitness::Started));
         self.report(&[SERVER, VALIDATOR, KEY_STORE], ServingStatus::NotServing).await;
+    }
+
+    async fn say(&self, fitness: Fitness) {
+        let is_stopped = self.is_stopped.lock().await;
+        if !*is_stopped {
+            self.fitness.send_replace(fitness);
+        }
     }
 
     async fn set(&self, services: &[&str], status: ServingStatus) {
@@ -84,4 +153,8 @@ impl HealthMonitor {
             self.reporter.set_service_status(*service, status).await;
         }
     }
+}
+
+fn status(is_serving: bool) -> ServingStatus {
+    if is_serving { ServingStatus::Serving } else { ServingStatus::NotServing }
 }

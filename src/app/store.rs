@@ -18,6 +18,9 @@ pub struct Store {
     closes: Closes,
 }
 
+/// The connections of each pool: its name, how many are open, and how many of them are idle.
+pub(super) type PoolReader = Box<dyn Fn() -> [(&'static str, u32, usize); 2] + Send + Sync>;
+
 /// What has connections to be closed.
 #[derive(Debug)]
 enum Closes {
@@ -63,6 +66,13 @@ impl Store {
                 Ok(Self { repository, closes: Closes::Redis(Box::new(redis)) })
             }
         }
+    }
+
+    /// Reads how many connections there are, where that is known.
+    pub(super) fn pools(&self) -> Option<PoolReader> {
+        let Closes::Sql(sql) = &self.closes else { return None };
+        let sql = sql.clone();
+        Some(Box::new(move || sql.connections()))
     }
 
     pub(super) async fn close(&self) {

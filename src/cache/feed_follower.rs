@@ -5,14 +5,16 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Breaker, KeyCache, Knowledge, RedisCache, Tier};
 use crate::domain::Moment;
+use crate::domain::{Clock as _, SystemClock};
 use crate::repository::{
     ErrorKind, FeedPosition, KeyRepository, RecentChanges, RepositoryError, Result, within,
 };
-use crate::telemetry::error_chain;
+use crate::telemetry::{error_chain, seconds};
 
 /// How many events one poll reads.
 const BATCH: usize = 1_000;
@@ -40,6 +42,7 @@ pub struct FeedFollower {
     options: FeedOptions,
     requests: mpsc::Receiver<Request>,
     seen: watch::Sender<Seen>,
+    propagation: Histogram,
     /// Whether the end of the feed was read once.
     has_begun: bool,
     is_failing: bool,
@@ -51,6 +54,7 @@ pub struct FeedHandle {
     requests: mpsc::Sender<Request>,
     /// How long a poll may be waited for.
     patience: Duration,
+    propagation: Histogram,
     seen: watch::Receiver<Seen>,
 }
 
@@ -91,6 +95,12 @@ impl FeedHandle {
         .await
     }
 
+    /// How long changes took to get here, by the clocks of both ends.
+    #[must_use]
+    pub fn propagation(&self) -> Histogram {
+        self.propagation.clone()
+    }
+
     /// How far the feed was followed, and when that changes.
     #[must_use]
     pub fn seen(&self) -> watch::Receiver<Seen> {
@@ -123,6 +133,7 @@ impl FeedFollower {
                 FeedPosition::beginning()
             }
         };
+        let propagation = seconds();
         let (asking, requests) = mpsc::channel(REQUESTS);
         let (seen, seeing) = watch::channel(Seen { position, as_of: None });
         let follower = Self {
@@ -134,12 +145,13 @@ impl FeedFollower {
             options,
             requests,
             seen,
+            propagation: propagation.clone(),
             has_begun,
             is_failing: !has_begun,
         };
         // One that is under way has its time, and then the one that was asked for.
         let patience = options.deadline * 2;
-        (follower, FeedHandle { requests: asking, patience, seen: seeing })
+        (follower, FeedHandle { requests: asking, patience, propagation, seen: seeing })
     }
 
     /// The newest events of `repository`, as many as there is room for fences.
@@ -225,6 +237,7 @@ impl FeedFollower {
             let is_all = changes.events.len() < BATCH;
             for event in &changes.events {
                 self.knowledge.apply(event);
+                self.propagation.observe(SystemClock.now().since(event.at).as_secs_f64());
                 for cache in self.local_caches() {
                     cache.remove(&event.hash).await;
                 }

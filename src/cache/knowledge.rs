@@ -170,6 +170,12 @@ impl Knowledge {
         (oldest > 0).then(|| self.moment().since(Moment::from_nanos(oldest)))
     }
 
+    /// How many fences there are.
+    #[must_use]
+    pub fn fences(&self) -> usize {
+        self.parts.iter().map(|cell| lock(&cell.part).fences()).sum()
+    }
+
     /// Which history of the store this is; 0 while it is not known.
     #[must_use]
     pub fn history(&self) -> u64 {

@@ -106,7 +106,9 @@ impl ClientArgs {
             return endpoint.tls_config(self.tls()?).context("these certificates can't be used");
         }
         if self.ca_file.is_some() || self.cert_file.is_some() || self.server_name.is_some() {
-            bail!("--ca-file, --cert-file and --server-name are for servers with TLS: --addr https://HOST:PORT");
+            bail!(
+                "--ca-file, --cert-file and --server-name are for servers with TLS: --addr https://HOST:PORT"
+            );
         }
         Ok(endpoint)
     }
@@ -116,7 +118,9 @@ impl ClientArgs {
             std::fs::read(file).with_context(|| format!("{option}: {} can't be read", file.display()))
         };
         let mut tls = match &self.ca_file {
-            Some(file) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read("--ca-file", file)?)),
+            Some(file) => {
+                ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read("--ca-file", file)?))
+            }
             None => ClientTlsConfig::new().with_native_roots(),
         };
         if let (Some(certificate), Some(key)) = (&self.cert_file, &self.key_file) {

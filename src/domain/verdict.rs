@@ -26,6 +26,20 @@ pub enum Denial {
     InsufficientScope,
 }
 
+impl Denial {
+    /// A name for a metric's label.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::NotFound => "not_found",
+            Self::Revoked => "revoked",
+            Self::Expired => "expired",
+            Self::InsufficientScope => "insufficient_scope",
+        }
+    }
+}
+
 /// Judges a key that was found.
 #[must_use]
 pub fn judge(key: &ApiKey, required: &ScopeSet, scope_match: ScopeMatch, now: Timestamp) -> Verdict {

@@ -16,8 +16,9 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 use tracing::Instrument as _;
 
-use crate::domain::{Entropy, EntropyError};
+use crate::domain::{BootClock, Entropy, EntropyError, Stopwatch as _};
 use crate::grpc::{RequestId, deadline_exceeded, from_transport, overloaded, panicked};
+use crate::telemetry::CallMetrics;
 
 /// Gives each call its [`RequestId`]: the caller's `x-request-id` if it is sound, a new one otherwise. It is in the
 /// request's extensions, in the log's span and in the answer's metadata. A handler that panics fails its own call alone.
@@ -26,6 +27,7 @@ pub struct CallLayer {
     ids: Arc<Ids>,
     limits: CallLimits,
     running: Arc<AtomicUsize>,
+    metrics: CallMetrics,
 }
 
 /// What calls may take.
@@ -48,11 +50,15 @@ impl CallLayer {
     ///
     /// # Errors
     /// There were no random bytes.
-    pub fn new(entropy: &dyn Entropy, limits: CallLimits) -> Result<Self, EntropyError> {
+    pub fn new(
+        entropy: &dyn Entropy,
+        limits: CallLimits,
+        metrics: CallMetrics,
+    ) -> Result<Self, EntropyError> {
         let mut process = [0; 8];
         entropy.fill(&mut process)?;
         let ids = Ids { process: u64::from_ne_bytes(process), next: AtomicU64::new(0) };
-        Ok(Self { ids: Arc::new(ids), limits, running: Arc::default() })
+        Ok(Self { ids: Arc::new(ids), limits, running: Arc::default(), metrics })
     }
 }
 
@@ -103,6 +109,8 @@ where
         let header = HeaderValue::from_str(id.as_str()).ok();
         request.extensions_mut().insert(id);
 
+        let (metrics, begun) = (self.layer.metrics.clone(), BootClock.moment());
+        let path = request.uri().path().to_owned();
         let timeout = timeout(request.headers(), self.layer.limits.timeout);
         let running = self.layer.begin(request.uri().path());
         let answer = running.map(|running| (running, span.in_scope(|| self.inner.call(request))));
@@ -119,7 +127,9 @@ where
             if let Some(header) = header {
                 response.headers_mut().insert(RequestId::HEADER, header);
             }
-            tracing::debug!(status = grpc_status(&response), "answered");
+            let status = grpc_status(&response);
+            metrics.answered(&path, status.parse().unwrap_or(-1), BootClock.moment().since(begun));
+            tracing::debug!(status, "answered");
             Ok(response)
         };
         Box::pin(call.instrument(span))

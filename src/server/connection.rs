@@ -5,10 +5,10 @@ use std::net::{IpAddr, SocketAddr, TcpStream as StdTcpStream};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use prometheus_client::metrics::gauge::Gauge;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -39,20 +39,20 @@ impl Accepted {
 /// A place among the connections of the server and of one worker. Given back when dropped.
 #[derive(Debug)]
 pub(super) struct Place {
-    load: Arc<AtomicUsize>,
+    load: Gauge,
     _permit: Permit,
 }
 
 impl Place {
-    pub(super) fn take(load: &Arc<AtomicUsize>, permit: Permit) -> Self {
-        load.fetch_add(1, Ordering::Relaxed);
-        Self { load: Arc::clone(load), _permit: permit }
+    pub(super) fn take(load: &Gauge, permit: Permit) -> Self {
+        load.inc();
+        Self { load: load.clone(), _permit: permit }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.load.fetch_sub(1, Ordering::Relaxed);
+        self.load.dec();
     }
 }
 

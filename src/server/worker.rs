@@ -1,9 +1,8 @@
 //! One thread with a single-threaded runtime that serves the connections it is handed.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -22,13 +21,13 @@ type HandedOver = (Role, Accepted, Place);
 #[derive(Clone, Debug)]
 pub(super) struct WorkerHandle {
     connections: mpsc::UnboundedSender<HandedOver>,
-    load: Arc<AtomicUsize>,
+    load: Gauge,
 }
 
 impl WorkerHandle {
     /// How many connections the worker has.
-    pub(super) fn connections(&self) -> usize {
-        self.load.load(Ordering::Relaxed)
+    pub(super) fn connections(&self) -> i64 {
+        self.load.get()
     }
 
     /// Gives it one more. While it is ending, the connection is closed instead.
@@ -47,9 +46,9 @@ pub(super) struct Worker {
 
 impl Worker {
     /// Starts a worker. Its thread ends when all its connections have, after the draining began, or when they are cut.
-    pub(super) fn start(servings: Vec<(Role, Serving)>, life: Life) -> io::Result<Self> {
+    /// How many connections it has is in `load`.
+    pub(super) fn start(servings: Vec<(Role, Serving)>, load: Gauge, life: Life) -> io::Result<Self> {
         let (connections, handed_over) = mpsc::unbounded_channel();
-        let load = Arc::new(AtomicUsize::new(0));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::Builder::new().name(format!("worker-{}", life.number)).spawn(move || {
             runtime.block_on(async {

@@ -34,6 +34,11 @@ impl UsageRecorder {
         }
     }
 
+    /// How many keys' uses wait to be written.
+    pub fn waiting(&self) -> usize {
+        self.pending().len()
+    }
+
     /// Writes what was noted since the last time.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{ServiceError, UsageRecorder};
 use crate::cache::{Demand, KeySource, Knowledge, Tier};
 use crate::domain::{ApiKey, Clock, Denial, KeyFormat, Revision, ScopeMatch, ScopeSet, Verdict, judge};
+use crate::telemetry::ValidationMetrics;
 
 /// Decides whether keys may be used.
 #[derive(Clone, Debug)]
@@ -16,6 +17,7 @@ pub struct ValidatorService {
     format: Arc<KeyFormat>,
     clock: Arc<dyn Clock>,
     usage: Arc<UsageRecorder>,
+    metrics: ValidationMetrics,
 }
 
 /// A verdict, and the key it is about if there is one.
@@ -51,7 +53,14 @@ impl ValidatorService {
         clock: Arc<dyn Clock>,
         usage: Arc<UsageRecorder>,
     ) -> Self {
-        Self { source, knowledge, max_staleness, format, clock, usage }
+        let metrics = ValidationMetrics::default();
+        Self { source, knowledge, max_staleness, format, clock, usage, metrics }
+    }
+
+    /// The same, counted in `metrics`.
+    #[must_use]
+    pub fn with_metrics(self, metrics: ValidationMetrics) -> Self {
+        Self { metrics, ..self }
     }
 
     /// Judges the key string `secret`. A malformed one costs no look-up. The record is at most `max_staleness` old, and never
@@ -60,6 +69,21 @@ impl ValidatorService {
     /// # Errors
     /// The store could not be asked: neither allowed nor denied.
     pub async fn validate(
+        &self,
+        secret: String,
+        required: &ScopeSet,
+        scope_match: ScopeMatch,
+        max_staleness: Option<Duration>,
+    ) -> Result<Validation, ServiceError> {
+        let validation = self.judge(secret, required, scope_match, max_staleness).await?;
+        self.metrics.verdict(match validation.verdict {
+            Verdict::Allowed => "allowed",
+            Verdict::Denied(denial) => denial.name(),
+        });
+        Ok(validation)
+    }
+
+    async fn judge(
         &self,
         secret: String,
         required: &ScopeSet,
@@ -75,8 +99,13 @@ impl ValidatorService {
         let demand = Demand { asked_at: self.knowledge.moment(), max_staleness };
         let found = match self.source.peek(&hash, &demand) {
             Some(found) => found,
-            None => self.source.find(&hash, &demand).await?,
+            None => {
+                let found = self.source.find(&hash, &demand).await?;
+                self.metrics.looked_up(self.knowledge.moment().since(demand.asked_at));
+                found
+            }
         };
+        self.metrics.found_in(found.tier.name());
         let freshness = Some(Freshness {
             tier: found.tier,
             staleness: self.knowledge.moment().since(found.as_of),

@@ -6,5 +6,6 @@ mod faults;
 pub(crate) mod faulty;
 mod limits;
 mod observability;
+mod ops;
 mod streams;
 mod tls;

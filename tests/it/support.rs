@@ -18,6 +18,8 @@ pub(crate) const TOKEN: &str = "an-admin-token-for-the-tests";
 /// A server that stops when it is dropped.
 pub(crate) struct TestServer {
     pub(crate) address: SocketAddr,
+    /// Where probes and metrics are, if they were asked for.
+    pub(crate) ops: Option<SocketAddr>,
     stop: Option<oneshot::Sender<()>>,
     running: JoinHandle<anyhow::Result<()>>,
 }
@@ -53,12 +55,13 @@ impl TestServer {
             Some(ListenAddr::Tcp(address)) => *address,
             other => panic!("no TCP address: {other:?}"),
         };
+        let ops = app.ops_address();
         let (stop, stopped) = oneshot::channel();
         let running = tokio::spawn(app.run(async {
             // A dropped sender stops the server as well.
             let _ = stopped.await;
         }));
-        Self { address, stop: Some(stop), running }
+        Self { address, ops, stop: Some(stop), running }
     }
 
     pub(crate) async fn channel(&self) -> Channel {

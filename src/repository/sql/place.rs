@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::str::FromStr as _;
 use std::sync::Arc;
 
-use sea_orm::DatabaseConnection;
 use sea_orm::sqlx::mysql::MySqlConnectOptions;
 use sea_orm::sqlx::postgres::PgConnectOptions;
+use sea_orm::{DatabaseConnection, DbBackend};
 
 use super::pool::PoolHealth;
 use super::sqlite::DatabaseFile;
@@ -27,6 +27,26 @@ pub(super) enum Place {
 pub(super) struct Pool {
     pub connection: DatabaseConnection,
     pub health: Arc<PoolHealth>,
+}
+
+impl Pool {
+    /// How many connections are open, and how many of them are idle.
+    pub(super) fn connections(&self) -> (u32, usize) {
+        match self.connection.get_database_backend() {
+            DbBackend::Postgres => {
+                let pool = self.connection.get_postgres_connection_pool();
+                (pool.size(), pool.num_idle())
+            }
+            DbBackend::MySql => {
+                let pool = self.connection.get_mysql_connection_pool();
+                (pool.size(), pool.num_idle())
+            }
+            _ => {
+                let pool = self.connection.get_sqlite_connection_pool();
+                (pool.size(), pool.num_idle())
+            }
+        }
+    }
 }
 
 /// What a pool is for.

@@ -1,0 +1,91 @@
+//! Numbers that are read when metrics are asked for.
+
+use std::sync::Arc;
+
+use prometheus_client::registry::Unit;
+use tokio::sync::watch;
+
+use super::store::PoolReader;
+use crate::cache::{Breaker, Knowledge, MokaCache};
+use crate::service::UsageRecorder;
+use crate::telemetry::Reading;
+
+/// Where they are read.
+pub(super) struct Sources {
+    pub(super) knowledge: Arc<Knowledge>,
+    pub(super) breaker: Arc<Breaker>,
+    pub(super) local: Option<MokaCache>,
+    pub(super) usage: Arc<UsageRecorder>,
+    pub(super) is_up: watch::Receiver<bool>,
+    pub(super) pools: Option<PoolReader>,
+}
+
+impl Sources {
+    /// All of them; those with one name follow each other.
+    pub(super) fn read(&self) -> Vec<Reading> {
+        let mut readings = vec![
+            plain("store_up", "Whether the store answers (1) or not (0)", flag(*self.is_up.borrow())),
+            plain(
+                "store_breaker_open",
+                "Whether look-ups are refused without asking the store, since it did not answer (1)",
+                flag(self.breaker.is_open()),
+            ),
+            plain(
+                "feed_fences",
+                "Keys whose changes are remembered one by one",
+                count(self.knowledge.fences()),
+            ),
+            plain("usage_pending", "Keys whose last use waits to be written", count(self.usage.waiting())),
+        ];
+        if let Some(age) = self.knowledge.feed_age() {
+            readings.push(Reading {
+                unit: Some(Unit::Seconds),
+                ..plain("feed_age", "How long ago it was known that no change is missing", age.as_secs_f64())
+            });
+        }
+        if let Some(local) = &self.local {
+            let (present, absent) = local.len();
+            for (kind, entries) in [("present", present), ("absent", absent)] {
+                readings.push(Reading {
+                    labels: vec![("kind", kind.to_owned())],
+                    ..plain(
+                        "cache_entries",
+                        "Entries of the cache in the process: keys, and hashes without one",
+                        whole(entries),
+                    )
+                });
+            }
+        }
+        for (pool, open, idle) in self.pools.iter().flat_map(|pools| pools()) {
+            let used = usize::try_from(open).unwrap_or_default().saturating_sub(idle);
+            for (state, connections) in [("idle", idle), ("used", used)] {
+                readings.push(Reading {
+                    labels: vec![("pool", pool.to_owned()), ("state", state.to_owned())],
+                    ..plain(
+                        "store_connections",
+                        "Connections to the database, by pool and state",
+                        count(connections),
+                    )
+                });
+            }
+        }
+        readings
+    }
+}
+
+fn plain(name: &'static str, help: &'static str, value: f64) -> Reading {
+    Reading { name, help, unit: None, labels: Vec::new(), value }
+}
+
+fn flag(is_set: bool) -> f64 {
+    f64::from(u8::from(is_set))
+}
+
+fn count(number: usize) -> f64 {
+    whole(u64::try_from(number).unwrap_or(u64::MAX))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a gauge of Prometheus is a float")]
+fn whole(number: u64) -> f64 {
+    number as f64
+}

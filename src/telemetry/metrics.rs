@@ -1,0 +1,312 @@
+//! What is counted and measured, in the format of Prometheus.
+//!
+//! Names follow [its conventions](https://prometheus.io/docs/practices/naming/). No label has a value that callers choose: no
+//! key, no owner, no unknown method.
+
+mod process;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+use prost::Message as _;
+
+use self::process::ProcessCollector;
+
+/// The method of a call that no service has.
+const OTHER: &str = "other";
+
+/// All metrics of a server. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Calls.
+    pub calls: CallMetrics,
+    /// Validations.
+    pub validations: ValidationMetrics,
+    /// Connections of each worker.
+    pub connections: ConnectionMetrics,
+}
+
+/// Calls, by method and status.
+#[derive(Clone, Debug)]
+pub struct CallMetrics {
+    answered: Family<CallLabels, Counter>,
+    by_path: Arc<HashMap<String, MethodMetrics>>,
+    other: MethodMetrics,
+}
+
+#[derive(Clone, Debug)]
+struct MethodMetrics {
+    method: Arc<str>,
+    ok: Counter,
+    duration: Histogram,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallLabels {
+    method: String,
+    code: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MethodLabel {
+    method: String,
+}
+
+impl CallMetrics {
+    /// Counts a call of `path` that was answered with the number `code` of a gRPC status.
+    pub(crate) fn answered(&self, path: &str, code: i32, took: Duration) {
+        let method = self.by_path.get(path).unwrap_or(&self.other);
+        method.duration.observe(took.as_secs_f64());
+        if code == 0 {
+            method.ok.inc();
+        } else {
+            let labels = CallLabels { method: method.method.to_string(), code: code_name(code) };
+            self.answered.get_or_create(&labels).inc();
+        }
+    }
+}
+
+/// Verdicts, and where the records came from that they rest on.
+#[derive(Clone, Debug, Default)]
+pub struct ValidationMetrics {
+    verdicts: Family<ReasonLabel, Counter>,
+    lookups: Family<TierLabel, Counter>,
+    duration: LookupHistogram,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TierLabel {
+    tier: &'static str,
+}
+
+#[derive(Clone, Debug)]
+struct LookupHistogram(Histogram);
+
+impl Default for LookupHistogram {
+    fn default() -> Self {
+        Self(Histogram::new(SECONDS))
+    }
+}
+
+impl ValidationMetrics {
+    /// Counts a verdict.
+    pub(crate) fn verdict(&self, reason: &'static str) {
+        self.verdicts.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// Counts a record that `tier` had.
+    pub(crate) fn found_in(&self, tier: &'static str) {
+        self.lookups.get_or_create(&TierLabel { tier }).inc();
+    }
+
+    /// Measures a look-up that memory could not answer.
+    pub(crate) fn looked_up(&self, took: Duration) {
+        self.duration.0.observe(took.as_secs_f64());
+    }
+}
+
+/// Open connections, by worker.
+#[derive(Clone, Debug, Default)]
+pub struct ConnectionMetrics(Family<WorkerLabel, Gauge>);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WorkerLabel {
+    worker: u64,
+}
+
+impl ConnectionMetrics {
+    /// Those of a worker.
+    pub(crate) fn of_worker(&self, worker: usize) -> Gauge {
+        self.0.get_or_create_owned(&WorkerLabel { worker: u64::try_from(worker).unwrap_or(u64::MAX) })
+    }
+}
+
+/// From 0.25 ms to 8 s.
+const SECONDS: [f64; 16] = [
+    0.000_25, 0.000_5, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.0, 4.0,
+    8.0,
+];
+
+/// A histogram of seconds.
+pub(crate) fn seconds() -> Histogram {
+    Histogram::new(SECONDS)
+}
+
+/// A number that is read when it is asked for.
+pub(crate) struct Reading {
+    pub(crate) name: &'static str,
+    pub(crate) help: &'static str,
+    pub(crate) unit: Option<Unit>,
+    pub(crate) labels: Vec<(&'static str, String)>,
+    pub(crate) value: f64,
+}
+
+/// Reads numbers.
+pub(crate) type Readings = dyn Fn() -> Vec<Reading> + Send + Sync;
+
+/// The readings, with what is declared of each once.
+struct ReadingCollector(Box<Readings>);
+
+impl fmt::Debug for ReadingCollector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ReadingCollector")
+    }
+}
+
+impl Collector for ReadingCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let readings = (self.0)();
+        for of_one in readings.chunk_by(|one, next| one.name == next.name) {
+            let Reading { name, help, unit, .. } = &of_one[0];
+            let gauge = ConstGauge::new(of_one[0].value);
+            let kind = prometheus_client::metrics::MetricType::Gauge;
+            let mut metric = encoder.encode_descriptor(name, help, unit.as_ref(), kind)?;
+            if of_one[0].labels.is_empty() {
+                gauge.encode(metric)?;
+                continue;
+            }
+            for reading in of_one {
+                let labels: Vec<_> =
+                    reading.labels.iter().map(|(name, value)| (*name, value.as_str())).collect();
+                ConstGauge::new(reading.value).encode(metric.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What `/metrics` answers.
+#[derive(Clone, Debug)]
+pub struct Exposition(Arc<Registry>);
+
+impl Exposition {
+    /// The content type of the text.
+    pub const CONTENT_TYPE: &'static str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+    /// All metrics as text.
+    ///
+    /// # Errors
+    /// A metric could not be written.
+    pub fn text(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.0)?;
+        Ok(text)
+    }
+}
+
+impl Metrics {
+    /// The metrics of the services in `descriptors`, and what exposes them together with `readings` and `propagation`.
+    pub(crate) fn new(
+        descriptors: &[&[u8]],
+        propagation: Option<Histogram>,
+        readings: Box<Readings>,
+    ) -> (Self, Exposition) {
+        let mut all = Registry::default();
+        let registry = all.sub_registry_with_prefix("keyvouch");
+        let version = [("version", env!("CARGO_PKG_VERSION"))];
+        registry.register("build", "The release that runs", Info::new(version));
+        let calls = call_metrics(descriptors, registry);
+        let validations = ValidationMetrics::default();
+        registry.register(
+            "validations",
+            "Keys that were judged, by verdict: allowed, or the reason of the denial",
+            validations.verdicts.clone(),
+        );
+        registry.register(
+            "lookups",
+            "Records that were judged, by where they came from",
+            validations.lookups.clone(),
+        );
+        registry.register_with_unit(
+            "lookup_duration",
+            "How long look-ups took that the cache in the process could not answer",
+            Unit::Seconds,
+            validations.duration.0.clone(),
+        );
+        let connections = ConnectionMetrics::default();
+        registry.register("connections", "Open connections of clients, by worker", connections.0.clone());
+        if let Some(propagation) = propagation {
+            registry.register_with_unit(
+                "feed_propagation",
+                "From a change, by the clock of who made it, until this server knew of it, by its own clock",
+                Unit::Seconds,
+                propagation,
+            );
+        }
+        registry.register_collector(Box::new(ReadingCollector(readings)));
+        all.register_collector(Box::new(ProcessCollector));
+        (Self { calls, validations, connections }, Exposition(Arc::new(all)))
+    }
+}
+
+fn call_metrics(descriptors: &[&[u8]], registry: &mut Registry) -> CallMetrics {
+    let answered = Family::<CallLabels, Counter>::default();
+    let durations = Family::<MethodLabel, Histogram>::new_with_constructor(seconds);
+    registry.register("grpc_calls", "Calls that were answered, by method and status", answered.clone());
+    registry.register_with_unit(
+        "grpc_call_duration",
+        "How long it took until answers began, by method",
+        Unit::Seconds,
+        durations.clone(),
+    );
+    let of = |method: &str| MethodMetrics {
+        method: method.into(),
+        ok: answered.get_or_create_owned(&CallLabels { method: method.to_owned(), code: code_name(0) }),
+        duration: durations.get_or_create_owned(&MethodLabel { method: method.to_owned() }),
+    };
+    let mut by_path = HashMap::new();
+    for descriptor in descriptors {
+        // They are those that the build made.
+        let files = prost_types::FileDescriptorSet::decode(*descriptor).unwrap_or_default().file;
+        for file in files {
+            let package = file.package().to_owned();
+            for service in &file.service {
+                for method in &service.method {
+                    let name = format!("{package}.{}/{}", service.name(), method.name());
+                    by_path.insert(format!("/{name}"), of(&name));
+                }
+            }
+        }
+    }
+    CallMetrics { other: of(OTHER), answered, by_path: Arc::new(by_path) }
+}
+
+/// The names of [gRPC's status codes](https://grpc.github.io/grpc/core/md_doc_statuscodes.html).
+fn code_name(code: i32) -> &'static str {
+    const NAMES: [&str; 17] = [
+        "OK",
+        "CANCELLED",
+        "UNKNOWN",
+        "INVALID_ARGUMENT",
+        "DEADLINE_EXCEEDED",
+        "NOT_FOUND",
+        "ALREADY_EXISTS",
+        "PERMISSION_DENIED",
+        "RESOURCE_EXHAUSTED",
+        "FAILED_PRECONDITION",
+        "ABORTED",
+        "OUT_OF_RANGE",
+        "UNIMPLEMENTED",
+        "INTERNAL",
+        "UNAVAILABLE",
+        "DATA_LOSS",
+        "UNAUTHENTICATED",
+    ];
+    usize::try_from(code).ok().and_then(|code| NAMES.get(code)).copied().unwrap_or("UNKNOWN")
+}

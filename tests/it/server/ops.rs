@@ -1,0 +1,154 @@
+//! Probes and metrics over plain HTTP.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use keyvouch::config::HumanDuration;
+use keyvouch::conformance::api::new_key;
+use keyvouch::grpc::pb;
+use keyvouch::repository::{ErrorKind, MemoryRepository};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use super::faulty::{Faulty, Mode};
+use crate::support::{TestServer, config, uncached};
+
+/// The status and the body of an answer.
+async fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let patience = tokio::time::timeout(Duration::from_mins(1), async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    patience.await.unwrap_or_else(|_| panic!("waited in vain for {what}"));
+}
+
+/// The value of a series, as it is written.
+fn value(metrics: &str, series: &str) -> f64 {
+    let line = metrics.lines().find_map(|line| line.strip_prefix(series));
+    line.unwrap_or_else(|| panic!("no {series} in\n{metrics}")).trim().parse().unwrap()
+}
+
+#[tokio::test]
+async fn metrics_tell_of_calls_verdicts_and_the_caches() {
+    let mut config = config();
+    config.telemetry.listen = "127.0.0.1:0".into();
+    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    let ops = server.ops.unwrap();
+    let api = server.api().await;
+    let (key, secret) = api.create(new_key()).await;
+    for _ in 0..3 {
+        assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
+    }
+    assert_eq!(api.reason("nonsense").await, pb::Reason::Malformed);
+    api.revoke(&key.id, "").await;
+    assert_eq!(api.reason(&secret).await, pb::Reason::Revoked);
+    let missing = pb::GetKeyRequest { id: "01a20fb3-1162-7e43-9734-93a5d0259ef2".into() };
+    api.key_store().get_key(missing).await.unwrap_err();
+    let (status, text) = get(ops, "/metrics").await;
+    assert_eq!(status, 200);
+    for (series, count) in [
+        (r#"keyvouch_validations_total{reason="allowed"}"#, 3.0),
+        (r#"keyvouch_validations_total{reason="malformed"}"#, 1.0),
+        (r#"keyvouch_validations_total{reason="revoked"}"#, 1.0),
+        (r#"keyvouch_grpc_calls_total{method="keyvouch.v1.Validator/Validate",code="OK"}"#, 5.0),
+        (r#"keyvouch_grpc_calls_total{method="keyvouch.v1.KeyStore/GetKey",code="NOT_FOUND"}"#, 1.0),
+        (r#"keyvouch_grpc_call_duration_seconds_count{method="keyvouch.v1.Validator/Validate"}"#, 5.0),
+        ("keyvouch_store_breaker_open", 0.0),
+    ] {
+        assert!((value(&text, series) - count).abs() < f64::EPSILON, "{series} in\n{text}");
+    }
+    let in_memory = value(&text, r#"keyvouch_lookups_total{tier="local"}"#);
+    assert!(in_memory >= 2.0, "{text}");
+    let connections: f64 =
+        (0..2).map(|worker| value(&text, &format!(r#"keyvouch_connections{{worker="{worker}"}}"#))).sum();
+    assert!(connections >= 1.0, "{text}");
+    for secret in [&secret, &key.id, &key.owner_id] {
+        assert!(!text.contains(secret.as_str()), "{secret} in\n{text}");
+    }
+    for metric in ["keyvouch_build_info", "keyvouch_feed_age_seconds", "process_resident_memory_bytes"] {
+        assert!(text.contains(&format!("# HELP {}", metric.trim_end_matches("_info"))), "{metric} in\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn nobody_can_make_up_labels() {
+    let mut config = config();
+    config.telemetry.listen = "127.0.0.1:0".into();
+    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    let channel = server.channel().await;
+    for number in 0..20 {
+        let path: http::uri::PathAndQuery = format!("/made.up{number}/Method").parse().unwrap();
+        let mut client = tonic::client::Grpc::new(channel.clone());
+        client.ready().await.unwrap();
+        let codec = tonic_prost::ProstCodec::<pb::ValidateRequest, pb::ValidateResponse>::default();
+        let request = tonic::Request::new(pb::ValidateRequest::default());
+        client.unary(request, path, codec).await.unwrap_err();
+    }
+    let (_, text) = get(server.ops.unwrap(), "/metrics").await;
+    assert!(!text.contains("made.up"), "{text}");
+    let others = value(&text, r#"keyvouch_grpc_calls_total{method="other",code="UNIMPLEMENTED"}"#);
+    assert!((others - 20.0).abs() < f64::EPSILON);
+}
+
+#[tokio::test]
+async fn an_outage_is_no_reason_to_restart_and_the_cache_still_answers() {
+    let store = Faulty::new();
+    let mut config = config();
+    config.telemetry.listen = "127.0.0.1:0".into();
+    config.cache.max_staleness = HumanDuration(Duration::from_secs(4));
+    config.feed.poll_interval = HumanDuration(Duration::from_millis(50));
+    let server = TestServer::start_with(store.clone(), &config).await;
+    let ops = server.ops.unwrap();
+    until("readiness", async || get(ops, "/readyz").await.0 == 200).await;
+    let mut health = HealthClient::new(server.channel().await);
+    let mut check = async |service: &str| {
+        let request = HealthCheckRequest { service: service.to_owned() };
+        health.check(request).await.unwrap().into_inner().status()
+    };
+    store.set(Mode::Fail(ErrorKind::Unavailable));
+    until("the outage to count", async || check("keyvouch.v1.KeyStore").await == ServingStatus::NotServing)
+        .await;
+    assert_eq!(check("keyvouch.v1.Validator").await, ServingStatus::Serving, "it answers from the cache");
+    assert_eq!(get(ops, "/readyz").await.0, 200);
+    until("the bound to pass", async || get(ops, "/readyz").await.0 == 503).await;
+    assert_eq!(check("keyvouch.v1.Validator").await, ServingStatus::NotServing);
+    assert_eq!(check("").await, ServingStatus::Serving, "alive all the same");
+    for path in ["/livez", "/startupz"] {
+        assert_eq!(get(ops, path).await.0, 200, "{path}");
+    }
+    store.set(Mode::Work);
+    until("recovery", async || get(ops, "/readyz").await.0 == 200).await;
+    assert_eq!(check("keyvouch.v1.KeyStore").await, ServingStatus::Serving);
+}
+
+#[tokio::test]
+async fn a_server_whose_store_never_answered_is_alive_and_no_more() {
+    let store = Faulty::new();
+    store.set(Mode::Fail(ErrorKind::Unavailable));
+    let mut config = uncached();
+    config.telemetry.listen = "127.0.0.1:0".into();
+    let server = TestServer::start_with(store.clone(), &config).await;
+    let ops = server.ops.unwrap();
+    assert_eq!(get(ops, "/livez").await.0, 200);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(get(ops, "/startupz").await.0, 503);
+    assert_eq!(get(ops, "/readyz").await.0, 503);
+    store.set(Mode::Work);
+    until("the start", async || get(ops, "/startupz").await.0 == 200).await;
+    until("readiness", async || get(ops, "/readyz").await.0 == 200).await;
+    assert_eq!(get(ops, "/elsewhere").await.0, 404);
+}
