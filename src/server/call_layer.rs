@@ -164,8 +164,8 @@ fn parse_timeout(text: &str) -> Option<Duration> {
     }
     let number = digits.parse().ok()?;
     Some(match unit {
-        "H" => Duration::from_secs(number * 3_600),
-        "M" => Duration::from_secs(number * 60),
+        "H" => Duration::from_hours(number),
+        "M" => Duration::from_mins(number),
         "S" => Duration::from_secs(number),
         "m" => Duration::from_millis(number),
         "u" => Duration::from_micros(number),
@@ -205,7 +205,7 @@ mod tests {
     fn a_timeout_is_eight_digits_and_a_unit() {
         for (text, timeout) in [
             ("1S", Some(Duration::from_secs(1))),
-            ("99999999H", Some(Duration::from_secs(99_999_999 * 3_600))),
+            ("99999999H", Some(Duration::from_hours(99_999_999))),
             ("5m", Some(Duration::from_millis(5))),
             ("7u", Some(Duration::from_micros(7))),
             ("100000000S", None),

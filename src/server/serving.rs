@@ -64,7 +64,7 @@ impl Serving {
             }
         };
         let (running, mut activity) = watch::channel(0_usize);
-        let calls = Calls { calls: self.calls.clone(), peer: connection.peer(), running };
+        let calls = Calls { service: self.calls.clone(), peer: connection.peer(), running };
         let serving = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_concurrent_streams(self.options.max_streams_per_connection)
@@ -124,7 +124,7 @@ async fn idle(running: &mut watch::Receiver<usize>, timeout: Option<Duration>) {
 /// The calls of a connection: they know its peer, and are counted.
 #[derive(Clone)]
 struct Calls {
-    calls: CallService<Routes>,
+    service: CallService<Routes>,
     peer: Peer,
     running: watch::Sender<usize>,
 }
@@ -138,7 +138,7 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(self.peer.clone());
         let counted = Running::begin(&self.running);
-        let answer = self.calls.clone().call(request);
+        let answer = self.service.clone().call(request);
         Box::pin(async move { Ok(answer.await?.map(|body| Counted { body, _running: counted })) })
     }
 }

@@ -111,6 +111,7 @@ impl TlsFiles {
     }
 
     /// The files to look at for changes.
+    #[must_use]
     pub fn paths(&self) -> Vec<PathBuf> {
         [Some(&self.certificate), Some(&self.key), self.client_ca.as_ref()]
             .into_iter()

@@ -97,13 +97,12 @@ impl ValidatorService {
         let hash = secret.hash();
         let max_staleness = max_staleness.map_or(self.max_staleness, |asked| asked.min(self.max_staleness));
         let demand = Demand { asked_at: self.knowledge.moment(), max_staleness };
-        let found = match self.source.peek(&hash, &demand) {
-            Some(found) => found,
-            None => {
-                let found = self.source.find(&hash, &demand).await?;
-                self.metrics.looked_up(self.knowledge.moment().since(demand.asked_at));
-                found
-            }
+        let found = if let Some(found) = self.source.peek(&hash, &demand) {
+            found
+        } else {
+            let found = self.source.find(&hash, &demand).await?;
+            self.metrics.looked_up(self.knowledge.moment().since(demand.asked_at));
+            found
         };
         self.metrics.found_in(found.tier.name());
         let freshness = Some(Freshness {

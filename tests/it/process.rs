@@ -6,6 +6,7 @@ mod import;
 mod life;
 pub(crate) mod program;
 mod readme;
+mod rolling;
 mod secrecy;
 mod start;
 mod strangers;

@@ -4,6 +4,7 @@ mod credentials;
 mod drain;
 mod faults;
 pub(crate) mod faulty;
+mod floods;
 mod limits;
 mod observability;
 mod ops;

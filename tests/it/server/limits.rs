@@ -144,3 +144,147 @@ async fn a_unix_socket_is_served_too() {
     tokio::time::timeout(Duration::from_secs(30), server.ended()).await.unwrap().unwrap();
     assert!(!socket.exists(), "the socket is removed");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_above_the_limit_are_refused_at_once_and_health_is_not() {
+    let store = Faulty::new();
+    let mut config = uncached();
+    config.server.max_calls = 2;
+    let server = TestServer::start_with(store.clone(), &config).await;
+    let api = server.api().await;
+    let (_, secret) = api.create(new_key()).await;
+    store.set(Mode::Hang);
+    let before = store.lookups();
+    let hanging: Vec<_> = (0..2)
+        .map(|_| {
+            let (api, secret) = (api.clone(), secret.clone());
+            tokio::spawn(async move { api.reason(&secret).await })
+        })
+        .collect();
+    while store.lookups() < before + 2 {
+        tokio::task::yield_now().await;
+    }
+    let request = pb::ValidateRequest { secret: secret.clone(), ..pb::ValidateRequest::default() };
+    let refused = api.validator().validate(request.clone()).await.unwrap_err();
+    assert!(tonic_types::StatusExt::get_details_retry_info(&refused).is_some(), "{refused:?}");
+    assert_eq!(
+        refusal(Err::<tonic::Response<()>, _>(refused)),
+        (Code::ResourceExhausted, "OVERLOADED".to_owned())
+    );
+    let mut health = tonic_health::pb::health_client::HealthClient::new(server.channel().await);
+    health.check(tonic_health::pb::HealthCheckRequest::default()).await.unwrap();
+    store.set(Mode::Work);
+    for call in hanging {
+        assert_eq!(call.await.unwrap(), pb::Reason::Valid);
+    }
+    api.validator().validate(request).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_call_ends_by_its_deadline() {
+    let store = Faulty::new();
+    let mut config = uncached();
+    config.server.call_timeout = HumanDuration(Duration::from_millis(200));
+    let server = TestServer::start_with(store.clone(), &config).await;
+    let api = server.api().await;
+    let (_, secret) = api.create(new_key()).await;
+    store.set(Mode::Hang);
+    let request = || {
+        let message = pb::ValidateRequest { secret: secret.clone(), ..pb::ValidateRequest::default() };
+        tonic::Request::new(message)
+    };
+    let exceeded = (Code::DeadlineExceeded, "DEADLINE_EXCEEDED".to_owned());
+    assert_eq!(refusal(api.validator().validate(request()).await), exceeded, "the server's");
+    let mut config = config.clone();
+    config.server.call_timeout = HumanDuration(Duration::from_mins(1));
+    store.set(Mode::Work);
+    let server = TestServer::start_with(store.clone(), &config).await;
+    assert_eq!(status_by_raw_http(&server, &secret, "10S").await, "0");
+    store.set(Mode::Hang);
+    assert_eq!(status_by_raw_http(&server, &secret, "20m").await, "4", "the caller's");
+}
+
+/// The number of the status of a `Validate` that has `timeout`. tonic's own client would give up by itself.
+async fn status_by_raw_http(server: &TestServer, secret: &str, timeout: &str) -> String {
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let (client, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let mut client = client.ready().await.unwrap();
+    let request = http::Request::post(format!("http://{}/keyvouch.v1.Validator/Validate", server.address))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("grpc-timeout", timeout);
+    let (answer, mut body) = client.send_request(request.body(()).unwrap(), false).unwrap();
+    let message = pb::ValidateRequest { secret: secret.to_owned(), ..pb::ValidateRequest::default() };
+    let message = prost::Message::encode_to_vec(&message);
+    let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+    let framed = [&[0][..], &length, &message].concat();
+    body.send_data(framed.into(), true).unwrap();
+    let answer = answer.await.unwrap();
+    let status = answer.headers().get("grpc-status");
+    // An answer with a body says it at its end.
+    status.map_or("0", |status| status.to_str().unwrap()).to_owned()
+}
+
+#[tokio::test]
+async fn one_address_can_not_take_all_places() {
+    let mut config = uncached();
+    config.server.max_connections_per_peer = 1;
+    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    let api = server.api().await;
+    api.create(new_key()).await;
+    let mut second = TcpStream::connect(server.address).await.unwrap();
+    assert_eq!(second.read(&mut [0; 64]).await.unwrap(), 0, "closed by the server");
+    api.create(new_key()).await;
+}
+
+/// The last frame that the server sends, of one that does nothing but acknowledge.
+async fn last_frames(server: &TestServer) -> Vec<u8> {
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let mut frames = Vec::new();
+    let mut buffer = [0; 1_024];
+    while let Ok(read @ 1..) = stream.read(&mut buffer).await {
+        for ping in buffer[..read].windows(17).filter(|bytes| bytes.starts_with(b"\0\0\x08\x06\0")) {
+            let mut answer = ping.to_vec();
+            answer[4] = 1;
+            stream.write_all(&answer).await.unwrap();
+        }
+        frames.extend(&buffer[..read]);
+    }
+    frames
+}
+
+#[tokio::test]
+async fn idle_and_old_connections_are_told_to_go() {
+    for is_by_age in [true, false] {
+        let mut config = uncached();
+        let time = HumanDuration(Duration::from_millis(200));
+        if is_by_age {
+            config.server.max_connection_age = time;
+        } else {
+            config.server.idle_timeout = time;
+        }
+        let server = TestServer::start_with(MemoryRepository::new(), &config).await;
+        let frames = tokio::time::timeout(Duration::from_mins(1), last_frames(&server)).await.unwrap();
+        // GOAWAY without an error: the last stream's number, and NO_ERROR.
+        let goaway = b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\0";
+        assert!(frames.ends_with(goaway), "{frames:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_in_flight_survives_its_connection_s_age() {
+    let store = Faulty::new();
+    let mut config = uncached();
+    config.server.max_connection_age = HumanDuration(Duration::from_millis(200));
+    let server = TestServer::start_with(store.clone(), &config).await;
+    let api = server.api().await;
+    let (_, secret) = api.create(new_key()).await;
+    store.set(Mode::Hang);
+    let call = tokio::spawn(async move { api.reason(&secret).await });
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert!(!call.is_finished());
+    store.set(Mode::Work);
+    assert_eq!(call.await.unwrap(), pb::Reason::Valid);
+}

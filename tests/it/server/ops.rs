@@ -80,7 +80,10 @@ async fn metrics_tell_of_calls_verdicts_and_the_caches() {
         assert!(!text.contains(secret.as_str()), "{secret} in\n{text}");
     }
     for metric in ["keyvouch_build_info", "keyvouch_feed_age_seconds", "process_resident_memory_bytes"] {
-        assert!(text.contains(&format!("# HELP {}", metric.trim_end_matches("_info"))), "{metric} in\n{text}");
+        assert!(
+            text.contains(&format!("# HELP {}", metric.trim_end_matches("_info"))),
+            "{metric} in\n{text}"
+        );
     }
 }
 
