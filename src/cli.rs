@@ -5,11 +5,13 @@ mod client;
 mod config;
 mod error;
 mod events;
+mod generate;
 mod healthcheck;
 mod import;
 mod key;
 mod migrate;
 mod output;
+mod profile;
 mod prune;
 mod serve;
 mod validate;
@@ -19,7 +21,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use self::client::ClientArgs;
 use self::output::{Output, OutputFormat};
@@ -66,6 +68,10 @@ enum Command {
         #[command(subcommand)]
         command: config::ConfigCommand,
     },
+    /// Print a script that completes these commands in a shell.
+    Completions(generate::CompletionsArgs),
+    /// Write manual pages of these commands.
+    Man(generate::ManArgs),
     /// Print the version.
     Version,
 }
@@ -107,6 +113,8 @@ pub fn main() -> ExitCode {
         Command::Validate(arguments) => client::block_on(validate::run(arguments, &output)),
         Command::Healthcheck(arguments) => client::block_on(healthcheck::run(arguments, &output)),
         Command::Config { command } => config::run(command, &output),
+        Command::Completions(arguments) => generate::completions(&arguments, Cli::command()),
+        Command::Man(arguments) => generate::man(&arguments, Cli::command()),
         Command::Version => output
             .value(env!("CARGO_PKG_VERSION"), &serde_json::json!({ "version": env!("CARGO_PKG_VERSION") })),
     };

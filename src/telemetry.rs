@@ -3,6 +3,7 @@
 mod log_limit;
 mod logs;
 mod metrics;
+mod traces;
 
 use std::error::Error;
 use std::fmt;
@@ -11,6 +12,8 @@ pub use log_limit::LogLimit;
 pub use logs::{LogFilterError, LogFormat, init_logs, parse_filter};
 pub use metrics::{CallMetrics, ConnectionMetrics, Exposition, Metrics, ValidationMetrics};
 pub(crate) use metrics::{Reading, seconds};
+pub use traces::{TraceError, TraceOptions, Traces};
+pub(crate) use traces::{continue_trace, note_status};
 
 /// `error` and its causes in one line, for the log.
 pub fn error_chain(error: &dyn Error) -> impl fmt::Display {

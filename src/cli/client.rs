@@ -15,6 +15,7 @@ use tonic::{Request, Status};
 use zeroize::Zeroizing;
 
 use super::arguments;
+use super::profile::{self, Target};
 use crate::app::TOKEN_FILE;
 use crate::grpc::pb::key_store_client::KeyStoreClient;
 use crate::grpc::pb::validator_client::ValidatorClient;
@@ -26,25 +27,14 @@ const MAX_MESSAGE_BYTES: usize = 8 * 1024 * 1024;
 /// Which server to talk to, and as whom.
 #[derive(Clone, Debug, Args)]
 pub(super) struct ClientArgs {
-    /// The server: `HOST:PORT`, `http://HOST:PORT`, `https://HOST:PORT` or `unix:/path`.
-    #[arg(long, env = "KEYVOUCH_ADDR", default_value = DEFAULT_ADDRESS)]
-    addr: String,
-    /// The file that holds the admin token. Without it, `keyvouch.admin-token` in this folder is used if it is there,
-    /// for a server on this machine alone.
-    #[arg(long, env = "KEYVOUCH_TOKEN_FILE", value_name = "FILE")]
-    token_file: Option<PathBuf>,
-    /// Roots that a server with TLS is verified against, as PEM. Without it, the system's.
-    #[arg(long, env = "KEYVOUCH_CA_FILE", value_name = "FILE")]
-    ca_file: Option<PathBuf>,
-    /// The certificate of this client, as PEM.
-    #[arg(long, env = "KEYVOUCH_CERT_FILE", value_name = "FILE", requires = "key_file")]
-    cert_file: Option<PathBuf>,
-    /// The private key of that certificate, as PEM.
-    #[arg(long, env = "KEYVOUCH_KEY_FILE", value_name = "FILE", requires = "cert_file")]
-    key_file: Option<PathBuf>,
-    /// The name that the server's certificate has to have, if it is not the host of --addr.
-    #[arg(long, env = "KEYVOUCH_SERVER_NAME", value_name = "NAME")]
-    server_name: Option<String>,
+    #[command(flatten)]
+    given: Target,
+    /// A server of the file of profiles; what is given besides goes before it.
+    #[arg(long, env = "KEYVOUCH_PROFILE", value_name = "NAME")]
+    profile: Option<String>,
+    /// The file of profiles [default: keyvouch/profiles.toml in the folder of settings].
+    #[arg(long, env = "KEYVOUCH_PROFILES", value_name = "FILE")]
+    profiles: Option<PathBuf>,
     /// How long to wait for the connection, and for an answer.
     #[arg(long, env = "KEYVOUCH_TIMEOUT", value_parser = humantime::parse_duration, default_value = "10s")]
     timeout: Duration,
@@ -68,19 +58,25 @@ impl Interceptor for Credential {
 
 impl ClientArgs {
     pub(super) async fn key_store(&self) -> Result<KeyStoreClient<Credentialed>> {
-        let credential = self.credential()?;
-        let client = KeyStoreClient::with_interceptor(self.connect().await?, credential);
+        let target = self.target()?;
+        let client = KeyStoreClient::with_interceptor(self.connect_to(&target).await?, target.credential()?);
         Ok(client.max_decoding_message_size(MAX_MESSAGE_BYTES))
     }
 
-    /// `Validator` gets a credential only if it `needs_credential`.
+    /// `Validator` gets a credential only if it `needs_credential`, or one was named.
     pub(super) async fn validator(&self, needs_credential: bool) -> Result<ValidatorClient<Credentialed>> {
-        let credential = if needs_credential { self.credential()? } else { Credential(None) };
-        Ok(ValidatorClient::with_interceptor(self.connect().await?, credential))
+        let target = self.target()?;
+        let is_named = target.token_file.is_some();
+        let credential = if needs_credential || is_named { target.credential()? } else { Credential(None) };
+        Ok(ValidatorClient::with_interceptor(self.connect_to(&target).await?, credential))
     }
 
     pub(super) async fn connect(&self) -> Result<Channel> {
-        let endpoint = self.endpoint()?;
+        self.connect_to(&self.target()?).await
+    }
+
+    async fn connect_to(&self, target: &Target) -> Result<Channel> {
+        let endpoint = target.endpoint()?;
         let channel = tokio::time::timeout(self.timeout, endpoint.connect()).await;
         let channel = channel.map_err(anyhow::Error::from).and_then(|channel| Ok(channel?));
         channel.with_context(|| format!("can't reach a server at {} (--addr)", endpoint.uri()))
@@ -93,15 +89,30 @@ impl ClientArgs {
         request
     }
 
+    fn target(&self) -> Result<Target> {
+        let given = self.given.clone();
+        Ok(match &self.profile {
+            Some(name) => given.or(profile::read(name, self.profiles.as_deref())?),
+            None => given,
+        })
+    }
+}
+
+impl Target {
+    fn address(&self) -> &str {
+        self.addr.as_deref().unwrap_or(DEFAULT_ADDRESS)
+    }
+
     fn endpoint(&self) -> Result<Endpoint> {
-        let url = if self.addr.starts_with("unix:") || self.addr.contains("://") {
-            self.addr.clone()
+        let address = self.address();
+        let url = if address.starts_with("unix:") || address.contains("://") {
+            address.to_owned()
         } else {
-            format!("http://{}", self.addr)
+            format!("http://{address}")
         };
         let has_tls = url.starts_with("https:");
         let endpoint =
-            Endpoint::from_shared(url).with_context(|| format!("--addr: `{}` is no address", self.addr))?;
+            Endpoint::from_shared(url).with_context(|| format!("--addr: `{address}` is no address"))?;
         if has_tls {
             return endpoint.tls_config(self.tls()?).context("these certificates can't be used");
         }
@@ -123,9 +134,13 @@ impl ClientArgs {
             }
             None => ClientTlsConfig::new().with_native_roots(),
         };
-        if let (Some(certificate), Some(key)) = (&self.cert_file, &self.key_file) {
-            let key = Zeroizing::new(read("--key-file", key)?);
-            tls = tls.identity(Identity::from_pem(read("--cert-file", certificate)?, &*key));
+        match (&self.cert_file, &self.cert_key_file) {
+            (Some(certificate), Some(key)) => {
+                let key = Zeroizing::new(read("--cert-key-file", key)?);
+                tls = tls.identity(Identity::from_pem(read("--cert-file", certificate)?, &*key));
+            }
+            (None, None) => {}
+            _ => bail!("--cert-file and --cert-key-file belong together: give both, or neither"),
         }
         if let Some(name) = &self.server_name {
             tls = tls.domain_name(name);
@@ -150,7 +165,7 @@ impl ClientArgs {
 
     /// Whether the server is on this machine: only there goes a token that nobody named.
     fn is_local(&self) -> Result<bool> {
-        if self.addr.starts_with("unix:") {
+        if self.address().starts_with("unix:") {
             return Ok(true);
         }
         let endpoint = self.endpoint()?;
@@ -179,16 +194,8 @@ pub(super) fn block_on_threads(command: impl Future<Output = Result<ExitCode>>) 
 mod tests {
     use super::*;
 
-    fn at(addr: &str) -> ClientArgs {
-        ClientArgs {
-            addr: addr.into(),
-            token_file: None,
-            ca_file: None,
-            cert_file: None,
-            key_file: None,
-            server_name: None,
-            timeout: Duration::from_secs(1),
-        }
+    fn at(addr: &str) -> Target {
+        Target { addr: Some(addr.into()), ..Target::default() }
     }
 
     #[test]

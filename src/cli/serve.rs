@@ -13,7 +13,7 @@ use super::client::DEFAULT_ADDRESS;
 use super::output::print;
 use crate::app::{AdminDoor, App, Surroundings};
 use crate::config::ListenAddr;
-use crate::telemetry::init_logs;
+use crate::telemetry::{Traces, init_logs};
 
 /// Open files besides connections: the store's, the listeners', the runtimes'.
 const OTHER_DESCRIPTORS: u64 = 100;
@@ -22,9 +22,13 @@ const RUNTIME_SHUTDOWN: Duration = Duration::from_secs(1);
 
 pub(super) fn run(settings: SettingsArgs) -> Result<ExitCode> {
     let config = settings.load()?;
-    init_logs(config.telemetry.log_format, &config.telemetry.log_filter)?;
-    raise_descriptor_limit(config.server.max_connections);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("can't start")?;
+    let traces = {
+        let _entered = runtime.enter();
+        config.telemetry.trace_options().map(|options| Traces::start(&options)).transpose()?
+    };
+    init_logs(config.telemetry.log_format, &config.telemetry.log_filter, traces.as_ref())?;
+    raise_descriptor_limit(config.server.max_connections);
     let outcome = runtime.block_on(async {
         let signals = Signals::install()?;
         let app = App::prepare(&config, Surroundings::default()).await?;
@@ -35,6 +39,9 @@ pub(super) fn run(settings: SettingsArgs) -> Result<ExitCode> {
         tracing::info!(version = env!("CARGO_PKG_VERSION"), store = %app.repository(), "started");
         app.run(signals.first()).await
     });
+    if let Some(traces) = traces {
+        traces.shutdown();
+    }
     runtime.shutdown_timeout(RUNTIME_SHUTDOWN);
     // The log is up, so a failure is told there, once.
     Ok(match outcome {

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
-use crate::telemetry::{LogFormat, parse_filter};
+use crate::telemetry::{LogFormat, TraceOptions, parse_filter};
 
 /// What operators see.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -16,13 +16,26 @@ pub struct TelemetryConfig {
     pub listen: String,
     /// `text` for people or `json` for machines.
     pub log_format: LogFormat,
+    /// Whether calls are traced, by OTLP over gRPC.
+    pub traces: bool,
+    /// The share of calls that are traced, of those whose caller does not say whether: 0 to 1.
+    pub trace_ratio: f64,
+    /// The collector of traces: `http://HOST:PORT`. Empty: what `OTEL_EXPORTER_OTLP_ENDPOINT` says, or port 4317 here.
+    pub otlp_endpoint: String,
     /// The level, or levels by module: `info,keyvouch=debug`.
     pub log_filter: String,
 }
 
 impl Default for TelemetryConfig {
     fn default() -> Self {
-        Self { listen: String::new(), log_format: LogFormat::default(), log_filter: "info".into() }
+        Self {
+            listen: String::new(),
+            log_format: LogFormat::default(),
+            traces: false,
+            trace_ratio: 0.1,
+            otlp_endpoint: String::new(),
+            log_filter: "info".into(),
+        }
     }
 }
 
@@ -39,8 +52,18 @@ impl TelemetryConfig {
         })
     }
 
+    /// What is traced; `None`: nothing.
+    #[must_use]
+    pub fn trace_options(&self) -> Option<TraceOptions> {
+        let endpoint = (!self.otlp_endpoint.is_empty()).then(|| self.otlp_endpoint.clone());
+        self.traces.then_some(TraceOptions { endpoint, ratio: self.trace_ratio })
+    }
+
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         self.address()?;
+        if !(0.0..=1.0).contains(&self.trace_ratio) {
+            return Err(ConfigError::invalid("telemetry.trace_ratio", "must be from 0 to 1"));
+        }
         match parse_filter(&self.log_filter) {
             Ok(_) => Ok(()),
             Err(error) => Err(ConfigError::Type(error.to_string())),

@@ -10,6 +10,7 @@ use futures_util::stream::{self, BoxStream, StreamExt as _};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tracing::Instrument as _;
 
 use super::lookup_queue::LookupQueue;
 use super::{
@@ -59,7 +60,8 @@ impl<R: KeyRepository + 'static> OnRuntime<R> {
         T: Send + 'static,
         F: Future<Output = Result<T>> + Send + 'static,
     {
-        let task = self.handle.spawn(call(Arc::clone(&self.inner)));
+        let span = tracing::debug_span!("store");
+        let task = self.handle.spawn(call(Arc::clone(&self.inner)).instrument(span));
         task.await?
     }
 }
@@ -75,7 +77,7 @@ impl<R: fmt::Display> fmt::Display for OnRuntime<R> {
 impl<R: KeyRepository + 'static> KeyRepository for OnRuntime<R> {
     async fn get_by_hash(&self, hash: &KeyHash) -> Result<Option<ApiKey>> {
         if let Some(lookups) = &self.lookups {
-            return lookups.get(hash).await;
+            return lookups.get(hash).instrument(tracing::debug_span!("store")).await;
         }
         let hash = *hash;
         self.run(move |inner| async move { inner.get_by_hash(&hash).await }).await

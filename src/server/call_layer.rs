@@ -15,10 +15,11 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
 use tracing::Instrument as _;
+use tracing::field::Empty;
 
 use crate::domain::{BootClock, Entropy, EntropyError, Stopwatch as _};
 use crate::grpc::{RequestId, deadline_exceeded, from_transport, overloaded, panicked};
-use crate::telemetry::CallMetrics;
+use crate::telemetry::{CallMetrics, continue_trace, note_status};
 
 /// Gives each call its [`RequestId`]: the caller's `x-request-id` if it is sound, a new one otherwise. It is in the
 /// request's extensions, in the log's span and in the answer's metadata. A handler that panics fails its own call alone.
@@ -104,7 +105,14 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> CallFuture {
         let id = self.layer.ids.of(request.headers());
-        let span = tracing::info_span!("call", method = request.uri().path(), request_id = id.as_str());
+        let span = tracing::info_span!(
+            "call",
+            method = request.uri().path(),
+            request_id = id.as_str(),
+            otel.name = Empty,
+            otel.kind = Empty,
+        );
+        continue_trace(&span, request.uri().path(), request.headers());
         // What was checked to be visible ASCII is a header value.
         let header = HeaderValue::from_str(id.as_str()).ok();
         request.extensions_mut().insert(id);
@@ -129,6 +137,7 @@ where
             }
             let status = grpc_status(&response);
             metrics.answered(&path, status.parse().unwrap_or(-1), BootClock.moment().since(begun));
+            note_status(&tracing::Span::current(), status.parse().unwrap_or(-1));
             tracing::debug!(status, "answered");
             Ok(response)
         };

@@ -6,6 +6,8 @@ use std::time::Duration;
 use super::{ServiceError, UsageRecorder};
 use crate::cache::{Demand, KeySource, Knowledge, Tier};
 use crate::domain::{ApiKey, Clock, Denial, KeyFormat, Revision, ScopeMatch, ScopeSet, Verdict, judge};
+use tracing::Instrument as _;
+
 use crate::telemetry::ValidationMetrics;
 
 /// Decides whether keys may be used.
@@ -100,7 +102,7 @@ impl ValidatorService {
         let found = if let Some(found) = self.source.peek(&hash, &demand) {
             found
         } else {
-            let found = self.source.find(&hash, &demand).await?;
+            let found = self.source.find(&hash, &demand).instrument(tracing::debug_span!("lookup")).await?;
             self.metrics.looked_up(self.knowledge.moment().since(demand.asked_at));
             found
         };

@@ -5,10 +5,12 @@ use std::panic;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::filter::{EnvFilter, LevelFilter, ParseError};
+use tracing_subscriber::filter::{EnvFilter, LevelFilter, ParseError, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 use tracing_subscriber::{Layer as _, fmt};
+
+use super::Traces;
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -49,8 +51,9 @@ fn log_panics() {
     }));
 }
 
-/// Starts logging what `filter` lets through: a level, or a list such as `info,keyvouch=debug,h2=warn`.
-pub fn init_logs(format: LogFormat, filter: &str) -> Result<(), LogFilterError> {
+/// Starts logging what `filter` lets through: a level, or a list such as `info,keyvouch=debug,h2=warn`; and sending the spans
+/// of this crate by `traces`.
+pub fn init_logs(format: LogFormat, filter: &str, traces: Option<&Traces>) -> Result<(), LogFilterError> {
     let filter = parse_filter(filter)?;
     let lines = fmt::layer().with_writer(stderr);
     let lines = match format {
@@ -59,6 +62,10 @@ pub fn init_logs(format: LogFormat, filter: &str) -> Result<(), LogFilterError> 
     };
     tracing_subscriber::registry()
         .with(lines.with_filter(filter))
+        .with(traces.map(|traces| {
+            let ours = Targets::new().with_target("keyvouch", LevelFilter::DEBUG);
+            tracing_opentelemetry::layer().with_tracer(traces.tracer()).with_filter(ours)
+        }))
         .try_init()
         .map_err(LogFilterError::Again)?;
     log_panics();

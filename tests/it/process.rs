@@ -10,3 +10,4 @@ mod rolling;
 mod secrecy;
 mod start;
 mod strangers;
+mod traces;

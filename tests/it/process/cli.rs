@@ -251,3 +251,33 @@ fn validate_can_ask_for_less_staleness() {
     let named = ["--token-file", "keyvouch.admin-token", "--max-staleness", "100ms"];
     assert!(["TIER_LOCAL_CACHE", "TIER_STORE"].contains(&ask(&named).as_str()));
 }
+
+#[test]
+fn a_profile_names_a_server_and_its_credential() {
+    let home = Home::new();
+    let server = home.serve(&[]);
+    let profiles = home.path().join("profiles.toml");
+    let text = format!("[here]\naddr = '{}'\ntoken_file = 'keyvouch.admin-token'\n", server.address);
+    std::fs::write(&profiles, text).unwrap();
+    let profiles = profiles.display().to_string();
+    let done = home.run(&["key", "list", "--profile", "here", "--profiles", &profiles]);
+    assert_eq!(done.status, 0, "{}", done.stderr);
+    let done = home.run(&["key", "list", "--profile", "there", "--profiles", &profiles]);
+    assert!(done.status == 1 && done.stderr.contains("has only: here"), "{}", done.stderr);
+}
+
+#[test]
+fn completions_and_manual_pages_know_the_commands() {
+    let home = Home::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let done = home.run(&["completions", shell]);
+        assert!(done.status == 0 && done.stdout.contains("healthcheck"), "{shell}: {}", done.stderr);
+    }
+    let folder = home.path().join("man");
+    let done = home.run(&["man", folder.to_str().unwrap()]);
+    assert_eq!(done.status, 0, "{}", done.stderr);
+    for page in ["keyvouch.1", "keyvouch-serve.1", "keyvouch-key-create.1"] {
+        let page = std::fs::read_to_string(folder.join(page)).unwrap();
+        assert!(page.contains(".TH"), "{page}");
+    }
+}
