@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
+use tracing::Instrument as _;
 
 use super::{Demand, Found, KeySource, Knowledge};
 use crate::domain::{KeyHash, Moment};
@@ -99,13 +100,15 @@ impl SingleFlight {
         let demand = Demand { asked_at: began, ..*demand };
         let (deadline, landing) =
             (self.deadline, Landing { flights: Arc::clone(&self.flights), hash, number });
-        self.handle.spawn(async move {
+        let load = async move {
             let found = within(deadline, inner.find(&hash, &demand)).await;
             // From here on nobody joins it, so whoever did is told.
             drop(landing);
             land.send_replace(Some(found));
             drop(place);
-        });
+        };
+        // It belongs to the call that began it.
+        self.handle.spawn(load.in_current_span());
         Ok(flight)
     }
 }

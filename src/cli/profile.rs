@@ -62,12 +62,10 @@ pub(super) fn read(name: &str, file: Option<&Path>) -> Result<Target> {
         bail!("--profile {name}: {} has only: {}", file.display(), known.join(", "));
     };
     let folder = file.parent().unwrap_or(Path::new("."));
-    for path in
-        [&mut profile.token_file, &mut profile.ca_file, &mut profile.cert_file, &mut profile.cert_key_file]
-    {
-        if let Some(path) = path {
-            *path = folder.join(&path);
-        }
+    let paths =
+        [&mut profile.token_file, &mut profile.ca_file, &mut profile.cert_file, &mut profile.cert_key_file];
+    for path in paths.into_iter().flatten() {
+        *path = folder.join(&path);
     }
     Ok(profile)
 }

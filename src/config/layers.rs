@@ -128,6 +128,9 @@ fn value(name: &str, text: &str, kind: Kind) -> Result<Value, ConfigError> {
         Kind::Integer => {
             text.parse().map(Value::Integer).map_err(|_| ConfigError::invalid(name, "must be a whole number"))
         }
+        Kind::Number => {
+            text.parse().map(Value::Float).map_err(|_| ConfigError::invalid(name, "must be a number"))
+        }
         Kind::List if text.trim_start().starts_with('[') => {
             let parsed: Result<Table, _> = toml::from_str(&format!("list = {text}"));
             let list = parsed.ok().and_then(|mut table| table.remove("list"));

@@ -12,6 +12,7 @@ use super::Config;
 pub(super) enum Kind {
     Boolean,
     Integer,
+    Number,
     Text,
     List,
 }
@@ -49,6 +50,7 @@ fn kind(schema: &Value) -> Kind {
     match kind.and_then(Value::as_str) {
         Some("boolean") => Kind::Boolean,
         Some("integer") => Kind::Integer,
+        Some("number") => Kind::Number,
         Some("array") => Kind::List,
         _ => Kind::Text,
     }
@@ -70,6 +72,7 @@ mod tests {
         let settings = settings();
         assert_eq!(settings["server.listen"], Kind::List);
         assert_eq!(settings["server.max_connections"], Kind::Integer);
+        assert_eq!(settings["telemetry.trace_ratio"], Kind::Number);
         assert_eq!(settings["store.auto_migrate"], Kind::Boolean);
         assert_eq!(settings["store.url"], Kind::Text);
         assert_eq!(settings["telemetry.log_format"], Kind::Text);
