@@ -208,6 +208,12 @@ impl App {
         self.ops.as_ref().and_then(|(listener, _)| listener.address().ok())
     }
 
+    /// Its services, to be called without a connection.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn routes(&self) -> Result<tonic::service::Routes> {
+        Ok(server::routes(&self.services, server::Role::Both)?)
+    }
+
     /// The store with all that is in front of it. Its `Display` is the stack.
     #[must_use]
     pub fn repository(&self) -> &Arc<dyn KeyRepository> {

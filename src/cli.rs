@@ -24,6 +24,8 @@ use anyhow::{Context as _, Result};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use self::client::ClientArgs;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::import::read_line as read_import_line;
 use self::output::{Output, OutputFormat};
 use crate::config::{Config, Sources};
 

@@ -14,6 +14,8 @@ pub use auth::{AdminToken, AdminTokenError, Authenticator, CertificateNames, Doo
 pub(crate) use convert::to_proto_time;
 pub(crate) use import::imported_key;
 pub use key_store::KeyStoreHandler;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use page_token::{decode as decode_page_token, decode_event as decode_event_page_token};
 pub use request_id::RequestId;
 pub use status::ERROR_DOMAIN;
 pub(crate) use status::{deadline_exceeded, from_transport, overloaded, panicked};

@@ -62,6 +62,8 @@ pub(crate) use feed::part_of;
 pub use feed::{Changes, EventPageRequest, EventPosition, FeedPosition, RecentChanges};
 pub use memory::MemoryRepository;
 pub use on_runtime::OnRuntime;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use redis::parse_record as parse_redis_record;
 pub use redis::{RedisOptions, RedisRepository};
 pub use sql::{PoolOptions, SqlOptions, SqlRepository};
 pub use stored_key::StoredKey;

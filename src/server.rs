@@ -29,6 +29,7 @@ pub use listener::Listener;
 pub use ops::{Fitness, OpsListener};
 pub use peer::Peer;
 pub use routes::Role;
+pub(crate) use routes::routes;
 pub use tls::{ClientAuth, TlsError, TlsFiles};
 
 use self::acceptor::Acceptor;
@@ -143,7 +144,7 @@ fn start_workers(
     (0..count)
         .map(|number| {
             let serving = |role| {
-                let routes = routes::routes(services, role).map_err(ServeError::Reflection)?;
+                let routes = routes(services, role).map_err(ServeError::Reflection)?;
                 Ok((role, Serving::new(routes, calls, options, tls.cloned(), phase.subscribe())))
             };
             let servings = Role::ALL.into_iter().map(serving).collect::<Result<_, ServeError>>()?;

@@ -1,6 +1,8 @@
 //! `keyvouch import`
 
 mod file;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use file::read_line;
 mod json;
 mod litestar;
 mod row;

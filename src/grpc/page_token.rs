@@ -23,7 +23,7 @@ pub(super) fn encode(position: PagePosition, request: &PageRequest) -> String {
 }
 
 /// The position in `token`, which has to belong to the listing of `request`. An empty token is the beginning.
-pub(super) fn decode(token: &str, request: &PageRequest) -> Result<Option<PagePosition>, InvalidField> {
+pub(crate) fn decode(token: &str, request: &PageRequest) -> Result<Option<PagePosition>, InvalidField> {
     let position =
         |(created_at, id)| Some(PagePosition { created_at: Timestamp::from_micros(created_at)?, id });
     read(token, VERSION, filter_digest(request), position)
@@ -36,7 +36,7 @@ pub(super) fn encode_event(position: EventPosition, request: &EventPageRequest) 
 
 /// The position in `token`, which has to belong to the audit trail that `request` asks for. An empty token is the
 /// beginning.
-pub(super) fn decode_event(
+pub(crate) fn decode_event(
     token: &str,
     request: &EventPageRequest,
 ) -> Result<Option<EventPosition>, InvalidField> {

@@ -39,6 +39,8 @@ use crate::domain::{
 };
 
 pub use self::options::RedisOptions;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::record::parse as parse_record;
 
 /// Keys in Redis. Clones share its connections.
 #[derive(Clone, Debug)]

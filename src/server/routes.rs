@@ -30,7 +30,7 @@ impl Role {
 }
 
 /// The services of `role`.
-pub(super) fn routes(services: &Services, role: Role) -> Result<Routes, tonic_reflection::server::Error> {
+pub(crate) fn routes(services: &Services, role: Role) -> Result<Routes, tonic_reflection::server::Error> {
     let mut routes = Routes::builder();
     if role != Role::KeyStore {
         let validator =

@@ -98,12 +98,26 @@ impl JsonLines {
     }
 
     pub(super) fn next(&mut self, owner: Option<&str>) -> Result<Option<Row>> {
-        self.0.next_row(|line| {
-            // The parser's message could quote the line.
-            let problem = "is no JSON object, or has a name twice";
-            let values = Object::parse(line).ok_or_else(|| InvalidField::new("row", problem))?;
-            request(&values, owner)
-        })
+        self.0.next_row(|line| json_row(line, owner))
+    }
+}
+
+fn json_row(line: &str, owner: Option<&str>) -> Result<ImportKeysRequest, InvalidField> {
+    // The parser's message could quote the line.
+    let problem = "is no JSON object, or has a name twice";
+    let values = Object::parse(line).ok_or_else(|| InvalidField::new("row", problem))?;
+    request(&values, owner)
+}
+
+/// Reads a line in both formats.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn read_line(line: &str) {
+    let _ = json_row(line, Some("owner"));
+    let columns = COLUMNS.map(str::to_owned);
+    if let Ok(record) = record(line)
+        && let Ok(values) = values(&columns, &record)
+    {
+        let _ = request(&values, None);
     }
 }
 

@@ -13,7 +13,7 @@ pub(super) fn body(key: &ApiKey) -> Result<String> {
 }
 
 /// A record: its revision, a space and the document.
-pub(super) fn parse(stored: &[u8]) -> Result<ApiKey> {
+pub(crate) fn parse(stored: &[u8]) -> Result<ApiKey> {
     let space = stored.iter().position(|&byte| byte == b' ');
     let (revision, document) = stored.split_at(space.ok_or_else(|| corrupt("a record without a revision"))?);
     let revision = str::from_utf8(revision).map_err(|_| corrupt("a revision that is no number"))?;

@@ -1,0 +1,295 @@
+//! What takes bytes from outside, for the fuzzers in `fuzz/`. Each may do anything with them but panic or hang.
+//!
+//! The tests of this module run the same on random bytes and on all inputs in `fuzz/corpus`.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::Request;
+use hyper::body::{Body as HttpBody, Bytes, Frame};
+use prost::Message as _;
+use tokio::runtime::Runtime;
+use tonic::body::Body;
+use tonic::service::Routes;
+use tower::Service as _;
+
+use crate::app::{App, Store, Surroundings};
+use crate::config::Config;
+use crate::domain::{KeyFilter, Timestamp};
+use crate::grpc::pb::FILE_DESCRIPTOR_SET;
+use crate::repository::{EventPageRequest, MemoryRepository, PageRequest};
+
+/// Far more than any answer may take to begin.
+const NEVER: Duration = Duration::from_secs(10);
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A key string, as `Validate` and `authorization` take it. One that is taken is no longer than keys are.
+#[expect(clippy::missing_panics_doc, reason = "to panic is how a fuzzer is told")]
+pub fn key(bytes: &[u8]) {
+    let format = Config::default().keys.format().unwrap_or_else(|error| panic!("{error}"));
+    let secret = text(bytes);
+    if format.parse(secret.clone()).is_some() {
+        assert!(secret.is_ascii() && secret.len() < 128, "{secret}");
+    }
+}
+
+/// A page token of each listing.
+pub fn page_token(bytes: &[u8]) {
+    let token = text(bytes);
+    let keys = PageRequest { owner_id: None, filter: KeyFilter::all(Timestamp::MIN), after: None, limit: 1 };
+    let events = EventPageRequest { key_id: None, owner_id: None, after: None, limit: 1 };
+    let _ = crate::grpc::decode_page_token(&token, &keys);
+    let _ = crate::grpc::decode_event_page_token(&token, &events);
+}
+
+/// A file of settings.
+pub fn config(bytes: &[u8]) {
+    if let Ok(mut config) = toml::from_str::<Config>(&text(bytes)) {
+        // Files that it names are not for a fuzzer to read.
+        config.server.tls = Config::default().server.tls;
+        let _ = config.check();
+    }
+}
+
+/// A record that Redis keeps.
+pub fn redis_record(bytes: &[u8]) {
+    let _ = crate::repository::parse_redis_record(bytes);
+}
+
+/// A line of an import.
+pub fn import_line(bytes: &[u8]) {
+    crate::cli::read_import_line(&text(bytes));
+}
+
+/// A server in this process that has no client: calls are made at its services.
+#[derive(Debug)]
+pub struct Server {
+    runtime: Runtime,
+    routes: Routes,
+    methods: Vec<String>,
+}
+
+impl Server {
+    /// One whose store is in memory and whose door is open.
+    #[must_use]
+    #[expect(clippy::missing_panics_doc, reason = "without a server there is nothing to fuzz")]
+    pub fn new() -> Self {
+        let build = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let mut config = Config::default();
+            config.server.listen = vec!["127.0.0.1:0".into()];
+            config.admin.insecure = true;
+            let store = Store::new(std::sync::Arc::new(MemoryRepository::new()));
+            let app = runtime.block_on(App::with_store(&config, Surroundings::default(), store))?;
+            let descriptors = prost_types::FileDescriptorSet::decode(FILE_DESCRIPTOR_SET)?;
+            let services = descriptors.file.iter().flat_map(|file| &file.service);
+            let methods = services.flat_map(|service| {
+                service
+                    .method
+                    .iter()
+                    .map(|method| format!("/keyvouch.v1.{}/{}", service.name(), method.name()))
+            });
+            anyhow::Ok(Self { routes: app.routes()?, methods: methods.collect(), runtime })
+        };
+        build().unwrap_or_else(|error: anyhow::Error| panic!("{error:#}"))
+    }
+
+    /// A call: the first byte chooses the method, the others are its message.
+    #[expect(clippy::missing_panics_doc, reason = "to panic is how a fuzzer is told")]
+    pub fn call(&self, bytes: &[u8]) {
+        let Some((&method, message)) = bytes.split_first() else { return };
+        let path = &self.methods[usize::from(method) % self.methods.len()];
+        let length = u32::try_from(message.len()).unwrap_or(u32::MAX).to_be_bytes();
+        let body = Once(Some(Bytes::from([&[0][..], &length, message].concat())));
+        let request = Request::post(format!("http://fuzz{path}"))
+            .header("content-type", "application/grpc")
+            .body(Body::new(body))
+            .unwrap_or_else(|error| panic!("{error}"));
+        let answer = async { tokio::time::timeout(NEVER, self.routes.clone().call(request)).await };
+        match self.runtime.block_on(answer) {
+            Ok(Ok(_)) => {}
+            Ok(Err(never)) => match never {},
+            Err(_) => panic!("{path} hangs"),
+        }
+    }
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A body of one piece.
+struct Once(Option<Bytes>);
+
+impl HttpBody for Once {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.take().map(|piece| Ok(Frame::data(piece))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::grpc::pb;
+
+    /// Runs `target` on all inputs of its corpus, and on such with one byte changed.
+    fn on_corpus(name: &str, target: impl Fn(&[u8])) {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
+        let mut inputs = 0;
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let input = std::fs::read(entry.unwrap().path()).unwrap();
+            target(&input);
+            for at in 0..input.len().min(256) {
+                for change in [1, 0x80, 0xff] {
+                    let mut changed = input.clone();
+                    changed[at] ^= change;
+                    target(&changed);
+                }
+            }
+            inputs += 1;
+        }
+        assert!(inputs > 0, "no inputs in {}", folder.display());
+    }
+
+    #[test]
+    fn keys() {
+        on_corpus("key", key);
+    }
+
+    #[test]
+    fn page_tokens() {
+        on_corpus("page_token", page_token);
+    }
+
+    #[test]
+    fn settings() {
+        on_corpus("config", config);
+    }
+
+    #[test]
+    fn records_in_redis() {
+        on_corpus("redis_record", redis_record);
+    }
+
+    #[test]
+    fn lines_of_imports() {
+        on_corpus("import_line", import_line);
+    }
+
+    #[test]
+    fn calls() {
+        let server = Server::new();
+        on_corpus("call", |bytes| server.call(bytes));
+    }
+
+    /// Writes the corpus of `call` anew: `cargo test --lib fuzzing -- --ignored`.
+    #[test]
+    #[ignore = "writes files"]
+    fn write_calls() {
+        let server = Server::new();
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/call");
+        let key = pb::Key {
+            id: "01a20fb3-1162-7e43-9734-93a5d0259ef2".into(),
+            name: "name".into(),
+            owner_id: "owner".into(),
+            scopes: vec!["read".into()],
+            metadata: [("a".to_owned(), "b".to_owned())].into(),
+            ..pb::Key::default()
+        };
+        let id = key.id.clone();
+        let messages = [
+            (
+                "Validate",
+                pb::ValidateRequest {
+                    secret: "kv_x".into(),
+                    required_scopes: vec!["read".into()],
+                    ..Default::default()
+                }
+                .encode_to_vec(),
+            ),
+            (
+                "CreateKey",
+                pb::CreateKeyRequest {
+                    name: "n".into(),
+                    owner_id: "o".into(),
+                    metadata: key.metadata.clone(),
+                    ..Default::default()
+                }
+                .encode_to_vec(),
+            ),
+            ("GetKey", pb::GetKeyRequest { id: id.clone() }.encode_to_vec()),
+            (
+                "ListKeys",
+                pb::ListKeysRequest {
+                    page_size: 7,
+                    states: vec![1, 2],
+                    prefix: Some("kv_".into()),
+                    ..Default::default()
+                }
+                .encode_to_vec(),
+            ),
+            ("StreamKeys", pb::StreamKeysRequest { states: vec![1], ..Default::default() }.encode_to_vec()),
+            (
+                "UpdateKey",
+                pb::UpdateKeyRequest {
+                    key: Some(key.clone()),
+                    update_mask: Some(prost_types::FieldMask {
+                        paths: vec!["scopes".into(), "metadata".into()],
+                    }),
+                    ..Default::default()
+                }
+                .encode_to_vec(),
+            ),
+            ("RotateKey", pb::RotateKeyRequest { id: id.clone(), ..Default::default() }.encode_to_vec()),
+            ("RevokeKey", pb::RevokeKeyRequest { id: id.clone(), reason: "leaked".into() }.encode_to_vec()),
+            ("DeleteKey", pb::DeleteKeyRequest { id, expected_revision: Some(3) }.encode_to_vec()),
+            (
+                "ImportKeys",
+                pb::ImportKeysRequest { key: Some(key), hash: vec![7; 32], ..Default::default() }
+                    .encode_to_vec(),
+            ),
+            ("ListEvents", pb::ListEventsRequest { page_size: 3, ..Default::default() }.encode_to_vec()),
+            ("WatchChanges", pb::WatchChangesRequest { position: "AQ".into() }.encode_to_vec()),
+        ];
+        std::fs::create_dir_all(&folder).unwrap();
+        for (name, message) in messages {
+            let number = server.methods.iter().position(|path| path.ends_with(&format!("/{name}"))).unwrap();
+            let input = [&[u8::try_from(number).unwrap()][..], &message].concat();
+            std::fs::write(folder.join(name), input).unwrap();
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn random_bytes(bytes in vec(any::<u8>(), 0..512)) {
+            for target in [key, page_token, config, redis_record, import_line] {
+                target(&bytes);
+            }
+        }
+
+        #[test]
+        fn random_text(text in "[ -~\\n]{0,200}") {
+            for target in [key, page_token, config, redis_record, import_line] {
+                target(text.as_bytes());
+            }
+        }
+    }
+}
