@@ -118,7 +118,7 @@ where
         request.extensions_mut().insert(id);
 
         let (metrics, begun) = (self.layer.metrics.clone(), BootClock.moment());
-        let path = request.uri().path().to_owned();
+        let method = metrics.method(request.uri().path());
         let timeout = timeout(request.headers(), self.layer.limits.timeout);
         let running = self.layer.begin(request.uri().path());
         let answer = running.map(|running| (running, span.in_scope(|| self.inner.call(request))));
@@ -136,7 +136,7 @@ where
                 response.headers_mut().insert(RequestId::HEADER, header);
             }
             let status = grpc_status(&response);
-            metrics.answered(&path, status.parse().unwrap_or(-1), BootClock.moment().since(begun));
+            metrics.answered(&method, status.parse().unwrap_or(-1), BootClock.moment().since(begun));
             note_status(&tracing::Span::current(), status.parse().unwrap_or(-1));
             tracing::debug!(status, "answered");
             Ok(response)

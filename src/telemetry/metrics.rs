@@ -41,13 +41,14 @@ pub struct Metrics {
 #[derive(Clone, Debug)]
 pub struct CallMetrics {
     answered: Family<CallLabels, Counter>,
-    by_path: Arc<HashMap<String, MethodMetrics>>,
-    other: MethodMetrics,
+    by_path: Arc<HashMap<String, Arc<MethodMetrics>>>,
+    other: Arc<MethodMetrics>,
 }
 
-#[derive(Clone, Debug)]
-struct MethodMetrics {
-    method: Arc<str>,
+/// Those of one method, found before the call takes its path away.
+#[derive(Debug)]
+pub(crate) struct MethodMetrics {
+    method: String,
     ok: Counter,
     duration: Histogram,
 }
@@ -64,14 +65,18 @@ struct MethodLabel {
 }
 
 impl CallMetrics {
-    /// Counts a call of `path` that was answered with the number `code` of a gRPC status.
-    pub(crate) fn answered(&self, path: &str, code: i32, took: Duration) {
-        let method = self.by_path.get(path).unwrap_or(&self.other);
+    /// The method that `path` calls.
+    pub(crate) fn method(&self, path: &str) -> Arc<MethodMetrics> {
+        Arc::clone(self.by_path.get(path).unwrap_or(&self.other))
+    }
+
+    /// Counts a call of `method` that was answered with the number `code` of a gRPC status.
+    pub(crate) fn answered(&self, method: &MethodMetrics, code: i32, took: Duration) {
         method.duration.observe(took.as_secs_f64());
         if code == 0 {
             method.ok.inc();
         } else {
-            let labels = CallLabels { method: method.method.to_string(), code: code_name(code) };
+            let labels = CallLabels { method: method.method.clone(), code: code_name(code) };
             self.answered.get_or_create(&labels).inc();
         }
     }
@@ -265,10 +270,12 @@ fn call_metrics(descriptors: &[&[u8]], registry: &mut Registry) -> CallMetrics {
         Unit::Seconds,
         durations.clone(),
     );
-    let of = |method: &str| MethodMetrics {
-        method: method.into(),
-        ok: answered.get_or_create_owned(&CallLabels { method: method.to_owned(), code: code_name(0) }),
-        duration: durations.get_or_create_owned(&MethodLabel { method: method.to_owned() }),
+    let of = |method: &str| {
+        Arc::new(MethodMetrics {
+            method: method.to_owned(),
+            ok: answered.get_or_create_owned(&CallLabels { method: method.to_owned(), code: code_name(0) }),
+            duration: durations.get_or_create_owned(&MethodLabel { method: method.to_owned() }),
+        })
     };
     let mut by_path = HashMap::new();
     for descriptor in descriptors {

@@ -16,6 +16,7 @@ use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use tonic::Code;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
+use crate::process::program::Home;
 use crate::support::{TOKEN, TestServer, config};
 
 /// A certificate authority.
@@ -223,4 +224,37 @@ async fn certificates_are_replaced_under_load() {
     for load in load {
         assert!(load.await.unwrap() > 10);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_command_line_shows_its_certificate() {
+    let (folder, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    let mut config = with_tls(folder.path(), &authority.issue("localhost", 4096), Some(&authority));
+    config.admin.client_certificates = vec!["ops.example.org".into()];
+    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let Pair(certificate, key) = authority.issue("ops.example.org", 4096);
+    let (ca, certificate, key) =
+        (file("ca.pem", &authority.pem()), file("own.pem", &certificate), file("own.key", &key));
+    let address = format!("https://{}", server.address);
+    let run = async |command: &[&str], credentials: &[&str]| {
+        let named = ["--addr", &address, "--ca-file", &ca, "--server-name", "localhost"];
+        let arguments: Vec<_> =
+            [command, &named, credentials].concat().into_iter().map(str::to_owned).collect();
+        let run = move || Home::new().run(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        tokio::task::spawn_blocking(run).await.unwrap()
+    };
+    let own = ["--cert-file", &certificate, "--cert-key-file", &key];
+    for command in [&["healthcheck"][..], &["key", "list"]] {
+        let done = run(command, &own).await;
+        assert_eq!(done.status, 0, "{command:?}: {}", done.stderr);
+        let done = run(command, &[]).await;
+        assert_eq!(done.status, 1, "{command:?} without a certificate: {}", done.stdout);
+    }
+    let half = run(&["healthcheck"], &own[..2]).await;
+    assert!(half.stderr.contains("belong together"), "{}", half.stderr);
 }
