@@ -19,6 +19,7 @@ mod tls;
 mod usage;
 mod validator;
 
+use crate::grpc::ValidatorAccess;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -83,6 +84,11 @@ impl Config {
         self.telemetry.check()?;
         let asks_clients = self.server.tls.asks_clients();
         self.validator.check(asks_clients)?;
-        self.admin.check(&listen, asks_clients)
+        self.admin.check(&listen, asks_clients)?;
+        if self.admin.insecure && self.validator.access == ValidatorAccess::Credential {
+            let problem = "asks for credentials, but admin.insecure says that there are none: take away one or the other";
+            return Err(ConfigError::invalid("validator.access", problem));
+        }
+        Ok(())
     }
 }
