@@ -30,7 +30,7 @@ use crate::server::{self, CallLayer, CallLimits, Listener, OpsListener, ServerOp
 use crate::service::{
     ChangeWatcher, EventPruner, KeyPruner, KeyStoreService, UsageRecorder, ValidatorService,
 };
-use crate::telemetry::{ConnectionMetrics, Exposition, Metrics};
+use crate::telemetry::{ConnectionMetrics, Exposition, Metrics, ValidationMetrics};
 
 /// How long the last flush of usage may hold up the end of the process.
 const LAST_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -49,7 +49,6 @@ pub struct App {
     store: Store,
     repository: Arc<dyn KeyRepository>,
     feed: Option<FeedFollower>,
-    end_watches: watch::Sender<bool>,
     redis_cache: Option<Arc<RedisCache>>,
     door: AdminDoor,
     usage: Arc<UsageRecorder>,
@@ -151,8 +150,7 @@ impl App {
             Arc::clone(&usage),
         )
         .with_metrics(metrics.validations.clone());
-        let (end_watches, is_ending) = watch::channel(false);
-        let watcher = ChangeWatcher::new(Arc::clone(&repository), knowledge, feed, is_ending);
+        let watcher = ChangeWatcher::new(Arc::clone(&repository), knowledge, feed);
         let pruner = config
             .events
             .retention()
@@ -162,7 +160,8 @@ impl App {
             KeyPruner::new(Arc::clone(&repository), Arc::clone(&clock), expired_for, interval)
         });
         let key_store = KeyStoreService::new(Arc::clone(&repository), format, clock, entropy);
-        let auth = Authenticator::new(admin_door, validator.clone());
+        let auth =
+            Authenticator::new(admin_door, validator.clone().with_metrics(ValidationMetrics::default()));
         let min_staleness = config.cache.min_staleness.0;
         let services = Services {
             validator: ValidatorHandler::new(validator, watcher, auth.clone(), min_staleness),
@@ -184,7 +183,6 @@ impl App {
             store,
             repository,
             feed: follower,
-            end_watches,
             redis_cache: redis,
             door,
             usage,
@@ -245,8 +243,13 @@ impl App {
         let monitor = self.health.clone();
         let mut watcher = tokio::spawn(async move { monitor.watch().await });
 
-        let pruner = self.pruner.map(|pruner| tokio::spawn(async move { pruner.run().await }));
-        let key_pruner = self.key_pruner.map(|pruner| tokio::spawn(async move { pruner.run().await }));
+        let mut pruners = JoinSet::new();
+        if let Some(pruner) = self.pruner {
+            pruners.spawn(async move { pruner.run().await });
+        }
+        if let Some(pruner) = self.key_pruner {
+            pruners.spawn(async move { pruner.run().await });
+        }
 
         let feed = self.feed;
         let mut follower = tokio::spawn(async move {
@@ -257,14 +260,11 @@ impl App {
         });
 
         let health = self.health.clone();
-        let end_watches = self.end_watches;
         let settle_delay = self.settle_delay;
         let shutdown = async move {
             shutdown.await;
             health.stop().await;
             tokio::time::sleep(settle_delay).await;
-            // Clients that watch connect to another server.
-            end_watches.send_replace(true);
         };
         let serving = server::serve(
             self.listeners,
@@ -295,15 +295,17 @@ impl App {
             Some(ended) = reloads.join_next() => {
                 Err(unexpected_end("the task that looks at certificates and tokens", ended))
             }
+            // One whose store can't prune ends, and has said so.
+            Some(Err(panicked)) = pruners.join_next() => {
+                Err(anyhow::Error::from(panicked).context("a task that prunes failed"))
+            }
             ended = &mut watcher => Err(unexpected_end("the task that watches the store", ended)),
         };
 
         watcher.abort();
         ops.abort();
         follower.abort();
-        for pruner in [pruner, key_pruner].into_iter().flatten() {
-            pruner.abort();
-        }
+        pruners.abort_all();
         drop(stop_flushing);
         if !flusher.is_finished() && tokio::time::timeout(LAST_FLUSH_TIMEOUT, flusher).await.is_err() {
             tracing::warn!("the last uses of keys were not recorded in time");

@@ -10,6 +10,7 @@ mod request_id;
 mod status;
 mod validator;
 
+pub(crate) use crate::service::Actor;
 pub use auth::{AdminToken, AdminTokenError, Authenticator, CertificateNames, Door, Guard, ValidatorAccess};
 pub(crate) use convert::to_proto_time;
 pub(crate) use import::imported_key;
@@ -18,5 +19,5 @@ pub use key_store::KeyStoreHandler;
 pub(crate) use page_token::{decode as decode_page_token, decode_event as decode_event_page_token};
 pub use request_id::RequestId;
 pub use status::ERROR_DOMAIN;
-pub(crate) use status::{deadline_exceeded, from_transport, overloaded, panicked};
+pub(crate) use status::{connection_ends, deadline_exceeded, from_transport, overloaded, panicked};
 pub use validator::ValidatorHandler;

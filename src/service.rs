@@ -11,7 +11,7 @@ mod pruner;
 mod usage;
 mod validator;
 
-pub use caller::{Caller, Permission};
+pub use caller::{Actor, Caller, Permission};
 pub use change_watcher::{ChangeWatcher, News};
 pub use error::{Precondition, ServiceError};
 pub use import::ImportedKey;

@@ -11,7 +11,7 @@ use std::fmt;
 pub use log_limit::LogLimit;
 pub use logs::{LogFilterError, LogFormat, init_logs, parse_filter};
 pub use metrics::{CallMetrics, ConnectionMetrics, Exposition, Metrics, ValidationMetrics};
-pub(crate) use metrics::{Reading, seconds};
+pub(crate) use metrics::{MethodMetrics, Reading, seconds};
 pub use traces::{TraceError, TraceOptions, Traces};
 pub(crate) use traces::{continue_trace, note_status};
 

@@ -15,7 +15,7 @@ use tonic_health::server::HealthReporter;
 use crate::cache::Knowledge;
 use crate::grpc::pb::key_store_server::SERVICE_NAME as KEY_STORE;
 use crate::grpc::pb::validator_server::SERVICE_NAME as VALIDATOR;
-use crate::repository::KeyRepository;
+use crate::repository::{KeyRepository, within};
 use crate::server::Fitness;
 use crate::telemetry::error_chain;
 
@@ -23,6 +23,8 @@ use crate::telemetry::error_chain;
 const SERVER: &str = "";
 /// How often the store is asked whether it answers.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// How long it may take to: less than a call, so that a store that hangs is noticed soon.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// How often in a row it has to fail before that counts: one lost packet is no outage.
 const FAILURES: u32 = 2;
 
@@ -81,7 +83,7 @@ impl HealthMonitor {
         let mut failures = 0;
         loop {
             ticks.tick().await;
-            let ping = self.repository.ping().await;
+            let ping = within(PATIENCE, self.repository.ping()).await;
             failures = if ping.is_ok() { 0 } else { failures + 1 };
             // Before it ever answered there is nothing to be patient about.
             let is_up = ping.is_ok() || (was_up == Some(true) && failures < FAILURES);

@@ -30,8 +30,14 @@ pub(super) fn run(settings: SettingsArgs) -> Result<ExitCode> {
     init_logs(config.telemetry.log_format, &config.telemetry.log_filter, traces.as_ref())?;
     raise_descriptor_limit(config.server.max_connections);
     let outcome = runtime.block_on(async {
-        let signals = Signals::install()?;
-        let app = App::prepare(&config, Surroundings::default()).await?;
+        let mut signals = Signals::install()?;
+        let app = tokio::select! {
+            app = App::prepare(&config, Surroundings::default()) => app?,
+            () = signals.next() => {
+                tracing::info!("stopped by a signal before the start was over");
+                return Ok(());
+            }
+        };
         if let Err(error) = announce(&app) {
             // Whether anybody reads it is no matter for a server.
             tracing::debug!(error = format!("{error:#}"), "the start could not be announced");

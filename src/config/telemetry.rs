@@ -56,11 +56,18 @@ impl TelemetryConfig {
     #[must_use]
     pub fn trace_options(&self) -> Option<TraceOptions> {
         let endpoint = (!self.otlp_endpoint.is_empty()).then(|| self.otlp_endpoint.clone());
-        self.traces.then_some(TraceOptions { endpoint, ratio: self.trace_ratio })
+        // As OpenTelemetry has it: only the word `true` disables.
+        let is_disabled = std::env::var("OTEL_SDK_DISABLED").is_ok_and(|it| it.eq_ignore_ascii_case("true"));
+        (self.traces && !is_disabled).then_some(TraceOptions { endpoint, ratio: self.trace_ratio })
     }
 
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         self.address()?;
+        let endpoint = self.otlp_endpoint.as_str();
+        if !endpoint.is_empty() && !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
+            let problem = "is no URL: give http://HOST:PORT, for example http://localhost:4317";
+            return Err(ConfigError::invalid("telemetry.otlp_endpoint", problem));
+        }
         if !(0.0..=1.0).contains(&self.trace_ratio) {
             return Err(ConfigError::invalid("telemetry.trace_ratio", "must be from 0 to 1"));
         }

@@ -71,6 +71,13 @@ pub(crate) fn deadline_exceeded() -> Status {
     )
 }
 
+/// A stream whose connection is told to end.
+pub(crate) fn connection_ends() -> Status {
+    let mut details = details_of(ErrorReason::ConnectionEnds);
+    details.set_retry_info(Some(RETRY_DELAY));
+    Status::with_error_details(Code::Unavailable, "this connection is to end: connect anew", details)
+}
+
 /// The server has more to do than it should take on.
 pub(crate) fn overloaded() -> Status {
     let mut details = details_of(ErrorReason::Overloaded);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use data_encoding::BASE64URL_NOPAD;
 use futures_util::stream::{BoxStream, StreamExt as _};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::pb::validator_server::Validator;
 use super::pb::{ErrorReason, ValidateRequest, ValidateResponse, WatchChangesRequest, WatchChangesResponse};
@@ -48,7 +48,13 @@ impl ValidatorHandler {
         if asked < self.min_staleness {
             let headers = request.metadata().as_ref();
             let caller = self.auth.authenticate(headers, request.extensions(), "").await;
-            if !caller.is_ok_and(|caller| caller.may(Permission::Validate) || caller.may(Permission::Read)) {
+            let may = match caller {
+                Ok(caller) => caller.may(Permission::Validate) || caller.may(Permission::Read),
+                Err(refusal) if refusal.code() == Code::Unauthenticated => false,
+                // An outage is no refusal.
+                Err(failure) => return Err(failure),
+            };
+            if !may {
                 return Err(status::unauthenticated(
                     ErrorReason::CredentialRequired,
                     FRESHNESS_NEEDS_CREDENTIAL,
@@ -84,14 +90,26 @@ impl Validator for ValidatorHandler {
         &self,
         request: Request<WatchChangesRequest>,
     ) -> Result<Response<Self::WatchChangesStream>, Status> {
+        let (auth, extensions) = (self.auth.clone(), request.extensions().clone());
+        let headers = request.metadata().as_ref().clone();
         let position = decode(&request.get_ref().position).map_err(status::invalid_field)?;
         let from_repository = |error| status::from_service(ServiceError::Repository(error));
         let news = self.watcher.watch(position).map_err(from_repository)?;
-        let answers = news.map(move |news| match news {
-            Ok(News { position, events, staleness }) => {
+        let answers = news.then(move |news| {
+            let (auth, headers, extensions) = (auth.clone(), headers.clone(), extensions.clone());
+            async move {
+                // A credential may have been revoked since the stream began.
+                auth.authenticate(&headers, &extensions, "").await?;
+                let News { position, events, staleness } = news.map_err(from_repository)?;
                 Ok(convert::watch_response(encode(&position), events, staleness))
             }
-            Err(error) => Err(from_repository(error)),
+        });
+        // A stream that said why it ends has ended.
+        let mut has_failed = false;
+        let answers = answers.take_while(move |answer| {
+            let goes_on = !has_failed;
+            has_failed = answer.is_err();
+            std::future::ready(goes_on)
         });
         Ok(Response::new(answers.boxed()))
     }

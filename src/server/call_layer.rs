@@ -1,7 +1,8 @@
 //! What every call goes through: a place among those that run, an id, a span for the log, a deadline, and a net for panics.
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,15 +12,17 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Request, Response};
+use hyper::body::{Body as HttpBody, Bytes, Frame};
 use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
-use crate::domain::{BootClock, Entropy, EntropyError, Stopwatch as _};
-use crate::grpc::{RequestId, deadline_exceeded, from_transport, overloaded, panicked};
-use crate::telemetry::{CallMetrics, continue_trace, note_status};
+use super::Peer;
+use crate::domain::{BootClock, Entropy, EntropyError, Moment, Stopwatch as _};
+use crate::grpc::{Actor, RequestId, deadline_exceeded, from_transport, overloaded, panicked};
+use crate::telemetry::{CallMetrics, LogLimit, MethodMetrics, continue_trace, note_status};
 
 /// Gives each call its [`RequestId`]: the caller's `x-request-id` if it is sound, a new one otherwise. It is in the
 /// request's extensions, in the log's span and in the answer's metadata. A handler that panics fails its own call alone.
@@ -92,7 +95,7 @@ type CallFuture = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>
 
 impl<S> Service<Request<Body>> for CallService<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
 {
     type Response = Response<Body>;
@@ -118,15 +121,25 @@ where
         request.extensions_mut().insert(id);
 
         let (metrics, begun) = (self.layer.metrics.clone(), BootClock.moment());
+        let (path, peer) = (request.uri().path().to_owned(), request.extensions().get::<Peer>().cloned());
         let method = metrics.method(request.uri().path());
         let timeout = timeout(request.headers(), self.layer.limits.timeout);
-        let running = self.layer.begin(request.uri().path());
-        let answer = running.map(|running| (running, span.in_scope(|| self.inner.call(request))));
+        let (is_health, needs_message) = (is_health(&request), needs_message(&request));
+        let (mut inner, layer) = (self.inner.clone(), self.layer.clone());
+        let answer = async move {
+            // A call whose message never comes is none, and takes no place.
+            let request = if needs_message { with_first_piece(request).await } else { request };
+            // Health needs no place.
+            let running = if is_health { None } else { layer.begin() };
+            if running.is_none() && !is_health {
+                return Ok(overloaded().into_http());
+            }
+            inner.call(request).await
+        };
+        let counting = Counting { metrics, method, begun, is_answered: false };
+        let peer = peer.and_then(|peer| peer.address());
         let call = async move {
-            let mut response = match answer {
-                Some((_running, answer)) => answered(answer, timeout).await,
-                None => overloaded().into_http(),
-            };
+            let mut response = answered(answer, timeout).await;
             if let Some(clearer) =
                 Status::from_header_map(response.headers()).as_ref().and_then(from_transport)
             {
@@ -136,9 +149,13 @@ where
                 response.headers_mut().insert(RequestId::HEADER, header);
             }
             let status = grpc_status(&response);
-            metrics.answered(&method, status.parse().unwrap_or(-1), BootClock.moment().since(begun));
-            note_status(&tracing::Span::current(), status.parse().unwrap_or(-1));
+            let code = status.parse().unwrap_or(UNKNOWN);
+            counting.answered(code);
+            note_status(&tracing::Span::current(), code.into());
             tracing::debug!(status, "answered");
+            if [PERMISSION_DENIED, UNAUTHENTICATED].contains(&code) {
+                audit(&path, peer, &response);
+            }
             Ok(response)
         };
         Box::pin(call.instrument(span))
@@ -187,12 +204,101 @@ fn parse_timeout(text: &str) -> Option<Duration> {
 struct Running(Arc<AtomicUsize>);
 
 impl CallLayer {
-    /// Takes a place for a call of `path`; `None` if there is none. Health has one always.
-    fn begin(&self, path: &str) -> Option<Running> {
+    /// Takes a place for a call; `None` if there is none.
+    fn begin(&self) -> Option<Running> {
         let before = self.running.fetch_add(1, Ordering::Relaxed);
         let running = Running(Arc::clone(&self.running));
-        (before < self.limits.max_calls || path.starts_with("/grpc.health.")).then_some(running)
+        (before < self.limits.max_calls).then_some(running)
     }
+}
+
+fn is_health(request: &Request<Body>) -> bool {
+    request.uri().path().starts_with("/grpc.health.v1.Health/")
+}
+
+/// Whether a call begins with its one message. That of `KeyStore` may come later: an import is refused before it.
+fn needs_message(request: &Request<Body>) -> bool {
+    request.uri().path().starts_with("/keyvouch.v1.Validator/")
+}
+
+/// The request when the first piece of its body came, or the body ended.
+async fn with_first_piece(request: Request<Body>) -> Request<Body> {
+    let (head, mut rest) = request.into_parts();
+    let first = poll_fn(|cx| Pin::new(&mut rest).poll_frame(cx)).await;
+    Request::from_parts(head, Body::new(Primed { first, rest }))
+}
+
+/// A body whose first piece is here.
+struct Primed {
+    first: Option<Result<Frame<Bytes>, Status>>,
+    rest: Body,
+}
+
+impl HttpBody for Primed {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        match self.first.take() {
+            Some(first) => Poll::Ready(Some(first)),
+            None => Pin::new(&mut self.rest).poll_frame(cx),
+        }
+    }
+}
+
+/// Numbers of [gRPC's statuses](https://grpc.github.io/grpc/core/md_doc_statuscodes.html).
+const CANCELLED: i32 = 1;
+const UNKNOWN: i32 = 2;
+const PERMISSION_DENIED: i32 = 7;
+const UNAUTHENTICATED: i32 = 16;
+
+/// Counts a call, however it ends.
+struct Counting {
+    metrics: CallMetrics,
+    method: Arc<MethodMetrics>,
+    begun: Moment,
+    is_answered: bool,
+}
+
+impl Counting {
+    fn answered(mut self, code: i32) {
+        self.is_answered = true;
+        self.count(code);
+    }
+
+    fn count(&self, code: i32) {
+        self.metrics.answered(&self.method, code, BootClock.moment().since(self.begun));
+    }
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            // Its client went away.
+            self.count(CANCELLED);
+        }
+    }
+}
+
+/// Says in the log that a call was refused for who made it. Who has no credential could fill a table with such lines, so they
+/// are no part of the events that are stored, and only some of many are written.
+fn audit(path: &str, peer: Option<IpAddr>, response: &Response<Body>) {
+    static LIMIT: LogLimit = LogLimit::new();
+    let Some(left_out) = LIMIT.admit() else { return };
+    let refusal = Status::from_header_map(response.headers());
+    tracing::warn!(
+        target: "keyvouch::audit",
+        method = path,
+        peer = peer.map(tracing::field::display),
+        actor = response.extensions().get::<Actor>().map(|Actor(name)| name.as_str()),
+        code = refusal.as_ref().map(|refusal| tracing::field::debug(refusal.code())),
+        reason = refusal.as_ref().map(Status::message),
+        left_out,
+        "a call was refused"
+    );
 }
 
 impl Drop for Running {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -21,6 +21,7 @@ use super::call_layer::CallService;
 use super::connection::{Accepted, Connection, Place};
 use super::worker::Phase;
 use super::{CallLayer, Peer, ServerOptions};
+use crate::grpc::connection_ends;
 
 /// A peer that is gone without a word is noticed after an interval and a time-out.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -64,7 +65,8 @@ impl Serving {
             }
         };
         let (running, mut activity) = watch::channel(0_usize);
-        let calls = Calls { service: self.calls.clone(), peer: connection.peer(), running };
+        let (ends, is_ending) = watch::channel(false);
+        let calls = Calls { service: self.calls.clone(), peer: connection.peer(), running, is_ending };
         let serving = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_concurrent_streams(self.options.max_streams_per_connection)
@@ -88,6 +90,7 @@ impl Serving {
             }
         }
         serving.as_mut().graceful_shutdown();
+        ends.send_replace(true);
         ended(serving.await);
     }
 }
@@ -127,7 +130,26 @@ struct Calls {
     service: CallService<Routes>,
     peer: Peer,
     running: watch::Sender<usize>,
+    is_ending: watch::Receiver<bool>,
 }
+
+/// Calls that have no end of their own: they are told to go on elsewhere when their connection is to end.
+const ENDLESS: [&str; 2] = ["/grpc.health.v1.Health/Watch", "/keyvouch.v1.Validator/WatchChanges"];
+
+impl Calls {
+    /// Completes when the stream that `request` asks for is to end; `None` for one that ends by itself.
+    fn end_of(&self, request: &Request<Incoming>) -> Option<End> {
+        let mut is_ending = self.is_ending.clone();
+        ENDLESS.contains(&request.uri().path()).then(|| -> End {
+            Box::pin(async move {
+                // A connection that is gone ends as well.
+                let _ = is_ending.wait_for(|is_ending| *is_ending).await;
+            })
+        })
+    }
+}
+
+type End = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl hyper::service::Service<Request<Incoming>> for Calls {
     type Response = Response<Counted<Body>>;
@@ -135,11 +157,12 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let end = self.end_of(&request);
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(self.peer.clone());
         let counted = Running::begin(&self.running);
         let answer = self.service.clone().call(request);
-        Box::pin(async move { Ok(answer.await?.map(|body| Counted { body, _running: counted })) })
+        Box::pin(async move { Ok(answer.await?.map(|body| Counted { body, end, _running: counted })) })
     }
 }
 
@@ -162,6 +185,8 @@ impl Drop for Running {
 /// The body of an answer. Its call runs until it is sent.
 struct Counted<B> {
     body: B,
+    /// When it ends though there could be more.
+    end: Option<End>,
     _running: Running,
 }
 
@@ -173,7 +198,18 @@ impl<B: hyper::body::Body + Unpin> hyper::body::Body for Counted<B> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            return Poll::Ready(frame);
+        }
+        let Some(end) = &mut self.end else { return Poll::Pending };
+        if end.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        self.end = None;
+        let mut trailers = HeaderMap::new();
+        // Texts of ours are header values.
+        let _ = connection_ends().add_header(&mut trailers);
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
     }
 
     fn is_end_stream(&self) -> bool {

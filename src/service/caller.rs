@@ -30,6 +30,10 @@ impl Permission {
     }
 }
 
+/// The name of a caller.
+#[derive(Clone, Debug)]
+pub struct Actor(pub String);
+
 /// An authenticated caller, and the call that it makes.
 #[derive(Clone, Debug)]
 pub struct Caller {
@@ -85,6 +89,12 @@ impl Caller {
             held: ScopeSet::default(),
             is_unasked: true,
         }
+    }
+
+    /// Its name, for the log.
+    #[must_use]
+    pub fn actor(&self) -> Actor {
+        Actor(self.name.clone())
     }
 
     /// The first of `scopes` that this caller can't grant.

@@ -27,7 +27,6 @@ pub struct ChangeWatcher {
     knowledge: Arc<Knowledge>,
     feed: Option<FeedHandle>,
     free: Arc<Semaphore>,
-    is_ending: watch::Receiver<bool>,
 }
 
 /// What there is to tell.
@@ -54,14 +53,13 @@ struct Watching {
 }
 
 impl ChangeWatcher {
-    /// Tells of the changes of `repository`, as `feed` hears of them, until the server `is_ending`.
+    /// Tells of the changes of `repository`, as `feed` hears of them.
     pub fn new(
         repository: Arc<dyn KeyRepository>,
         knowledge: Arc<Knowledge>,
         feed: Option<FeedHandle>,
-        is_ending: watch::Receiver<bool>,
     ) -> Self {
-        Self { repository, knowledge, feed, free: Arc::new(Semaphore::new(MAX_WATCHERS)), is_ending }
+        Self { repository, knowledge, feed, free: Arc::new(Semaphore::new(MAX_WATCHERS)) }
     }
 
     /// What is new after `position`, as it comes; from now on without one.
@@ -95,17 +93,14 @@ impl ChangeWatcher {
 
 impl Watching {
     async fn next(&mut self) -> Result<News> {
-        let ended = || RepositoryError::new(ErrorKind::Unavailable, "the server is ending: connect anew");
+        let ended =
+            || RepositoryError::new(ErrorKind::Unavailable, "the change feed is not followed any more");
         loop {
-            if *self.watcher.is_ending.borrow() {
-                return Err(ended());
-            }
             if self.is_behind
                 && let Some(news) = self.ask().await?
             {
                 return Ok(news);
             }
-            let mut is_ending = self.watcher.is_ending.clone();
             tokio::select! {
                 changed = self.seen.changed() => {
                     changed.map_err(|_| ended())?;
@@ -117,8 +112,6 @@ impl Watching {
                     }
                 }
                 () = tokio::time::sleep_until(self.next_heartbeat) => return Ok(self.news(Vec::new())),
-                // Its sender is dropped when the server is gone.
-                _ = is_ending.wait_for(|ending| *ending) => return Err(ended()),
             }
         }
     }

@@ -38,8 +38,8 @@ pub enum LogFilterError {
 pub fn parse_filter(filter: &str) -> Result<EnvFilter, LogFilterError> {
     EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
-        // Which migrations were applied is told by our own line.
-        .parse(format!("sea_orm_migration=warn,{filter}"))
+        // Which migrations were applied is told by our own line; what clients do wrong with HTTP/2, they can do at will.
+        .parse(format!("sea_orm_migration=warn,h2=error,{filter}"))
         .map_err(LogFilterError::Filter)
 }
 

@@ -16,9 +16,7 @@ use tower::Service;
 use super::Authenticator;
 use crate::grpc::pb::ErrorReason;
 use crate::grpc::{RequestId, status};
-use crate::server::Peer;
-use crate::service::{Caller, Permission};
-use crate::telemetry::LogLimit;
+use crate::service::{Actor, Caller, Permission};
 
 /// Who may call `Validator`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -97,42 +95,41 @@ where
             let (mut head, body) = request.into_parts();
             match admit(&auth, &head, permission).await {
                 Ok(caller) => {
+                    let actor = caller.actor();
                     head.extensions.insert(caller);
-                    inner.call(Request::from_parts(head, body)).await
+                    let mut answer = inner.call(Request::from_parts(head, body)).await?;
+                    answer.extensions_mut().insert(actor);
+                    Ok(answer)
                 }
-                Err(refusal) => {
-                    audit(&head, &refusal);
-                    Ok(refusal.into_http())
+                Err(Refusal { status, actor }) => {
+                    let mut answer = status.into_http();
+                    if let Some(actor) = actor {
+                        answer.extensions_mut().insert(actor);
+                    }
+                    Ok(answer)
                 }
             }
         })
     }
 }
 
-async fn admit(auth: &Authenticator, head: &Parts, permission: Permission) -> Result<Caller, Status> {
+/// Why a call was not let through, and who made it, if that is known.
+struct Refusal {
+    status: Status,
+    actor: Option<Actor>,
+}
+
+async fn admit(auth: &Authenticator, head: &Parts, permission: Permission) -> Result<Caller, Refusal> {
     let request_id = head.extensions.get().map_or("", RequestId::as_str);
-    let caller = auth.authenticate(&head.headers, &head.extensions, request_id).await?;
-    if caller.may(permission) { Ok(caller) } else { Err(not_permitted(permission)) }
+    let caller = auth.authenticate(&head.headers, &head.extensions, request_id).await;
+    let caller = caller.map_err(|status| Refusal { status, actor: None })?;
+    if caller.may(permission) {
+        return Ok(caller);
+    }
+    Err(Refusal { status: not_permitted(permission), actor: Some(caller.actor()) })
 }
 
 fn not_permitted(permission: Permission) -> Status {
     let scope = permission.scope();
     status::permission_denied(ErrorReason::PermissionDenied, format!("this call needs the scope `{scope}`"))
-}
-
-/// Says in the log that a call was refused, and to whom. Who has no credential could fill a table of such lines, so they are
-/// no part of the events that are stored, and only some of many are written.
-fn audit(head: &Parts, refusal: &Status) {
-    static LIMIT: LogLimit = LogLimit::new();
-    let Some(left_out) = LIMIT.admit() else { return };
-    let peer = head.extensions.get::<Peer>().and_then(Peer::address).map(tracing::field::display);
-    tracing::warn!(
-        target: "keyvouch::audit",
-        method = head.uri.path(),
-        peer,
-        code = ?refusal.code(),
-        reason = refusal.message(),
-        left_out,
-        "a call was refused"
-    );
 }

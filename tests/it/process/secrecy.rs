@@ -35,7 +35,7 @@ fn neither_secrets_nor_hashes_nor_tokens_are_logged_or_stored() {
     for (format, cache) in [("text", String::new()), ("json", cache)] {
         let format = format!("telemetry.log_format={format}");
         let cache = format!("cache.redis.url={cache}");
-        let mut server = home.serve(&["telemetry.log_filter=trace", &format, &cache]);
+        let mut server = home.serve(&["telemetry.log_filter=trace,h2=trace", &format, &cache]);
         let created =
             home.json(&server, &["key", "create", "--name", "n", "--owner", "o", "--scope", "read"]);
         let id = created["key"]["id"].as_str().unwrap().to_owned();

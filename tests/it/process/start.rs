@@ -159,3 +159,32 @@ fn logs_are_json_for_machines() {
     let call = lines.iter().find(|line| line["span"]["method"] == "/keyvouch.v1.KeyStore/ListKeys").unwrap();
     assert!(!call["span"]["request_id"].as_str().unwrap().is_empty());
 }
+
+#[test]
+fn who_was_refused_is_told_in_the_log() {
+    let home = Home::new();
+    let server = home.serve(&["telemetry.log_format=json"]);
+    let writer =
+        home.json(&server, &["key", "create", "--name", "n", "--owner", "o", "--scope", "keyvouch.write"]);
+    let secret = writer["secret"].as_str().unwrap();
+    std::fs::write(home.path().join("key"), secret).unwrap();
+    let create = ["key", "create", "--name", "n", "--owner", "o", "--scope", "keyvouch.admin"];
+    for command in [&create[..], &["key", "list"]] {
+        let done = home.run(&[command, &["--addr", &server.address, "--token-file", "key"]].concat());
+        assert_eq!(done.status, 1, "{}", done.stdout);
+    }
+    let log = home.read("stderr");
+    let refusals: Vec<serde_json::Value> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .filter(|line: &serde_json::Value| line["target"] == "keyvouch::audit")
+        .collect();
+    let actor = format!("key:{}", writer["key"]["id"].as_str().unwrap());
+    let told: Vec<_> = refusals
+        .iter()
+        .map(|line| (line["actor"].as_str().unwrap(), line["method"].as_str().unwrap()))
+        .collect();
+    let expected = ["/keyvouch.v1.KeyStore/CreateKey", "/keyvouch.v1.KeyStore/ListKeys"];
+    assert_eq!(told, expected.map(|method| (actor.as_str(), method)), "{log}");
+    assert!(!log.contains(secret));
+}

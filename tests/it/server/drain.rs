@@ -62,6 +62,24 @@ async fn a_silent_connection_and_an_open_watch_do_not_hold_it_up() {
 }
 
 #[tokio::test]
+async fn open_watches_end_at_once_and_are_told_why() {
+    let mut config = uncached();
+    config.server.drain_timeout = HumanDuration(NEVER * 10);
+    let mut server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    let mut health = HealthClient::new(server.channel().await);
+    let mut watch = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    while watch.message().await.unwrap().unwrap().status() != ServingStatus::Serving {}
+    server.begin_stop();
+    let mut end = watch.message().await;
+    while end.is_ok() {
+        end = watch.message().await;
+    }
+    assert_eq!(end.unwrap_err().message(), "this connection is to end: connect anew");
+    drop(health);
+    tokio::time::timeout(NEVER, server.ended()).await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn the_last_uses_are_recorded() {
     let store = MemoryRepository::new();
     let mut config = uncached();

@@ -288,3 +288,72 @@ async fn a_call_in_flight_survives_its_connection_s_age() {
     store.set(Mode::Work);
     assert_eq!(call.await.unwrap(), pb::Reason::Valid);
 }
+
+/// Begins `count` calls of `path` on one connection that have no message yet.
+async fn begin_calls(
+    server: &TestServer,
+    path: &str,
+    count: u32,
+) -> Vec<h2::SendStream<prost::bytes::Bytes>> {
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let (client, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let mut client = client.ready().await.unwrap();
+    let mut bodies = Vec::new();
+    for _ in 0..count {
+        let request = http::Request::post(format!("http://{}{path}", server.address))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers");
+        client = client.ready().await.unwrap();
+        bodies.push(client.send_request(request.body(()).unwrap(), false).unwrap().1);
+    }
+    bodies
+}
+
+#[tokio::test]
+async fn calls_that_send_nothing_take_no_place() {
+    let mut config = uncached();
+    config.server.max_calls = 2;
+    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    let api = server.api().await;
+    let (_, secret) = api.create(new_key()).await;
+    let mut silent = Vec::new();
+    for path in
+        ["/keyvouch.v1.Validator/Validate", "/keyvouch.v1.KeyStore/CreateKey", "/grpc.health.v1.Health/Check"]
+    {
+        silent.push(begin_calls(&server, path, 10).await);
+    }
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
+    }
+}
+
+#[tokio::test]
+async fn a_watch_ends_with_its_credential_and_with_its_connection() {
+    let mut config = uncached();
+    config.server.max_connection_age = HumanDuration(Duration::from_secs(2));
+    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    let admin = server.api().await;
+    let reader = pb::CreateKeyRequest { scopes: vec!["keyvouch.read".into()], ..new_key() };
+    let (key, secret) = admin.create(reader).await;
+    let watch = async |token: &str| {
+        let api = Api::new(server.channel().await, token);
+        api.admin_validator().watch_changes(pb::WatchChangesRequest::default()).await.unwrap().into_inner()
+    };
+    let last = async |mut stream: tonic::Streaming<pb::WatchChangesResponse>| {
+        let end = async {
+            loop {
+                if let Err(end) = stream.message().await {
+                    return refusal(Err::<tonic::Response<()>, _>(end));
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_mins(1), end).await.unwrap()
+    };
+    let stream = watch(&secret).await;
+    admin.revoke(&key.id, "leaked").await;
+    assert_eq!(last(stream).await, (Code::Unauthenticated, "CREDENTIAL_INVALID".to_owned()));
+    let of_age = last(watch(TOKEN).await).await;
+    assert_eq!(of_age, (Code::Unavailable, "CONNECTION_ENDS".to_owned()));
+}
