@@ -14,6 +14,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::faulty::{Faulty, Mode};
+use super::until;
 use crate::support::{TestServer, config, uncached};
 
 /// The status and the body of an answer.
@@ -25,15 +26,6 @@ async fn get(address: SocketAddr, path: &str) -> (u16, String) {
     stream.read_to_string(&mut answer).await.unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
-}
-
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let patience = tokio::time::timeout(Duration::from_mins(1), async {
-        while !is_so().await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    });
-    patience.await.unwrap_or_else(|_| panic!("waited in vain for {what}"));
 }
 
 /// The value of a series, as it is written.

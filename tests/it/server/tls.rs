@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use keyvouch::app::{App, Store, Surroundings};
@@ -16,6 +16,7 @@ use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use tonic::Code;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
+use super::until;
 use crate::process::program::Home;
 use crate::support::{TOKEN, TestServer, config};
 
@@ -190,39 +191,43 @@ async fn certificates_are_replaced_under_load() {
     let config = with_tls(folder.path(), &old.issue("localhost", 4096), None);
     let server = Arc::new(TestServer::start_with(MemoryRepository::new(), &config).await);
     let is_over = Arc::new(AtomicBool::new(false));
+    let calls: Arc<[AtomicU64; 4]> = Arc::default();
     let both = Arc::new([old, new]);
-    let load: Vec<_> = (0..4)
+    let load: Vec<_> = (0..calls.len())
         .map(|number| {
             let (server, both, is_over) = (Arc::clone(&server), Arc::clone(&both), Arc::clone(&is_over));
+            let calls = Arc::clone(&calls);
             tokio::spawn(async move {
                 let trusted = [&both[0], &both[1]];
                 let mut channel = connect(&server, &trusted, None).await.unwrap();
-                let mut calls = 0;
                 while !is_over.load(Ordering::Relaxed) {
                     if number % 2 == 0 {
                         channel = connect(&server, &trusted, None).await.unwrap();
                     }
                     Api::new(channel.clone(), TOKEN).create(new_key()).await;
-                    calls += 1;
+                    calls[number].fetch_add(1, Ordering::Relaxed);
                 }
-                calls
             })
         })
         .collect();
-    write(folder.path(), &both[1].issue("localhost", 4096));
-    let new_one = async {
-        while connect(&server, &[&both[1]], None).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+    // All go on: those with new connections and those with their first one.
+    let all_made_calls = async || {
+        let now = || calls.each_ref().map(|calls| calls.load(Ordering::Relaxed));
+        let before = now();
+        until("calls", async || now().iter().zip(before).all(|(now, before)| *now >= before + 5)).await;
     };
-    tokio::time::timeout(Duration::from_mins(1), new_one).await.unwrap();
+    all_made_calls().await;
+    write(folder.path(), &both[1].issue("localhost", 4096));
+    until("the new one", async || connect(&server, &[&both[1]], None).await.is_ok()).await;
+    all_made_calls().await;
     // A pair that is none is reported, and the one before stays.
     std::fs::write(folder.path().join("server.key"), both[0].issue("localhost", 4096).1).unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(is_served(connect(&server, &[&both[1]], None).await).await);
+    all_made_calls().await;
     is_over.store(true, Ordering::Relaxed);
     for load in load {
-        assert!(load.await.unwrap() > 10);
+        load.await.unwrap();
     }
 }
 
