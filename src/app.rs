@@ -288,7 +288,10 @@ impl App {
             }
         });
         let outcome = tokio::select! {
-            ended = &mut ops => Err(unexpected_end("the task that answers probes", ended.map(drop))),
+            ended = &mut ops => match ended {
+                Ok(Err(error)) => Err(anyhow::Error::from(error).context("the task that answers probes failed")),
+                ended => Err(unexpected_end("the task that answers probes", ended.map(drop))),
+            },
             served = serving => served.context("the server failed"),
             ended = &mut flusher => Err(unexpected_end("the task that records the last use of keys", ended)),
             ended = &mut follower => Err(unexpected_end("the task that follows the changes of keys", ended)),

@@ -15,7 +15,7 @@ use super::pb::ErrorReason;
 use super::status;
 use crate::domain::{KeyHash, ScopeMatch, ScopeSet, Verdict};
 use crate::server::Peer;
-use crate::service::{Caller, ValidatorService};
+use crate::service::{Actor, Caller, Permission, ValidatorService};
 
 const NEEDED: &str = "this call needs a credential: the metadata `authorization: Bearer <admin token or key>`, or a client certificate that the server knows";
 const UNKNOWN: &str = "the credential is not one that this server knows";
@@ -41,6 +41,13 @@ pub struct CertificateNames {
     pub admin: Vec<String>,
     /// Those of services that validate keys.
     pub validator: Vec<String>,
+}
+
+/// Why a call is not let through, and who made it, if that is known.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) status: Status,
+    pub(super) actor: Option<Actor>,
 }
 
 /// Finds out who calls.
@@ -87,6 +94,24 @@ impl Authenticator {
         self.by_key(credential, request_id).await?.ok_or_else(|| invalid(UNKNOWN))
     }
 
+    /// The same, if the caller may do what `needed` says.
+    pub(super) async fn authorize(
+        &self,
+        headers: &HeaderMap,
+        extensions: &Extensions,
+        request_id: &str,
+        needed: Permission,
+    ) -> Result<Caller, Refusal> {
+        let caller = self.authenticate(headers, extensions, request_id).await;
+        let caller = caller.map_err(|status| Refusal { status, actor: None })?;
+        if caller.may(needed) {
+            return Ok(caller);
+        }
+        let what = format!("this call needs the scope `{}`", needed.scope());
+        let status = status::permission_denied(ErrorReason::PermissionDenied, what);
+        Err(Refusal { status, actor: Some(caller.actor()) })
+    }
+
     async fn by_key(&self, secret: &str, request_id: &str) -> Result<Option<Caller>, Status> {
         let none = ScopeSet::default();
         let validation = self.keys.validate(secret.to_owned(), &none, ScopeMatch::All, None);
@@ -125,7 +150,6 @@ fn bearer_token(header: &str) -> Option<&str> {
 mod tests {
     use super::*;
     use crate::domain::Timestamp;
-    use crate::service::Permission;
 
     #[test]
     fn each_token_has_its_name() {

@@ -98,8 +98,9 @@ impl Validator for ValidatorHandler {
         let answers = news.then(move |news| {
             let (auth, headers, extensions) = (auth.clone(), headers.clone(), extensions.clone());
             async move {
-                // A credential may have been revoked since the stream began.
-                auth.authenticate(&headers, &extensions, "").await?;
+                // A credential may have been revoked since the stream began, or lost its scope.
+                let caller = auth.authorize(&headers, &extensions, "", Permission::Read).await;
+                caller.map_err(|refusal| refusal.status)?;
                 let News { position, events, staleness } = news.map_err(from_repository)?;
                 Ok(convert::watch_response(encode(&position), events, staleness))
             }

@@ -3,20 +3,17 @@
 use std::convert::Infallible;
 use std::task::{Context, Poll};
 
-use http::request::Parts;
 use http::{Request, Response};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::BoxFuture;
 use tonic::server::NamedService;
 use tower::Service;
 
-use super::Authenticator;
-use crate::grpc::pb::ErrorReason;
-use crate::grpc::{RequestId, status};
-use crate::service::{Actor, Caller, Permission};
+use super::{Authenticator, Refusal};
+use crate::grpc::RequestId;
+use crate::service::Permission;
 
 /// Who may call `Validator`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -29,7 +26,7 @@ pub enum ValidatorAccess {
     Credential,
 }
 
-/// A service that only those can call who may. The [`Caller`] is in the request's extensions then.
+/// A service that only those can call who may. The [`Caller`](crate::service::Caller) is in the request's extensions then.
 #[derive(Clone, Debug)]
 pub struct Guard<S> {
     inner: S,
@@ -93,43 +90,20 @@ where
         let auth = self.auth.clone();
         Box::pin(async move {
             let (mut head, body) = request.into_parts();
-            match admit(&auth, &head, permission).await {
+            let request_id = head.extensions.get().map_or("", RequestId::as_str);
+            let caller = auth.authorize(&head.headers, &head.extensions, request_id, permission).await;
+            let (mut answer, actor) = match caller {
                 Ok(caller) => {
                     let actor = caller.actor();
                     head.extensions.insert(caller);
-                    let mut answer = inner.call(Request::from_parts(head, body)).await?;
-                    answer.extensions_mut().insert(actor);
-                    Ok(answer)
+                    (inner.call(Request::from_parts(head, body)).await?, Some(actor))
                 }
-                Err(Refusal { status, actor }) => {
-                    let mut answer = status.into_http();
-                    if let Some(actor) = actor {
-                        answer.extensions_mut().insert(actor);
-                    }
-                    Ok(answer)
-                }
+                Err(Refusal { status, actor }) => (status.into_http(), actor),
+            };
+            if let Some(actor) = actor {
+                answer.extensions_mut().insert(actor);
             }
+            Ok(answer)
         })
     }
-}
-
-/// Why a call was not let through, and who made it, if that is known.
-struct Refusal {
-    status: Status,
-    actor: Option<Actor>,
-}
-
-async fn admit(auth: &Authenticator, head: &Parts, permission: Permission) -> Result<Caller, Refusal> {
-    let request_id = head.extensions.get().map_or("", RequestId::as_str);
-    let caller = auth.authenticate(&head.headers, &head.extensions, request_id).await;
-    let caller = caller.map_err(|status| Refusal { status, actor: None })?;
-    if caller.may(permission) {
-        return Ok(caller);
-    }
-    Err(Refusal { status: not_permitted(permission), actor: Some(caller.actor()) })
-}
-
-fn not_permitted(permission: Permission) -> Status {
-    let scope = permission.scope();
-    status::permission_denied(ErrorReason::PermissionDenied, format!("this call needs the scope `{scope}`"))
 }

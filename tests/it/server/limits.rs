@@ -3,10 +3,13 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use h2::SendStream;
+use h2::client::SendRequest;
 use keyvouch::config::HumanDuration;
 use keyvouch::conformance::api::{Api, new_key, refusal};
 use keyvouch::grpc::pb;
 use keyvouch::repository::MemoryRepository;
+use prost::bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tonic::Code;
@@ -204,22 +207,30 @@ async fn a_call_ends_by_its_deadline() {
     assert_eq!(status_by_raw_http(&server, &secret, "20m").await, "4", "the caller's");
 }
 
-/// The number of the status of a `Validate` that has `timeout`. tonic's own client would give up by itself.
-async fn status_by_raw_http(server: &TestServer, secret: &str, timeout: &str) -> String {
+/// A client that does what it is told and no more.
+async fn raw_client(server: &TestServer) -> SendRequest<Bytes> {
     let stream = TcpStream::connect(server.address).await.unwrap();
     let (client, connection) = h2::client::handshake(stream).await.unwrap();
     tokio::spawn(connection);
-    let mut client = client.ready().await.unwrap();
-    let request = http::Request::post(format!("http://{}/keyvouch.v1.Validator/Validate", server.address))
+    client.ready().await.unwrap()
+}
+
+/// The head of a call.
+fn raw_call(server: &TestServer, path: &str) -> http::request::Builder {
+    http::Request::post(format!("http://{}{path}", server.address))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
-        .header("grpc-timeout", timeout);
+}
+
+/// The number of the status of a `Validate` that has `timeout`. tonic's own client would give up by itself.
+async fn status_by_raw_http(server: &TestServer, secret: &str, timeout: &str) -> String {
+    let request = raw_call(server, "/keyvouch.v1.Validator/Validate").header("grpc-timeout", timeout);
+    let mut client = raw_client(server).await;
     let (answer, mut body) = client.send_request(request.body(()).unwrap(), false).unwrap();
     let message = pb::ValidateRequest { secret: secret.to_owned(), ..pb::ValidateRequest::default() };
     let message = prost::Message::encode_to_vec(&message);
     let length = u32::try_from(message.len()).unwrap().to_be_bytes();
-    let framed = [&[0][..], &length, &message].concat();
-    body.send_data(framed.into(), true).unwrap();
+    body.send_data([&[0][..], &length, &message].concat().into(), true).unwrap();
     let answer = answer.await.unwrap();
     let status = answer.headers().get("grpc-status");
     // An answer with a body says it at its end.
@@ -290,22 +301,13 @@ async fn a_call_in_flight_survives_its_connection_s_age() {
 }
 
 /// Begins `count` calls of `path` on one connection that have no message yet.
-async fn begin_calls(
-    server: &TestServer,
-    path: &str,
-    count: u32,
-) -> Vec<h2::SendStream<prost::bytes::Bytes>> {
-    let stream = TcpStream::connect(server.address).await.unwrap();
-    let (client, connection) = h2::client::handshake(stream).await.unwrap();
-    tokio::spawn(connection);
-    let mut client = client.ready().await.unwrap();
+async fn begin_calls(server: &TestServer, path: &str, count: u32) -> Vec<SendStream<Bytes>> {
+    let mut client = raw_client(server).await;
     let mut bodies = Vec::new();
     for _ in 0..count {
-        let request = http::Request::post(format!("http://{}{path}", server.address))
-            .header("content-type", "application/grpc")
-            .header("te", "trailers");
         client = client.ready().await.unwrap();
-        bodies.push(client.send_request(request.body(()).unwrap(), false).unwrap().1);
+        let request = raw_call(server, path).body(()).unwrap();
+        bodies.push(client.send_request(request, false).unwrap().1);
     }
     bodies
 }
@@ -354,6 +356,16 @@ async fn a_watch_ends_with_its_credential_and_with_its_connection() {
     let stream = watch(&secret).await;
     admin.revoke(&key.id, "leaked").await;
     assert_eq!(last(stream).await, (Code::Unauthenticated, "CREDENTIAL_INVALID".to_owned()));
+    let reader = pb::CreateKeyRequest { scopes: vec!["keyvouch.read".into()], ..new_key() };
+    let (key, secret) = admin.create(reader).await;
+    let stream = watch(&secret).await;
+    let update = pb::UpdateKeyRequest {
+        key: Some(pb::Key { scopes: Vec::new(), ..key }),
+        update_mask: Some(prost_types::FieldMask { paths: vec!["scopes".into()] }),
+        ..pb::UpdateKeyRequest::default()
+    };
+    admin.key_store().update_key(update).await.unwrap();
+    assert_eq!(last(stream).await, (Code::PermissionDenied, "PERMISSION_DENIED".to_owned()));
     let of_age = last(watch(TOKEN).await).await;
     assert_eq!(of_age, (Code::Unavailable, "CONNECTION_ENDS".to_owned()));
 }
