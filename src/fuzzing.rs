@@ -2,14 +2,10 @@
 //!
 //! The tests of this module run the same on random bytes and on all inputs in `fuzz/corpus`.
 
-use std::convert::Infallible;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::Request;
-use hyper::body::{Body as HttpBody, Bytes, Frame};
-use prost::Message as _;
+use hyper::body::{Bytes, Frame};
 use tokio::runtime::Runtime;
 use tonic::body::Body;
 use tonic::service::Routes;
@@ -18,8 +14,9 @@ use tower::Service as _;
 use crate::app::{App, Store, Surroundings};
 use crate::config::Config;
 use crate::domain::{KeyFilter, Timestamp};
-use crate::grpc::pb::FILE_DESCRIPTOR_SET;
+use crate::grpc::pb;
 use crate::repository::{EventPageRequest, MemoryRepository, PageRequest};
+use crate::server::Primed;
 
 /// Far more than any answer may take to begin.
 const NEVER: Duration = Duration::from_secs(10);
@@ -86,15 +83,7 @@ impl Server {
             config.admin.insecure = true;
             let store = Store::new(std::sync::Arc::new(MemoryRepository::new()));
             let app = runtime.block_on(App::with_store(&config, Surroundings::default(), store))?;
-            let descriptors = prost_types::FileDescriptorSet::decode(FILE_DESCRIPTOR_SET)?;
-            let services = descriptors.file.iter().flat_map(|file| &file.service);
-            let methods = services.flat_map(|service| {
-                service
-                    .method
-                    .iter()
-                    .map(|method| format!("/keyvouch.v1.{}/{}", service.name(), method.name()))
-            });
-            anyhow::Ok(Self { routes: app.routes()?, methods: methods.collect(), runtime })
+            anyhow::Ok(Self { routes: app.routes()?, methods: pb::paths(pb::FILE_DESCRIPTOR_SET), runtime })
         };
         build().unwrap_or_else(|error: anyhow::Error| panic!("{error:#}"))
     }
@@ -105,7 +94,8 @@ impl Server {
         let Some((&method, message)) = bytes.split_first() else { return };
         let path = &self.methods[usize::from(method) % self.methods.len()];
         let length = u32::try_from(message.len()).unwrap_or(u32::MAX).to_be_bytes();
-        let body = Once(Some(Bytes::from([&[0][..], &length, message].concat())));
+        let piece = Bytes::from([&[0][..], &length, message].concat());
+        let body = Primed { first: Some(Ok(Frame::data(piece))), rest: Body::empty() };
         let request = Request::post(format!("http://fuzz{path}"))
             .header("content-type", "application/grpc")
             .body(Body::new(body))
@@ -125,28 +115,13 @@ impl Default for Server {
     }
 }
 
-/// A body of one piece.
-struct Once(Option<Bytes>);
-
-impl HttpBody for Once {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Poll::Ready(self.0.take().map(|piece| Ok(Frame::data(piece))))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
+    use prost::Message as _;
 
     use super::*;
-    use crate::grpc::pb;
 
     /// Runs `target` on all inputs of its corpus, and on such with one byte changed.
     fn on_corpus(name: &str, target: impl Fn(&[u8])) {

@@ -5,8 +5,11 @@
 //! costs 7.5 µs of CPU a call against 13.5 µs on one multi-threaded runtime.
 
 mod acceptor;
+mod audit;
 mod call_layer;
 mod connection;
+mod first_piece;
+mod grpc_timeout;
 mod listener;
 mod ops;
 mod peer;
@@ -25,6 +28,8 @@ use tokio::sync::{mpsc, watch};
 use tonic_health::server::HealthReporter;
 
 pub use call_layer::{CallLayer, CallLimits};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use first_piece::Primed;
 pub use listener::Listener;
 pub use ops::{Fitness, OpsListener};
 pub use peer::Peer;

@@ -111,7 +111,7 @@ impl HealthMonitor {
                     (true, true) => Fitness::Ready,
                 })
                 .await;
-                tracing::info!(is_ready, "validations are answered: {is_ready}");
+                tracing::info!(is_ready, "readiness changed");
                 was_ready = Some(is_ready);
             }
         }

@@ -11,6 +11,8 @@
 
 use std::fmt;
 
+use prost::Message as _;
+
 tonic::include_proto!("keyvouch.v1");
 
 /// The descriptors of all files, with their comments, for reflection and for JSON.
@@ -49,6 +51,22 @@ impl fmt::Debug for ImportKeysRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ImportKeysRequest").field("key", &self.key).field("hash", &REDACTED).finish()
     }
+}
+
+/// The paths of all methods in a set of descriptors: `/package.Service/Method`.
+pub(crate) fn paths(descriptors: &[u8]) -> Vec<String> {
+    // They are those that a build made.
+    let files = prost_types::FileDescriptorSet::decode(descriptors).unwrap_or_default().file;
+    let mut paths = Vec::new();
+    for file in &files {
+        for service in &file.service {
+            let methods = service.method.iter();
+            paths.extend(
+                methods.map(|method| format!("/{}.{}/{}", file.package(), service.name(), method.name())),
+            );
+        }
+    }
+    paths
 }
 
 #[cfg(test)]

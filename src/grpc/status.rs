@@ -73,20 +73,13 @@ pub(crate) fn deadline_exceeded() -> Status {
 
 /// A stream whose connection is told to end.
 pub(crate) fn connection_ends() -> Status {
-    let mut details = details_of(ErrorReason::ConnectionEnds);
-    details.set_retry_info(Some(RETRY_DELAY));
-    Status::with_error_details(Code::Unavailable, "this connection is to end: connect anew", details)
+    again_later(Code::Unavailable, ErrorReason::ConnectionEnds, "this connection is to end: connect anew")
 }
 
 /// The server has more to do than it should take on.
 pub(crate) fn overloaded() -> Status {
-    let mut details = details_of(ErrorReason::Overloaded);
-    details.set_retry_info(Some(RETRY_DELAY));
-    Status::with_error_details(
-        Code::ResourceExhausted,
-        "too much is asked at this moment: try again later",
-        details,
-    )
+    let message = "too much is asked at this moment: try again later";
+    again_later(Code::ResourceExhausted, ErrorReason::Overloaded, message)
 }
 
 pub(super) fn internal(cause: &str) -> Status {
@@ -169,13 +162,8 @@ fn from_repository(error: &RepositoryError) -> Status {
         ErrorKind::Overloaded => overloaded(),
         ErrorKind::Unavailable => {
             log(error);
-            let mut details = details_of(ErrorReason::StoreUnavailable);
-            details.set_retry_info(Some(RETRY_DELAY));
-            Status::with_error_details(
-                Code::Unavailable,
-                "the store is unavailable: try again later",
-                details,
-            )
+            let message = "the store is unavailable: try again later";
+            again_later(Code::Unavailable, ErrorReason::StoreUnavailable, message)
         }
         ErrorKind::Timeout => {
             log(error);
@@ -202,6 +190,13 @@ fn log(error: &dyn Error) {
 
 fn status(code: Code, reason: ErrorReason, message: impl Into<String>) -> Status {
     Status::with_error_details(code, message, details_of(reason))
+}
+
+/// A status that says when to try again.
+fn again_later(code: Code, reason: ErrorReason, message: &str) -> Status {
+    let mut details = details_of(reason);
+    details.set_retry_info(Some(RETRY_DELAY));
+    Status::with_error_details(code, message, details)
 }
 
 fn details_of(reason: ErrorReason) -> ErrorDetails {

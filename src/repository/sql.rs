@@ -150,15 +150,6 @@ impl SqlRepository {
         self.read_from(&self.reader, read).await
     }
 
-    /// The connections of each pool: its name, how many are open, and how many of them are idle.
-    #[must_use]
-    pub fn connections(&self) -> [(&'static str, u32, usize); 2] {
-        [("reads", &self.reader), ("changes", &self.writer)].map(|(name, pool)| {
-            let (open, idle) = pool.connections();
-            (name, open, idle)
-        })
-    }
-
     async fn read_from<T, F>(&self, pool: &Pool, read: impl Fn(Pool) -> F + Send + Sync) -> Result<T>
     where
         T: Send,

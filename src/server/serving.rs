@@ -36,10 +36,10 @@ const MAX_FAULTY_STREAMS: usize = 1024;
 /// How the connections of one address are served.
 #[derive(Clone)]
 pub(super) struct Serving {
-    pub(super) calls: CallService<Routes>,
-    pub(super) options: ServerOptions,
-    pub(super) tls: Option<watch::Receiver<Arc<ServerConfig>>>,
-    pub(super) phase: watch::Receiver<Phase>,
+    calls: CallService<Routes>,
+    options: ServerOptions,
+    tls: Option<watch::Receiver<Arc<ServerConfig>>>,
+    phase: watch::Receiver<Phase>,
 }
 
 impl Serving {

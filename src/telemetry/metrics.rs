@@ -19,9 +19,10 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
-use prost::Message as _;
+use tonic::Code;
 
 use self::process::ProcessCollector;
+use crate::grpc::pb;
 
 /// The method of a call that no service has.
 const OTHER: &str = "other";
@@ -70,10 +71,10 @@ impl CallMetrics {
         Arc::clone(self.by_path.get(path).unwrap_or(&self.other))
     }
 
-    /// Counts a call of `method` that was answered with the number `code` of a gRPC status.
-    pub(crate) fn answered(&self, method: &MethodMetrics, code: i32, took: Duration) {
+    /// Counts a call of `method` that was answered with `code`.
+    pub(crate) fn answered(&self, method: &MethodMetrics, code: Code, took: Duration) {
         method.duration.observe(took.as_secs_f64());
-        if code == 0 {
+        if code == Code::Ok {
             method.ok.inc();
         } else {
             let labels = CallLabels { method: method.method.clone(), code: code_name(code) };
@@ -83,11 +84,17 @@ impl CallMetrics {
 }
 
 /// Verdicts, and where the records came from that they rest on.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct ValidationMetrics {
     verdicts: Family<ReasonLabel, Counter>,
     lookups: Family<TierLabel, Counter>,
-    duration: LookupHistogram,
+    duration: Histogram,
+}
+
+impl Default for ValidationMetrics {
+    fn default() -> Self {
+        Self { verdicts: Family::default(), lookups: Family::default(), duration: seconds() }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -98,15 +105,6 @@ struct ReasonLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct TierLabel {
     tier: &'static str,
-}
-
-#[derive(Clone, Debug)]
-struct LookupHistogram(Histogram);
-
-impl Default for LookupHistogram {
-    fn default() -> Self {
-        Self(Histogram::new(SECONDS))
-    }
 }
 
 impl ValidationMetrics {
@@ -122,7 +120,7 @@ impl ValidationMetrics {
 
     /// Measures a look-up that memory could not answer.
     pub(crate) fn looked_up(&self, took: Duration) {
-        self.duration.0.observe(took.as_secs_f64());
+        self.duration.observe(took.as_secs_f64());
     }
 }
 
@@ -242,7 +240,7 @@ impl Metrics {
             "lookup_duration",
             "How long look-ups took that the cache in the process could not answer",
             Unit::Seconds,
-            validations.duration.0.clone(),
+            validations.duration.clone(),
         );
         let connections = ConnectionMetrics::default();
         registry.register("connections", "Open connections of clients, by worker", connections.0.clone());
@@ -273,29 +271,18 @@ fn call_metrics(descriptors: &[&[u8]], registry: &mut Registry) -> CallMetrics {
     let of = |method: &str| {
         Arc::new(MethodMetrics {
             method: method.to_owned(),
-            ok: answered.get_or_create_owned(&CallLabels { method: method.to_owned(), code: code_name(0) }),
+            ok: answered
+                .get_or_create_owned(&CallLabels { method: method.to_owned(), code: code_name(Code::Ok) }),
             duration: durations.get_or_create_owned(&MethodLabel { method: method.to_owned() }),
         })
     };
-    let mut by_path = HashMap::new();
-    for descriptor in descriptors {
-        // They are those that the build made.
-        let files = prost_types::FileDescriptorSet::decode(*descriptor).unwrap_or_default().file;
-        for file in files {
-            let package = file.package().to_owned();
-            for service in &file.service {
-                for method in &service.method {
-                    let name = format!("{package}.{}/{}", service.name(), method.name());
-                    by_path.insert(format!("/{name}"), of(&name));
-                }
-            }
-        }
-    }
+    let paths = descriptors.iter().flat_map(|descriptors| pb::paths(descriptors));
+    let by_path = paths.map(|path| (path.clone(), of(path.trim_start_matches('/')))).collect();
     CallMetrics { other: of(OTHER), answered, by_path: Arc::new(by_path) }
 }
 
 /// The names of [gRPC's status codes](https://grpc.github.io/grpc/core/md_doc_statuscodes.html).
-fn code_name(code: i32) -> &'static str {
+fn code_name(code: Code) -> &'static str {
     const NAMES: [&str; 17] = [
         "OK",
         "CANCELLED",
@@ -315,5 +302,5 @@ fn code_name(code: i32) -> &'static str {
         "DATA_LOSS",
         "UNAUTHENTICATED",
     ];
-    usize::try_from(code).ok().and_then(|code| NAMES.get(code)).copied().unwrap_or("UNKNOWN")
+    usize::try_from(i32::from(code)).ok().and_then(|code| NAMES.get(code)).copied().unwrap_or("UNKNOWN")
 }

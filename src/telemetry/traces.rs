@@ -12,6 +12,7 @@ use opentelemetry_otlp::WithExportConfig as _;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
+use tonic::Code;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
@@ -95,9 +96,9 @@ pub(crate) fn continue_trace(span: &Span, path: &str, headers: &HeaderMap) {
 }
 
 /// Notes with which status the call of `span` was answered.
-pub(crate) fn note_status(span: &Span, status: i64) {
+pub(crate) fn note_status(span: &Span, status: Code) {
     if IS_ON.get().is_some() {
-        span.set_attribute("rpc.grpc.status_code", status);
+        span.set_attribute("rpc.grpc.status_code", i64::from(i32::from(status)));
     }
 }
 

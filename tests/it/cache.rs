@@ -17,6 +17,7 @@ use crate::databases::Kind;
 use crate::redis_servers::{Redis, next_prefix, shared_url};
 use crate::repository::RequiredOnly;
 use crate::server::faulty::{Faulty, Mode};
+use crate::support::until;
 
 mod doubles;
 mod loads;
@@ -105,16 +106,6 @@ impl Replica {
     async fn poll(&self) {
         self.feed.as_ref().unwrap().poll().await.unwrap();
     }
-}
-
-/// Waits for something.
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let patience = tokio::time::timeout(Duration::from_secs(30), async {
-        while !is_so().await {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    });
-    patience.await.unwrap_or_else(|_| panic!("waited in vain for {what}"));
 }
 
 /// Never polls by itself.

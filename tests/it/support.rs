@@ -84,3 +84,13 @@ impl TestServer {
         self.running.await.unwrap()
     }
 }
+
+/// Waits for something.
+pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let patience = tokio::time::timeout(Duration::from_secs(30), async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    });
+    patience.await.unwrap_or_else(|_| panic!("waited in vain for {what}"));
+}

@@ -11,7 +11,7 @@ use sea_orm::{DatabaseConnection, DbBackend};
 
 use super::pool::PoolHealth;
 use super::sqlite::DatabaseFile;
-use super::{SqlOptions, mysql, postgres, sqlite};
+use super::{SqlOptions, SqlRepository, mysql, postgres, sqlite};
 use crate::repository::{ErrorKind, RepositoryError, Result};
 
 /// A database. `Display` and `Debug` show no credential.
@@ -31,7 +31,7 @@ pub(super) struct Pool {
 
 impl Pool {
     /// How many connections are open, and how many of them are idle.
-    pub(super) fn connections(&self) -> (u32, usize) {
+    fn connections(&self) -> (u32, usize) {
         match self.connection.get_database_backend() {
             DbBackend::Postgres => {
                 let pool = self.connection.get_postgres_connection_pool();
@@ -46,6 +46,17 @@ impl Pool {
                 (pool.size(), pool.num_idle())
             }
         }
+    }
+}
+
+impl SqlRepository {
+    /// The connections of each pool: its name, how many are open, and how many of them are idle.
+    #[must_use]
+    pub fn connections(&self) -> [(&'static str, u32, usize); 2] {
+        [("reads", &self.reader), ("changes", &self.writer)].map(|(name, pool)| {
+            let (open, idle) = pool.connections();
+            (name, open, idle)
+        })
     }
 }
 

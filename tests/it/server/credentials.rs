@@ -9,7 +9,7 @@ use keyvouch::grpc::pb;
 use keyvouch::repository::MemoryRepository;
 use tonic::Code;
 
-use crate::support::{TOKEN, TestServer, config};
+use crate::support::{TOKEN, TestServer, config, until};
 
 fn refused(reason: &str) -> (Code, String) {
     (Code::Unauthenticated, reason.to_owned())
@@ -215,12 +215,7 @@ async fn tokens_are_read_again_when_their_file_changes() {
     };
     assert!(works(old).await && !works(new).await);
     std::fs::write(&config.admin.tokens_file, format!("new:{new}\n")).unwrap();
-    let new_one = async {
-        while !works(new).await {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(std::time::Duration::from_mins(1), new_one).await.unwrap();
+    until("the new token", async || works(new).await).await;
     assert!(!works(old).await && works(TOKEN).await);
     // What can't be used changes nothing.
     std::fs::write(&config.admin.tokens_file, "nonsense\n").unwrap();

@@ -14,8 +14,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::faulty::{Faulty, Mode};
-use super::until;
-use crate::support::{TestServer, config, uncached};
+use crate::support::{TestServer, config, uncached, until};
 
 /// The status and the body of an answer.
 async fn get(address: SocketAddr, path: &str) -> (u16, String) {

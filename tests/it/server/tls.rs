@@ -16,9 +16,8 @@ use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use tonic::Code;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
-use super::until;
 use crate::process::program::Home;
-use crate::support::{TOKEN, TestServer, config};
+use crate::support::{TOKEN, TestServer, config, until};
 
 /// A certificate authority.
 struct Authority(CertifiedIssuer<'static, KeyPair>);
