@@ -15,7 +15,7 @@ mod record;
 mod stored_event;
 mod write;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -98,17 +98,19 @@ impl RedisRepository {
         stored.map(|stored| record::parse(&stored)).transpose()
     }
 
-    /// The records of `hashes`: by one command, or on a cluster by one for each shard, with an outcome of its own.
-    async fn records(&self, hashes: &[KeyHash]) -> Vec<(Vec<KeyHash>, Result<Vec<Option<Bytes>>>)> {
-        let mut places: BTreeMap<Option<Shard>, Vec<KeyHash>> = BTreeMap::new();
-        for hash in hashes {
+    /// The records of `hashes`, by their positions: by one command, or on a cluster by one for each shard, with an outcome of
+    /// its own.
+    async fn records(&self, hashes: &[KeyHash]) -> Vec<(Vec<usize>, Result<Vec<Option<Bytes>>>)> {
+        let mut places: BTreeMap<Option<Shard>, Vec<usize>> = BTreeMap::new();
+        for (position, hash) in hashes.iter().enumerate() {
             let place = self.connection.is_clustered().then(|| Shard::of_hash(hash));
-            places.entry(place).or_default().push(*hash);
+            places.entry(place).or_default().push(position);
         }
-        let asked = places.into_values().map(|hashes| async move {
-            let names: Vec<_> = hashes.iter().map(|hash| self.keyspace.record(hash)).collect();
+        let asked = places.into_values().map(|positions| async move {
+            let names: Vec<_> =
+                positions.iter().map(|&position| self.keyspace.record(&hashes[position])).collect();
             let stored = self.connection.reads().mget(names).await.map_err(from_fred);
-            (hashes, stored)
+            (positions, stored)
         });
         join_all(asked).await
     }
@@ -140,19 +142,23 @@ impl KeyRepository for RedisRepository {
     }
 
     async fn get_many_by_hash(&self, hashes: &[KeyHash]) -> Result<Vec<Result<Option<ApiKey>>>> {
-        let mut found = HashMap::with_capacity(hashes.len());
-        for (hashes, stored) in self.records(hashes).await {
+        let mut found: Vec<_> = hashes.iter().map(|_| Ok(None)).collect();
+        for (positions, stored) in self.records(hashes).await {
             match stored {
                 Ok(stored) => {
-                    let keys =
-                        stored.into_iter().map(|it| it.map(|stored| record::parse(&stored)).transpose());
-                    found.extend(hashes.into_iter().zip(keys));
+                    for (position, stored) in positions.into_iter().zip(stored) {
+                        found[position] = stored.map(|stored| record::parse(&stored)).transpose();
+                    }
                 }
                 // A shard that can't be reached is no error of the others.
-                Err(error) => found.extend(hashes.into_iter().map(|hash| (hash, Err(error.clone())))),
+                Err(error) => {
+                    for position in positions {
+                        found[position] = Err(error.clone());
+                    }
+                }
             }
         }
-        Ok(hashes.iter().map(|hash| found.get(hash).cloned().unwrap_or(Ok(None))).collect())
+        Ok(found)
     }
 
     fn prefers_many(&self) -> bool {

@@ -1,6 +1,6 @@
 //! Listings: every shard has a part, and the parts are merged, newest first.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use fred::interfaces::ClientLike as _;
 use fred::prelude::Value;
@@ -107,11 +107,12 @@ impl RedisRepository {
     /// The keys of `members`, in their order; those that were deleted meanwhile are missing.
     async fn keys_of(&self, members: &[Member]) -> Result<Vec<ApiKey>> {
         let hashes: Vec<_> = members.iter().filter_map(Member::hash).collect();
-        let mut found = HashMap::with_capacity(hashes.len());
-        for (hashes, stored) in self.records(&hashes).await {
-            found.extend(hashes.into_iter().zip(stored?));
+        let mut found = vec![None; hashes.len()];
+        for (positions, stored) in self.records(&hashes).await {
+            for (position, stored) in positions.into_iter().zip(stored?) {
+                found[position] = stored;
+            }
         }
-        let stored = hashes.iter().filter_map(|hash| found.remove(hash).flatten());
-        stored.map(|stored| record::parse(&stored)).collect()
+        found.into_iter().flatten().map(|stored| record::parse(&stored)).collect()
     }
 }
