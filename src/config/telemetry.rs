@@ -57,8 +57,7 @@ impl TelemetryConfig {
     pub fn trace_options(&self) -> Option<TraceOptions> {
         let endpoint = (!self.otlp_endpoint.is_empty()).then(|| self.otlp_endpoint.clone());
         // As OpenTelemetry has it: only the word `true` disables.
-        let is_disabled = std::env::var("OTEL_SDK_DISABLED").is_ok_and(|it| it.eq_ignore_ascii_case("true"));
-        (self.traces && !is_disabled).then_some(TraceOptions { endpoint, ratio: self.trace_ratio })
+        self.traces.then_some(TraceOptions { endpoint, ratio: self.trace_ratio })
     }
 
     pub(super) fn check(&self) -> Result<(), ConfigError> {

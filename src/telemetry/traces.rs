@@ -39,33 +39,50 @@ pub struct Traces(SdkTracerProvider);
 
 /// Why spans can't be sent.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "telemetry.traces: spans can't be sent: check telemetry.otlp_endpoint and the variables OTEL_EXPORTER_OTLP_*"
-)]
-pub struct TraceError(#[source] opentelemetry_otlp::ExporterBuildError);
+pub enum TraceError {
+    /// The exporter can't be made as it is to be.
+    #[error(
+        "telemetry.traces: spans can't be sent: check telemetry.otlp_endpoint and the variables OTEL_EXPORTER_OTLP_*"
+    )]
+    Exporter(#[source] opentelemetry_otlp::ExporterBuildError),
+    /// A variable asks for what is not offered.
+    #[error("{variable}: `{given}` is not offered: give {offered}, or leave it out")]
+    NotOffered {
+        /// Its name.
+        variable: &'static str,
+        /// What it says.
+        given: String,
+        /// What it can say.
+        offered: &'static str,
+    },
+}
 
 impl Traces {
-    /// Begins. Has to be called on the runtime that is to carry the connection.
-    pub fn start(options: &TraceOptions) -> Result<Self, TraceError> {
+    /// Begins, unless the variables of OpenTelemetry say that nothing is to be sent. Has to be called on the runtime that is to
+    /// carry the connection.
+    pub fn start(options: &TraceOptions) -> Result<Option<Self>, TraceError> {
+        let variables = Variables(&|name| std::env::var(name).ok());
+        if variables.switch_off()? {
+            return Ok(None);
+        }
         let mut exporter = opentelemetry_otlp::SpanExporter::builder().with_tonic();
         if let Some(endpoint) = &options.endpoint {
             exporter = exporter.with_endpoint(endpoint);
         }
-        let has = |variable: &str| std::env::var_os(variable).is_some();
         let mut resource = Resource::builder()
             .with_attribute(opentelemetry::KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
-        if !has("OTEL_SERVICE_NAME") {
+        if !variables.name_the_service() {
             resource = resource.with_service_name(SERVICE);
         }
         let mut provider = SdkTracerProvider::builder()
-            .with_batch_exporter(exporter.build().map_err(TraceError)?)
+            .with_batch_exporter(exporter.build().map_err(TraceError::Exporter)?)
             .with_resource(resource.build());
-        if !has("OTEL_TRACES_SAMPLER") {
+        if variables.value("OTEL_TRACES_SAMPLER").is_none() {
             let by_ratio = Sampler::TraceIdRatioBased(options.ratio);
             provider = provider.with_sampler(Sampler::ParentBased(Box::new(by_ratio)));
         }
         IS_ON.get_or_init(|| ());
-        Ok(Self(provider.build()))
+        Ok(Some(Self(provider.build())))
     }
 
     pub(super) fn tracer(&self) -> SdkTracer {
@@ -80,14 +97,64 @@ impl Traces {
     }
 }
 
-/// Names the span of a call of `path` by the
+/// The variables of OpenTelemetry. One that is empty is
+/// [one that is not set](https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/).
+struct Variables<'v>(&'v dyn Fn(&str) -> Option<String>);
+
+impl Variables<'_> {
+    fn value(&self, name: &str) -> Option<String> {
+        (self.0)(name).filter(|value| !value.is_empty())
+    }
+
+    /// Whether they switch traces off. What they ask for in vain is an error.
+    fn switch_off(&self) -> Result<bool, TraceError> {
+        if self.value("OTEL_SDK_DISABLED").is_some_and(|it| it.eq_ignore_ascii_case("true")) {
+            return Ok(true);
+        }
+        let checks = [
+            ("OTEL_TRACES_EXPORTER", &["otlp", "none"][..], "otlp or none"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", &["grpc"], "grpc"),
+            ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", &["grpc"], "grpc"),
+            (
+                "OTEL_TRACES_SAMPLER",
+                &SAMPLERS,
+                "always_on, always_off, traceidratio, or one of them behind parentbased_",
+            ),
+        ];
+        for (variable, accepted, offered) in checks {
+            if let Some(given) = self.value(variable).filter(|given| !accepted.contains(&given.as_str())) {
+                return Err(TraceError::NotOffered { variable, given, offered });
+            }
+        }
+        Ok(self.value("OTEL_TRACES_EXPORTER").as_deref() == Some("none"))
+    }
+
+    /// Whether they give the service a name.
+    fn name_the_service(&self) -> bool {
+        let attributes = self.value("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
+        let mut names = attributes.split(',').filter_map(|attribute| attribute.split('=').next());
+        self.value("OTEL_SERVICE_NAME").is_some() || names.any(|name| name.trim() == "service.name")
+    }
+}
+
+/// Those that the SDK knows.
+const SAMPLERS: [&str; 6] = [
+    "always_on",
+    "always_off",
+    "traceidratio",
+    "parentbased_always_on",
+    "parentbased_always_off",
+    "parentbased_traceidratio",
+];
+
+/// Names the span of a call of `method` by the
 /// [conventions](https://opentelemetry.io/docs/specs/semconv/rpc/grpc/), and continues the caller's trace by its
 /// [`traceparent`](https://www.w3.org/TR/trace-context/).
-pub(crate) fn continue_trace(span: &Span, path: &str, headers: &HeaderMap) {
+pub(crate) fn continue_trace(span: &Span, method: &str, headers: &HeaderMap) {
     if IS_ON.get().is_none() {
         return;
     }
-    span.record("otel.name", path.trim_start_matches('/'));
+    span.record("otel.name", method);
     span.record("otel.kind", "server");
     span.set_attribute("rpc.system", "grpc");
     let parent = TraceContextPropagator::new().extract(&Headers(headers));
@@ -111,5 +178,50 @@ impl Extractor for Headers<'_> {
 
     fn keys(&self) -> Vec<&str> {
         self.0.keys().map(http::HeaderName::as_str).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_switch_traces_off_or_are_refused_by_name() {
+        let outcome = |variable: &'static str, value: &'static str| {
+            let variables = |asked: &str| (asked == variable).then(|| value.to_owned());
+            Variables(&variables).switch_off().map_err(|it| it.to_string())
+        };
+        for (variable, value, is_off) in [
+            ("PATH", "/bin", false),
+            ("OTEL_SDK_DISABLED", "TRUE", true),
+            ("OTEL_SDK_DISABLED", "false", false),
+            ("OTEL_TRACES_EXPORTER", "none", true),
+            ("OTEL_TRACES_EXPORTER", "otlp", false),
+            ("OTEL_TRACES_EXPORTER", "", false),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", false),
+            ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio", false),
+            ("OTEL_TRACES_SAMPLER", "", false),
+        ] {
+            assert_eq!(outcome(variable, value), Ok(is_off), "{variable}={value}");
+        }
+        for (variable, value) in [
+            ("OTEL_TRACES_EXPORTER", "zipkin"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
+            ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json"),
+            ("OTEL_TRACES_SAMPLER", "nonsense"),
+        ] {
+            let problem = outcome(variable, value).unwrap_err();
+            assert!(problem.contains(variable) && problem.contains(value), "{problem}");
+        }
+    }
+
+    #[test]
+    fn the_service_has_our_name_unless_they_give_another() {
+        let is_named = |variable: &'static str, value: &'static str| {
+            Variables(&|asked: &str| (asked == variable).then(|| value.to_owned())).name_the_service()
+        };
+        assert!(is_named("OTEL_SERVICE_NAME", "x") && !is_named("OTEL_SERVICE_NAME", ""));
+        assert!(is_named("OTEL_RESOURCE_ATTRIBUTES", "a=b, service.name=x"));
+        assert!(!is_named("OTEL_RESOURCE_ATTRIBUTES", "a=service.name,service.namespace=x"));
     }
 }

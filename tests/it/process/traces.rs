@@ -115,3 +115,28 @@ async fn calls_are_traced_through_cache_and_store_and_sent_before_the_end() {
         assert!(!all.contains(&**secret), "{secret} in {all}");
     }
 }
+
+#[test]
+fn spans_that_can_not_be_sent_are_told_and_hold_nothing_up() {
+    let home = Home::new();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let endpoint = format!("telemetry.otlp_endpoint=http://{closed}");
+    let mut server = home.serve(&["telemetry.traces=true", "telemetry.trace_ratio=1", &endpoint]);
+    home.json(&server, &["key", "list"]);
+    server.signal("-TERM");
+    assert_eq!(server.ended(), Some(0));
+    let log = home.read("stderr");
+    assert!(log.lines().any(|line| line.contains("opentelemetry") && line.contains("ERROR")), "{log}");
+}
+
+#[test]
+fn an_exporter_that_is_not_offered_is_refused_at_the_start() {
+    let home = Home::new();
+    let mut command = home.command(&["serve", "--set", "telemetry.traces=true"]);
+    let done = command.env("OTEL_TRACES_EXPORTER", "zipkin").output().unwrap();
+    let told = String::from_utf8(done.stderr).unwrap();
+    assert!(
+        !done.status.success() && told.contains("OTEL_TRACES_EXPORTER: `zipkin` is not offered"),
+        "{told}"
+    );
+}
