@@ -1,5 +1,6 @@
 //! What operators see of a running server: its logs.
 
+mod audit;
 mod log_limit;
 mod logs;
 mod metrics;
@@ -8,10 +9,11 @@ mod traces;
 use std::error::Error;
 use std::fmt;
 
+pub(crate) use audit::{Refusal, refused};
 pub use log_limit::LogLimit;
 pub use logs::{LogFilterError, LogFormat, init_logs, parse_filter};
-pub use metrics::{CallMetrics, ConnectionMetrics, Exposition, Metrics, ValidationMetrics};
-pub(crate) use metrics::{MethodMetrics, Reading, seconds};
+pub use metrics::{CallMetrics, ConnectionMetrics, Exposition, Metrics, ReloadMetrics, ValidationMetrics};
+pub(crate) use metrics::{ConnectionRefusal, MethodMetrics, Reading, seconds};
 pub use traces::{TraceError, TraceOptions, Traces};
 pub(crate) use traces::{continue_trace, note_status};
 

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 
 use super::store::PoolReader;
 use crate::cache::{Breaker, Knowledge, MokaCache};
+use crate::server::Tls;
 use crate::service::UsageRecorder;
 use crate::telemetry::Reading;
 
@@ -18,6 +19,7 @@ pub(super) struct Sources {
     pub(super) usage: Arc<UsageRecorder>,
     pub(super) is_up: watch::Receiver<bool>,
     pub(super) pools: Option<PoolReader>,
+    pub(super) tls: Option<watch::Receiver<Arc<Tls>>>,
 }
 
 impl Sources {
@@ -41,6 +43,17 @@ impl Sources {
             readings.push(Reading {
                 unit: Some(Unit::Seconds),
                 ..plain("feed_age", "How long ago it was known that no change is missing", age.as_secs_f64())
+            });
+        }
+        let not_after = self.tls.as_ref().and_then(|tls| tls.borrow().not_after());
+        if let Some(not_after) = not_after {
+            readings.push(Reading {
+                unit: Some(Unit::Seconds),
+                ..plain(
+                    "tls_certificate_expiry_timestamp",
+                    "When the first certificate of the server's chain expires, since the Unix epoch",
+                    whole(u64::try_from(not_after).unwrap_or_default()),
+                )
             });
         }
         if let Some(local) = &self.local {

@@ -10,14 +10,14 @@ use tokio::time::MissedTickBehavior;
 
 use crate::config::AdminConfig;
 use crate::grpc::AdminToken;
-use crate::server::TlsFiles;
-use crate::telemetry::error_chain;
+use crate::server::{Tls, TlsFiles};
+use crate::telemetry::{ReloadMetrics, error_chain};
 
 /// What is told of a change, and how it is read.
 #[derive(Debug)]
 pub(super) enum Reloaded {
     /// Certificates: new ones are for new connections.
-    Tls(TlsFiles, watch::Sender<Arc<rustls::ServerConfig>>),
+    Tls(TlsFiles, watch::Sender<Arc<Tls>>),
     /// Tokens of administrators.
     Tokens(AdminConfig, watch::Sender<Arc<[AdminToken]>>),
 }
@@ -30,31 +30,42 @@ impl Reloaded {
         }
     }
 
+    /// What they are, as a metric's label.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Tls(..) => ReloadMetrics::CERTIFICATES,
+            Self::Tokens(..) => ReloadMetrics::ADMIN_TOKENS,
+        }
+    }
+
     /// Reads the files. What can't be used is told, and what was there stays.
-    fn reload(&self, is_first: bool) {
-        let outcome: Result<&str, Box<dyn std::error::Error>> = match self {
+    fn reload(&self, is_first: bool, metrics: &ReloadMetrics) {
+        let outcome: Result<(), Box<dyn std::error::Error>> = match self {
             Self::Tls(files, current) => {
-                files.load().map(|tls| current.send_replace(tls)).map(|_| "certificates").map_err(Into::into)
+                files.load().map(|tls| drop(current.send_replace(tls))).map_err(Into::into)
             }
             Self::Tokens(config, current) => config
                 .load_tokens()
-                .map(|tokens| current.send_replace(tokens.into()))
-                .map(|_| "admin tokens")
+                .map(|tokens| drop(current.send_replace(tokens.into())))
                 .map_err(Into::into),
         };
+        let files = self.name();
+        if !(is_first && outcome.is_ok()) {
+            metrics.reloaded(files, outcome.is_ok());
+        }
         match outcome {
-            Ok(_) if is_first => {}
-            Ok(what) => tracing::info!("new {what} are in use: their files changed"),
+            Ok(()) if is_first => {}
+            Ok(()) => tracing::info!(files, "files changed, and what is in them is in use"),
             Err(error) => {
                 let error = error_chain(error.as_ref());
-                tracing::error!(%error, "files changed and can't be used: what was read before stays in use");
+                tracing::error!(%error, files, "files changed and can't be used: what was read before stays in use");
             }
         }
     }
 
     /// Looks at the files every `interval`, for ever. Mounted secrets are replaced by links, which notifications of the file
     /// system miss.
-    pub(super) async fn run(self, interval: Duration) {
+    pub(super) async fn run(self, interval: Duration, metrics: ReloadMetrics) {
         let paths = self.paths();
         // Read once more at first: they may have changed since the start read them.
         let mut seen = None;
@@ -64,7 +75,7 @@ impl Reloaded {
             ticks.tick().await;
             let now = Some(digests(&paths).await);
             if now != seen {
-                self.reload(seen.is_none());
+                self.reload(seen.is_none(), &metrics);
                 seen = now;
             }
         }

@@ -2,7 +2,8 @@
 
 use futures_util::stream::{self, BoxStream};
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
-use tonic::Status;
+use prometheus_client::metrics::counter::Counter;
+use tonic::{Code, Status};
 use tracing::{Instrument as _, Span};
 
 use super::{convert, pb, status};
@@ -10,10 +11,12 @@ use crate::domain::{
     Description, InvalidField, KeyHash, KeyId, KeyName, KeyPrefix, Metadata, OwnerId, Revocation,
     RevokeReason, ScopeSet,
 };
-use crate::service::{Caller, ImportedKey, KeyStoreService, ServiceError};
+use crate::service::{Actor, Caller, ImportedKey, KeyStoreService, ServiceError};
+use crate::telemetry::{Refusal, refused};
 
 /// How many keys are stored at once, if so many have arrived.
 const BATCH: usize = 500;
+const METHOD: &str = "/keyvouch.v1.KeyStore/ImportKeys";
 
 type Answer = Result<pb::ImportKeysResponse, Status>;
 
@@ -22,6 +25,7 @@ type Answer = Result<pb::ImportKeysResponse, Status>;
 pub(super) fn answers(
     service: KeyStoreService,
     caller: Caller,
+    refused_keys: Counter,
     requests: impl Stream<Item = Result<pb::ImportKeysRequest, Status>> + Send + 'static,
 ) -> BoxStream<'static, Answer> {
     // The stream is read after the handler returned: what it logs belongs to the call all the same.
@@ -34,12 +38,13 @@ pub(super) fn answers(
     let answered = stream::try_unfold(
         (Box::pin(batches.filter_map(std::future::ready)), 0_i64),
         move |(mut batches, first)| {
-            let (service, caller) = (service.clone(), caller.clone());
+            let (service, caller, refused_keys) = (service.clone(), caller.clone(), refused_keys.clone());
             let answer = async move {
                 let Some(batch) = batches.next().await.transpose()? else {
                     return Ok::<_, Status>(None);
                 };
-                let answers = import(&service, batch, first, &caller).await.map_err(status::from_service)?;
+                let answers = import(&service, batch, first, &caller, &refused_keys).await;
+                let answers = answers.map_err(status::from_service)?;
                 let next = first + i64::try_from(answers.len()).unwrap_or(0);
                 Ok(Some((stream::iter(answers.into_iter().map(Ok)), (batches, next))))
             };
@@ -55,17 +60,36 @@ async fn import(
     batch: Vec<pb::ImportKeysRequest>,
     first: i64,
     caller: &Caller,
+    refused_keys: &Counter,
 ) -> Result<Vec<pb::ImportKeysResponse>, ServiceError> {
     use pb::import_keys_response::Result as Outcome;
     let outcomes = service.import(batch.into_iter().map(imported_key).collect(), caller).await?;
     let answers = (first..).zip(outcomes).map(|(index, outcome)| {
         let outcome = match outcome {
             Ok(record) => Outcome::Key(convert::key_message(record)),
-            Err(refusal) => Outcome::Error(status::into_message(&status::from_service(refusal))),
+            Err(refusal) => {
+                if matches!(refusal, ServiceError::ScopeNotGrantable(_)) {
+                    refused_keys.inc();
+                    tell_refusal(caller, &refusal);
+                }
+                Outcome::Error(status::into_message(&status::from_service(refusal)))
+            }
         };
         pb::ImportKeysResponse { index, result: Some(outcome) }
     });
     Ok(answers.collect())
+}
+
+/// Of a key that its caller may not bring. The call itself is answered, so nobody else tells of it.
+fn tell_refusal(caller: &Caller, refusal: &ServiceError) {
+    let (Actor(actor), reason) = (caller.actor(), refusal.to_string());
+    refused(&Refusal {
+        method: METHOD,
+        peer: None,
+        actor: Some(&actor),
+        code: Code::PermissionDenied,
+        reason: &reason,
+    });
 }
 
 /// The key in `request`, as far as it can be checked by itself.

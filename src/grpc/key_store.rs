@@ -1,6 +1,7 @@
 //! The service `KeyStore`.
 
 use futures_util::{StreamExt as _, stream::BoxStream};
+use prometheus_client::metrics::counter::Counter;
 use prost::Message as _;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -21,13 +22,20 @@ const MAX_PAGE_BYTES: usize = 3 * 1024 * 1024;
 #[derive(Clone, Debug)]
 pub struct KeyStoreHandler {
     service: KeyStoreService,
+    refused_imports: Counter,
 }
 
 impl KeyStoreHandler {
     /// Answers by `service`. The caller has to be in the request's extensions: see [`Guard`](super::Guard).
     #[must_use]
     pub fn new(service: KeyStoreService) -> Self {
-        Self { service }
+        Self { service, refused_imports: Counter::default() }
+    }
+
+    /// Counts keys of imports that are refused for who brings them.
+    #[must_use]
+    pub fn with_refused_imports(self, refused_imports: Counter) -> Self {
+        Self { refused_imports, ..self }
     }
 }
 
@@ -152,7 +160,7 @@ impl KeyStore for KeyStoreHandler {
         request: Request<Streaming<pb::ImportKeysRequest>>,
     ) -> Result<Response<Self::ImportKeysStream>, Status> {
         let (caller, keys) = authenticated(request)?;
-        Ok(Response::new(import::answers(self.service.clone(), caller, keys)))
+        Ok(Response::new(import::answers(self.service.clone(), caller, self.refused_imports.clone(), keys)))
     }
 
     async fn list_events(

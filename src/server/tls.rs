@@ -9,6 +9,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 /// Whether clients need a certificate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -74,10 +75,26 @@ impl TlsError {
     }
 }
 
+/// What was read.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    pub(super) config: Arc<ServerConfig>,
+    not_after: Option<i64>,
+}
+
+impl Tls {
+    /// When the server's certificate, or the first of those that lead to its root, expires: seconds since the Unix epoch.
+    #[must_use]
+    pub fn not_after(&self) -> Option<i64> {
+        self.not_after
+    }
+}
+
 impl TlsFiles {
     /// Reads them: TLS 1.2 or 1.3, and HTTP/2 in it.
-    pub fn load(&self) -> Result<Arc<ServerConfig>, TlsError> {
+    pub fn load(&self) -> Result<Arc<Tls>, TlsError> {
         let certificates = certificates(CERTIFICATE, &self.certificate)?;
+        let not_after = certificates.iter().filter_map(not_after).min();
         let key =
             PrivateKeyDer::from_pem_file(&self.key).map_err(|error| unreadable(KEY, &self.key, error))?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -107,7 +124,7 @@ impl TlsFiles {
         };
         let mut config = builder.with_single_cert(certificates, key).map_err(no_pair)?;
         config.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(Arc::new(config))
+        Ok(Arc::new(Tls { config: Arc::new(config), not_after }))
     }
 
     /// The files to look at for changes.
@@ -119,6 +136,11 @@ impl TlsFiles {
             .cloned()
             .collect()
     }
+}
+
+fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    Some(certificate.validity().not_after.timestamp())
 }
 
 fn certificates(setting: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {

@@ -3,7 +3,9 @@
 //! Names follow [its conventions](https://prometheus.io/docs/practices/naming/). No label has a value that callers choose: no
 //! key, no owner, no unknown method.
 
+mod connections;
 mod process;
+mod reloads;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -21,7 +23,10 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use tonic::Code;
 
+pub use self::connections::ConnectionMetrics;
+pub(crate) use self::connections::ConnectionRefusal;
 use self::process::ProcessCollector;
+pub use self::reloads::ReloadMetrics;
 use crate::grpc::pb;
 
 /// The method of a call that no service has.
@@ -34,13 +39,18 @@ pub struct Metrics {
     pub calls: CallMetrics,
     /// Validations.
     pub validations: ValidationMetrics,
-    /// Connections of each worker.
+    /// Connections of clients.
     pub connections: ConnectionMetrics,
+    /// Keys of imports that were refused for who brought them.
+    pub refused_imports: Counter,
+    /// Files that were read again.
+    pub reloads: ReloadMetrics,
 }
 
 /// Calls, by method and status.
 #[derive(Clone, Debug)]
 pub struct CallMetrics {
+    running: Gauge,
     answered: Family<CallLabels, Counter>,
     by_path: Arc<HashMap<String, Arc<MethodMetrics>>>,
     other: Arc<MethodMetrics>,
@@ -65,10 +75,22 @@ struct MethodLabel {
     method: String,
 }
 
+impl MethodMetrics {
+    /// `package.Service/Method`, or the one name of those that no service has.
+    pub(crate) fn name(&self) -> &str {
+        &self.method
+    }
+}
+
 impl CallMetrics {
     /// The method that `path` calls.
     pub(crate) fn method(&self, path: &str) -> Arc<MethodMetrics> {
         Arc::clone(self.by_path.get(path).unwrap_or(&self.other))
+    }
+
+    /// How many run.
+    pub(crate) fn running(&self) -> &Gauge {
+        &self.running
     }
 
     /// Counts a call of `method` that was answered with `code`.
@@ -121,22 +143,6 @@ impl ValidationMetrics {
     /// Measures a look-up that memory could not answer.
     pub(crate) fn looked_up(&self, took: Duration) {
         self.duration.observe(took.as_secs_f64());
-    }
-}
-
-/// Open connections, by worker.
-#[derive(Clone, Debug, Default)]
-pub struct ConnectionMetrics(Family<WorkerLabel, Gauge>);
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct WorkerLabel {
-    worker: u64,
-}
-
-impl ConnectionMetrics {
-    /// Those of a worker.
-    pub(crate) fn of_worker(&self, worker: usize) -> Gauge {
-        self.0.get_or_create_owned(&WorkerLabel { worker: u64::try_from(worker).unwrap_or(u64::MAX) })
     }
 }
 
@@ -243,7 +249,15 @@ impl Metrics {
             validations.duration.clone(),
         );
         let connections = ConnectionMetrics::default();
-        registry.register("connections", "Open connections of clients, by worker", connections.0.clone());
+        connections.register(registry);
+        let refused_imports = Counter::default();
+        registry.register(
+            "refused_imports",
+            "Keys of imports that were refused for who brought them: the calls themselves are answered",
+            refused_imports.clone(),
+        );
+        let reloads = ReloadMetrics::default();
+        reloads.register(registry);
         if let Some(propagation) = propagation {
             registry.register_with_unit(
                 "feed_propagation",
@@ -254,13 +268,19 @@ impl Metrics {
         }
         registry.register_collector(Box::new(ReadingCollector(readings)));
         all.register_collector(Box::new(ProcessCollector));
-        (Self { calls, validations, connections }, Exposition(Arc::new(all)))
+        (Self { calls, validations, connections, refused_imports, reloads }, Exposition(Arc::new(all)))
     }
 }
 
 fn call_metrics(descriptors: &[&[u8]], registry: &mut Registry) -> CallMetrics {
     let answered = Family::<CallLabels, Counter>::default();
     let durations = Family::<MethodLabel, Histogram>::new_with_constructor(seconds);
+    let running = Gauge::default();
+    registry.register(
+        "grpc_calls_running",
+        "Calls whose answers did not begin yet, but for those of health",
+        running.clone(),
+    );
     registry.register("grpc_calls", "Calls that were answered, by method and status", answered.clone());
     registry.register_with_unit(
         "grpc_call_duration",
@@ -278,7 +298,7 @@ fn call_metrics(descriptors: &[&[u8]], registry: &mut Registry) -> CallMetrics {
     };
     let paths = descriptors.iter().flat_map(|descriptors| pb::paths(descriptors));
     let by_path = paths.map(|path| (path.clone(), of(path.trim_start_matches('/')))).collect();
-    CallMetrics { other: of(OTHER), answered, by_path: Arc::new(by_path) }
+    CallMetrics { other: of(OTHER), running, answered, by_path: Arc::new(by_path) }
 }
 
 /// The names of [gRPC's status codes](https://grpc.github.io/grpc/core/md_doc_statuscodes.html).

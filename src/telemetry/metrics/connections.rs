@@ -1,0 +1,61 @@
+//! Connections of clients.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// Connections of clients.
+#[derive(Clone, Debug, Default)]
+pub struct ConnectionMetrics {
+    open: Family<WorkerLabel, Gauge>,
+    refused: Family<RefusalLabel, Counter>,
+}
+
+/// Why a connection was not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ConnectionRefusal {
+    /// There were as many as there may be.
+    All,
+    /// There were as many from its address.
+    Peer,
+    /// It did not begin with HTTP/2, or its TLS handshake failed.
+    Handshake,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WorkerLabel {
+    worker: u64,
+}
+
+impl ConnectionMetrics {
+    pub(super) fn register(&self, registry: &mut Registry) {
+        registry.register("connections", "Open connections of clients, by worker", self.open.clone());
+        registry.register(
+            "connections_refused",
+            "Connections that were not served, by the limit that was reached, or since they did not begin as they have to",
+            self.refused.clone(),
+        );
+    }
+
+    /// Those of a worker.
+    pub(crate) fn of_worker(&self, worker: usize) -> Gauge {
+        self.open.get_or_create_owned(&WorkerLabel { worker: u64::try_from(worker).unwrap_or(u64::MAX) })
+    }
+
+    /// Those that were not served, by the reason.
+    pub(crate) fn refused(&self, refusal: ConnectionRefusal) -> Counter {
+        let reason = match refusal {
+            ConnectionRefusal::All => "max_connections",
+            ConnectionRefusal::Peer => "max_connections_per_peer",
+            ConnectionRefusal::Handshake => "handshake",
+        };
+        self.refused.get_or_create_owned(&RefusalLabel { reason })
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusalLabel {
+    reason: &'static str,
+}
