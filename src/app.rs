@@ -24,13 +24,13 @@ use crate::cache::{CacheStack, FeedFollower, FeedHandle, RedisCache};
 use crate::config::{Config, ListenAddr, ServerConfig, TelemetryConfig};
 use crate::domain::{BootClock, Clock, Entropy, Stopwatch, SystemClock, SystemEntropy};
 use crate::grpc::pb::FILE_DESCRIPTOR_SET;
-use crate::grpc::{Authenticator, KeyStoreHandler, ValidatorHandler};
+use crate::grpc::{KeyStoreHandler, ValidatorHandler};
 use crate::repository::KeyRepository;
-use crate::server::{self, CallLayer, CallLimits, Listener, OpsListener, ServerOptions, Services};
+use crate::server::{self, CallLayer, CallLimits, Listener, OpsListener, Role, ServerOptions, Services, Tls};
 use crate::service::{
     ChangeWatcher, EventPruner, KeyPruner, KeyStoreService, UsageRecorder, ValidatorService,
 };
-use crate::telemetry::{ConnectionMetrics, Exposition, Metrics, ValidationMetrics};
+use crate::telemetry::{ConnectionMetrics, Exposition, Metrics, ReloadMetrics};
 
 /// How long the last flush of usage may hold up the end of the process.
 const LAST_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -42,7 +42,7 @@ pub struct App {
     services: Services,
     calls: CallLayer,
     options: ServerOptions,
-    tls: Option<watch::Receiver<Arc<rustls::ServerConfig>>>,
+    tls: Option<watch::Receiver<Arc<Tls>>>,
     reloaded: Vec<Reloaded>,
     reload_interval: Duration,
     settle_delay: Duration,
@@ -58,6 +58,7 @@ pub struct App {
     health: HealthMonitor,
     ops: Option<(OpsListener, Exposition)>,
     connections: ConnectionMetrics,
+    reloads: ReloadMetrics,
 }
 
 /// What a server takes from its surroundings.
@@ -133,6 +134,7 @@ impl App {
             usage: Arc::clone(&usage),
             is_up: health.is_up(),
             pools: store.pools(),
+            tls: tls.clone(),
         };
         let (metrics, exposition) = Metrics::new(
             &[FILE_DESCRIPTOR_SET, tonic_health::pb::FILE_DESCRIPTOR_SET],
@@ -151,22 +153,15 @@ impl App {
         )
         .with_metrics(metrics.validations.clone());
         let watcher = ChangeWatcher::new(Arc::clone(&repository), knowledge, feed);
-        let pruner = config
-            .events
-            .retention()
-            .map(|retention| EventPruner::new(Arc::clone(&repository), Arc::clone(&clock), retention));
-        let key_pruner = config.prune.expired_for().map(|expired_for| {
-            let interval = config.prune.interval.0;
-            KeyPruner::new(Arc::clone(&repository), Arc::clone(&clock), expired_for, interval)
-        });
+        let (pruner, key_pruner) = pruners(config, &repository, &clock);
         let key_store = KeyStoreService::new(Arc::clone(&repository), format, clock, entropy);
-        let auth =
-            Authenticator::new(admin_door, validator.clone().with_metrics(ValidationMetrics::default()));
+        let (key_store_auth, validator_auth) = admin::authenticators(config, admin_door, &validator)?;
         let min_staleness = config.cache.min_staleness.0;
         let services = Services {
-            validator: ValidatorHandler::new(validator, watcher, auth.clone(), min_staleness),
-            key_store: KeyStoreHandler::new(key_store),
-            auth,
+            validator: ValidatorHandler::new(validator, watcher, validator_auth.clone(), min_staleness),
+            key_store: KeyStoreHandler::new(key_store).with_refused_imports(metrics.refused_imports),
+            key_store_auth,
+            validator_auth,
             validator_access: config.validator.access,
             health: health.reporter(),
         };
@@ -192,12 +187,24 @@ impl App {
             health,
             ops,
             connections: metrics.connections,
+            reloads: metrics.reloads,
         })
     }
 
-    /// The addresses, with the ports that were taken.
-    pub fn addresses(&self) -> impl Iterator<Item = &ListenAddr> {
-        self.listeners.iter().map(Listener::address)
+    /// The addresses of `Validator`, with the ports that were taken.
+    pub fn addresses(&self) -> impl Iterator<Item = &ListenAddr> + Clone {
+        self.listeners.iter().filter(|listener| listener.role() != Role::KeyStore).map(Listener::address)
+    }
+
+    /// Those of `KeyStore`.
+    pub fn admin_addresses(&self) -> impl Iterator<Item = &ListenAddr> + Clone {
+        self.listeners.iter().filter(|listener| listener.role() != Role::Validator).map(Listener::address)
+    }
+
+    /// Whether connections by TCP are encrypted.
+    #[must_use]
+    pub fn has_tls(&self) -> bool {
+        self.tls.is_some()
     }
 
     /// Where metrics and probes are, with the port that was taken; `None`: nowhere.
@@ -209,7 +216,7 @@ impl App {
     /// Its services, to be called without a connection.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn routes(&self) -> Result<tonic::service::Routes> {
-        Ok(server::routes(&self.services, server::Role::Both)?)
+        Ok(server::routes(&self.services, Role::Both)?)
     }
 
     /// The store with all that is in front of it. Its `Display` is the stack.
@@ -277,7 +284,7 @@ impl App {
         );
         let mut reloads = JoinSet::new();
         for reloaded in self.reloaded {
-            reloads.spawn(reloaded.run(self.reload_interval));
+            reloads.spawn(reloaded.run(self.reload_interval, self.reloads.clone()));
         }
         let fitness = self.health.fitness();
         let ops = self.ops;
@@ -288,10 +295,7 @@ impl App {
             }
         });
         let outcome = tokio::select! {
-            ended = &mut ops => match ended {
-                Ok(Err(error)) => Err(anyhow::Error::from(error).context("the task that answers probes failed")),
-                ended => Err(unexpected_end("the task that answers probes", ended.map(drop))),
-            },
+            ended = &mut ops => Err(unexpected_end("the task that answers probes", ended.map(|never| match never {}))),
             served = serving => served.context("the server failed"),
             ended = &mut flusher => Err(unexpected_end("the task that records the last use of keys", ended)),
             ended = &mut follower => Err(unexpected_end("the task that follows the changes of keys", ended)),
@@ -319,6 +323,21 @@ impl App {
         self.store.close().await;
         outcome
     }
+}
+
+fn pruners(
+    config: &Config,
+    repository: &Arc<dyn KeyRepository>,
+    clock: &Arc<dyn Clock>,
+) -> (Option<EventPruner>, Option<KeyPruner>) {
+    let (repository, clock) = (|| Arc::clone(repository), || Arc::clone(clock));
+    let events =
+        config.events.retention().map(|retention| EventPruner::new(repository(), clock(), retention));
+    let keys = config
+        .prune
+        .expired_for()
+        .map(|expired_for| KeyPruner::new(repository(), clock(), expired_for, config.prune.interval.0));
+    (events, keys)
 }
 
 fn warn_without_feed(stack: &CacheStack, config: &Config) {

@@ -19,5 +19,7 @@ pub use key_store::KeyStoreHandler;
 pub(crate) use page_token::{decode as decode_page_token, decode_event as decode_event_page_token};
 pub use request_id::RequestId;
 pub use status::ERROR_DOMAIN;
-pub(crate) use status::{connection_ends, deadline_exceeded, from_transport, overloaded, panicked};
+pub(crate) use status::{
+    connection_ends, deadline_exceeded, from_transport, message_too_large, overloaded, panicked,
+};
 pub use validator::ValidatorHandler;

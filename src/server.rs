@@ -5,10 +5,10 @@
 //! costs 7.5 µs of CPU a call against 13.5 µs on one multi-threaded runtime.
 
 mod acceptor;
-mod audit;
+mod arrival;
 mod call_layer;
+mod calls;
 mod connection;
-mod first_piece;
 mod grpc_timeout;
 mod listener;
 mod ops;
@@ -27,22 +27,22 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tonic_health::server::HealthReporter;
 
-pub use call_layer::{CallLayer, CallLimits};
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) use first_piece::Primed;
+pub(crate) use arrival::Arrived;
+pub use call_layer::{CallLayer, CallLimits};
 pub use listener::Listener;
 pub use ops::{Fitness, OpsListener};
 pub use peer::Peer;
 pub use routes::Role;
 pub(crate) use routes::routes;
-pub use tls::{ClientAuth, TlsError, TlsFiles};
+pub use tls::{ClientAuth, Tls, TlsError, TlsFiles};
 
 use self::acceptor::Acceptor;
 use self::places::Places;
 use self::serving::Serving;
 use self::worker::{Life, Phase, Worker};
 use crate::grpc::{Authenticator, KeyStoreHandler, ValidatorAccess, ValidatorHandler};
-use crate::telemetry::ConnectionMetrics;
+use crate::telemetry::{ConnectionMetrics, ConnectionRefusal};
 
 /// What is served.
 #[derive(Clone, Debug)]
@@ -51,8 +51,10 @@ pub struct Services {
     pub validator: ValidatorHandler,
     /// Answers `KeyStore`.
     pub key_store: KeyStoreHandler,
-    /// Finds out who calls.
-    pub auth: Authenticator,
+    /// Finds out who calls `KeyStore`.
+    pub key_store_auth: Authenticator,
+    /// Finds out who calls `Validator`.
+    pub validator_auth: Authenticator,
     /// Who may call `Validator`.
     pub validator_access: ValidatorAccess,
     /// What `grpc.health.v1` answers.
@@ -76,7 +78,8 @@ pub struct ServerOptions {
     pub max_connection_age: Option<Duration>,
     /// How long a connection may be without a call; `None`: as long as its client likes.
     pub idle_timeout: Option<Duration>,
-    /// How long connections may take to end after the shutdown began.
+    /// How long connections may take to end after the shutdown began; and how long one that is to end for another reason waits
+    /// for a client that does not read its answers.
     pub drain_timeout: Duration,
 }
 
@@ -105,7 +108,7 @@ pub async fn serve(
     services: Services,
     calls: CallLayer,
     options: ServerOptions,
-    tls: Option<watch::Receiver<Arc<rustls::ServerConfig>>>,
+    tls: Option<watch::Receiver<Arc<Tls>>>,
     connections: &ConnectionMetrics,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
@@ -115,7 +118,7 @@ pub async fn serve(
     let workers = start_workers(&services, &calls, options, tls.as_ref(), connections, &phase, &ended)?;
     drop(ended);
     let places = Places::new(options.max_connections, options.max_connections_per_peer);
-    let mut acceptors = Acceptor::spawn_all(listeners, &workers, &places);
+    let mut acceptors = Acceptor::spawn_all(listeners, &workers, &places, connections);
 
     tokio::select! {
         () = shutdown => {}
@@ -139,7 +142,7 @@ fn start_workers(
     services: &Services,
     calls: &CallLayer,
     options: ServerOptions,
-    tls: Option<&watch::Receiver<Arc<rustls::ServerConfig>>>,
+    tls: Option<&watch::Receiver<Arc<Tls>>>,
     connections: &ConnectionMetrics,
     phase: &watch::Sender<Phase>,
     ended: &mpsc::Sender<usize>,
@@ -150,7 +153,8 @@ fn start_workers(
         .map(|number| {
             let serving = |role| {
                 let routes = routes(services, role).map_err(ServeError::Reflection)?;
-                Ok((role, Serving::new(routes, calls, options, tls.cloned(), phase.subscribe())))
+                let handshakes = connections.refused(ConnectionRefusal::Handshake);
+                Ok((role, Serving::new(routes, calls, options, handshakes, tls.cloned(), phase.subscribe())))
             };
             let servings = Role::ALL.into_iter().map(serving).collect::<Result<_, ServeError>>()?;
             let life = Life { number, phase: phase.subscribe(), ended: ended.clone() };

@@ -13,7 +13,9 @@ use zeroize::Zeroizing;
 
 use crate::config::{Config, StorePlace};
 use crate::domain::{Entropy, KeyPrefix, SecretKey};
-use crate::grpc::{AdminToken, CertificateNames, Door};
+use crate::grpc::{AdminToken, Authenticator, CertificateNames, Door};
+use crate::service::ValidatorService;
+use crate::telemetry::ValidationMetrics;
 
 /// The file that a first start writes beside the database, and that the command line finds.
 pub const TOKEN_FILE: &str = "keyvouch.admin-token";
@@ -89,6 +91,20 @@ impl AdminDoor {
         };
         (Door::Credentials { tokens, certificates }, Some(sender))
     }
+}
+
+/// Those of `KeyStore` and of `Validator`. Where administrators need no credential, being on this machine, callers of
+/// `Validator` from elsewhere do.
+pub(super) fn authenticators(
+    config: &Config,
+    door: Door,
+    validator: &ValidatorService,
+) -> Result<(Authenticator, Authenticator)> {
+    // A key that is a credential is no validation.
+    let keys = || validator.clone().with_metrics(ValidationMetrics::default());
+    let is_open_to_others = door.is_open() && !config.server.is_local()?;
+    let of_validator = if is_open_to_others { Door::default() } else { door.clone() };
+    Ok((Authenticator::new(door, keys()), Authenticator::new(of_validator, keys())))
 }
 
 /// Beside the database; in the working directory for a store in memory; none for a store that others share.

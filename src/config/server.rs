@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{ConfigError, HumanDuration, TlsConfig};
@@ -17,9 +17,11 @@ use crate::server::Role;
 pub struct ServerConfig {
     /// Addresses to listen on: `IP:port`, or `unix:/path` for a Unix socket. Port 0 takes a free one.
     #[serde(deserialize_with = "one_or_many")]
+    #[schemars(schema_with = "one_or_many_schema")]
     pub listen: Vec<String>,
     /// Addresses for `KeyStore` alone; then those of `listen` have `Validator` alone. Empty: they have both.
     #[serde(deserialize_with = "one_or_many")]
+    #[schemars(schema_with = "one_or_many_schema")]
     pub admin_listen: Vec<String>,
     /// Single-threaded runtimes that serve connections; 0: one a core.
     pub workers: usize,
@@ -54,7 +56,7 @@ impl Default for ServerConfig {
             admin_listen: Vec::new(),
             workers: 0,
             max_connections: 10_000,
-            max_connections_per_peer: 10_000,
+            max_connections_per_peer: 1_000,
             max_streams_per_connection: 250,
             max_calls: 10_000,
             call_timeout: HumanDuration(Duration::from_secs(30)),
@@ -83,6 +85,11 @@ impl ServerConfig {
             .chain(admin)
             .map(|(address, role, setting)| Ok((ListenAddr::parse(setting, address)?, role, setting)))
             .collect()
+    }
+
+    /// Whether it is reached from this machine alone.
+    pub fn is_local(&self) -> Result<bool, ConfigError> {
+        Ok(self.addresses()?.iter().all(|(address, ..)| address.is_local()))
     }
 
     /// Where `KeyStore` can be reached, and by which setting.
@@ -164,6 +171,10 @@ impl fmt::Display for ListenAddr {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
+}
+
+fn one_or_many_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": ["array", "string"], "items": { "type": "string" } })
 }
 
 fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {

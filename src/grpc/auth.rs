@@ -34,6 +34,22 @@ pub enum Door {
     Open,
 }
 
+impl Default for Door {
+    /// Keys with scopes of ours, and nothing else.
+    fn default() -> Self {
+        let (_, tokens) = watch::channel(Arc::default());
+        Self::Credentials { tokens, certificates: CertificateNames::default() }
+    }
+}
+
+impl Door {
+    /// Whether it asks for nothing.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        matches!(self, Self::Open)
+    }
+}
+
 /// Names of certificates, DNS names and URIs, that let their holders in.
 #[derive(Clone, Debug, Default)]
 pub struct CertificateNames {

@@ -56,7 +56,6 @@ pub(super) fn unauthenticated(reason: ErrorReason, what: &'static str) -> Status
     status(Code::Unauthenticated, reason, what)
 }
 
-/// A fault of the server, which `cause` describes in the log alone.
 /// A refusal of who called.
 pub(super) fn permission_denied(reason: ErrorReason, what: String) -> Status {
     status(Code::PermissionDenied, reason, what)
@@ -76,12 +75,19 @@ pub(crate) fn connection_ends() -> Status {
     again_later(Code::Unavailable, ErrorReason::ConnectionEnds, "this connection is to end: connect anew")
 }
 
+/// A message above the limit.
+pub(crate) fn message_too_large() -> Status {
+    let message = "the request is larger than the server takes";
+    status(Code::ResourceExhausted, ErrorReason::MessageTooLarge, message)
+}
+
 /// The server has more to do than it should take on.
 pub(crate) fn overloaded() -> Status {
     let message = "too much is asked at this moment: try again later";
     again_later(Code::ResourceExhausted, ErrorReason::Overloaded, message)
 }
 
+/// A fault of the server, which `cause` describes in the log alone.
 pub(super) fn internal(cause: &str) -> Status {
     tracing::error!(cause, "a call failed");
     status(Code::Internal, ErrorReason::Internal, INTERNAL_MESSAGE)
@@ -99,11 +105,7 @@ pub(crate) fn from_transport(transport: &Status) -> Option<Status> {
         return None;
     }
     let (code, reason, message) = match transport.code() {
-        Code::OutOfRange => (
-            Code::ResourceExhausted,
-            ErrorReason::MessageTooLarge,
-            "the request is larger than the server takes",
-        ),
+        Code::OutOfRange => return Some(message_too_large()),
         // The decoder's word for what it can't read; our own INTERNAL has details.
         Code::Internal => {
             (Code::InvalidArgument, ErrorReason::MessageMalformed, "the request is no message of this method")

@@ -13,7 +13,7 @@ use crate::domain::{InvalidField, ScopeSet};
 use crate::repository::FeedPosition;
 use crate::service::{ChangeWatcher, News, Permission, ServiceError, ValidatorService};
 
-const FRESHNESS_NEEDS_CREDENTIAL: &str = "to ask for less than the server's cache.min_staleness, this call needs the metadata `authorization: Bearer <admin token>`";
+const FRESHNESS_NEEDS_CREDENTIAL: &str = "to ask for less than the server's cache.min_staleness, this call needs the metadata `authorization: Bearer <admin token or key>`, or a client certificate that the server knows";
 
 /// Answers `Validator`.
 #[derive(Clone, Debug)]

@@ -9,15 +9,17 @@ use tokio::task::JoinSet;
 use super::listener::Listener;
 use super::places::{Full, Places};
 use super::worker::{Worker, WorkerHandle};
+use crate::telemetry::{ConnectionMetrics, ConnectionRefusal};
 
 /// How long to wait after a failed accept. Out of file descriptors, it would fail again at once, and spin.
-const BACK_OFF: Duration = Duration::from_millis(50);
+pub(super) const BACK_OFF: Duration = Duration::from_millis(50);
 
 /// Accepts the connections of one listener.
 pub(super) struct Acceptor {
     listener: Listener,
     workers: Vec<WorkerHandle>,
     places: Arc<Places>,
+    connections: ConnectionMetrics,
     /// Whether the last connection was turned away, so that only the first of many is logged.
     is_full: AtomicBool,
 }
@@ -28,12 +30,18 @@ impl Acceptor {
         listeners: Vec<Listener>,
         workers: &[Worker],
         places: &Arc<Places>,
+        connections: &ConnectionMetrics,
     ) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
         for listener in listeners {
             let workers = workers.iter().map(Worker::handle).collect();
-            let acceptor =
-                Self { listener, workers, places: Arc::clone(places), is_full: AtomicBool::new(false) };
+            let acceptor = Self {
+                listener,
+                workers,
+                places: Arc::clone(places),
+                connections: connections.clone(),
+                is_full: AtomicBool::new(false),
+            };
             tasks.spawn(acceptor.run());
         }
         tasks
@@ -56,11 +64,12 @@ impl Acceptor {
         let permit = match self.places.take(accepted.address()) {
             Ok(permit) => permit,
             Err(full) => {
+                let (refusal, setting) = match full {
+                    Full::All => (ConnectionRefusal::All, "server.max_connections"),
+                    Full::Peer => (ConnectionRefusal::Peer, "server.max_connections_per_peer"),
+                };
+                self.connections.refused(refusal).inc();
                 if !self.is_full.swap(true, Ordering::Relaxed) {
-                    let setting = match full {
-                        Full::All => "server.max_connections",
-                        Full::Peer => "server.max_connections_per_peer",
-                    };
                     tracing::warn!("connections are closed at once: {setting} is reached");
                 }
                 return Ok(());

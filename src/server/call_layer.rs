@@ -2,25 +2,28 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Request, Response};
+use prometheus_client::metrics::gauge::Gauge;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
-use super::{Peer, audit, first_piece, grpc_timeout};
+use super::arrival::Partial;
+use super::{Peer, grpc_timeout};
 use crate::domain::{BootClock, Entropy, EntropyError, Moment, Stopwatch as _};
-use crate::grpc::{RequestId, deadline_exceeded, from_transport, overloaded, panicked};
-use crate::telemetry::{CallMetrics, MethodMetrics, continue_trace, note_status};
+use crate::grpc::{Actor, RequestId, deadline_exceeded, from_transport, overloaded, panicked};
+use crate::telemetry::{CallMetrics, MethodMetrics, Refusal, continue_trace, note_status, refused};
 
 /// Gives each call its [`RequestId`]: the caller's `x-request-id` if it is sound, a new one otherwise. It is in the
 /// request's extensions, in the log's span and in the answer's metadata. A handler that panics fails its own call alone.
@@ -28,7 +31,7 @@ use crate::telemetry::{CallMetrics, MethodMetrics, continue_trace, note_status};
 pub struct CallLayer {
     ids: Arc<Ids>,
     limits: CallLimits,
-    running: Arc<AtomicUsize>,
+    partial: Partial,
     metrics: CallMetrics,
 }
 
@@ -60,7 +63,7 @@ impl CallLayer {
         let mut process = [0; 8];
         entropy.fill(&mut process)?;
         let ids = Ids { process: u64::from_ne_bytes(process), next: AtomicU64::new(0) };
-        Ok(Self { ids: Arc::new(ids), limits, running: Arc::default(), metrics })
+        Ok(Self { ids: Arc::new(ids), limits, partial: Partial::default(), metrics })
     }
 }
 
@@ -113,12 +116,12 @@ where
             otel.name = Empty,
             otel.kind = Empty,
         );
-        continue_trace(&span, request.uri().path(), request.headers());
         // What was checked to be visible ASCII is a header value.
         let header = HeaderValue::from_str(id.as_str()).ok();
         request.extensions_mut().insert(id);
 
         let counting = Counting::begin(&self.layer.metrics, request.uri().path());
+        continue_trace(&span, counting.method.name(), request.headers());
         let (uri, peer) = (request.uri().clone(), request.extensions().get().and_then(Peer::address));
         let timeout = grpc_timeout::of(request.headers())
             .map_or(self.layer.limits.timeout, |asked| asked.min(self.layer.limits.timeout));
@@ -126,7 +129,11 @@ where
         let (mut inner, layer) = (self.inner.clone(), self.layer.clone());
         let answer = async move {
             // A call whose message never comes is none, and takes no place.
-            let request = if needs_message { first_piece::wait_for(request).await } else { request };
+            let request = if needs_message { layer.partial.whole(request).await } else { Ok(request) };
+            let request = match request {
+                Ok(request) => request,
+                Err(refusal) => return Ok(refusal.into_http()),
+            };
             let _running = match layer.begin(is_health) {
                 Ok(running) => running,
                 Err(refusal) => return Ok(refusal.into_http()),
@@ -149,12 +156,19 @@ where
             note_status(&tracing::Span::current(), code);
             tracing::debug!(status, "answered");
             if matches!(code, Code::PermissionDenied | Code::Unauthenticated) {
-                audit::refused(uri.path(), peer, &response);
+                tell_refusal(uri.path(), peer, code, &response);
             }
             Ok(response)
         };
         Box::pin(call.instrument(span))
     }
+}
+
+fn tell_refusal(method: &str, peer: Option<IpAddr>, code: Code, response: &Response<Body>) {
+    let status = Status::from_header_map(response.headers());
+    let reason = status.as_ref().map(Status::message).unwrap_or_default();
+    let actor = response.extensions().get::<Actor>().map(|Actor(name)| name.as_str());
+    refused(&Refusal { method, peer, actor, code, reason });
 }
 
 /// The answer, within `timeout`.
@@ -171,7 +185,7 @@ async fn answered(
 }
 
 /// A call among those that run.
-struct Running(Arc<AtomicUsize>);
+struct Running(Gauge);
 
 impl CallLayer {
     /// Takes a place for a call. One for health needs none.
@@ -179,15 +193,19 @@ impl CallLayer {
         if is_health {
             return Ok(None);
         }
-        let before = self.running.fetch_add(1, Ordering::Relaxed);
-        let running = Running(Arc::clone(&self.running));
-        if before < self.limits.max_calls { Ok(Some(running)) } else { Err(overloaded()) }
+        let before = self.metrics.running().inc();
+        let running = Running(self.metrics.running().clone());
+        if usize::try_from(before).unwrap_or_default() < self.limits.max_calls {
+            Ok(Some(running))
+        } else {
+            Err(overloaded())
+        }
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.dec();
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -73,6 +74,7 @@ pub(super) struct Connection {
 struct Handshake {
     missing_bytes: usize,
     deadline: Pin<Box<Sleep>>,
+    failures: Counter,
 }
 
 #[derive(Debug)]
@@ -95,11 +97,12 @@ macro_rules! each {
 
 impl Connection {
     /// Registers the socket with the current runtime, and encrypts it by `tls` if there is one, unless it is a Unix socket. It
-    /// fails unless it begins with HTTP/2 within `handshake_timeout`, for which TLS has the same time before.
+    /// fails unless it begins with HTTP/2 within `handshake_timeout`, for which TLS has the same time before; `failures` counts that.
     pub(super) async fn adopt(
         (accepted, place): (Accepted, Place),
         tls: Option<Arc<ServerConfig>>,
         handshake_timeout: Duration,
+        failures: Counter,
     ) -> io::Result<Self> {
         let address = accepted.address();
         let mut peer = Peer::new(address, None);
@@ -108,14 +111,17 @@ impl Connection {
             (Accepted::Unix(stream), _) => Stream::Unix(UnixStream::from_std(stream)?),
             (Accepted::Tcp(stream, _), Some(tls)) => {
                 let handshake = TlsAcceptor::from(tls).accept(TcpStream::from_std(stream)?);
-                let stream = tokio::time::timeout(handshake_timeout, handshake).await??;
+                let stream = tokio::time::timeout(handshake_timeout, handshake).await;
+                let stream = stream.map_err(io::Error::from).flatten().inspect_err(|_| {
+                    failures.inc();
+                })?;
                 let certificates = stream.get_ref().1.peer_certificates();
                 peer = Peer::new(address, certificates.and_then(<[_]>::first));
                 Stream::Tls(Box::new(stream))
             }
         };
         let deadline = Box::pin(tokio::time::sleep(handshake_timeout));
-        let handshake = Some(Handshake { missing_bytes: PREFACE_BYTES, deadline });
+        let handshake = Some(Handshake { missing_bytes: PREFACE_BYTES, deadline, failures });
         Ok(Self { stream, peer, handshake, _place: place })
     }
 
@@ -133,6 +139,7 @@ impl Connection {
         if handshake.missing_bytes == 0 {
             self.handshake = None;
         } else if handshake.deadline.as_mut().poll(cx).is_ready() {
+            handshake.failures.inc();
             return Err(io::ErrorKind::TimedOut.into());
         }
         Ok(())

@@ -1,17 +1,32 @@
 //! Plain HTTP for those who look after the server: `/livez`, `/readyz`, `/startupz` and `/metrics`.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
-use tokio::net::TcpListener;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tower::ServiceExt as _;
 
+use super::acceptor::BACK_OFF;
+use super::places::{Permit, Places};
 use crate::telemetry::Exposition;
+
+/// Connections at one time, and from one address: enough for probes and many collectors, too few to hurt.
+const MAX_CONNECTIONS: usize = 256;
+const MAX_CONNECTIONS_PER_PEER: usize = 32;
+/// How long a connection may take, from its first byte to the end of its one answer.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the server is fit for. Each includes the ones before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,25 +55,59 @@ impl OpsListener {
         self.0.local_addr()
     }
 
-    /// Answers for ever.
-    pub async fn serve(self, fitness: watch::Receiver<Fitness>, metrics: Exposition) -> io::Result<()> {
-        let probe = |needed| {
-            get(async move |State((fitness, _)): State<(watch::Receiver<Fitness>, Exposition)>| {
-                let now = *fitness.borrow();
-                if now >= needed {
-                    (StatusCode::OK, "ok\n")
-                } else {
-                    (StatusCode::SERVICE_UNAVAILABLE, "not yet, or not any more\n")
-                }
-            })
-        };
-        let router = Router::new()
-            .route("/livez", probe(Fitness::Alive))
-            .route("/startupz", probe(Fitness::Started))
-            .route("/readyz", probe(Fitness::Ready))
-            .route("/metrics", get(expose))
-            .with_state((fitness, metrics));
-        axum::serve(self.0, router).await
+    /// Answers for ever: one request a connection.
+    pub async fn serve(self, fitness: watch::Receiver<Fitness>, metrics: Exposition) -> Infallible {
+        let router = router(fitness, metrics);
+        let places = Places::new(MAX_CONNECTIONS, MAX_CONNECTIONS_PER_PEER);
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                accepted = self.0.accept() => match accepted {
+                    Ok((stream, peer)) => {
+                        // One that has no place is closed.
+                        if let Ok(permit) = places.take(Some(peer.ip().to_canonical())) {
+                            connections.spawn(answer(stream, router.clone(), permit));
+                        }
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "a connection for metrics or probes could not be accepted");
+                        tokio::time::sleep(BACK_OFF).await;
+                    }
+                },
+                Some(_) = connections.join_next() => {}
+            }
+        }
+    }
+}
+
+fn router(fitness: watch::Receiver<Fitness>, metrics: Exposition) -> Router {
+    let probe = |needed| {
+        get(async move |State((fitness, _)): State<(watch::Receiver<Fitness>, Exposition)>| {
+            let now = *fitness.borrow();
+            if now >= needed {
+                (StatusCode::OK, "ok\n")
+            } else {
+                (StatusCode::SERVICE_UNAVAILABLE, "not yet, or not any more\n")
+            }
+        })
+    };
+    Router::new()
+        .route("/livez", probe(Fitness::Alive))
+        .route("/startupz", probe(Fitness::Started))
+        .route("/readyz", probe(Fitness::Ready))
+        .route("/metrics", get(expose))
+        .with_state((fitness, metrics))
+}
+
+async fn answer(stream: TcpStream, router: Router, _place: Permit) {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service_fn(move |request| router.clone().oneshot(request)));
+    match tokio::time::timeout(TIMEOUT, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "a connection for metrics or probes ended"),
+        Err(_) => tracing::debug!("a connection for metrics or probes took too long"),
     }
 }
 

@@ -9,7 +9,7 @@ use crate::grpc::pb::key_store_server::KeyStoreServer;
 use crate::grpc::pb::validator_server::ValidatorServer;
 
 /// The largest message that `Validator` takes: far more than a key and 64 scopes.
-const MAX_VALIDATE_BYTES: usize = 64 * 1024;
+pub(super) const MAX_VALIDATE_BYTES: usize = 64 * 1024;
 /// The largest message that `KeyStore` takes: more than the largest key that the domain allows.
 const MAX_ADMIN_BYTES: usize = 256 * 1024;
 
@@ -35,12 +35,16 @@ pub(crate) fn routes(services: &Services, role: Role) -> Result<Routes, tonic_re
     if role != Role::KeyStore {
         let validator =
             ValidatorServer::new(services.validator.clone()).max_decoding_message_size(MAX_VALIDATE_BYTES);
-        routes.add_service(Guard::validator(validator, services.auth.clone(), services.validator_access));
+        routes.add_service(Guard::validator(
+            validator,
+            services.validator_auth.clone(),
+            services.validator_access,
+        ));
     }
     if role != Role::Validator {
         let key_store =
             KeyStoreServer::new(services.key_store.clone()).max_decoding_message_size(MAX_ADMIN_BYTES);
-        routes.add_service(Guard::key_store(key_store, services.auth.clone()));
+        routes.add_service(Guard::key_store(key_store, services.key_store_auth.clone()));
     }
     let health = tonic_health::server::HealthService::from_health_reporter(services.health.clone());
     routes.add_service(tonic_health::pb::health_server::HealthServer::new(health));

@@ -1,0 +1,115 @@
+//! Calls whose message came, told from those that only began.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use http::Request;
+use hyper::body::{Body as HttpBody, Bytes, Frame};
+use prost::bytes::BytesMut;
+use tonic::Status;
+use tonic::body::Body;
+
+use super::routes::MAX_VALIDATE_BYTES;
+use crate::grpc::{message_too_large, overloaded};
+
+/// What stands before a message: whether it is compressed, and its length.
+const FRAME_HEADER_BYTES: usize = 5;
+/// Bytes of messages that came in part, of all calls together. Most messages come whole, and count for nothing.
+const MAX_PARTIAL_BYTES: usize = 64 * 1024 * 1024;
+
+/// How many bytes wait for the rest of their message.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Partial(Arc<AtomicUsize>);
+
+impl Partial {
+    /// The request when its one message is there to its end. What sends nothing, or a byte, is not there.
+    pub(super) async fn whole(&self, request: Request<Body>) -> Result<Request<Body>, Status> {
+        let (parts, mut rest) = request.into_parts();
+        let mut held = Held { total: &self.0, bytes: 0 };
+        // Copied: a byte would keep the whole buffer that it was read into.
+        let mut message = BytesMut::new();
+        let mut pieces = VecDeque::new();
+        loop {
+            let piece = poll_fn(|cx| Pin::new(&mut rest).poll_frame(cx)).await;
+            let data = match piece.map(|piece| piece.map(Frame::into_data)) {
+                Some(Ok(Ok(data))) => data,
+                Some(Ok(Err(trailers))) => {
+                    pieces.push_back(Ok(trailers));
+                    break;
+                }
+                Some(Err(error)) => {
+                    pieces.push_back(Err(error));
+                    break;
+                }
+                None => break,
+            };
+            if rest.is_end_stream() && message.is_empty() {
+                pieces.push_back(Ok(Frame::data(data)));
+                break;
+            }
+            held.add(data.len())?;
+            message.extend_from_slice(&data);
+            if rest.is_end_stream() {
+                break;
+            }
+        }
+        if !message.is_empty() {
+            pieces.push_front(Ok(Frame::data(message.freeze())));
+        }
+        Ok(Request::from_parts(parts, Body::new(Arrived { pieces, rest })))
+    }
+}
+
+/// The bytes of one message.
+struct Held<'p> {
+    total: &'p AtomicUsize,
+    bytes: usize,
+}
+
+impl Held<'_> {
+    fn add(&mut self, bytes: usize) -> Result<(), Status> {
+        self.bytes += bytes;
+        if self.total.fetch_add(bytes, Ordering::Relaxed) + bytes > MAX_PARTIAL_BYTES {
+            return Err(overloaded());
+        }
+        if self.bytes > MAX_VALIDATE_BYTES + FRAME_HEADER_BYTES {
+            return Err(message_too_large());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.total.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// A body whose first pieces are here.
+pub(crate) struct Arrived {
+    pub(crate) pieces: VecDeque<Result<Frame<Bytes>, Status>>,
+    pub(crate) rest: Body,
+}
+
+impl HttpBody for Arrived {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        match self.pieces.pop_front() {
+            Some(piece) => Poll::Ready(Some(piece)),
+            None => Pin::new(&mut self.rest).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.pieces.is_empty() && self.rest.is_end_stream()
+    }
+}

@@ -1,0 +1,262 @@
+//! The calls of one connection: they know its peer, are counted, and end with it.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{HeaderMap, Request, Response};
+use hyper::body::{Frame, Incoming, SizeHint};
+use tokio::sync::watch;
+use tonic::body::Body;
+use tonic::service::Routes;
+use tower::Service;
+
+use super::Peer;
+use super::call_layer::CallService;
+use crate::grpc::connection_ends;
+
+/// Calls that have no end of their own: they are told to go on elsewhere when their connection is to end.
+const ENDLESS: [&str; 4] = [
+    "/grpc.health.v1.Health/Watch",
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    "/keyvouch.v1.Validator/WatchChanges",
+];
+
+/// What the calls of a connection do, for those who decide on its end.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Activity {
+    running: watch::Sender<usize>,
+    progress: Arc<Progress>,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
+    /// Calls that wait for this server, and not for their client.
+    at_work: AtomicUsize,
+    /// Pieces of requests that came, and of answers that were taken.
+    moved: AtomicU64,
+}
+
+impl Activity {
+    /// Completes when no call has run for `timeout`.
+    pub(super) async fn rests(&self, timeout: Duration) {
+        let mut running = self.running.subscribe();
+        loop {
+            // The sender lives as long as `self`.
+            let _ = running.wait_for(|&running| running == 0).await;
+            running.mark_unchanged();
+            if tokio::time::timeout(timeout, running.changed()).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Completes when for about `timeout` nothing came and nothing was taken, and no call waited for this server: the client
+    /// gives no room for what it asked for (RFC 9113, section 5.2), does not go on with what it sends, or just stays.
+    pub(super) async fn stalls(&self, timeout: Duration) {
+        loop {
+            let before = self.progress.moved.load(Ordering::Relaxed);
+            tokio::time::sleep(timeout).await;
+            let is_at_work = self.progress.at_work.load(Ordering::Relaxed) > 0;
+            if !is_at_work && self.progress.moved.load(Ordering::Relaxed) == before {
+                return;
+            }
+        }
+    }
+
+    fn begin(&self) -> Running {
+        self.running.send_modify(|running| *running += 1);
+        self.progress.at_work.fetch_add(1, Ordering::Relaxed);
+        Running { activity: self.clone(), waits: Waits(Arc::default()) }
+    }
+}
+
+/// For what a call waits: bits. Without one, for this server.
+#[derive(Clone, Debug)]
+struct Waits(Arc<AtomicU8>);
+
+impl Waits {
+    /// For the next piece of its request.
+    const REQUEST: u8 = 1;
+    /// For room for the next piece of its answer.
+    const ROOM: u8 = 2;
+
+    fn set(&self, bit: u8, is_set: bool, progress: &Progress) {
+        let before = if is_set {
+            self.0.fetch_or(bit, Ordering::Relaxed)
+        } else {
+            self.0.fetch_and(!bit, Ordering::Relaxed)
+        };
+        let after = if is_set { before | bit } else { before & !bit };
+        match (before == 0, after == 0) {
+            (true, false) => progress.at_work.fetch_sub(1, Ordering::Relaxed),
+            (false, true) => progress.at_work.fetch_add(1, Ordering::Relaxed),
+            _ => 0,
+        };
+    }
+}
+
+/// A call that runs.
+struct Running {
+    activity: Activity,
+    waits: Waits,
+}
+
+impl Running {
+    fn set(&self, bit: u8, is_set: bool) {
+        self.waits.set(bit, is_set, &self.activity.progress);
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // One that is over works no more; what is left of its request may be dropped later, and changes nothing.
+        self.set(Waits::ROOM, true);
+        self.activity.running.send_modify(|running| *running -= 1);
+    }
+}
+
+/// Answers the calls of a connection.
+#[derive(Clone)]
+pub(super) struct Calls {
+    service: CallService<Routes>,
+    peer: Peer,
+    activity: Activity,
+    is_ending: watch::Receiver<bool>,
+}
+
+impl Calls {
+    /// By `service`, for `peer`. Endless ones end when the connection `is_ending`.
+    pub(super) fn new(
+        service: CallService<Routes>,
+        peer: Peer,
+        activity: Activity,
+        is_ending: watch::Receiver<bool>,
+    ) -> Self {
+        Self { service, peer, activity, is_ending }
+    }
+
+    /// Completes when the stream that `request` asks for is to end; `None` for one that ends by itself.
+    fn end_of(&self, request: &Request<Incoming>) -> Option<End> {
+        let mut is_ending = self.is_ending.clone();
+        ENDLESS.contains(&request.uri().path()).then(|| -> End {
+            Box::pin(async move {
+                // A connection that is gone ends as well.
+                let _ = is_ending.wait_for(|is_ending| *is_ending).await;
+            })
+        })
+    }
+}
+
+type End = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl hyper::service::Service<Request<Incoming>> for Calls {
+    type Response = Response<Counted<Body>>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let end = self.end_of(&request);
+        let running = self.activity.begin();
+        let (waits, progress) = (running.waits.clone(), Arc::clone(&self.activity.progress));
+        let mut request = request.map(|body| Body::new(Asked { body, waits, progress }));
+        request.extensions_mut().insert(self.peer.clone());
+        let answer = self.service.clone().call(request);
+        Box::pin(async move {
+            let answer = answer.await?;
+            running.set(Waits::ROOM, true);
+            Ok(answer.map(|body| Counted { body, end, running }))
+        })
+    }
+}
+
+/// The body of a request, which tells when its call waits for it.
+struct Asked {
+    body: Incoming,
+    waits: Waits,
+    progress: Arc<Progress>,
+}
+
+impl hyper::body::Body for Asked {
+    type Data = <Incoming as hyper::body::Body>::Data;
+    type Error = <Incoming as hyper::body::Body>::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let next = Pin::new(&mut self.body).poll_frame(cx);
+        self.waits.set(Waits::REQUEST, next.is_pending(), &self.progress);
+        if next.is_ready() {
+            self.progress.moved.fetch_add(1, Ordering::Relaxed);
+        }
+        next
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The next piece of a body; `None` at its end.
+type Next<B> = Option<Result<Frame<<B as hyper::body::Body>::Data>, <B as hyper::body::Body>::Error>>;
+
+/// The body of an answer. Its call runs until it is sent.
+pub(super) struct Counted<B> {
+    body: B,
+    /// When it ends though there could be more.
+    end: Option<End>,
+    running: Running,
+}
+
+impl<B: hyper::body::Body + Unpin> Counted<B> {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Next<B>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            return Poll::Ready(frame);
+        }
+        let Some(end) = &mut self.end else { return Poll::Pending };
+        if end.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        self.end = None;
+        let mut trailers = HeaderMap::new();
+        // Texts of ours are header values.
+        let _ = connection_ends().add_header(&mut trailers);
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+    }
+}
+
+impl<B: hyper::body::Body + Unpin> hyper::body::Body for Counted<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        self.running.set(Waits::ROOM, false);
+        let next = self.poll_next(cx);
+        if next.is_ready() {
+            self.running.set(Waits::ROOM, true);
+            self.running.activity.progress.moved.fetch_add(1, Ordering::Relaxed);
+        }
+        next
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
