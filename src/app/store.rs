@@ -1,13 +1,16 @@
 //! From `[store]` to a repository.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use tokio::runtime::Handle;
 
 use crate::config::{StoreConfig, StorePlace};
-use crate::domain::{Entropy, SystemEntropy};
-use crate::repository::{KeyRepository, MemoryRepository, OnRuntime, RedisRepository, SqlRepository};
+use crate::domain::{BootClock, Entropy, Stopwatch as _, SystemEntropy};
+use crate::repository::{
+    self, ErrorKind, KeyRepository, MemoryRepository, OnRuntime, RedisRepository, SqlRepository,
+};
 use crate::telemetry::error_chain;
 
 /// A repository, and what has to be closed behind it.
@@ -56,7 +59,10 @@ impl Store {
             }
             StorePlace::Redis => {
                 let options = config.redis_options(Arc::clone(entropy));
-                let redis = RedisRepository::open(config.url.expose(), options).await;
+                let redis = patiently(config.connect_timeout.0, async || {
+                    RedisRepository::open(config.url.expose(), options.clone()).await
+                });
+                let redis = redis.await;
                 let redis = redis.context("can't use the Redis server (store.url)")?;
                 let repository = Arc::new(OnRuntime::with_lookup_timeout(
                     redis.clone(),
@@ -103,12 +109,39 @@ async fn connect(config: &StoreConfig, entropy: Arc<dyn Entropy>) -> Result<SqlR
         let opened = SqlRepository::open_sqlite(&path, options).await;
         opened.with_context(|| format!("can't open the SQLite file {} (store.url)", path.display()))?
     } else {
-        let opened = SqlRepository::open(config.url.expose(), options).await;
+        let open = async || SqlRepository::open(config.url.expose(), options.clone()).await;
+        let opened = patiently(config.connect_timeout.0, open).await;
         opened.context("can't connect to the database (store.url)")?
     };
     match config.replica_url.expose() {
         "" => Ok(sql),
         url => sql.with_replica(url).await.context("can't connect to the replica (store.replica_url)"),
+    }
+}
+
+/// How long to wait before a store that could not be reached is tried anew.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Opens a store, again and again while it can't be reached, for `patience`: in a deployment, servers and stores start in any
+/// order.
+async fn patiently<T>(
+    patience: Duration,
+    mut open: impl AsyncFnMut() -> repository::Result<T>,
+) -> repository::Result<T> {
+    let begun = BootClock.moment();
+    let mut is_first = true;
+    loop {
+        let error = match open().await {
+            Err(error) if error.kind() == ErrorKind::Unavailable => error,
+            outcome => return outcome,
+        };
+        if BootClock.moment().since(begun) + PAUSE >= patience {
+            return Err(error);
+        }
+        if std::mem::take(&mut is_first) {
+            tracing::warn!(error = %error_chain(&error), ?patience, "the store can't be reached yet; trying again");
+        }
+        tokio::time::sleep(PAUSE).await;
     }
 }
 
