@@ -32,6 +32,7 @@ pub use human_duration::HumanDuration;
 pub use keys::{ForeignConfig, KeysConfig};
 pub use layers::{ENV_PREFIX, Sources};
 pub use prune::PruneConfig;
+pub use schema::json_schema;
 pub use secret_text::SecretText;
 pub use server::{ListenAddr, ServerConfig};
 pub use store::{StoreConfig, StorePlace};

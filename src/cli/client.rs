@@ -92,7 +92,7 @@ impl ClientArgs {
     fn target(&self) -> Result<Target> {
         let given = self.given.clone();
         Ok(match &self.profile {
-            Some(name) => given.or(profile::read(name, self.profiles.as_deref())?),
+            Some(name) => given.or(name, profile::read(name, self.profiles.as_deref())?)?,
             None => given,
         })
     }

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::SettingsArgs;
 use super::output::{Output, json_of};
+use crate::config::json_schema;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
@@ -15,6 +16,8 @@ pub(super) enum ConfigCommand {
     Check(SettingsArgs),
     /// Print all settings as they apply, without secrets.
     Show(SettingsArgs),
+    /// Print the JSON Schema of the settings.
+    Schema,
 }
 
 pub(super) fn run(command: ConfigCommand, output: &Output) -> Result<ExitCode> {
@@ -27,6 +30,10 @@ pub(super) fn run(command: ConfigCommand, output: &Output) -> Result<ExitCode> {
         ConfigCommand::Show(settings) => {
             let config = settings.load()?;
             output.value(toml::to_string(&config)?.trim_end(), &json_of(&config)?)
+        }
+        ConfigCommand::Schema => {
+            let schema = json_schema();
+            output.value(&serde_json::to_string_pretty(&schema)?, &schema)
         }
     }
 }

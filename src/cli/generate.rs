@@ -24,7 +24,11 @@ pub(super) struct ManArgs {
 pub(super) fn completions(arguments: &CompletionsArgs, mut command: Command) -> Result<ExitCode> {
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut command, "keyvouch", &mut script);
-    std::io::stdout().write_all(&script).context("can't write the script")?;
+    match std::io::stdout().write_all(&script) {
+        // Whoever read it has had enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+        written => written.context("can't write the script")?,
+    }
     Ok(ExitCode::SUCCESS)
 }
 

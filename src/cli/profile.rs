@@ -33,16 +33,29 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// What is given here, and for the rest what `otherwise` gives.
-    pub(super) fn or(self, otherwise: Self) -> Self {
-        Self {
+    /// What is given here, and for the rest what the profile `name` gives.
+    ///
+    /// # Errors
+    /// The profile has a credential, which is for its own address and no other.
+    pub(super) fn or(self, name: &str, otherwise: Self) -> Result<Self> {
+        let has_credential = otherwise.token_file.is_some() || otherwise.cert_file.is_some();
+        if let (Some(given), Some(own)) = (&self.addr, &otherwise.addr)
+            && given != own
+            && has_credential
+        {
+            bail!(
+                "the profile {name} and its credential are for {own}, but --addr or KEYVOUCH_ADDR says {given}: leave out one \
+                 of them"
+            );
+        }
+        Ok(Self {
             addr: self.addr.or(otherwise.addr),
             token_file: self.token_file.or(otherwise.token_file),
             ca_file: self.ca_file.or(otherwise.ca_file),
             cert_file: self.cert_file.or(otherwise.cert_file),
             cert_key_file: self.cert_key_file.or(otherwise.cert_key_file),
             server_name: self.server_name.or(otherwise.server_name),
-        }
+        })
     }
 }
 
@@ -90,10 +103,18 @@ mod tests {
             "[prod]\naddr = 'https://kv:443'\ntoken_file = 'token'\n[dev]\naddr = 'unix:/s'\n",
         )
         .unwrap();
-        let given = Target { addr: Some("other:1".into()), ..Target::default() };
-        let target = given.or(read("prod", Some(&file)).unwrap());
-        assert_eq!(target.addr.unwrap(), "other:1");
+        let profile = |name: &str| read(name, Some(&file)).unwrap();
+        let given = Target { token_file: Some("mine".into()), ..Target::default() };
+        let target = given.or("prod", profile("prod")).unwrap();
+        assert_eq!(target.addr.unwrap(), "https://kv:443");
+        assert_eq!(target.token_file.unwrap(), Path::new("mine"));
+        let target = Target::default().or("prod", profile("prod")).unwrap();
         assert_eq!(target.token_file.unwrap(), folder.path().join("token"));
+        // Its token goes nowhere else.
+        let elsewhere = Target { addr: Some("other:1".into()), ..Target::default() };
+        let refused = elsewhere.clone().or("prod", profile("prod")).unwrap_err().to_string();
+        assert!(refused.contains("https://kv:443") && refused.contains("other:1"), "{refused}");
+        assert_eq!(elsewhere.or("dev", profile("dev")).unwrap().addr.unwrap(), "other:1");
         assert!(read("test", Some(&file)).unwrap_err().to_string().contains("dev, prod"));
         std::fs::write(&file, "[prod]\naddress = 'x'\n").unwrap();
         assert!(format!("{:#}", read("prod", Some(&file)).unwrap_err()).contains("address"));

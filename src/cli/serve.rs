@@ -25,7 +25,7 @@ pub(super) fn run(settings: SettingsArgs) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("can't start")?;
     let traces = {
         let _entered = runtime.enter();
-        config.telemetry.trace_options().map(|options| Traces::start(&options)).transpose()?
+        config.telemetry.trace_options().map(|options| Traces::start(&options)).transpose()?.flatten()
     };
     init_logs(config.telemetry.log_format, &config.telemetry.log_filter, traces.as_ref())?;
     raise_descriptor_limit(config.server.max_connections);
@@ -113,42 +113,66 @@ impl Signals {
 fn announce(app: &App) -> Result<()> {
     let program = std::env::args().next().unwrap_or_else(|| "keyvouch".into());
     let addresses: Vec<_> = app.addresses().map(ToString::to_string).collect();
+    let admin_addresses: Vec<_> = app.admin_addresses().map(ToString::to_string).collect();
+    let admin_at = if admin_addresses == addresses {
+        String::new()
+    } else {
+        format!(", at {}", admin_addresses.join(", "))
+    };
     let mut text = format!(
-        "Keyvouch {} listens on {}\n  store: {}\n  admin: {}\n",
+        "Keyvouch {} listens on {}\n  store: {}\n  admin: {}{admin_at}\n",
         env!("CARGO_PKG_VERSION"),
         addresses.join(", "),
         app.repository(),
         describe(app.door())?,
     );
-    let first = app.addresses().find(|address| address.is_local()).or(app.addresses().next());
-    let addr = match first {
-        Some(ListenAddr::Tcp(address)) if address.ip().is_unspecified() => {
-            format!(" --addr 127.0.0.1:{}", address.port())
-        }
-        Some(address) if address.to_string() != DEFAULT_ADDRESS => format!(" --addr {address}"),
-        Some(_) | None => String::new(),
-    };
-    let addr = match app.door() {
+    if let Some(ops) = app.ops_address() {
+        text.push_str(&format!("  metrics and probes: http://{ops}\n"));
+    }
+    let (validator, key_store) = (flag(app, app.addresses()), flag(app, app.admin_addresses()));
+    let credential = match app.door() {
         AdminDoor::FirstStart { file, .. }
             if file.parent().is_some_and(|folder| !folder.as_os_str().is_empty()) =>
         {
-            format!("{addr} --token-file {}", file.display())
+            format!(" --token-file {}", file.display())
         }
-        AdminDoor::Configured(_) => format!("{addr} --token-file FILE"),
-        AdminDoor::FirstStart { .. } | AdminDoor::Open => addr,
+        AdminDoor::Configured(tokens) if tokens.is_empty() => {
+            " --cert-file FILE --cert-key-file FILE".to_owned()
+        }
+        AdminDoor::Configured(_) => " --token-file FILE".to_owned(),
+        AdminDoor::FirstStart { .. } | AdminDoor::Open => String::new(),
     };
+    let key_store = format!("{key_store}{credential}");
     text.push_str(&format!(
         "\nNext, in another terminal of this folder:\n  \
-         {program} key create{addr} --name first --owner me --scope read\n  \
-         {program} validate{addr} --scope read      # then paste the secret and press Ctrl-D\n  \
-         {program} key list{addr}"
+         {program} key create{key_store} --name first --owner me --scope read\n  \
+         {program} validate{validator} --scope read      # then paste the secret and press Ctrl-D\n  \
+         {program} key list{key_store}"
     ));
     print(&text)
+}
+
+/// What to give a command for the first of `addresses`, best one on this machine.
+fn flag<'a>(app: &App, mut addresses: impl Iterator<Item = &'a ListenAddr> + Clone) -> String {
+    let first = addresses.clone().find(|address| address.is_local()).or(addresses.next());
+    let tls = if app.has_tls() { "https://" } else { "" };
+    let roots = if app.has_tls() { " --ca-file ROOTS --server-name NAME" } else { "" };
+    match first {
+        Some(ListenAddr::Tcp(address)) if address.ip().is_unspecified() => {
+            format!(" --addr {tls}127.0.0.1:{}{roots}", address.port())
+        }
+        Some(address @ ListenAddr::Tcp(_)) if app.has_tls() || address.to_string() != DEFAULT_ADDRESS => {
+            format!(" --addr {tls}{address}{roots}")
+        }
+        Some(address @ ListenAddr::Unix(_)) => format!(" --addr {address}"),
+        Some(ListenAddr::Tcp(_)) | None => String::new(),
+    }
 }
 
 fn describe(door: &AdminDoor) -> Result<String> {
     Ok(match door {
         AdminDoor::Open => "open to everyone on this machine (admin.insecure)".into(),
+        AdminDoor::Configured(tokens) if tokens.is_empty() => "by client certificates".into(),
         AdminDoor::Configured(tokens) => format!("{} configured token(s)", tokens.len()),
         AdminDoor::FirstStart { file, is_new: true, .. } if stdout().is_terminal() => {
             let token = super::arguments::secret(Some(file))?;

@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
+use zeroize::Zeroizing;
 
 use super::output::{Output, pairs};
 use super::{ClientArgs, arguments};
-use crate::grpc::pb::{ScopeMatch, ValidateRequest, ValidateResponse};
+use crate::domain::{KeyPrefix, SecretKey, SystemEntropy};
+use crate::grpc::pb::{Reason, ScopeMatch, ValidateRequest, ValidateResponse};
 
 /// The exit status of a denial; 1 and 2 are failures.
 const DENIED: u8 = 3;
@@ -19,6 +21,12 @@ pub(super) struct ValidateArgs {
     /// itself: arguments can be seen by every process of the machine.
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
+    /// Try the server with a key that nobody has, made just now: exit status 0 if it says that there is none.
+    #[arg(long, conflicts_with_all = ["key_file", "scopes"])]
+    probe: bool,
+    /// What that key begins with: a prefix that the server makes keys with.
+    #[arg(long, default_value = "kv_", requires = "probe")]
+    prefix: String,
     /// A scope that is needed; may be given several times.
     #[arg(long = "scope", value_name = "SCOPE")]
     scopes: Vec<String>,
@@ -26,7 +34,7 @@ pub(super) struct ValidateArgs {
     #[arg(long)]
     any: bool,
     /// How old the answer may be, for example 500ms. 0s: the store is asked. Less than the server's `cache.min_staleness` needs
-    /// an admin token.
+    /// a credential: a token, a key with a `keyvouch.*` scope, or a certificate.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     max_staleness: Option<std::time::Duration>,
     #[command(flatten)]
@@ -34,7 +42,11 @@ pub(super) struct ValidateArgs {
 }
 
 pub(super) async fn run(arguments: ValidateArgs, output: &Output) -> Result<ExitCode> {
-    let secret = arguments::secret(arguments.key_file.as_deref())?;
+    let secret = if arguments.probe {
+        unknown_key(&arguments.prefix)?
+    } else {
+        arguments::secret(arguments.key_file.as_deref())?
+    };
     let scope_match = if arguments.any { ScopeMatch::Any } else { ScopeMatch::All };
     let request = ValidateRequest {
         secret: secret.as_str().to_owned(),
@@ -50,7 +62,26 @@ pub(super) async fn run(arguments: ValidateArgs, output: &Output) -> Result<Exit
         .await?
         .into_inner();
     output.message(&response, describe)?;
+    if arguments.probe {
+        return judge_probe(&response);
+    }
     Ok(if response.valid { ExitCode::SUCCESS } else { ExitCode::from(DENIED) })
+}
+
+fn unknown_key(prefix: &str) -> Result<Zeroizing<String>> {
+    let prefix = KeyPrefix::parse("--prefix", prefix)?;
+    let secret = SecretKey::generate(&prefix, &SystemEntropy)?;
+    Ok(Zeroizing::new(secret.expose().to_owned()))
+}
+
+fn judge_probe(response: &ValidateResponse) -> Result<ExitCode> {
+    match response.reason() {
+        Reason::NotFound => Ok(ExitCode::SUCCESS),
+        Reason::Malformed => {
+            bail!("the server makes no keys with this prefix: give one of its keys.prefix, --prefix PREFIX")
+        }
+        other => bail!("a key that nobody has was answered with {}", other.as_str_name()),
+    }
 }
 
 fn describe(response: &ValidateResponse) -> String {

@@ -17,11 +17,18 @@ pub(super) enum Kind {
     List,
 }
 
+/// The [JSON Schema](https://json-schema.org) of the settings, for editors and for tools that make them. In draft 7, without
+/// references: what everything that reads schemas understands.
+#[must_use]
+pub fn json_schema() -> Value {
+    let generator =
+        SchemaSettings::draft07().with(|settings| settings.inline_subschemas = true).into_generator();
+    Value::from(generator.into_root_schema_for::<Config>())
+}
+
 /// Every setting as `section.field`, or `section.subsection.field`.
 pub(super) fn settings() -> BTreeMap<String, Kind> {
-    let generator =
-        SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true).into_generator();
-    let schema = Value::from(generator.into_root_schema_for::<Config>());
+    let schema = json_schema();
     let mut settings = BTreeMap::new();
     for (section, schema) in properties(&schema) {
         collect(section, schema, &mut settings);
