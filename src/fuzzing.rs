@@ -2,10 +2,12 @@
 //!
 //! The tests of this module run the same on random bytes and on all inputs in `fuzz/corpus`.
 
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::time::Duration;
 
-use http::Request;
-use hyper::body::{Bytes, Frame};
+use http::{HeaderValue, Request};
+use hyper::body::{Body as _, Bytes, Frame};
 use tokio::runtime::Runtime;
 use tonic::body::Body;
 use tonic::service::Routes;
@@ -16,10 +18,18 @@ use crate::config::Config;
 use crate::domain::{KeyFilter, Timestamp};
 use crate::grpc::pb;
 use crate::repository::{EventPageRequest, MemoryRepository, PageRequest};
-use crate::server::Primed;
+use crate::server::Arrived;
 
 /// Far more than any answer may take to begin.
 const NEVER: Duration = Duration::from_secs(10);
+/// How long a piece of an answer may take to come, where there may be none.
+const PATIENCE: Duration = Duration::from_millis(20);
+/// Pieces that are read of an answer.
+const MAX_PIECES: usize = 100;
+/// What lets a call in that is not about credentials.
+const TOKEN: &str = "an-admin-token-for-the-fuzzers";
+/// A call whose first byte has this bit has its message as its credential.
+const IS_CREDENTIAL: u8 = 0x80;
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -72,7 +82,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// One whose store is in memory and whose door is open.
+    /// One whose store is in memory.
     #[must_use]
     #[expect(clippy::missing_panics_doc, reason = "without a server there is nothing to fuzz")]
     pub fn new() -> Self {
@@ -80,7 +90,9 @@ impl Server {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let mut config = Config::default();
             config.server.listen = vec!["127.0.0.1:0".into()];
-            config.admin.insecure = true;
+            // The caches need a server that runs.
+            config.cache.local.enabled = false;
+            config.admin.tokens = vec![format!("fuzz:{TOKEN}").into()];
             let store = Store::new(std::sync::Arc::new(MemoryRepository::new()));
             let app = runtime.block_on(App::with_store(&config, Surroundings::default(), store))?;
             anyhow::Ok(Self { routes: app.routes()?, methods: pb::paths(pb::FILE_DESCRIPTOR_SET), runtime })
@@ -88,24 +100,48 @@ impl Server {
         build().unwrap_or_else(|error: anyhow::Error| panic!("{error:#}"))
     }
 
-    /// A call: the first byte chooses the method, the others are its message.
-    #[expect(clippy::missing_panics_doc, reason = "to panic is how a fuzzer is told")]
+    /// A call: the first byte chooses the method, the others are its message or its credential.
     pub fn call(&self, bytes: &[u8]) {
-        let Some((&method, message)) = bytes.split_first() else { return };
-        let path = &self.methods[usize::from(method) % self.methods.len()];
+        self.answer(bytes);
+    }
+
+    /// The bytes of its answer.
+    fn answer(&self, bytes: &[u8]) -> Vec<u8> {
+        let Some((&method, message)) = bytes.split_first() else { return Vec::new() };
+        let path = &self.methods[usize::from(method & !IS_CREDENTIAL) % self.methods.len()];
+        let is_credential = method & IS_CREDENTIAL != 0;
+        let (credential, message) =
+            if is_credential { (message, &[][..]) } else { (TOKEN.as_bytes(), message) };
+        let scheme: &[u8] = if is_credential { b"" } else { b"Bearer " };
+        // What is no header never gets here: HTTP/2 refuses it.
+        let Ok(credential) = HeaderValue::from_bytes(&[scheme, credential].concat()) else {
+            return Vec::new();
+        };
         let length = u32::try_from(message.len()).unwrap_or(u32::MAX).to_be_bytes();
         let piece = Bytes::from([&[0][..], &length, message].concat());
-        let body = Primed { first: Some(Ok(Frame::data(piece))), rest: Body::empty() };
+        let body = Arrived { pieces: [Ok(Frame::data(piece))].into(), rest: Body::empty() };
         let request = Request::post(format!("http://fuzz{path}"))
             .header("content-type", "application/grpc")
+            .header("authorization", credential)
             .body(Body::new(body))
             .unwrap_or_else(|error| panic!("{error}"));
-        let answer = async { tokio::time::timeout(NEVER, self.routes.clone().call(request)).await };
-        match self.runtime.block_on(answer) {
-            Ok(Ok(_)) => {}
-            Ok(Err(never)) => match never {},
-            Err(elapsed) => panic!("{path}: {elapsed}"),
-        }
+        let answer = async {
+            let answer = match self.routes.clone().call(request).await {
+                Ok(answer) => answer,
+                Err(never) => match never {},
+            };
+
+            let (mut body, mut bytes) = (answer.into_body(), Vec::new());
+            for _ in 0..MAX_PIECES {
+                let piece = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx));
+                // A watch has no end: it waits for what nobody does here.
+                let Ok(Some(Ok(piece))) = tokio::time::timeout(PATIENCE, piece).await else { break };
+                bytes.extend(piece.into_data().unwrap_or_default());
+            }
+            bytes
+        };
+        let answer = self.runtime.block_on(async { tokio::time::timeout(NEVER, answer).await });
+        answer.unwrap_or_else(|elapsed| panic!("{path}: {elapsed}"))
     }
 }
 
@@ -248,19 +284,40 @@ mod tests {
         }
     }
 
+    thread_local! {
+        static SERVER: Server = Server::new();
+    }
+
+    fn call(bytes: &[u8]) {
+        SERVER.with(|server| server.call(bytes));
+    }
+
+    #[test]
+    fn calls_get_through_to_their_end() {
+        let server = Server::new();
+        let import = server.methods.iter().position(|path| path.ends_with("/ImportKeys")).unwrap();
+        let row = pb::ImportKeysRequest {
+            key: Some(pb::Key { name: "n".into(), owner_id: "o".into(), ..pb::Key::default() }),
+            hash: vec![7; 32],
+        };
+        let answer = server.answer(&[&[u8::try_from(import).unwrap()][..], &row.encode_to_vec()].concat());
+        let answer = pb::ImportKeysResponse::decode(&answer[5..]).unwrap();
+        assert!(matches!(answer.result, Some(pb::import_keys_response::Result::Key(_))), "{answer:?}");
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
         fn random_bytes(bytes in vec(any::<u8>(), 0..512)) {
-            for target in [key, page_token, config, redis_record, import_line] {
+            for target in [key, page_token, config, redis_record, import_line, call] {
                 target(&bytes);
             }
         }
 
         #[test]
         fn random_text(text in "[ -~\\n]{0,200}") {
-            for target in [key, page_token, config, redis_record, import_line] {
+            for target in [key, page_token, config, redis_record, import_line, call] {
                 target(text.as_bytes());
             }
         }
