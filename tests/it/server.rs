@@ -8,5 +8,6 @@ mod floods;
 mod limits;
 mod observability;
 mod ops;
+mod slow_clients;
 mod streams;
-mod tls;
+pub(crate) mod tls;

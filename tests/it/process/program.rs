@@ -73,6 +73,13 @@ impl Home {
 
     /// Starts `keyvouch serve` on a free port and waits until it is ready.
     pub(crate) fn serve(&self, settings: &[&str]) -> Server {
+        let mut server = self.begin_to_serve(settings);
+        server.address = server.wait_until_ready(self);
+        server
+    }
+
+    /// Starts it and does not wait: it has no address yet.
+    pub(crate) fn begin_to_serve(&self, settings: &[&str]) -> Server {
         let mut arguments = vec!["serve", "--set", "server.listen=127.0.0.1:0"];
         for setting in settings {
             arguments.extend(["--set", setting]);
@@ -80,9 +87,7 @@ impl Home {
         let log = File::options().create(true).append(true).open(self.path().join("stderr")).unwrap();
         let out = File::create(self.path().join("stdout")).unwrap();
         let child = self.command(&arguments).stdin(Stdio::null()).stdout(out).stderr(log).spawn().unwrap();
-        let mut server = Server { child, address: String::new() };
-        server.address = server.wait_until_ready(self);
-        server
+        Server { child, address: String::new() }
     }
 
     /// Runs a command to its end.
@@ -171,6 +176,14 @@ pub(crate) fn tool(name: &str) -> PathBuf {
     let tool = std::env::var_os("KEYVOUCH_TEST_TOOLS").map_or(installed, PathBuf::from).join(name);
     assert!(tool.exists(), "{} is missing: run scripts/test, which installs it", tool.display());
     tool
+}
+
+/// A program that `scripts/test` downloads, or one of another folder named by `KEYVOUCH_TEST_DOWNLOADS`.
+pub(crate) fn downloaded(name: &str) -> PathBuf {
+    let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin");
+    let program = std::env::var_os("KEYVOUCH_TEST_DOWNLOADS").map_or(installed, PathBuf::from).join(name);
+    assert!(program.exists(), "{} is missing: run scripts/test, which installs it", program.display());
+    program
 }
 
 /// The library that stands before the system's clock.

@@ -103,6 +103,8 @@ async fn a_newer_schema_is_served_unless_it_took_something_away() {
     drop(server);
     let status = home.run(&["migrate", "status"]);
     assert!(status.status == 0 && status.stdout.contains("not known to this release"), "{}", status.stdout);
+    let up = home.run(&["migrate", "up"]);
+    assert_eq!(up.status, 0, "the init container of a rollback: {}", up.stderr);
     let down = home.run(&["migrate", "down", "--yes"]);
     assert!(down.status == 1 && down.stderr.contains("m20991231_000001_add_a_column"), "{}", down.stderr);
 
@@ -173,6 +175,12 @@ fn who_was_refused_is_told_in_the_log() {
         let done = home.run(&[command, &["--addr", &server.address, "--token-file", "key"]].concat());
         assert_eq!(done.status, 1, "{}", done.stdout);
     }
+    let row = serde_json::json!({
+        "hash": "07".repeat(32), "name": "n", "owner_id": "o", "scopes": ["keyvouch.admin"],
+    });
+    std::fs::write(home.path().join("rows.jsonl"), format!("{row}\n")).unwrap();
+    let import = ["import", "--from", "rows.jsonl", "--addr", &server.address, "--token-file", "key"];
+    assert_eq!(home.run(&import).status, 3, "rejected");
     let log = home.read("stderr");
     let refusals: Vec<serde_json::Value> = log
         .lines()
@@ -184,7 +192,40 @@ fn who_was_refused_is_told_in_the_log() {
         .iter()
         .map(|line| (line["actor"].as_str().unwrap(), line["method"].as_str().unwrap()))
         .collect();
-    let expected = ["/keyvouch.v1.KeyStore/CreateKey", "/keyvouch.v1.KeyStore/ListKeys"];
+    let expected = ["CreateKey", "ListKeys", "ImportKeys"].map(|it| format!("/keyvouch.v1.KeyStore/{it}"));
+    let expected = expected.each_ref().map(String::as_str);
     assert_eq!(told, expected.map(|method| (actor.as_str(), method)), "{log}");
     assert!(!log.contains(secret));
+}
+
+#[test]
+fn a_signal_ends_a_start_that_waits_for_its_database() {
+    let home = Home::new();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("store.url=postgres://u:p@{}/d", silent.local_addr().unwrap());
+    let settings =
+        [url.as_str(), "store.connect_timeout=10min", "admin.tokens=t:a-token-of-enough-characters"];
+    let mut server = home.begin_to_serve(&settings);
+    let _connection = silent.accept().unwrap();
+    server.signal("-TERM");
+    assert_eq!(server.ended(), Some(0), "{}", home.read("stderr"));
+    assert!(home.read("stderr").contains("stopped by a signal before the start was over"));
+}
+
+/// What it prints can be typed.
+#[test]
+fn what_to_type_next_fits_the_settings() {
+    let home = Home::new();
+    let admin = format!("unix:{}", home.path().join("admin.sock").display());
+    let listen = format!("server.admin_listen={admin}");
+    let server = home.serve(&[&listen, "telemetry.listen=127.0.0.1:0"]);
+    let stdout = home.read("stdout");
+    assert!(stdout.contains(&format!(", at {admin}")), "{stdout}");
+    assert!(stdout.contains(&format!("key create --addr {admin} --name")), "{stdout}");
+    assert!(stdout.contains(&format!("validate --addr {} --scope", server.address)), "{stdout}");
+    let ops =
+        stdout.lines().find_map(|line| line.trim().strip_prefix("metrics and probes: http://")).unwrap();
+    std::net::TcpStream::connect(ops).unwrap();
+    let created = home.run(&["key", "create", "--addr", &admin, "--name", "first", "--owner", "me"]);
+    assert_eq!(created.status, 0, "{}", created.stderr);
 }

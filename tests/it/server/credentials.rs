@@ -6,9 +6,11 @@ use keyvouch::app::{App, Store, Surroundings};
 use keyvouch::config::{Config, SecretText};
 use keyvouch::conformance::api::{Api, new_key, refusal};
 use keyvouch::grpc::pb;
-use keyvouch::repository::MemoryRepository;
+use keyvouch::repository::{ErrorKind, MemoryRepository};
 use tonic::Code;
 
+use super::faulty::{Faulty, Mode};
+use super::ops::count;
 use crate::support::{TOKEN, TestServer, config, until};
 
 fn refused(reason: &str) -> (Code, String) {
@@ -206,6 +208,7 @@ async fn tokens_are_read_again_when_their_file_changes() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = config();
     config.admin.tokens_file = folder.path().join("tokens");
+    config.telemetry.listen = "127.0.0.1:0".into();
     config.server.tls.reload_interval = keyvouch::config::HumanDuration(std::time::Duration::from_millis(20));
     let (old, new) = ("the-old-token-of-this-test", "the-new-token-of-this-test");
     std::fs::write(&config.admin.tokens_file, format!("old:{old}\n")).unwrap();
@@ -219,7 +222,8 @@ async fn tokens_are_read_again_when_their_file_changes() {
     assert!(!works(old).await && works(TOKEN).await);
     // What can't be used changes nothing.
     std::fs::write(&config.admin.tokens_file, "nonsense\n").unwrap();
-    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    let refused = r#"keyvouch_reloads_total{files="admin_tokens",outcome="refused"}"#;
+    until("the look at it", async || count(server.ops.unwrap(), refused).await > 0.0).await;
     assert!(works(new).await);
 }
 
@@ -240,4 +244,103 @@ async fn key_store_can_have_an_address_of_its_own() {
     assert_eq!(refusal(public.key_store().create_key(new_key()).await), unknown);
     let request = pb::ValidateRequest { secret, ..pb::ValidateRequest::default() };
     assert_eq!(refusal(admin.validator().validate(request).await), unknown);
+}
+
+#[tokio::test]
+async fn a_key_that_is_a_credential_is_no_validation() {
+    let mut config = config();
+    config.telemetry.listen = "127.0.0.1:0".into();
+    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    let reader = pb::CreateKeyRequest { scopes: vec!["keyvouch.read".into()], ..new_key() };
+    let (key, secret) = server.api().await.create(reader).await;
+    let reader = Api::new(server.channel().await, &secret);
+    assert_eq!(reader.get(&key.id).await.id, key.id);
+    let allowed = r#"keyvouch_validations_total{reason="allowed"}"#;
+    let ops = server.ops.unwrap();
+    assert!(count(ops, allowed).await.abs() < f64::EPSILON);
+    assert_eq!(reader.reason(&secret).await, pb::Reason::Valid);
+    assert!((count(ops, allowed).await - 1.0).abs() < f64::EPSILON);
+}
+
+/// Who could not be found out is not who is not known: a client would throw its key away.
+#[tokio::test]
+async fn an_outage_makes_no_key_an_unknown_credential() {
+    let store = Faulty::new();
+    let mut config = config();
+    let short = keyvouch::config::HumanDuration(std::time::Duration::from_millis(20));
+    (config.cache.min_staleness, config.cache.max_staleness) = (short, short);
+    config.feed.poll_interval = keyvouch::config::HumanDuration(std::time::Duration::from_millis(10));
+    let server = TestServer::start_with(store.clone(), &config).await;
+    let reader = pb::CreateKeyRequest { scopes: vec!["keyvouch.read".into()], ..new_key() };
+    let (key, secret) = server.api().await.create(reader).await;
+    let reader = Api::new(server.channel().await, &secret);
+    for kind in [ErrorKind::Unavailable, ErrorKind::Timeout] {
+        store.set(Mode::Fail(kind));
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        let (code, _) = refusal(reader.key_store().get_key(pb::GetKeyRequest { id: key.id.clone() }).await);
+        assert!(matches!(code, Code::Unavailable | Code::DeadlineExceeded), "{code:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_open_door_for_administrators_here_is_none_for_callers_from_elsewhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config();
+    (config.admin.tokens, config.admin.insecure) = (Vec::new(), true);
+    let watches = async |listen: &str| {
+        let socket = folder.path().join(listen);
+        let mut config = config.clone();
+        config.server.listen = vec![listen.to_owned()];
+        config.server.admin_listen = vec![format!("unix:{}", socket.display())];
+        let server = TestServer::start_with(MemoryRepository::new(), &config).await;
+        let mut admin = {
+            let uri = format!("unix:{}", socket.display());
+            let channel = tonic::transport::Endpoint::from_shared(uri).unwrap().connect().await.unwrap();
+            pb::key_store_client::KeyStoreClient::new(channel)
+        };
+        let secret = admin.create_key(new_key()).await.unwrap().into_inner().secret;
+        let port = server.address.port();
+        let channel = tonic::transport::Endpoint::from_shared(format!("http://127.0.0.1:{port}")).unwrap();
+        let mut anybody = pb::validator_client::ValidatorClient::new(channel.connect().await.unwrap());
+        let fresh = pb::ValidateRequest {
+            secret,
+            max_staleness: Some(prost_types::Duration::default()),
+            ..pb::ValidateRequest::default()
+        };
+        let fresh = anybody.validate(fresh).await.map(|_| ()).map_err(|status| status.code());
+        let watch = anybody.watch_changes(pb::WatchChangesRequest::default()).await;
+        (fresh, watch.map(|_| ()).map_err(|status| status.code()))
+    };
+    assert_eq!(watches("127.0.0.1:0").await, (Ok(()), Ok(())), "all of it is on this machine");
+    let refused = (Err(Code::Unauthenticated), Err(Code::Unauthenticated));
+    assert_eq!(watches("0.0.0.0:0").await, refused);
+}
+
+#[tokio::test]
+async fn a_writer_brings_no_administrator_s_key_back() {
+    let server = TestServer::start(MemoryRepository::new()).await;
+    let admin = server.api().await;
+    let expiring = pb::CreateKeyRequest {
+        scopes: vec!["keyvouch.admin".into()],
+        expiry: Some(pb::create_key_request::Expiry::Ttl(prost_types::Duration {
+            seconds: 0,
+            nanos: 50_000_000,
+        })),
+        ..new_key()
+    };
+    let (key, secret) = admin.create(expiring).await;
+    until("its end", async || admin.reason(&secret).await == pb::Reason::Expired).await;
+    let writer = pb::CreateKeyRequest { scopes: vec!["keyvouch.write".into()], ..new_key() };
+    let (_, writer) = admin.create(writer).await;
+    let writer = Api::new(server.channel().await, &writer);
+    let end = key.expire_time.unwrap();
+    let longer = prost_types::Timestamp { seconds: end.seconds + 3_600, ..end };
+    let prolong = pb::UpdateKeyRequest {
+        key: Some(pb::Key { expire_time: Some(longer), ..key }),
+        update_mask: Some(prost_types::FieldMask { paths: vec!["expire_time".into()] }),
+        ..pb::UpdateKeyRequest::default()
+    };
+    let refused = refusal(writer.key_store().update_key(prolong.clone()).await);
+    assert_eq!(refused, (Code::PermissionDenied, "SCOPE_NOT_GRANTABLE".to_owned()));
+    admin.key_store().update_key(prolong).await.unwrap();
 }

@@ -114,3 +114,13 @@ async fn a_revocation_stands_even_if_its_usage_can_not_be_read() {
     assert_eq!(api.revoke(&key.id, "leaked").await.state(), pb::KeyState::Revoked);
     assert_eq!(api.reason(&secret).await, pb::Reason::Revoked);
 }
+
+#[tokio::test]
+async fn a_background_task_that_panics_ends_the_server_with_its_reason() {
+    let store = Faulty::new();
+    store.panic_in_background();
+    let server = TestServer::start_with(store, &uncached()).await;
+    let end = tokio::time::timeout(std::time::Duration::from_mins(1), server.ended()).await.unwrap();
+    let reason = format!("{:#}", end.unwrap_err());
+    assert!(reason.contains("a task that prunes failed"), "{reason}");
+}

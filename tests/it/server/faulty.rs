@@ -29,6 +29,7 @@ pub(crate) struct Faulty {
     mode: watch::Sender<Mode>,
     usage_mode: watch::Sender<Mode>,
     panics: Arc<AtomicBool>,
+    panics_in_background: Arc<AtomicBool>,
     lookups: Arc<AtomicUsize>,
     flushes: Arc<AtomicUsize>,
     threads: Arc<Mutex<Vec<String>>>,
@@ -41,6 +42,7 @@ impl Faulty {
             mode: watch::Sender::new(Mode::Work),
             usage_mode: watch::Sender::new(Mode::Work),
             panics: Arc::default(),
+            panics_in_background: Arc::default(),
             lookups: Arc::default(),
             flushes: Arc::default(),
             threads: Arc::default(),
@@ -60,6 +62,11 @@ impl Faulty {
     /// Makes the next look-up by hash panic.
     pub(crate) fn panic_once(&self) {
         self.panics.store(true, Ordering::SeqCst);
+    }
+
+    /// Makes the next pruning of events panic.
+    pub(crate) fn panic_in_background(&self) {
+        self.panics_in_background.store(true, Ordering::SeqCst);
     }
 
     /// How often a key was looked up by its hash.
@@ -158,6 +165,11 @@ impl KeyRepository for Faulty {
     async fn recent_changes(&self, limit: usize) -> Result<RecentChanges> {
         obey(&self.mode).await?;
         self.inner.recent_changes(limit).await
+    }
+
+    async fn prune_events(&self, before: Timestamp) -> Result<u64> {
+        assert!(!self.panics_in_background.load(Ordering::SeqCst), "told to");
+        self.inner.prune_events(before).await
     }
 
     async fn ping(&self) -> Result<()> {

@@ -100,18 +100,30 @@ async fn send_once(server: &TestServer, flood: Flood) -> std::io::Result<()> {
     }
 }
 
-/// Sends it again and again, for a while.
-async fn send(server: &TestServer, flood: Flood) {
+/// Sends it again and again, for a while; returns how often the server ended the connection.
+async fn send(server: &TestServer, flood: Flood) -> u32 {
+    let mut ended = 0;
     let again = async {
         loop {
             // However the server ended it.
             let _ = send_once(server, flood).await;
+            ended += 1;
         }
     };
-    let _ = tokio::time::timeout(LENGTH, again).await;
+    let _: Result<(), _> = tokio::time::timeout(LENGTH, again).await;
+    ended
 }
 
-async fn others_are_served(flood: Flood) {
+/// What becomes of the connection of a flood.
+#[derive(PartialEq)]
+enum Fate {
+    /// The server ends it.
+    Ended,
+    /// It costs its own connection's time, and may go on.
+    Borne,
+}
+
+async fn others_are_served(flood: Flood, fate: Fate) {
     let server = TestServer::start_with(MemoryRepository::new(), &config()).await;
     let api = server.api().await;
     let (_, secret) = api.create(new_key()).await;
@@ -124,9 +136,12 @@ async fn others_are_served(flood: Flood) {
             calls += 1;
         }
     };
-    tokio::select! {
-        _ = flooding => {}
-        () = calling => {}
+    let ended: u32 = tokio::select! {
+        ended = flooding => ended.into_iter().sum(),
+        () = calling => unreachable!("calls go on for ever"),
+    };
+    if fate == Fate::Ended {
+        assert!(ended > 0, "the server put an end to none of these connections");
     }
     assert!(calls >= 10, "{calls} calls were answered meanwhile");
     // New connections are served as well.
@@ -135,25 +150,25 @@ async fn others_are_served(flood: Flood) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_resets() {
-    others_are_served(rapid_reset).await;
+    others_are_served(rapid_reset, Fate::Ended).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_continuations() {
-    others_are_served(continuation).await;
+    others_are_served(continuation, Fate::Ended).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_pings() {
-    others_are_served(ping).await;
+    others_are_served(ping, Fate::Borne).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_settings() {
-    others_are_served(settings).await;
+    others_are_served(settings, Fate::Borne).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_empty_data() {
-    others_are_served(empty_data).await;
+    others_are_served(empty_data, Fate::Borne).await;
 }

@@ -3,18 +3,16 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use h2::SendStream;
-use h2::client::SendRequest;
 use keyvouch::config::HumanDuration;
 use keyvouch::conformance::api::{Api, new_key, refusal};
 use keyvouch::grpc::pb;
 use keyvouch::repository::MemoryRepository;
-use prost::bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tonic::Code;
 
 use super::faulty::{Faulty, Mode};
+use super::slow_clients::{raw_call, raw_client};
 use crate::support::{TOKEN, TestServer, uncached};
 
 #[tokio::test]
@@ -207,21 +205,6 @@ async fn a_call_ends_by_its_deadline() {
     assert_eq!(status_by_raw_http(&server, &secret, "20m").await, "4", "the caller's");
 }
 
-/// A client that does what it is told and no more.
-async fn raw_client(server: &TestServer) -> SendRequest<Bytes> {
-    let stream = TcpStream::connect(server.address).await.unwrap();
-    let (client, connection) = h2::client::handshake(stream).await.unwrap();
-    tokio::spawn(connection);
-    client.ready().await.unwrap()
-}
-
-/// The head of a call.
-fn raw_call(server: &TestServer, path: &str) -> http::request::Builder {
-    http::Request::post(format!("http://{}{path}", server.address))
-        .header("content-type", "application/grpc")
-        .header("te", "trailers")
-}
-
 /// The number of the status of a `Validate` that has `timeout`. tonic's own client would give up by itself.
 async fn status_by_raw_http(server: &TestServer, secret: &str, timeout: &str) -> String {
     let request = raw_call(server, "/keyvouch.v1.Validator/Validate").header("grpc-timeout", timeout);
@@ -298,37 +281,6 @@ async fn a_call_in_flight_survives_its_connection_s_age() {
     assert!(!call.is_finished());
     store.set(Mode::Work);
     assert_eq!(call.await.unwrap(), pb::Reason::Valid);
-}
-
-/// Begins `count` calls of `path` on one connection that have no message yet.
-async fn begin_calls(server: &TestServer, path: &str, count: u32) -> Vec<SendStream<Bytes>> {
-    let mut client = raw_client(server).await;
-    let mut bodies = Vec::new();
-    for _ in 0..count {
-        client = client.ready().await.unwrap();
-        let request = raw_call(server, path).body(()).unwrap();
-        bodies.push(client.send_request(request, false).unwrap().1);
-    }
-    bodies
-}
-
-#[tokio::test]
-async fn calls_that_send_nothing_take_no_place() {
-    let mut config = uncached();
-    config.server.max_calls = 2;
-    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
-    let api = server.api().await;
-    let (_, secret) = api.create(new_key()).await;
-    let mut silent = Vec::new();
-    for path in
-        ["/keyvouch.v1.Validator/Validate", "/keyvouch.v1.KeyStore/CreateKey", "/grpc.health.v1.Health/Check"]
-    {
-        silent.push(begin_calls(&server, path, 10).await);
-    }
-    for _ in 0..20 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-        assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
-    }
 }
 
 #[tokio::test]

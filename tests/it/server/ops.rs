@@ -17,7 +17,7 @@ use super::faulty::{Faulty, Mode};
 use crate::support::{TestServer, config, uncached, until};
 
 /// The status and the body of an answer.
-async fn get(address: SocketAddr, path: &str) -> (u16, String) {
+pub(super) async fn get(address: SocketAddr, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -27,7 +27,14 @@ async fn get(address: SocketAddr, path: &str) -> (u16, String) {
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
-/// The value of a series, as it is written.
+/// The value of a series, as it is written; 0 if there is none.
+pub(super) async fn count(ops: SocketAddr, series: &str) -> f64 {
+    let (_, metrics) = get(ops, "/metrics").await;
+    let line = metrics.lines().find_map(|line| line.strip_prefix(series));
+    line.map_or(0.0, |value| value.trim().parse().unwrap())
+}
+
+/// The value of a series that is there.
 fn value(metrics: &str, series: &str) -> f64 {
     let line = metrics.lines().find_map(|line| line.strip_prefix(series));
     line.unwrap_or_else(|| panic!("no {series} in\n{metrics}")).trim().parse().unwrap()
@@ -145,4 +152,86 @@ async fn a_server_whose_store_never_answered_is_alive_and_no_more() {
     until("the start", async || get(ops, "/startupz").await.0 == 200).await;
     until("readiness", async || get(ops, "/readyz").await.0 == 200).await;
     assert_eq!(get(ops, "/elsewhere").await.0, 404);
+}
+
+#[tokio::test]
+async fn a_crowd_at_the_port_of_metrics_is_bounded_and_has_to_leave() {
+    let mut config = uncached();
+    config.telemetry.listen = "127.0.0.1:0".into();
+    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    let ops = server.ops.unwrap();
+    let mut crowd = Vec::new();
+    for number in 0..40 {
+        let mut stream = TcpStream::connect(ops).await.unwrap();
+        // Silent ones, and such that never come to an end of their headers.
+        if number % 2 == 0 {
+            stream.write_all(b"GET /metrics HTTP/1.1\r\nx-").await.unwrap();
+        }
+        crowd.push(tokio::spawn(async move {
+            // However the server ends it.
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        }));
+    }
+    until("connections without a place", async || crowd.iter().filter(|it| it.is_finished()).count() >= 8)
+        .await;
+    let staying = crowd.iter().filter(|it| !it.is_finished()).count();
+    assert!(staying > 0, "those with a place were closed as well");
+    for connection in crowd {
+        tokio::time::timeout(Duration::from_mins(1), connection).await.unwrap().unwrap();
+    }
+    assert_eq!(get(ops, "/livez").await.0, 200);
+}
+
+#[tokio::test]
+async fn calls_that_run_and_calls_that_were_given_up_are_told() {
+    let store = Faulty::new();
+    let mut config = uncached();
+    config.telemetry.listen = "127.0.0.1:0".into();
+    let server = TestServer::start_with(store.clone(), &config).await;
+    let ops = server.ops.unwrap();
+    let api = server.api().await;
+    let (_, secret) = api.create(new_key()).await;
+    store.set(Mode::Hang);
+    let call = tokio::spawn(async move { api.reason(&secret).await });
+    until("the call", async || count(ops, "keyvouch_grpc_calls_running").await > 0.0).await;
+    call.abort();
+    let cancelled = r#"keyvouch_grpc_calls_total{method="keyvouch.v1.Validator/Validate",code="CANCELLED"}"#;
+    until("its end", async || count(ops, cancelled).await > 0.0).await;
+    assert!(count(ops, "keyvouch_grpc_calls_running").await.abs() < f64::EPSILON);
+    store.set(Mode::Work);
+}
+
+#[tokio::test]
+async fn connections_that_are_refused_are_counted_by_the_reason() {
+    let mut config = uncached();
+    config.telemetry.listen = "127.0.0.1:0".into();
+    config.server.max_connections_per_peer = 1;
+    config.server.handshake_timeout = HumanDuration(Duration::from_millis(100));
+    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    let ops = server.ops.unwrap();
+    let refused = |reason: &str| format!(r#"keyvouch_connections_refused_total{{reason="{reason}"}}"#);
+    let first = TcpStream::connect(server.address).await.unwrap();
+    let mut second = TcpStream::connect(server.address).await.unwrap();
+    assert_eq!(second.read(&mut [0; 64]).await.unwrap(), 0, "closed by the server");
+    assert!(count(ops, &refused("max_connections_per_peer")).await >= 1.0);
+    until("the first one's end", async || count(ops, &refused("handshake")).await > 0.0).await;
+    drop(first);
+}
+
+#[tokio::test]
+async fn a_store_that_hangs_is_soon_said_to_be_away() {
+    let store = Faulty::new();
+    let mut config = uncached();
+    config.telemetry.listen = "127.0.0.1:0".into();
+    config.store.timeout = HumanDuration(Duration::from_mins(1));
+    config.server.call_timeout = HumanDuration(Duration::from_mins(1));
+    let server = TestServer::start_with(store.clone(), &config).await;
+    let ops = server.ops.unwrap();
+    until("readiness", async || get(ops, "/readyz").await.0 == 200).await;
+    store.set(Mode::Hang);
+    until("the outage", async || get(ops, "/readyz").await.0 == 503).await;
+    assert!(count(ops, "keyvouch_store_up").await.abs() < f64::EPSILON);
+    assert_eq!(get(ops, "/livez").await.0, 200);
+    store.set(Mode::Work);
+    until("recovery", async || get(ops, "/readyz").await.0 == 200).await;
 }

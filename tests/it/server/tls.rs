@@ -16,28 +16,29 @@ use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use tonic::Code;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
+use super::ops::count;
 use crate::process::program::Home;
 use crate::support::{TOKEN, TestServer, config, until};
 
 /// A certificate authority.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 /// A certificate and its key, as PEM.
-struct Pair(String, String);
+pub(crate) struct Pair(pub(crate) String, pub(crate) String);
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
-    fn pem(&self) -> String {
+    pub(crate) fn pem(&self) -> String {
         self.0.pem()
     }
 
     /// A certificate for a DNS name or a URI, valid until the beginning of `year`.
-    fn issue(&self, name: &str, year: i32) -> Pair {
+    pub(crate) fn issue(&self, name: &str, year: i32) -> Pair {
         let mut params = CertificateParams::default();
         let name = name.try_into().unwrap();
         let is_uri = str::contains(rcgen::string::Ia5String::as_str(&name), "://");
@@ -187,7 +188,8 @@ async fn half_a_pair_and_what_is_none_stop_the_start() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn certificates_are_replaced_under_load() {
     let (folder, old, new) = (tempfile::tempdir().unwrap(), Authority::new(), Authority::new());
-    let config = with_tls(folder.path(), &old.issue("localhost", 4096), None);
+    let mut config = with_tls(folder.path(), &old.issue("localhost", 4096), None);
+    config.telemetry.listen = "127.0.0.1:0".into();
     let server = Arc::new(TestServer::start_with(MemoryRepository::new(), &config).await);
     let is_over = Arc::new(AtomicBool::new(false));
     let calls: Arc<[AtomicU64; 4]> = Arc::default();
@@ -221,7 +223,11 @@ async fn certificates_are_replaced_under_load() {
     all_made_calls().await;
     // A pair that is none is reported, and the one before stays.
     std::fs::write(folder.path().join("server.key"), both[0].issue("localhost", 4096).1).unwrap();
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    let ops = server.ops.unwrap();
+    let refused = r#"keyvouch_reloads_total{files="certificates",outcome="refused"}"#;
+    until("the look at it", async || count(ops, refused).await > 0.0).await;
+    let expiry = count(ops, "keyvouch_tls_certificate_expiry_timestamp_seconds").await;
+    assert!((expiry - 67_090_118_400.0).abs() < f64::EPSILON, "the beginning of 4096: {expiry}");
     assert!(is_served(connect(&server, &[&both[1]], None).await).await);
     all_made_calls().await;
     is_over.store(true, Ordering::Relaxed);
@@ -258,7 +264,16 @@ async fn the_command_line_shows_its_certificate() {
         assert_eq!(done.status, 0, "{command:?}: {}", done.stderr);
         let done = run(command, &[]).await;
         assert_eq!(done.status, 1, "{command:?} without a certificate: {}", done.stdout);
+        assert!(done.stderr.contains("--cert-file"), "{}", done.stderr);
     }
+    let Pair(stranger, stranger_key) = Authority::new().issue("ops.example.org", 4096);
+    let (stranger, stranger_key) = (file("stranger.pem", &stranger), file("stranger.key", &stranger_key));
+    let done = run(&["key", "list"], &["--cert-file", &stranger, "--cert-key-file", &stranger_key]).await;
+    assert!(done.stderr.contains("client certificate"), "{}", done.stderr);
+    let unknown = ["healthcheck", "--addr", &address, "--server-name", "localhost"].map(str::to_owned);
+    let unverified = move || Home::new().run(&unknown.each_ref().map(String::as_str));
+    let done = tokio::task::spawn_blocking(unverified).await.unwrap();
+    assert!(done.stderr.contains("give the file of its root, --ca-file"), "{}", done.stderr);
     let half = run(&["healthcheck"], &own[..2]).await;
     assert!(half.stderr.contains("belong together"), "{}", half.stderr);
 }
