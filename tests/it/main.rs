@@ -5,6 +5,7 @@
 mod api;
 mod cache;
 mod cached;
+mod chart;
 #[path = "../../examples/custom_backend.rs"]
 #[expect(dead_code, unreachable_pub, reason = "its `main` is run as a program")]
 mod custom_backend;

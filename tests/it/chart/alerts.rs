@@ -1,0 +1,85 @@
+//! The alerts and the dashboard.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use serde_json::Value;
+
+use super::helm::{chart, items};
+use crate::process::program::downloaded;
+
+fn promtool(arguments: &[&str]) {
+    let done = Command::new(downloaded("promtool")).args(arguments).output().unwrap();
+    let told = [&done.stdout[..], &done.stderr].map(String::from_utf8_lossy).concat();
+    assert!(done.status.success() && told.contains("SUCCESS"), "{told}");
+}
+
+fn rules() -> String {
+    std::fs::read_to_string(chart().join("rules/keyvouch.yaml")).unwrap()
+}
+
+fn dashboard() -> String {
+    std::fs::read_to_string(chart().join("dashboards/keyvouch.json")).unwrap()
+}
+
+/// The names of our metrics in `text`: those that a server has to export.
+fn metrics_in(text: &str) -> BTreeSet<String> {
+    let words =
+        text.split(|letter: char| !(letter.is_ascii_alphanumeric() || letter == '_' || letter == ':'));
+    let is_metric = |word: &&str| word.starts_with("keyvouch_") || word.starts_with("process_");
+    words.filter(is_metric).map(str::to_owned).collect()
+}
+
+/// The metrics that alerts and panels ask for and that `exposition`, of a running server, does not have.
+pub(super) fn missing_metrics(exposition: &str) -> Vec<String> {
+    let exported: BTreeSet<_> = exposition
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| line.split(['{', ' ']).next().unwrap())
+        .collect();
+    let expressions =
+        rules().lines().filter(|line| !line.contains("description:")).collect::<Vec<_>>().join("\n");
+    let asked = metrics_in(&expressions).into_iter().chain(metrics_in(&dashboard()));
+    asked.filter(|metric| !exported.contains(metric.as_str())).collect()
+}
+
+#[test]
+fn alerts_are_sound_and_come_when_they_should() {
+    let folder = tempfile::tempdir().unwrap();
+    let rules_file = folder.path().join("rules.yaml");
+    std::fs::write(&rules_file, rules()).unwrap();
+    promtool(&["check", "rules", rules_file.to_str().unwrap()]);
+    let tests = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/chart/alerts.yaml");
+    let copied = folder.path().join("alerts.yaml");
+    std::fs::copy(tests, &copied).unwrap();
+    promtool(&["test", "rules", copied.to_str().unwrap()]);
+    let alerts = rules();
+    let tested = std::fs::read_to_string(tests).unwrap();
+    let documented =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md")).unwrap();
+    for alert in alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
+        // In a flow mapping where it has to stay away, and in a block where it has to come.
+        assert!(tested.contains(&format!("{{alertname: {alert},")), "{alert} is not shown to stay away");
+        assert!(tested.contains(&format!("- alertname: {alert}\n")), "{alert} is not shown to come");
+        assert!(documented.contains(alert), "docs/operations.md does not tell of {alert}");
+    }
+}
+
+#[test]
+fn every_panel_of_the_dashboard_asks_for_something() {
+    let dashboard: Value = serde_json::from_str(&dashboard()).unwrap();
+    let mut numbers = BTreeSet::new();
+    for panel in items(&dashboard["panels"]) {
+        assert!(numbers.insert(panel["id"].as_u64().unwrap()));
+        if panel["type"] == "row" {
+            continue;
+        }
+        for target in items(&panel["targets"]) {
+            let expression = target["expr"].as_str().unwrap();
+            assert!(!metrics_in(expression).is_empty(), "{expression}");
+            assert!(expression.contains("$namespace") && expression.contains("$job"), "{expression}");
+        }
+        assert!(!items(&panel["targets"]).is_empty(), "{}", panel["title"]);
+    }
+    assert!(numbers.len() > 20);
+}

@@ -1,0 +1,76 @@
+//! The image, as far as that can be had without an engine: its files, its user, its commands.
+
+use std::path::Path;
+use std::process::Stdio;
+
+use super::container::{Container, Image};
+use crate::process::program::wait_for;
+
+#[test]
+fn it_serves_migrates_and_is_healthy_with_nothing_but_its_files() {
+    let mut container = Container::new();
+    container.make_writable("/var/lib/keyvouch");
+    let migrated = container.command(&["migrate", "up"].map(str::to_owned), &[]).output().unwrap();
+    assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
+
+    // A port of its own; the address is the image's.
+    let address = format!("127.{}.0.1:50051", 2 + std::process::id() % 200);
+    let listen = [("KEYVOUCH__SERVER__LISTEN".to_owned(), address.clone())];
+    let mut server = container.command(&container.image.command.clone(), &listen);
+    let mut server = server.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let at = [("KEYVOUCH_ADDR".to_owned(), address)];
+    let healthcheck = || container.program(&container.image.healthcheck, &at).output().unwrap();
+    wait_for("health", || healthcheck().status.success().then_some(()));
+    let create = ["key", "create", "--name", "n", "--owner", "o"].map(str::to_owned);
+    let created = container.command(&create, &at).output().unwrap();
+    assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
+
+    assert!(std::process::Command::new("kill").arg(server.id().to_string()).status().unwrap().success());
+    assert!(server.wait().unwrap().success());
+    assert!(!healthcheck().status.success(), "it says so when it is gone");
+}
+
+#[test]
+fn it_is_nobody_and_can_write_nowhere_else() {
+    let image = Image::read();
+    assert!(image.user >= 10_000, "a number of nobody on the node");
+    let container = Container::new();
+    for folder in ["/", "/var/lib/keyvouch", "/tmp", "/etc"] {
+        let man = ["man".to_owned(), format!("{folder}/pages")];
+        let written = container.command(&man, &[]).output().unwrap();
+        let told = String::from_utf8_lossy(&written.stderr).into_owned();
+        assert!(!written.status.success() && told.contains("Read-only file system"), "{folder}: {told}");
+    }
+}
+
+#[test]
+fn there_is_no_shell_in_it() {
+    let container = Container::new();
+    for shell in ["/bin/sh", "/bin/bash", "/busybox/sh"] {
+        assert!(!container.program(&[shell.to_owned()], &[]).output().unwrap().status.success());
+    }
+}
+
+/// Nothing gets into the build that is not named, and all that it reads is.
+#[test]
+fn the_build_has_what_it_reads() {
+    let read =
+        |file: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+    let (ignored, dockerfile, script) = (read(".dockerignore"), read("Dockerfile"), read("build.rs"));
+    assert!(ignored.lines().any(|line| line == "*"));
+    let (build, _) = dockerfile.split_once("\nFROM gcr.io/").unwrap();
+    let copied = build.lines().filter_map(|line| line.strip_prefix("COPY ")).flat_map(str::split_whitespace);
+    let copied: Vec<_> = copied.collect();
+    let roots = script.lines().filter_map(|line| line.split_once("_ROOT: &str = \"")?.1.strip_suffix("\";"));
+    let roots: Vec<_> = roots.collect();
+    assert_eq!(roots.len(), 2, "{roots:?}");
+    for path in ["Cargo.toml", "Cargo.lock", "build.rs", "src", "migration"].into_iter().chain(roots) {
+        assert!(ignored.lines().any(|line| line.strip_prefix('!') == Some(path)), "{path} is left out");
+        assert!(copied.contains(&path), "{path} is not copied");
+    }
+    // Cargo wants every target of the manifest to be there, if only as an empty file.
+    for target in read("Cargo.toml").split("[[bench]]\nname = \"").skip(1) {
+        let name = target.split('"').next().unwrap();
+        assert!(build.contains(&format!("benches/{name}.rs")), "{name}");
+    }
+}
