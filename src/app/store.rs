@@ -59,11 +59,9 @@ impl Store {
             }
             StorePlace::Redis => {
                 let options = config.redis_options(Arc::clone(entropy));
-                let redis = patiently(config.connect_timeout.0, async || {
-                    RedisRepository::open(config.url.expose(), options.clone()).await
-                });
-                let redis = redis.await;
-                let redis = redis.context("can't use the Redis server (store.url)")?;
+                let open = async || RedisRepository::open(config.url.expose(), options.clone()).await;
+                let opened = patiently(config.connect_timeout.0, open).await;
+                let redis = opened.context("can't use the Redis server (store.url)")?;
                 let repository = Arc::new(OnRuntime::with_lookup_timeout(
                     redis.clone(),
                     Handle::current(),
@@ -115,7 +113,11 @@ async fn connect(config: &StoreConfig, entropy: Arc<dyn Entropy>) -> Result<SqlR
     };
     match config.replica_url.expose() {
         "" => Ok(sql),
-        url => sql.with_replica(url).await.context("can't connect to the replica (store.replica_url)"),
+        url => {
+            let open = async || sql.clone().with_replica(url).await;
+            let opened = patiently(config.connect_timeout.0, open).await;
+            opened.context("can't connect to the replica (store.replica_url)")
+        }
     }
 }
 

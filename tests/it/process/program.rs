@@ -129,7 +129,7 @@ impl Home {
 }
 
 impl Server {
-    fn wait_until_ready(&mut self, home: &Home) -> String {
+    pub(crate) fn wait_until_ready(&mut self, home: &Home) -> String {
         let address = wait_for("the address", || {
             assert!(self.child.try_wait().unwrap().is_none(), "it ended: {}", home.read("stderr"));
             let stdout = home.read("stdout");

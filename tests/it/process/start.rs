@@ -3,7 +3,8 @@
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 
-use super::program::Home;
+use super::program::{Home, wait_for};
+use crate::redis_servers::Redis;
 
 fn refusal(home: &Home, arguments: &[&str]) -> String {
     let done = home.run(&[&["serve"], arguments].concat());
@@ -141,7 +142,7 @@ fn a_second_signal_ends_it_at_once() {
     // A connection counts once the server has taken it; a call on another one shows that it has.
     assert_eq!(home.run(&["healthcheck", "--addr", &server.address]).status, 0);
     server.signal("-TERM");
-    super::program::wait_for("the drain", || home.read("stderr").contains("a second signal").then_some(()));
+    wait_for("the drain", || home.read("stderr").contains("a second signal").then_some(()));
     server.signal("-INT");
     assert_eq!(server.ended(), Some(1));
 }
@@ -228,4 +229,25 @@ fn what_to_type_next_fits_the_settings() {
     std::net::TcpStream::connect(ops).unwrap();
     let created = home.run(&["key", "create", "--addr", &admin, "--name", "first", "--owner", "me"]);
     assert_eq!(created.status, 0, "{}", created.stderr);
+}
+
+#[test]
+fn a_start_waits_for_its_store_and_says_so() {
+    let home = Home::new();
+    let mut redis = Redis::Alone.start(&[]);
+    redis.servers[0].kill();
+    let url = format!("store.url={}", redis.url);
+    let settings =
+        [url.as_str(), "store.connect_timeout=10min", "admin.tokens=t:a-token-of-enough-characters"];
+    let mut server = home.begin_to_serve(&settings);
+    wait_for("the first attempt", || {
+        home.read("stderr").contains("the store can't be reached yet").then_some(())
+    });
+    redis.servers[0].restart(&[]);
+    server.wait_until_ready(&home);
+    drop(server);
+    // Who does not want to wait is told what is wrong.
+    redis.servers[0].kill();
+    let stderr = refusal(&home, &["--set", &url, "--set", "store.connect_timeout=1s", "--set", settings[2]]);
+    assert!(stderr.contains("can't use the Redis server (store.url)"), "{stderr}");
 }
