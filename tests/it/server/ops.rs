@@ -27,17 +27,20 @@ pub(super) async fn get(address: SocketAddr, path: &str) -> (u16, String) {
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
-/// The value of a series, as it is written; 0 if there is none.
-pub(super) async fn count(ops: SocketAddr, series: &str) -> f64 {
-    let (_, metrics) = get(ops, "/metrics").await;
-    let line = metrics.lines().find_map(|line| line.strip_prefix(series));
-    line.map_or(0.0, |value| value.trim().parse().unwrap())
+/// The value of a series, as it is written, if it is there.
+fn series(metrics: &str, name: &str) -> Option<f64> {
+    let value = metrics.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(value.trim().parse().unwrap())
+}
+
+/// The value of a series now; 0 if there is none.
+pub(super) async fn count(ops: SocketAddr, name: &str) -> f64 {
+    series(&get(ops, "/metrics").await.1, name).unwrap_or_default()
 }
 
 /// The value of a series that is there.
-fn value(metrics: &str, series: &str) -> f64 {
-    let line = metrics.lines().find_map(|line| line.strip_prefix(series));
-    line.unwrap_or_else(|| panic!("no {series} in\n{metrics}")).trim().parse().unwrap()
+fn value(metrics: &str, name: &str) -> f64 {
+    series(metrics, name).unwrap_or_else(|| panic!("no {name} in\n{metrics}"))
 }
 
 #[tokio::test]
