@@ -45,6 +45,14 @@ annotations:
 {{- end }}
 {{- end }}
 
+{{/* What every pod may do, and what it gets of the cluster: nothing. */}}
+{{- define "keyvouch.confinement" -}}
+automountServiceAccountToken: false
+enableServiceLinks: false
+securityContext:
+  {{- toYaml .Values.podSecurityContext | nindent 2 }}
+{{- end }}
+
 {{/* Where the pods of hooks run: as those of the server. */}}
 {{- define "keyvouch.placement" -}}
 {{- with .Values.priorityClassName }}
