@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use keyvouch::repository::{SqlOptions, SqlRepository};
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
-use sea_orm::{ConnectionTrait as _, Database};
+use sea_orm::{ConnectOptions, ConnectionTrait as _, Database};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
@@ -68,14 +68,10 @@ impl Kind {
 
     /// A repository in a new database, its tables made.
     pub(crate) async fn repository(self) -> SqlRepository {
-        let mut options = SqlOptions::default();
+        let mut options = patient();
         // All tests together have to fit into the server's connections.
         options.pool.max_readers = 4;
         options.pool.max_writers = 2;
-        // Where many writers stand in a queue on a busy machine, only the order matters here.
-        options.timeout = NEVER;
-        options.lock_timeout = NEVER;
-        options.pool.acquire_timeout = NEVER;
         let repository = SqlRepository::open(&self.database().await, options).await.unwrap();
         repository.migrate().await.unwrap();
         repository
@@ -99,6 +95,14 @@ impl Kind {
     }
 }
 
+/// Options for tests of what a store does, not of how soon: a machine that stands still for some seconds fails none.
+pub(crate) fn patient() -> SqlOptions {
+    let mut options = SqlOptions { timeout: NEVER, lock_timeout: NEVER, ..SqlOptions::default() };
+    options.pool.acquire_timeout = NEVER;
+    options.pool.connect_timeout = NEVER;
+    options
+}
+
 /// A server's certificate and its key, as PEM.
 pub(crate) struct Certificate {
     pub(crate) certificate: String,
@@ -120,7 +124,9 @@ impl Server {
     pub(crate) async fn database(&self) -> String {
         let name = format!("test_{}", self.next_database.fetch_add(1, Ordering::Relaxed));
         let url = format!("{}/{}", self.url, self.maintenance);
-        let maintenance = Database::connect(url).await.unwrap();
+        let mut options = ConnectOptions::new(url);
+        options.max_connections(1).acquire_timeout(NEVER);
+        let maintenance = Database::connect(options).await.unwrap();
         maintenance.execute_unprepared(&format!("CREATE DATABASE {name}")).await.unwrap();
         maintenance.close().await.unwrap();
         format!("{}/{name}", self.url)

@@ -8,12 +8,10 @@ use keyvouch::domain::{
     ApiKey, ChangeContext, Description, KeyEvent, KeyFilter, KeyHash, KeyId, KeyIdentity, KeyName, KeyPrefix,
     Metadata, OwnerId, RevokeReason, Rotation, ScopeSet, Timestamp,
 };
-use keyvouch::repository::{
-    EventPageRequest, KeyRepository, MemoryRepository, PageRequest, SqlOptions, SqlRepository,
-};
+use keyvouch::repository::{EventPageRequest, KeyRepository, MemoryRepository, PageRequest, SqlRepository};
 use sea_orm::{ConnectionTrait as _, Database};
 
-use crate::databases::Kind;
+use crate::databases::{Kind, patient};
 
 fn at(seconds: i64) -> Timestamp {
     Timestamp::from_micros(1_767_225_600_123_456 + seconds * 1_000_000).unwrap()
@@ -85,7 +83,7 @@ async fn contents(repository: &impl KeyRepository) -> (Vec<ApiKey>, Vec<Option<T
 }
 
 async fn nothing_is_lost(url: &str) {
-    let repository = SqlRepository::open(url, SqlOptions::default()).await.unwrap();
+    let repository = SqlRepository::open(url, patient()).await.unwrap();
     repository.migrate().await.unwrap();
     assert_eq!(repository.schema_state().await.unwrap().pending, Vec::<String>::new());
     let expected = MemoryRepository::new();

@@ -1,10 +1,10 @@
 //! How databases run the repository's statements: each by the index that was made for it.
 
 use keyvouch::domain::{ApiKey, ChangeContext, OwnerId, Revision, Timestamp};
-use keyvouch::repository::{KeyRepository as _, SqlOptions, SqlRepository};
+use keyvouch::repository::{KeyRepository as _, SqlRepository};
 use sea_orm::{ConnectionTrait as _, Database, DbBackend};
 
-use crate::databases::Kind;
+use crate::databases::{Kind, patient};
 use crate::sql::key;
 
 /// What leads a statement to its rows.
@@ -96,7 +96,7 @@ async fn astray(
 
 /// `fill` makes a hundred thousand keys and as many events, of which every hundredth is of the owner that is asked for.
 async fn each_statement_goes_its_way(url: &str, fill: &[String]) {
-    let repository = SqlRepository::open(url, SqlOptions::default()).await.unwrap();
+    let repository = SqlRepository::open(url, patient()).await.unwrap();
     repository.migrate().await.unwrap();
     let created_at = Timestamp::from_micros(50_000).unwrap();
     let asked = ApiKey { owner_id: OwnerId::parse("owner_id", "owner 7").unwrap(), created_at, ..key("a") };
@@ -128,7 +128,7 @@ async fn each_statement_goes_its_way(url: &str, fill: &[String]) {
         };
         database.execute_unprepared(&drop).await.unwrap();
         // A statement that only explains is not prepared anew when an index is dropped: a new connection has to do that.
-        let repository = SqlRepository::open(url, SqlOptions::default()).await.unwrap();
+        let repository = SqlRepository::open(url, patient()).await.unwrap();
         let lost: Vec<_> =
             astray(&repository, backend, &asked).await.into_iter().map(|(name, _)| name).collect();
         assert!(statements.iter().all(|name| lost.contains(name)), "without {index}: {lost:?}");

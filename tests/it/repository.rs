@@ -5,12 +5,11 @@ use std::sync::Arc;
 use keyvouch::conformance::repository::Subject;
 use keyvouch::domain::{ApiKey, ChangeContext, KeyFilter, KeyHash, KeyId, OwnerId, Revision, Timestamp};
 use keyvouch::repository::{
-    ErrorKind, KeyRepository, KeyStream, MemoryRepository, OnRuntime, PageRequest, Result, SqlOptions,
-    SqlRepository,
+    ErrorKind, KeyRepository, KeyStream, MemoryRepository, OnRuntime, PageRequest, Result, SqlRepository,
 };
 use tempfile::TempDir;
 
-use crate::databases::Kind;
+use crate::databases::{Kind, patient};
 use crate::redis_servers::Redis;
 
 mod memory {
@@ -97,8 +96,7 @@ mod sqlite_on_another_runtime {
 
 pub(crate) async fn open_sqlite() -> (SqlRepository, TempDir) {
     let folder = tempfile::tempdir().unwrap();
-    let repository =
-        SqlRepository::open_sqlite(&folder.path().join("kv.db"), SqlOptions::default()).await.unwrap();
+    let repository = SqlRepository::open_sqlite(&folder.path().join("kv.db"), patient()).await.unwrap();
     repository.migrate().await.unwrap();
     (repository, folder)
 }

@@ -7,6 +7,8 @@ use keyvouch::domain::{
 use keyvouch::repository::{KeyRepository as _, SqlOptions, SqlRepository};
 use sea_orm::{ConnectionTrait as _, Database, DatabaseConnection, DbBackend, Statement};
 
+use crate::databases::patient;
+
 fn at(micros: i64) -> Timestamp {
     Timestamp::from_micros(micros).unwrap()
 }
@@ -45,7 +47,7 @@ fn context(number: i64) -> ChangeContext {
 async fn open() -> (SqlRepository, DatabaseConnection, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("kv.db");
-    let repository = SqlRepository::open_sqlite(&path, SqlOptions::default()).await.unwrap();
+    let repository = SqlRepository::open_sqlite(&path, patient()).await.unwrap();
     repository.migrate().await.unwrap();
     let database = Database::connect(format!("sqlite://{}", path.display())).await.unwrap();
     (repository, database, folder)
@@ -171,7 +173,7 @@ async fn of_replicas_that_start_at_once_one_migrates_and_all_serve() {
         .map(|_| {
             let path = path.clone();
             tokio::spawn(async move {
-                let repository = SqlRepository::open_sqlite(&path, SqlOptions::default()).await.unwrap();
+                let repository = SqlRepository::open_sqlite(&path, patient()).await.unwrap();
                 let applied = repository.migrate().await.unwrap();
                 assert_eq!(repository.schema_state().await.unwrap().pending, Vec::<String>::new());
                 repository.ping().await.unwrap();

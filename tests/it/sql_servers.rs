@@ -9,12 +9,9 @@ use keyvouch_migration::Names;
 use sea_orm::{ConnectionTrait as _, Database, DbBackend, Statement, TransactionTrait as _};
 use tokio::time::Instant;
 
-use crate::databases::{Kind, on_each_server};
+use crate::databases::{Kind, on_each_server, patient};
 use crate::process::program::Home;
 use crate::sql::key;
-
-/// Longer than a test takes.
-const NEVER: Duration = Duration::from_mins(10);
 
 fn now() -> Timestamp {
     Timestamp::from_micros(1_767_225_600_000_000).unwrap()
@@ -66,7 +63,7 @@ async fn prefixes_keep_stores_apart(kind: Kind) {
     let url = kind.database().await;
     let mut stores: Vec<Subject> = Vec::new();
     for prefix in ["", "a_", "b_"] {
-        let options = SqlOptions { names: Names::prefixed(prefix).unwrap(), ..SqlOptions::default() };
+        let options = SqlOptions { names: Names::prefixed(prefix).unwrap(), ..patient() };
         let repository = SqlRepository::open(&url, options).await.unwrap();
         repository.migrate().await.unwrap();
         stores.push(std::sync::Arc::new(repository));
@@ -131,7 +128,7 @@ async fn a_schema_that_is_behind_is_refused(kind: Kind) {
 /// Five replicas prune at once: one deletes, the others go away, and nothing is deleted that is not old.
 async fn of_replicas_that_prune_one_does(kind: Kind) {
     let url = kind.database().await;
-    let repository = SqlRepository::open(&url, SqlOptions::default()).await.unwrap();
+    let repository = SqlRepository::open(&url, patient()).await.unwrap();
     repository.migrate().await.unwrap();
     let keys = (0..2_500).map(|number| key(&number.to_string())).collect();
     repository.create_many(keys, &context()).await.unwrap();
@@ -149,7 +146,7 @@ async fn of_replicas_that_prune_one_does(kind: Kind) {
 
     let mut pruning = Vec::new();
     for _ in 0..5 {
-        let replica = SqlRepository::open(&url, SqlOptions::default()).await.unwrap();
+        let replica = SqlRepository::open(&url, patient()).await.unwrap();
         let before = later.now;
         pruning.push(tokio::spawn(async move { replica.prune_events(before).await.unwrap() }));
     }
@@ -168,7 +165,7 @@ async fn of_replicas_that_prune_one_does(kind: Kind) {
 /// A row that nobody can read is an error of its own key: the one that is looked up together with it is found.
 async fn a_row_that_can_not_be_read_fails_alone(kind: Kind) {
     let url = kind.database().await;
-    let repository = SqlRepository::open(&url, SqlOptions::default()).await.unwrap();
+    let repository = SqlRepository::open(&url, patient()).await.unwrap();
     repository.migrate().await.unwrap();
     let sound = repository.create(key("a"), &context()).await.unwrap();
     let broken = repository.create(key("b"), &context()).await.unwrap();
@@ -194,8 +191,7 @@ on_each_server!(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_that_a_deadlock_ended_is_made_anew() {
     let url = Kind::Postgres.database().await;
-    let options = SqlOptions { lock_timeout: NEVER, timeout: NEVER, ..SqlOptions::default() };
-    let repository = SqlRepository::open(&url, options).await.unwrap();
+    let repository = SqlRepository::open(&url, patient()).await.unwrap();
     repository.migrate().await.unwrap();
     let created = repository.create(key("a"), &context()).await.unwrap();
     let stranger = Database::connect(&url).await.unwrap();
@@ -231,7 +227,7 @@ async fn a_change_that_a_deadlock_ended_is_made_anew() {
 #[tokio::test]
 async fn statements_prepared_on_empty_tables_read_no_full_ones() {
     let url = Kind::Postgres.database().await;
-    let mut options = SqlOptions::default();
+    let mut options = patient();
     options.pool.max_readers = 1;
     options.pool.max_writers = 1;
     let repository = SqlRepository::open(&url, options).await.unwrap();
@@ -291,7 +287,7 @@ async fn connections_to_a_server_that_takes_no_writes_are_replaced() {
 #[tokio::test]
 async fn a_schema_of_its_own_holds_the_tables() {
     let url = Kind::Postgres.database().await;
-    let options = SqlOptions { schema: Some("vouched".into()), ..SqlOptions::default() };
+    let options = SqlOptions { schema: Some("vouched".into()), ..patient() };
     let repository = SqlRepository::open(&url, options).await.unwrap();
     repository.migrate().await.unwrap();
     repository.create(key("a"), &context()).await.unwrap();
@@ -304,10 +300,10 @@ async fn a_schema_of_its_own_holds_the_tables() {
 async fn listings_alone_come_from_the_replica() {
     let (primary, replica) = (Kind::Postgres.database().await, Kind::Postgres.database().await);
     for url in [&primary, &replica] {
-        let repository = SqlRepository::open(url, SqlOptions::default()).await.unwrap();
+        let repository = SqlRepository::open(url, patient()).await.unwrap();
         repository.migrate().await.unwrap();
     }
-    let repository = SqlRepository::open(&primary, SqlOptions::default()).await.unwrap();
+    let repository = SqlRepository::open(&primary, patient()).await.unwrap();
     let repository = repository.with_replica(&replica).await.unwrap();
     let created = repository.create(key("a"), &context()).await.unwrap();
     assert_eq!(repository.get_by_hash(&created.hash).await.unwrap(), Some(created.clone()));
@@ -335,7 +331,6 @@ async fn no_error_of_a_connection_holds_the_password() {
         assert!(!format!("{error} {error:?}").contains("hunter2"), "{url}");
         assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Refused), "{url} {error:?}");
     }
-    let repository =
-        SqlRepository::open(&Kind::Postgres.database().await, SqlOptions::default()).await.unwrap();
+    let repository = SqlRepository::open(&Kind::Postgres.database().await, patient()).await.unwrap();
     assert!(!format!("{repository:?}").contains("postgres@"));
 }
