@@ -61,8 +61,8 @@ start_postgres() {
 start_mariadb() {
     mkdir -p "$1"
     mariadb-install-db --no-defaults --user="$(id -un)" --auth-root-authentication-method=normal --skip-test-db \
-        --datadir="$1/data" >/dev/null
-    mariadbd --no-defaults --user="$(id -un)" --datadir="$1/data" --socket="$1/socket" --port="$2" \
+        --datadir="$1/data" --tmpdir="$1" >/dev/null
+    mariadbd --no-defaults --user="$(id -un)" --datadir="$1/data" --tmpdir="$1" --socket="$1/socket" --port="$2" \
         --bind-address=127.0.0.1 --skip-log-bin >"$1/log" 2>&1 &
     MARIADB_PID=$!
     until [ -S "$1/socket" ]; do sleep 0.1; done

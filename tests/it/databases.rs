@@ -221,8 +221,11 @@ fn start_mariadb(certificate: Option<&Certificate>) -> Server {
     let folder = temporary.path().to_owned();
     let data = folder.join("data");
     let socket = folder.join("socket");
+    // Where it starts it deletes all that looks like a temporary table, those of another running server too.
+    let temporary_tables = format!("--tmpdir={}", folder.display());
     run(Command::new("mariadb-install-db")
         .args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"])
+        .arg(&temporary_tables)
         .arg(format!("--datadir={}", data.display())));
     let port = free_port();
     let mut server = Command::new("mariadbd");
@@ -246,6 +249,7 @@ fn start_mariadb(certificate: Option<&Certificate>) -> Server {
         server.arg(format!("--ssl-key={}", key.display()));
     }
     server
+        .arg(temporary_tables)
         .arg(format!("--datadir={}", data.display()))
         .arg(format!("--socket={}", socket.display()))
         .arg(format!("--port={port}"));
