@@ -33,6 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     config.enable_type_names();
     tonic_prost_build::configure()
         .btree_map(".")
+        .codec_path("crate::grpc::codec::SmallCodec")
         .extern_path(".google.rpc", "::tonic_types::pb")
         .skip_debug(SECRET_MESSAGES)
         .compile_fds_with_config(descriptors, config)?;

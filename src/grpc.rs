@@ -1,6 +1,7 @@
 //! The services on the wire: requests become domain types, results become messages, errors become statuses.
 
 mod auth;
+mod codec;
 mod convert;
 mod import;
 mod key_store;

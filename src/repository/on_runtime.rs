@@ -37,7 +37,7 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct OnRuntime<R> {
     inner: Arc<R>,
     /// For a store that prefers many at once.
-    lookups: Option<LookupQueue>,
+    lookups: Option<Arc<LookupQueue<R>>>,
     handle: Handle,
 }
 
@@ -51,7 +51,9 @@ impl<R: KeyRepository + 'static> OnRuntime<R> {
     /// together.
     pub fn with_lookup_timeout(inner: R, handle: Handle, timeout: Duration) -> Self {
         let inner = Arc::new(inner);
-        let lookups = inner.prefers_many().then(|| LookupQueue::new(Arc::clone(&inner), &handle, timeout));
+        let lookups = inner
+            .prefers_many()
+            .then(|| Arc::new(LookupQueue::new(Arc::clone(&inner), handle.clone(), timeout)));
         Self { inner, lookups, handle }
     }
 

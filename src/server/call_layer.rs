@@ -127,7 +127,8 @@ where
             .map_or(self.layer.limits.timeout, |asked| asked.min(self.layer.limits.timeout));
         let (is_health, needs_message) = (is_health(&request), needs_message(&request));
         let (mut inner, layer) = (self.inner.clone(), self.layer.clone());
-        let answer = async move {
+        // Boxed: it is handed on several times, and is large.
+        let answer = Box::pin(async move {
             // A call whose message never comes is none, and takes no place.
             let request = if needs_message { layer.partial.whole(request).await } else { Ok(request) };
             let request = match request {
@@ -139,7 +140,7 @@ where
                 Err(refusal) => return Ok(refusal.into_http()),
             };
             inner.call(request).await
-        };
+        });
         let call = async move {
             let mut response = answered(answer, timeout).await;
             if let Some(clearer) =

@@ -13,6 +13,8 @@
 //! <prefix>{07}:events               stream of the changes, each under its revision
 //! ```
 
+use data_encoding::HEXLOWER;
+
 use crate::domain::{KeyHash, KeyId, OwnerId, Timestamp};
 use crate::repository::PagePosition;
 
@@ -62,7 +64,15 @@ impl Keyspace {
     }
 
     pub(super) fn record(&self, hash: &KeyHash) -> String {
-        self.name(Shard::of_hash(hash), &format!("key:{}", hash.to_hex()))
+        // Put together without the machinery of `format!`: every look-up needs one.
+        let shard = Shard::of_hash(hash).0;
+        let mut name = String::with_capacity(self.prefix.len() + "{00}:key:".len() + 2 * KeyHash::BYTES);
+        name.push_str(&self.prefix);
+        name.push('{');
+        name.extend([b'0' + shard / 10, b'0' + shard % 10].map(char::from));
+        name.push_str("}:key:");
+        HEXLOWER.encode_append(hash.as_bytes(), &mut name);
+        name
     }
 
     pub(super) fn id(&self, id: KeyId) -> String {
