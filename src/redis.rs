@@ -34,6 +34,16 @@ const MAX_WAITING: usize = 50_000;
 /// For how long what was sent may stay unacknowledged by a machine of a cluster, not by its server.
 const HALF_OPEN: Duration = Duration::from_secs(5);
 
+/// What follows `redis` or `valkey` in the schemes of URLs: TLS or not, and what is there.
+const SCHEMES: [&str; 7] = ["", "s", "-sentinel", "s-sentinel", "-cluster", "s-cluster", "+unix"];
+
+/// Whether a URL with `scheme` is one of Redis, or of Valkey, which is spoken to in the same way.
+pub(crate) fn is_scheme(scheme: &str) -> bool {
+    ["redis", "valkey"]
+        .iter()
+        .any(|name| scheme.strip_prefix(name).is_some_and(|rest| SCHEMES.contains(&rest)))
+}
+
 /// What `url` says. No error holds any part of it.
 pub(crate) fn config(url: &str, ca_file: Option<&Path>) -> Result<Config> {
     let refused = |problem: &'static str| RepositoryError::new(ErrorKind::Refused, problem);
@@ -47,7 +57,7 @@ pub(crate) fn config(url: &str, ca_file: Option<&Path>) -> Result<Config> {
         return parse(url);
     };
     // Read as one without TLS, so that the system's certificates, which need not be there, are left alone.
-    let Some(rest) = url.strip_prefix("rediss") else {
+    let Some(rest) = url.strip_prefix("rediss").or_else(|| url.strip_prefix("valkeys")) else {
         return Err(refused(
             "a file of certificates is for URLs with TLS: rediss:, rediss-sentinel: or rediss-cluster:",
         ));

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, FeedConfig, HumanDuration, StoreUrl};
 use crate::cache::{Capacity, FeedOptions, LoadLimits, MokaOptions, RedisCacheOptions, StackOptions};
+use crate::redis;
 
 /// More loads than any store takes at once.
 const MAX_LOADS: usize = 1_000_000;
@@ -137,7 +138,7 @@ impl CacheConfig {
             ));
         }
         let url = self.redis.url.expose();
-        let is_redis = ["redis", "valkey"].iter().any(|scheme| url.starts_with(scheme));
+        let is_redis = url.split_once(':').is_some_and(|(scheme, _)| redis::is_scheme(scheme));
         if !url.is_empty() && !is_redis {
             return Err(ConfigError::invalid(
                 "cache.redis.url",

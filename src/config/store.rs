@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, HumanDuration, StoreUrl};
 use crate::domain::Entropy;
+use crate::redis;
 use crate::repository::{PoolOptions, RedisOptions, SqlOptions};
 
 const NAME: &str = "store.url";
@@ -69,18 +70,6 @@ pub enum StorePlace {
     /// Redis: a server, a Sentinel set or a Cluster. The URL stays in the settings.
     Redis,
 }
-
-/// The schemes of Redis, with and without TLS.
-const REDIS_SCHEMES: [&str; 8] = [
-    "redis",
-    "rediss",
-    "redis-sentinel",
-    "rediss-sentinel",
-    "redis-cluster",
-    "rediss-cluster",
-    "redis+unix",
-    "valkey",
-];
 
 impl Default for StoreConfig {
     fn default() -> Self {
@@ -217,7 +206,7 @@ impl StoreConfig {
             "memory" => Err(ConfigError::invalid(NAME, "takes nothing after `memory:`")),
             "sqlite" => sqlite_file(rest),
             "postgres" | "postgresql" | "mysql" | "mariadb" => Ok(StorePlace::Server),
-            scheme if REDIS_SCHEMES.contains(&scheme) => Ok(StorePlace::Redis),
+            scheme if redis::is_scheme(scheme) => Ok(StorePlace::Redis),
             _ => Err(ConfigError::invalid(
                 NAME,
                 "names a store that this release does not have: use sqlite:, postgres:, mysql:, redis:, redis-sentinel:, \
@@ -263,7 +252,12 @@ mod tests {
         assert_eq!(place("sqlite:kv.db").unwrap(), StorePlace::Sqlite("kv.db".into()));
         assert_eq!(place("postgres://u:hunter2@h/d").unwrap(), StorePlace::Server);
         assert_eq!(place("mysql://u:hunter2@h/d").unwrap(), StorePlace::Server);
-        for redis in ["redis://u:hunter2@h/0", "rediss-cluster://h:1?node=g:1", "redis+unix:///run/redis"] {
+        for redis in [
+            "redis://u:hunter2@h/0",
+            "rediss-cluster://h:1?node=g:1",
+            "redis+unix:///run/redis",
+            "valkeys-sentinel://h:1?sentinelServiceName=n",
+        ] {
             assert_eq!(place(redis).unwrap(), StorePlace::Redis);
         }
     }

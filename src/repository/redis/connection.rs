@@ -13,12 +13,34 @@ use fred::types::config::{Config, Options};
 use fred::types::scripts::Script;
 use fred::types::{ClusterHash, CustomCommand, Key, Value};
 use futures_util::stream::BoxStream;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use super::RedisOptions;
 use super::error::{from_fred, is_read_only};
 use super::keyspace::Shard;
 use crate::redis::{NodeWatch, client, config, place, wakes};
 use crate::repository::{ErrorKind, RepositoryError, Result};
+
+/// How long connections stay as they are after they were made anew to find the primary.
+const SEARCH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How a script is run.
+#[derive(Clone, Copy, Debug)]
+enum Evaluation {
+    ByHash,
+    ByText,
+}
+
+impl Evaluation {
+    /// The command, and what it takes of `script`.
+    fn of(self, script: &Script) -> (&'static str, Str) {
+        match self {
+            Self::ByHash => ("EVALSHA", script.sha1().clone()),
+            Self::ByText => ("EVAL", script.lua().cloned().unwrap_or_default()),
+        }
+    }
+}
 
 /// Connections: changes wait for replicas on theirs, and reads, which have one for all, never do. Clones share them.
 #[derive(Clone)]
@@ -30,6 +52,8 @@ pub(super) struct Connection {
     config: Config,
     timeout: Duration,
     min_replicas_ack: u32,
+    /// When the connections were last made anew to find the primary.
+    last_search: Arc<Mutex<Option<Instant>>>,
     /// Ends with the last clone.
     nodes: Arc<Option<NodeWatch>>,
 }
@@ -47,6 +71,7 @@ impl Connection {
             config,
             timeout: options.timeout,
             min_replicas_ack: options.min_replicas_ack,
+            last_search: Arc::default(),
             nodes: Arc::default(),
         };
         for client in connection.all() {
@@ -108,15 +133,10 @@ impl Connection {
         if self.min_replicas_ack == 0 {
             return self.evaluate(self.for_changes_of(shard), script, keys, arguments).await;
         }
-        let mut outcome =
-            self.change_and_wait(shard, Some(script.sha1()), script, keys.clone(), arguments.clone()).await;
-        if outcome.as_ref().is_err_and(|error| error.details().starts_with("NOSCRIPT")) {
-            outcome = self.change_and_wait(shard, None, script, keys, arguments).await;
-        }
-        if outcome.as_ref().is_err_and(is_read_only) {
-            self.look_for_the_primary().await;
-        }
-        let (answer, confirmed) = outcome.map_err(from_fred)?;
+        let changed = self.by_hash_or_text(|command| {
+            self.change_and_wait(shard, command.of(script), keys.clone(), arguments.clone())
+        });
+        let (answer, confirmed) = changed.await?;
         let is_change = answer.iter().all(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
         if is_change && confirmed < i64::from(self.min_replicas_ack) {
             return Err(RepositoryError::new(
@@ -132,8 +152,7 @@ impl Connection {
     async fn change_and_wait(
         &self,
         shard: Shard,
-        known: Option<&Str>,
-        script: &Script,
+        (command, script): (&'static str, Str),
         keys: Vec<Key>,
         arguments: Vec<Value>,
     ) -> std::result::Result<(Vec<String>, i64), fred::error::Error> {
@@ -141,10 +160,6 @@ impl Connection {
         let to_its_node = Options { cluster_hash: slot.map(ClusterHash::Custom), ..Options::default() };
         let pipeline = Pipeline::from(self.for_changes_of(shard).with_options(&to_its_node));
         // fred's pipelines have no functions for scripts.
-        let (command, script) = match known {
-            Some(sha1) => ("EVALSHA", sha1.clone()),
-            None => ("EVAL", script.lua().cloned().unwrap_or_default()),
-        };
         let hash = slot.map_or(ClusterHash::Random, ClusterHash::Custom);
         let mut all = vec![Value::from(script), Value::from(i64::try_from(keys.len()).unwrap_or(i64::MAX))];
         all.extend(keys.iter().map(|key| Value::from(key.as_bytes())));
@@ -169,8 +184,6 @@ impl Connection {
         self.evaluate::<i64>(&self.reads, script, keys, arguments).await.map(drop)
     }
 
-    /// `EVALSHA`; where the script is not known, as after a failover, it is loaded by the `EVAL` itself: a node of a
-    /// cluster that is down must not stop the others from learning it.
     async fn evaluate<T: FromValue>(
         &self,
         client: &Client,
@@ -178,10 +191,28 @@ impl Connection {
         keys: Vec<Key>,
         arguments: Vec<Value>,
     ) -> Result<T> {
-        let mut outcome = client.evalsha(script.sha1().clone(), keys.clone(), arguments.clone()).await;
+        let evaluated = self.by_hash_or_text(|command| {
+            let (keys, arguments) = (keys.clone(), arguments.clone());
+            async move {
+                let (_, script) = command.of(script);
+                match command {
+                    Evaluation::ByHash => client.evalsha(script, keys, arguments).await,
+                    Evaluation::ByText => client.eval(script, keys, arguments).await,
+                }
+            }
+        });
+        evaluated.await
+    }
+
+    /// By the hash of a script; where that is not known, as after a failover, the command itself loads it: a node of a
+    /// cluster that is down must not stop the others from learning it.
+    async fn by_hash_or_text<T, F>(&self, evaluate: impl Fn(Evaluation) -> F) -> Result<T>
+    where
+        F: Future<Output = std::result::Result<T, fred::error::Error>>,
+    {
+        let mut outcome = evaluate(Evaluation::ByHash).await;
         if outcome.as_ref().is_err_and(|error| error.details().starts_with("NOSCRIPT")) {
-            let text = script.lua().cloned().unwrap_or_default();
-            outcome = client.eval(text, keys, arguments).await;
+            outcome = evaluate(Evaluation::ByText).await;
         }
         if outcome.as_ref().is_err_and(is_read_only) {
             self.look_for_the_primary().await;
@@ -208,10 +239,16 @@ impl Connection {
     }
 
     /// By connecting anew: Sentinel, or the name of the server, may lead to another one. If that fails, fred goes on trying.
+    /// Of many calls that met a replica one does it, and not at once again: connections have to come to rest.
     async fn look_for_the_primary(&self) {
+        let Ok(mut last) = self.last_search.try_lock() else { return };
+        if last.is_some_and(|last| last.elapsed() < SEARCH_INTERVAL) {
+            return;
+        }
         for client in self.all() {
             let _ = client.force_reconnection().await;
         }
+        *last = Some(Instant::now());
     }
 
     pub(super) async fn close(&self) -> Result<()> {
