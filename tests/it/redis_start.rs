@@ -134,6 +134,10 @@ async fn a_cluster_is_not_taken_for_a_server_nor_a_server_for_a_cluster() {
     let servers = Redis::Alone.start(&["--cluster-enabled", "yes"]);
     let error = RedisRepository::open(&servers.url, quick()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
+    // A cluster that is not made yet is one that may come up: a start waits for it.
+    let unmade = servers.url.replace("redis:", "redis-cluster:");
+    let error = RedisRepository::open(&unmade, quick()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     let servers = Redis::Alone.start(&[]);
     let url = servers.url.replace("redis:", "redis-cluster:");
     let error = RedisRepository::open(&url, quick()).await.unwrap_err();

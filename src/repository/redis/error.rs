@@ -5,9 +5,10 @@ use fred::error::{Error, ErrorKind as FredKind};
 use crate::repository::{ErrorKind, RepositoryError};
 
 /// What answers begin with when it can't be served now.
-const UNAVAILABLE: [&str; 16] = [
-    // fred's own words while it has no connection.
+const UNAVAILABLE: [&str; 17] = [
+    // fred's own words while it has no connection, and of a cluster that says of itself that it is not up.
     "Failed to route command",
+    "Invalid or missing cluster state",
     "Too many failed write attempts",
     "ERR max number of clients reached",
     "ERR WAIT cannot be used with replica instances",
@@ -90,6 +91,7 @@ mod tests {
                 "OOM command not allowed when used memory > 'maxmemory'.",
                 ErrorKind::Unavailable,
             ),
+            (FredKind::Protocol, "Invalid or missing cluster state.", ErrorKind::Unavailable),
             (FredKind::Unknown, "LOADING Redis is loading the dataset in memory", ErrorKind::Unavailable),
             (FredKind::Cluster, "CLUSTERDOWN The cluster is down", ErrorKind::Unavailable),
             (FredKind::InvalidArgument, "WRONGTYPE Operation against a key", ErrorKind::Internal),
