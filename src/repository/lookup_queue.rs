@@ -59,7 +59,7 @@ impl<R: KeyRepository + 'static> LookupQueue<R> {
         match tokio::time::timeout(self.timeout, answered).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => {
-                Err(RepositoryError::new(ErrorKind::Unavailable, "the runtime of the caller has ended"))
+                Err(RepositoryError::new(ErrorKind::Internal, "the look-up did not come to its end"))
             }
             Err(elapsed) => Err(RepositoryError::new(ErrorKind::Timeout, elapsed)),
         }
@@ -70,6 +70,10 @@ impl<R: KeyRepository + 'static> LookupQueue<R> {
         let (answer, answered) = oneshot::channel();
         {
             let mut line = lock(line);
+            if line.waiting.len() >= MAX_WAITING {
+                // Those who gave up make room.
+                line.waiting.retain(|lookup| !lookup.answer.is_closed());
+            }
             if line.waiting.len() >= MAX_WAITING {
                 let problem = "too many look-ups wait for the store";
                 return Err(RepositoryError::new(ErrorKind::Unavailable, problem));

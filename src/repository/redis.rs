@@ -161,8 +161,10 @@ impl KeyRepository for RedisRepository {
         Ok(found)
     }
 
+    /// Not on a cluster: what asks several shards at once is answered when the last of them is, and one that hangs must hold
+    /// up no other.
     fn prefers_many(&self) -> bool {
-        true
+        !self.connection.is_clustered()
     }
 
     async fn get(&self, id: KeyId) -> Result<Option<ApiKey>> {

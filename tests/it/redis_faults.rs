@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use keyvouch::domain::{ApiKey, ChangeContext, KeyFilter, RevokeReason, Timestamp};
 use keyvouch::repository::{
-    ErrorKind, FeedPosition, KeyRepository as _, PageRequest, RedisOptions, RedisRepository,
+    ErrorKind, FeedPosition, KeyRepository as _, OnRuntime, PageRequest, RedisOptions, RedisRepository,
 };
 
 use crate::redis_servers::{Redis, RedisServers, cli};
@@ -59,6 +59,43 @@ async fn a_frozen_server_is_told_in_time() {
     }
     servers.servers[0].watched.thaw();
     assert_eq!(until_it_answers(&repository, &created).await.id, created.id);
+}
+
+/// However many wait for keys of a shard that hangs, the keys of other shards are found.
+#[tokio::test]
+async fn a_frozen_shard_holds_up_no_look_up_of_another() {
+    let servers = Redis::Cluster.start(&["--cluster-require-full-coverage", "no"]);
+    let patient = RedisOptions { timeout: Duration::from_mins(1), ..RedisOptions::default() };
+    let repository = open(&servers, patient).await;
+    let mut keys = Vec::new();
+    for number in 0..200 {
+        keys.push(repository.create(key(&number.to_string()), &context()).await.unwrap());
+    }
+    let is_of_the_first = |key: &ApiKey| {
+        let name = format!("keyvouch:{{{:02}}}:key:{}", key.hash.as_bytes()[0] % 64, key.hash.to_hex());
+        cli(servers.servers[0].port, &["EXISTS", &name]) == "1"
+    };
+    let (of_the_first, others): (Vec<_>, Vec<_>) = keys.into_iter().partition(is_of_the_first);
+    assert!(of_the_first.len() > 20 && others.len() > 20, "{} {}", of_the_first.len(), others.len());
+    // Its replica too, which would take its place.
+    for frozen in [0, 3, 4, 5] {
+        servers.servers[frozen].watched.freeze();
+    }
+    let repository = OnRuntime::new(repository, tokio::runtime::Handle::current());
+    let mut waiting = Vec::new();
+    for key in of_the_first {
+        let repository = repository.clone();
+        waiting.push(tokio::spawn(async move { repository.get_by_hash(&key.hash).await }));
+        // Each begins before the next one comes.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    for key in others {
+        assert_eq!(repository.get_by_hash(&key.hash).await.unwrap(), Some(key));
+    }
+    assert!(waiting.iter().all(|look_up| !look_up.is_finished()));
+    for frozen in [0, 3, 4, 5] {
+        servers.servers[frozen].watched.thaw();
+    }
 }
 
 /// With `appendfsync always`, what was acknowledged is there after kill -9.

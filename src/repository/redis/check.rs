@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::RedisRepository;
+use super::connection::NO_CLUSTER;
 use crate::repository::{ErrorKind, RepositoryError, Result};
 
 /// The oldest release that has all commands used here.
@@ -32,7 +33,7 @@ impl RedisRepository {
             let problem = if is_cluster {
                 "the server is part of a Cluster: its URL begins with redis-cluster: or rediss-cluster:"
             } else {
-                "the server is no part of a Cluster: its URL begins with redis: or rediss:"
+                NO_CLUSTER
             };
             return Err(RepositoryError::new(ErrorKind::Refused, problem));
         }

@@ -12,6 +12,7 @@ use fred::prelude::FromValue;
 use fred::types::config::{Config, Options};
 use fred::types::scripts::Script;
 use fred::types::{ClusterHash, CustomCommand, Key, Value};
+use futures_util::future::join_all;
 use futures_util::stream::BoxStream;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -24,6 +25,10 @@ use crate::repository::{ErrorKind, RepositoryError, Result};
 
 /// How long connections stay as they are after they were made anew to find the primary.
 const SEARCH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What to do about a URL of a cluster that is none.
+pub(super) const NO_CLUSTER: &str =
+    "the server is no part of a Cluster: its URL begins with redis: or rediss:";
 
 /// How a script is run.
 #[derive(Clone, Copy, Debug)]
@@ -75,7 +80,7 @@ impl Connection {
             nodes: Arc::default(),
         };
         for client in connection.all() {
-            client.init().await.map_err(from_fred)?;
+            client.init().await.map_err(from_start)?;
         }
         let all = connection.all().cloned().collect();
         connection.nodes = Arc::new(NodeWatch::start(all, options.timeout));
@@ -245,9 +250,9 @@ impl Connection {
         if last.is_some_and(|last| last.elapsed() < SEARCH_INTERVAL) {
             return;
         }
-        for client in self.all() {
-            let _ = client.force_reconnection().await;
-        }
+        // The call that met the replica has its answer already: it waits for no more than another command would take.
+        let reconnections = join_all(self.all().map(ClientLike::force_reconnection));
+        let _ = tokio::time::timeout(self.timeout, reconnections).await;
         *last = Some(Instant::now());
     }
 
@@ -256,6 +261,19 @@ impl Connection {
             client.quit().await.map_err(from_fred)?;
         }
         Ok(())
+    }
+}
+
+/// What stands against the first connection.
+fn from_start(error: fred::error::Error) -> RepositoryError {
+    match error.details() {
+        details if details.contains("cluster support disabled") => {
+            RepositoryError::new(ErrorKind::Refused, NO_CLUSTER)
+        }
+        details if details.contains("DB index is out of range") => {
+            RepositoryError::new(ErrorKind::Refused, "the server has no database of the URL's number")
+        }
+        _ => from_fred(error),
     }
 }
 
