@@ -141,5 +141,8 @@ async fn a_cluster_is_not_taken_for_a_server_nor_a_server_for_a_cluster() {
     let servers = Redis::Alone.start(&[]);
     let url = servers.url.replace("redis:", "redis-cluster:");
     let error = RedisRepository::open(&url, quick()).await.unwrap_err();
-    assert!(matches!(error.kind(), ErrorKind::Refused | ErrorKind::Unavailable), "{error:?}");
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
+    assert!(format!("{error:?}").contains("its URL begins with redis:"), "{error:?}");
+    let error = RedisRepository::open(&format!("{}/99", servers.url), quick()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::RedisRepository;
-use super::connection::NO_CLUSTER;
+use super::error::NO_CLUSTER;
 use crate::repository::{ErrorKind, RepositoryError, Result};
 
 /// The oldest release that has all commands used here.

@@ -18,17 +18,13 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::RedisOptions;
-use super::error::{from_fred, is_read_only};
+use super::error::{from_fred, from_start, is_read_only};
 use super::keyspace::Shard;
 use crate::redis::{NodeWatch, client, config, place, wakes};
 use crate::repository::{ErrorKind, RepositoryError, Result};
 
 /// How long connections stay as they are after they were made anew to find the primary.
 const SEARCH_INTERVAL: Duration = Duration::from_millis(500);
-
-/// What to do about a URL of a cluster that is none.
-pub(super) const NO_CLUSTER: &str =
-    "the server is no part of a Cluster: its URL begins with redis: or rediss:";
 
 /// How a script is run.
 #[derive(Clone, Copy, Debug)]
@@ -164,11 +160,11 @@ impl Connection {
         let slot = keys.first().map(Key::cluster_hash).filter(|_| self.is_clustered());
         let to_its_node = Options { cluster_hash: slot.map(ClusterHash::Custom), ..Options::default() };
         let pipeline = Pipeline::from(self.for_changes_of(shard).with_options(&to_its_node));
-        // fred's pipelines have no functions for scripts.
         let hash = slot.map_or(ClusterHash::Random, ClusterHash::Custom);
         let mut all = vec![Value::from(script), Value::from(i64::try_from(keys.len()).unwrap_or(i64::MAX))];
         all.extend(keys.iter().map(|key| Value::from(key.as_bytes())));
         all.extend(arguments);
+        // fred's pipelines have no functions for scripts.
         let command = CustomCommand::new_static(command, hash, false);
         pipeline.custom::<(), _>(command, all).await?;
         let millis = i64::try_from(self.timeout.as_millis() / 2).unwrap_or(i64::MAX).max(1);
@@ -261,19 +257,6 @@ impl Connection {
             client.quit().await.map_err(from_fred)?;
         }
         Ok(())
-    }
-}
-
-/// What stands against the first connection.
-fn from_start(error: fred::error::Error) -> RepositoryError {
-    match error.details() {
-        details if details.contains("cluster support disabled") => {
-            RepositoryError::new(ErrorKind::Refused, NO_CLUSTER)
-        }
-        details if details.contains("DB index is out of range") => {
-            RepositoryError::new(ErrorKind::Refused, "the server has no database of the URL's number")
-        }
-        _ => from_fred(error),
     }
 }
 

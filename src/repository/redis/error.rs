@@ -26,6 +26,22 @@ const UNAVAILABLE: [&str; 17] = [
     "NOPERM",
 ];
 
+/// What to do about a URL of a cluster that is none.
+pub(super) const NO_CLUSTER: &str =
+    "the server is no part of a Cluster: its URL begins with redis: or rediss:";
+
+/// Classifies what stands against a first connection: some of it can be mended in the URL.
+pub(super) fn from_start(error: Error) -> RepositoryError {
+    let problem = match error.details() {
+        details if details.contains("cluster support disabled") => NO_CLUSTER,
+        details if details.contains("DB index is out of range") => {
+            "the server has no database of the URL's number"
+        }
+        _ => return from_fred(error),
+    };
+    RepositoryError::new(ErrorKind::Refused, problem)
+}
+
 /// Classifies `error`, which becomes the source.
 pub(super) fn from_fred(error: Error) -> RepositoryError {
     RepositoryError::new(kind_of(&error), error)

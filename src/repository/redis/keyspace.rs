@@ -60,17 +60,25 @@ impl Keyspace {
     }
 
     fn name(&self, shard: Shard, what: &str) -> String {
-        format!("{}{{{:02}}}:{what}", self.prefix, shard.0)
+        let mut name = self.begin(shard, what.len());
+        name.push_str(what);
+        name
+    }
+
+    /// What all names of `shard` begin with, with room for so many bytes more. Put together without the machinery of
+    /// `format!`: every look-up needs one.
+    fn begin(&self, shard: Shard, room: usize) -> String {
+        let mut name = String::with_capacity(self.prefix.len() + "{00}:".len() + room);
+        name.push_str(&self.prefix);
+        name.push('{');
+        name.extend([b'0' + shard.0 / 10, b'0' + shard.0 % 10].map(char::from));
+        name.push_str("}:");
+        name
     }
 
     pub(super) fn record(&self, hash: &KeyHash) -> String {
-        // Put together without the machinery of `format!`: every look-up needs one.
-        let shard = Shard::of_hash(hash).0;
-        let mut name = String::with_capacity(self.prefix.len() + "{00}:key:".len() + 2 * KeyHash::BYTES);
-        name.push_str(&self.prefix);
-        name.push('{');
-        name.extend([b'0' + shard / 10, b'0' + shard % 10].map(char::from));
-        name.push_str("}:key:");
+        let mut name = self.begin(Shard::of_hash(hash), "key:".len() + 2 * KeyHash::BYTES);
+        name.push_str("key:");
         HEXLOWER.encode_append(hash.as_bytes(), &mut name);
         name
     }
