@@ -18,9 +18,11 @@ use async_trait::async_trait;
 use futures_util::{StreamExt as _, stream};
 use keyvouch::app::{App, Store, Surroundings};
 use keyvouch::config::Sources;
-use keyvouch::domain::{ApiKey, ChangeContext, KeyFilter, KeyHash, KeyId, OwnerId, Revision, Timestamp};
+use keyvouch::domain::{
+    ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, Revision, Timestamp,
+};
 use keyvouch::repository::{
-    ErrorKind, KeyRepository, KeyStream, OnRuntime, RepositoryError, Result, StoredKey,
+    ErrorKind, KeyRepository, KeyStream, Listed, OnRuntime, RepositoryError, Result, StoredKey,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -85,6 +87,11 @@ impl Folder {
         self.path.join(format!("{id}.json"))
     }
 
+    /// Where it stands that a key with this hash was revoked and deleted.
+    fn revoked_file(&self, hash: &KeyHash) -> PathBuf {
+        self.path.join(format!("{}.revoked", hash.to_hex()))
+    }
+
     fn read_key(&self, id: KeyId) -> Result<Option<ApiKey>> {
         read(&self.file(id))?.map(StoredKey::into_key).transpose()
     }
@@ -116,10 +123,17 @@ impl KeyRepository for Folder {
         self.read_key(id)
     }
 
-    async fn create(&self, key: ApiKey, _: &ChangeContext) -> Result<ApiKey> {
+    async fn create(&self, key: ApiKey, context: &ChangeContext) -> Result<ApiKey> {
         let mut index = self.index();
         if index.ids.contains_key(&key.hash) || self.read_key(key.id)?.is_some() {
             return Err(ErrorKind::AlreadyExists.into());
+        }
+        let revoked = self.revoked_file(&key.hash);
+        if key.revocation.is_none() && revoked.exists() {
+            if !context.may_revive {
+                return Err(ErrorKind::RevokedHash.into());
+            }
+            fs::remove_file(revoked).and_then(|()| sync(&self.path)).map_err(unavailable)?;
         }
         let id = key.id;
         let created = self.write_key(key);
@@ -140,13 +154,17 @@ impl KeyRepository for Folder {
         self.write_key(key)
     }
 
-    async fn delete(&self, id: KeyId, _: &ChangeContext) -> Result<Revision> {
+    async fn delete(&self, id: KeyId, _: &ChangeContext) -> Result<ChangeId> {
         let mut index = self.index();
         let key = self.read_key(id)?.ok_or(ErrorKind::NotFound)?;
         let revision = self.next_revision()?;
+        if key.revocation.is_some() {
+            // Before the key goes: a string that was revoked stays so, whatever happens in between.
+            write(&self.revoked_file(&key.hash), &revision.get())?;
+        }
         fs::remove_file(self.file(id)).and_then(|()| sync(&self.path)).map_err(unavailable)?;
         index.remove(&key);
-        Ok(revision)
+        Ok(ChangeId::of_revision(revision))
     }
 
     fn list_by_owner(&self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream {
@@ -154,7 +172,8 @@ impl KeyRepository for Folder {
         let (folder, filter) = (self.clone(), filter.clone());
         // Files are read as the stream is: a key that was deleted meanwhile is missed.
         let keys = ids.into_iter().rev().filter_map(move |(_, id)| folder.read_key(id).transpose());
-        stream::iter(keys.filter(move |key| key.as_ref().map_or(true, |key| filter.matches(key)))).boxed()
+        let listed = keys.filter(move |key| key.as_ref().map_or(true, |key| filter.matches(key)));
+        stream::iter(listed.map(|key| key.map(Listed::Read))).boxed()
     }
 }
 

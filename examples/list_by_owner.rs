@@ -9,7 +9,7 @@ use std::error::Error;
 
 use futures_util::TryStreamExt as _;
 use keyvouch::domain::{Clock as _, KeyFilter, OwnerId, SystemClock};
-use keyvouch::repository::{KeyRepository as _, SqlOptions, SqlRepository};
+use keyvouch::repository::{KeyRepository as _, Listed, SqlOptions, SqlRepository};
 
 #[tokio::main(flavor = "current_thread")]
 #[expect(clippy::print_stdout, reason = "an example talks to its reader")]
@@ -21,7 +21,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let repository = SqlRepository::open(&url, SqlOptions::default()).await?;
     let mut keys = repository.list_by_owner(&owner, &KeyFilter::all(SystemClock.now()));
     while let Some(key) = keys.try_next().await? {
-        println!("{} {}", key.id, key.name);
+        match key {
+            Listed::Read(key) => println!("{} {}", key.id, key.name),
+            Listed::Unreadable(place) => println!("{} can't be read", place.id),
+        }
     }
     Ok(())
 }

@@ -18,7 +18,7 @@ mod breaker;
 mod cache_aside;
 mod cached_repository;
 mod feed_follower;
-mod knowledge;
+pub(crate) mod knowledge;
 mod moka;
 pub mod protocol;
 mod redis;
@@ -42,7 +42,7 @@ pub use self::redis::{RedisCache, RedisCacheOptions};
 pub use self::single_flight::{LoadLimits, SingleFlight};
 pub use self::stack::{CacheStack, StackOptions};
 pub use self::store_source::StoreSource;
-use crate::domain::{ApiKey, KeyHash, Moment, Revision};
+use crate::domain::{ApiKey, ChangeId, KeyHash, Moment};
 use crate::repository::Result;
 use protocol::Kind;
 
@@ -51,8 +51,8 @@ use protocol::Kind;
 pub struct Entry {
     /// The record; `None`: there is no key with this hash.
     pub key: Option<Arc<ApiKey>>,
-    /// Every event up to this revision is reflected.
-    pub through: Revision,
+    /// Every change up to this one is reflected.
+    pub through: ChangeId,
     /// Which history of the store that revision belongs to, as this process counts them.
     pub history: u64,
     /// When the load of it began. `None` if another process loaded it, whose clock is not ours.
@@ -62,13 +62,6 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The latest moment at which the store is known to have been as an entry that fits says. `confirmed` is from before
-    /// the entry was read.
-    #[must_use]
-    pub fn as_of(&self, confirmed: Option<Moment>) -> Option<Moment> {
-        self.began.max(confirmed)
-    }
-
     /// This entry in a cache that keeps for `ttl`, counted from when the load began; shorter by up to a tenth, so that what
     /// was loaded at once does not end at once.
     #[must_use]

@@ -269,7 +269,11 @@ mod tests {
             ("RotateKey", pb::RotateKeyRequest { id: id.clone(), ..Default::default() }.encode_to_vec()),
             ("RevokeKey", pb::RevokeKeyRequest { id: id.clone(), reason: "leaked".into() }.encode_to_vec()),
             ("DeleteKey", pb::DeleteKeyRequest { id, expected_revision: Some(3) }.encode_to_vec()),
-            ("ImportKeys", pb::ImportKeysRequest { key: Some(key), hash: vec![7; 32] }.encode_to_vec()),
+            (
+                "ImportKeys",
+                pb::ImportKeysRequest { key: Some(key), hash: vec![7; 32], allow_revoked_hash: false }
+                    .encode_to_vec(),
+            ),
             ("ListEvents", pb::ListEventsRequest { page_size: 3, ..Default::default() }.encode_to_vec()),
             ("WatchChanges", pb::WatchChangesRequest { position: "AQ".into() }.encode_to_vec()),
         ];
@@ -297,6 +301,7 @@ mod tests {
         let server = Server::new();
         let import = server.methods.iter().position(|path| path.ends_with("/ImportKeys")).unwrap();
         let row = pb::ImportKeysRequest {
+            allow_revoked_hash: false,
             key: Some(pb::Key { name: "n".into(), owner_id: "o".into(), ..pb::Key::default() }),
             hash: vec![7; 32],
         };

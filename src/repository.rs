@@ -49,17 +49,22 @@ mod provided;
 mod redis;
 mod sql;
 mod stored_key;
+mod unreadable;
 
 use std::fmt::{Debug, Display};
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
+use uuid::Uuid;
 
 pub(crate) use deadline::within;
 pub use error::{ErrorKind, RepositoryError, Result};
-use feed::Mark;
 pub(crate) use feed::part_of;
-pub use feed::{Changes, EventPageRequest, EventPosition, FeedPosition, RecentChanges};
+pub use feed::{
+    Changes, EventPageRequest, EventPosition, FeedPosition, Listed, ListedEvent, ListedKey, RecentChanges,
+    UnreadableEvent,
+};
+use feed::{FeedItem, Mark, split};
 pub use memory::MemoryRepository;
 pub use on_runtime::OnRuntime;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -67,14 +72,20 @@ pub(crate) use redis::parse_record as parse_redis_record;
 pub use redis::{RedisOptions, RedisRepository};
 pub use sql::{PoolOptions, SqlOptions, SqlRepository};
 pub use stored_key::StoredKey;
+pub use unreadable::unreadable_counts;
 
 use crate::domain::{
-    ApiKey, ChangeContext, KeyEvent, KeyFilter, KeyHash, KeyId, OwnerId, Revision, RevokeReason, Rotation,
-    Timestamp,
+    ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, RequestDigest, Revision,
+    RevokeReason, Rotation, Timestamp,
 };
 
-/// A stream of keys that reads as it is polled, holds a bounded number of keys and stops when dropped.
-pub type KeyStream = BoxStream<'static, Result<ApiKey>>;
+/// A stream of keys that reads as it is polled, holds a bounded number of keys and stops when dropped. A record that
+/// can't be read is an item of it and doesn't end it.
+pub type KeyStream = BoxStream<'static, Result<ListedKey>>;
+
+/// Tells one installation from another one that shares a cache with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StoreIdentity(pub Uuid);
 
 /// Stores keys. `Display` says where, without any credential.
 ///
@@ -115,7 +126,10 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
     /// before, also one that was deleted. The id [belongs to](crate::domain::KeyId::belongs_to) the hash.
     ///
     /// # Errors
-    /// [`ErrorKind::AlreadyExists`] if the id or the hash is taken; the key that has it is not touched.
+    /// [`ErrorKind::AlreadyExists`] if the id or the hash is taken; the key that has it is not touched. The same if
+    /// `context.request` made a key before, and the repository offers [`key_of_request`](Self::key_of_request).
+    /// [`ErrorKind::RevokedHash`] if the hash belonged to a key that was revoked and then deleted, unless the new key is
+    /// revoked itself or `context.may_revive` is set.
     async fn create(&self, key: ApiKey, context: &ChangeContext) -> Result<ApiKey>;
 
     /// Stores `key` in place of the record with its id and returns it with its new, larger revision.
@@ -126,11 +140,12 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
     /// [`ApiKey::check_update`](crate::domain::ApiKey::check_update) refuses it.
     async fn update(&self, key: ApiKey, expected: Revision, context: &ChangeContext) -> Result<ApiKey>;
 
-    /// Removes the key and its usage, and returns the revision of that change.
+    /// Removes the key and its usage, and returns that change. The hash of a revoked key is remembered: see
+    /// [`create`](Self::create). A record that can't be read is removed like any other.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] if there is no such key.
-    async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<Revision>;
+    async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<ChangeId>;
 
     /// The same, if the stored revision is `expected`.
     ///
@@ -143,7 +158,7 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
         id: KeyId,
         expected: Revision,
         context: &ChangeContext,
-    ) -> Result<Revision> {
+    ) -> Result<ChangeId> {
         provided::delete_unchanged(self, id, expected, context).await
     }
 
@@ -153,6 +168,9 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
 
     /// Revokes the key, whatever its revision, and returns it. A key that was revoked before is returned as it is: its
     /// first revocation stands, and its revision does not change.
+    ///
+    /// Built-in backends also revoke a record that can't be read. They then return it with the rules' defaults in place of
+    /// what breaks a rule.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] if there is no such key.
@@ -182,13 +200,13 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
         true
     }
 
-    /// At most `request.limit` of the keys that `request` asks for, in the order of
+    /// At most `request.limit` of the keys that `request` asks for, and of the records that can't be read, in the order of
     /// [`list_by_owner`](Self::list_by_owner), beginning after the position `request.after`. Reading on after the last
     /// key of each page neither skips nor repeats a key, while others come and go. A page with fewer keys than the limit is the last.
     ///
     /// # Errors
     /// [`ErrorKind::NotOffered`] by the provided form when no owner is named.
-    async fn list_page(&self, request: &PageRequest) -> Result<Vec<ApiKey>> {
+    async fn list_page(&self, request: &PageRequest) -> Result<Vec<ListedKey>> {
         provided::list_page(self, request).await
     }
 
@@ -225,9 +243,37 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
     ///
     /// # Errors
     /// [`ErrorKind::NotOffered`] by the provided form.
-    async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<KeyEvent>> {
+    async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<ListedEvent>> {
         let _ = request;
         Err(RepositoryError::not_offered("the audit trail"))
+    }
+
+    /// Returns the key that `request` made, if [`create`](Self::create) or [`rotate`](Self::rotate) had it in its context
+    /// within the last 24 hours or within the time for which events are kept, whichever is shorter. `None`: it made none.
+    /// The key may have been deleted meanwhile.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotOffered`] by the provided form: then retries can't be recognised.
+    async fn key_of_request(&self, request: &RequestDigest) -> Result<Option<KeyId>> {
+        let _ = request;
+        Err(RepositoryError::not_offered("recognising the retry of a request"))
+    }
+
+    /// Returns whether a key with the hash `hash` can be created for `request`: a store that spreads its keys remembers a
+    /// request only where the key is. About one hash of 64 or more can; others are drawn until then.
+    ///
+    /// The provided form says yes.
+    fn can_create_for(&self, request: &RequestDigest, hash: &KeyHash) -> bool {
+        let _ = (request, hash);
+        true
+    }
+
+    /// Returns what tells this installation's data from that of another one; the same for all replicas and restarts. Writes
+    /// it when it is asked for the first time.
+    ///
+    /// The provided form has none. Then replicas share a Redis cache by its prefix alone.
+    async fn identity(&self) -> Result<Option<StoreIdentity>> {
+        Ok(None)
     }
 
     /// How many parts the change feed has. The part of a key is the first byte of its hash modulo this number. Within a part,
@@ -313,9 +359,9 @@ impl PagePosition {
         Self { created_at: key.created_at, id: key.id }
     }
 
-    /// Whether `key` comes after this place, newest first.
+    /// Returns whether `other` comes after this place, newest first.
     #[must_use]
-    pub fn is_before(&self, key: &ApiKey) -> bool {
-        (key.created_at, key.id) < (self.created_at, self.id)
+    pub fn precedes(&self, other: Self) -> bool {
+        (other.created_at, other.id) < (self.created_at, self.id)
     }
 }

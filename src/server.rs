@@ -10,6 +10,7 @@ mod call_layer;
 mod calls;
 mod connection;
 mod grpc_timeout;
+mod http_gate;
 mod listener;
 mod ops;
 mod peer;
@@ -32,7 +33,7 @@ pub(crate) use arrival::Arrived;
 pub use call_layer::{CallLayer, CallLimits};
 pub use listener::Listener;
 pub use ops::{Fitness, OpsListener};
-pub use peer::Peer;
+pub use peer::{CertificateName, Peer};
 pub use routes::Role;
 pub(crate) use routes::routes;
 pub use tls::{ClientAuth, Tls, TlsError, TlsFiles};
@@ -74,7 +75,8 @@ pub struct ServerOptions {
     pub max_streams_per_connection: u32,
     /// How long a new connection may take to begin with HTTP/2.
     pub handshake_timeout: Duration,
-    /// How old a connection may be, about; `None`: as old as its client likes.
+    /// How old a connection may be, about; `None`: as old as its client likes. A stream of such a connection ends at most
+    /// [`drain_timeout`](Self::drain_timeout) later.
     pub max_connection_age: Option<Duration>,
     /// How long a connection may be without a call; `None`: as long as its client likes.
     pub idle_timeout: Option<Duration>,

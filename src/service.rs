@@ -16,7 +16,9 @@ pub use change_watcher::{ChangeWatcher, News};
 pub use error::{Precondition, ServiceError};
 pub use import::ImportedKey;
 pub use key_pruner::KeyPruner;
-pub use key_request::{Expiry, IssuedKey, KeyRecord, KeyUpdate, NewKey, RotateRequest, RotatedKey};
+pub use key_request::{
+    ClientRequestId, Expiry, IssuedKey, KeyRecord, KeyUpdate, ListedRecord, NewKey, RotateRequest, RotatedKey,
+};
 pub use key_store::KeyStoreService;
 pub use pruner::EventPruner;
 pub use usage::UsageRecorder;

@@ -10,6 +10,7 @@
 
 mod lock;
 mod m20261123_000001_create_key_tables;
+mod m20261128_000002_change_ids;
 mod migrator;
 mod names;
 mod sql_migration;
@@ -30,5 +31,8 @@ pub fn migrations(names: &Names) -> Vec<Box<dyn MigrationTrait>> {
 
 /// The one list of migrations.
 fn all(names: &Names) -> Vec<SqlMigration> {
-    vec![SqlMigration::new::<m20261123_000001_create_key_tables::CreateKeyTables>(names)]
+    vec![
+        SqlMigration::new::<m20261123_000001_create_key_tables::CreateKeyTables>(names),
+        SqlMigration::new::<m20261128_000002_change_ids::ChangeIds>(names),
+    ]
 }

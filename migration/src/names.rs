@@ -77,6 +77,24 @@ impl Names {
         self.named("revision_head")
     }
 
+    /// The table with the identity of this installation.
+    #[must_use]
+    pub fn store_identity(&self) -> String {
+        self.named("store_identity")
+    }
+
+    /// The table with the hashes of keys that were revoked and deleted.
+    #[must_use]
+    pub fn revoked_hash(&self) -> String {
+        self.named("revoked_hash")
+    }
+
+    /// The table with the keys that requests made.
+    #[must_use]
+    pub fn key_request(&self) -> String {
+        self.named("key_request")
+    }
+
     /// The table with the names of the migrations that were applied.
     #[must_use]
     pub fn history(&self) -> &str {

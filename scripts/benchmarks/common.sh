@@ -18,7 +18,7 @@ ticks() { sed 's/.*) //' "/proc/$1/stat" | awk '{ print $12 + $13 }'; }
 family_ticks() {
     local total child
     total=$(sed 's/.*) //' "/proc/$1/stat" | awk '{ print $12 + $13 + $14 + $15 }')
-    for child in $(pgrep -P "$1"); do
+    for child in $(cat /proc/"$1"/task/*/children 2>/dev/null); do
         # It may have ended meanwhile; then it was counted or will be.
         total=$((total + $(ticks "$child" 2>/dev/null || echo 0)))
     done

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 
 use super::store::PoolReader;
 use crate::cache::{Breaker, Knowledge, MokaCache};
+use crate::repository::unreadable_counts;
 use crate::server::Tls;
 use crate::service::UsageRecorder;
 use crate::telemetry::Reading;
@@ -39,6 +40,17 @@ impl Sources {
             ),
             plain("usage_pending", "Keys whose last use waits to be written", count(self.usage.waiting())),
         ];
+        let (keys, events) = unreadable_counts();
+        for (kind, skipped) in [("key", keys), ("event", events)] {
+            readings.push(Reading {
+                labels: vec![("kind", kind.to_owned())],
+                ..plain(
+                    "unreadable_items",
+                    "Stored keys and events that were skipped since the start because they can't be read",
+                    whole(skipped),
+                )
+            });
+        }
         if let Some(age) = self.knowledge.feed_age() {
             readings.push(Reading {
                 unit: Some(Unit::Seconds),

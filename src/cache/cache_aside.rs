@@ -24,8 +24,15 @@ impl CacheAside {
     }
 
     /// `entry` as this cache gave it, if it is fresh enough. `confirmed` is from before it was read.
-    fn fresh(&self, entry: Entry, confirmed: Option<Moment>, demand: &Demand) -> Option<Found> {
-        let as_of = entry.as_of(confirmed).filter(|as_of| *as_of >= demand.oldest())?;
+    fn fresh(
+        &self,
+        hash: &KeyHash,
+        entry: Entry,
+        confirmed: Option<Moment>,
+        demand: &Demand,
+    ) -> Option<Found> {
+        let as_of =
+            self.knowledge.as_of(hash, &entry, confirmed).filter(|as_of| *as_of >= demand.oldest())?;
         Some(Found { entry, tier: self.cache.tier(), as_of })
     }
 }
@@ -43,14 +50,14 @@ impl KeySource for CacheAside {
         let confirmed = self.knowledge.confirmed(hash);
         let entry = self.cache.peek(hash)?;
         let may_serve = self.knowledge.is_of_this_history(&entry) && entry.kept_until > demand.asked_at;
-        may_serve.then(|| self.fresh(entry, confirmed, demand))?
+        may_serve.then(|| self.fresh(hash, entry, confirmed, demand))?
     }
 
     async fn find(&self, hash: &KeyHash, demand: &Demand) -> Result<Found> {
         let confirmed = self.knowledge.confirmed(hash);
         if let Some(entry) = self.cache.get(hash).await
             && self.knowledge.fits(hash, &entry)
-            && let Some(found) = self.fresh(entry, confirmed, demand)
+            && let Some(found) = self.fresh(hash, entry, confirmed, demand)
         {
             return Ok(found);
         }

@@ -9,14 +9,15 @@ use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use tokio::runtime::Handle;
 
+use super::knowledge::{ChangeBegun, Made};
 use super::{Demand, Entry, FeedHandle, KeyCache, KeySource as _, Knowledge, RedisCache, SingleFlight};
 use crate::domain::{
-    ApiKey, ChangeContext, KeyEvent, KeyFilter, KeyHash, KeyId, Moment, OwnerId, Revision, RevokeReason,
-    Rotation, Timestamp,
+    ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, Moment, OwnerId, RequestDigest, Revision,
+    RevokeReason, Rotation, Timestamp,
 };
 use crate::repository::{
-    Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, PageRequest, RecentChanges,
-    RepositoryError, Result,
+    Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, ListedEvent, ListedKey,
+    PageRequest, RecentChanges, RepositoryError, Result, StoreIdentity,
 };
 
 /// Look-ups by hash go through the caches; changes go to the store, and then into the caches, before they are answered.
@@ -50,20 +51,24 @@ pub struct CacheParts {
 /// What a change did to one key.
 struct Effect {
     hash: KeyHash,
-    revision: Revision,
+    change: ChangeId,
+    /// Whether this call made the change; otherwise it stood already.
+    is_new: bool,
     /// The record as it is now, if it is worth keeping.
     key: Option<ApiKey>,
 }
 
 impl Effect {
     fn of(key: &ApiKey) -> Self {
-        Self { hash: key.hash, revision: key.revision, key: Some(key.clone()) }
+        Self { hash: key.hash, change: key.last_change(), is_new: true, key: Some(key.clone()) }
     }
 }
 
 /// Which keys a change is about, as far as that is known before it is made.
 enum Target {
-    Id(KeyId),
+    /// One whose hash is not known.
+    Unknown,
+    /// Those with these hashes.
     Hashes(Vec<KeyHash>),
 }
 
@@ -87,13 +92,12 @@ impl CachedRepository {
         F: Future<Output = Result<T>> + Send + 'static,
     {
         let parts = Arc::clone(&self.parts);
-        let history = parts.knowledge.history();
-        let began = parts.knowledge.moment();
+        let begun = parts.knowledge.change_begins();
         let change = change(Arc::clone(&parts));
         let task = self.parts.handle.spawn(async move {
             let outcome = change.await;
             match &outcome {
-                Ok(changed) => parts.changed(effects(changed), history, began).await?,
+                Ok(changed) => parts.changed(effects(changed), &begun).await?,
                 Err(error) => parts.failed(error, &target).await?,
             }
             outcome
@@ -105,9 +109,9 @@ impl CachedRepository {
         &self,
         id: KeyId,
         delete: impl FnOnce(Arc<dyn KeyRepository>) -> F + Send + 'static,
-    ) -> Result<Revision>
+    ) -> Result<ChangeId>
     where
-        F: Future<Output = Result<Revision>> + Send + 'static,
+        F: Future<Output = Result<ChangeId>> + Send + 'static,
     {
         let change = move |parts: Arc<CacheParts>| async move {
             let hash = match parts.repository.get(id).await {
@@ -116,26 +120,26 @@ impl CachedRepository {
                 Err(error) if error.kind() == ErrorKind::Corrupt => None,
                 Err(error) => return Err(error),
             };
-            let revision = delete(Arc::clone(&parts.repository)).await?;
+            let deletion = delete(Arc::clone(&parts.repository)).await?;
             if hash.is_none() {
                 // The feed tells which it was.
                 parts.hear_of_changes().await?;
             }
-            Ok((hash, revision))
+            Ok((hash, deletion))
         };
-        let deleted = |&(hash, revision): &(Option<KeyHash>, Revision)| {
-            let effect = |hash| Effect { hash, revision, key: None };
+        let deleted = |&(hash, change): &(Option<KeyHash>, ChangeId)| {
+            let effect = |hash| Effect { hash, change, is_new: true, key: None };
             hash.map(effect).into_iter().collect()
         };
-        self.change(Target::Id(id), change, deleted).await.map(|(_, revision)| revision)
+        self.change(Target::Unknown, change, deleted).await.map(|(_, deletion)| deletion)
     }
 }
 
 impl CacheParts {
     /// A change was made: nothing older is served from now on.
-    async fn changed(&self, effects: Vec<Effect>, history: u64, began: Moment) -> Result<()> {
-        for Effect { hash, revision, key } in effects {
-            let Some(through) = self.knowledge.raise(history, &hash, revision) else {
+    async fn changed(&self, effects: Vec<Effect>, begun: &ChangeBegun) -> Result<()> {
+        for Effect { hash, change, is_new, key } in effects {
+            let Made::Here(through) = self.knowledge.raise(begun, &hash, change, is_new) else {
                 // The store's history became another one meanwhile: what is left of the change is told by the feed.
                 self.hear_of_changes().await?;
                 continue;
@@ -143,8 +147,8 @@ impl CacheParts {
             let entry = key.map(|key| Entry {
                 key: Some(Arc::new(key)),
                 through,
-                history,
-                began: Some(began),
+                history: begun.history,
+                began: Some(begun.at),
                 kept_until: Moment::NEVER,
             });
             for cache in &self.caches {
@@ -161,33 +165,32 @@ impl CacheParts {
     }
 
     /// A change was not made, or it is not known whether it was.
+    ///
+    /// A change that was answered with an error promises nothing. If it was made all the same, this replica reads it from the
+    /// feed as all others do, within the same bound. So nothing but the cached records of its own keys has to go, and that
+    /// only so that whoever looks next sees what the store has.
     async fn failed(&self, error: &RepositoryError, target: &Target) -> Result<()> {
         match error.kind() {
             // Another replica may have deleted it: then it must not be served here any more.
-            ErrorKind::NotFound => return self.hear_of_changes().await,
+            ErrorKind::NotFound => self.hear_of_changes().await,
             ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Internal => {
-                self.source.forget_running();
-                match target {
-                    Target::Id(id) => self.knowledge.doubt_id(*id),
-                    Target::Hashes(hashes) => {
-                        for hash in hashes {
-                            self.knowledge.doubt(hash);
-                            for cache in &self.caches {
-                                cache.forget(hash).await;
-                            }
-                        }
+                let Target::Hashes(hashes) = target else { return Ok(()) };
+                for hash in hashes {
+                    for cache in &self.caches {
+                        cache.forget(hash).await;
                     }
                 }
+                Ok(())
             }
             ErrorKind::AlreadyExists
+            | ErrorKind::RevokedHash
             | ErrorKind::Conflict
             | ErrorKind::Refused
             | ErrorKind::NotOffered
             | ErrorKind::Overloaded
             | ErrorKind::Corrupt
-            | ErrorKind::PositionLost => {}
+            | ErrorKind::PositionLost => Ok(()),
         }
-        Ok(())
     }
 
     /// Completes a poll of the feed, if there is one.
@@ -268,7 +271,7 @@ impl KeyRepository for CachedRepository {
         self.change(target, change, |updated| vec![Effect::of(updated)]).await
     }
 
-    async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<Revision> {
+    async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<ChangeId> {
         let context = context.clone();
         self.delete_key(id, move |repository| async move { repository.delete(id, &context).await }).await
     }
@@ -278,7 +281,7 @@ impl KeyRepository for CachedRepository {
         id: KeyId,
         expected: Revision,
         context: &ChangeContext,
-    ) -> Result<Revision> {
+    ) -> Result<ChangeId> {
         let context = context.clone();
         let delete = move |repository: Arc<dyn KeyRepository>| async move {
             repository.delete_unchanged(id, expected, &context).await
@@ -291,11 +294,15 @@ impl KeyRepository for CachedRepository {
     }
 
     async fn revoke(&self, id: KeyId, reason: RevokeReason, context: &ChangeContext) -> Result<ApiKey> {
-        let context = context.clone();
+        let (context, now) = (context.clone(), context.now);
         let change =
             move |parts: Arc<CacheParts>| async move { parts.repository.revoke(id, reason, &context).await };
-        // One that changed nothing counts too: this replica may not have heard of the first one yet.
-        self.change(Target::Id(id), change, |revoked| vec![Effect::of(revoked)]).await
+        // One that changed nothing counts too: this replica may not have read the first one yet.
+        let effects = move |revoked: &ApiKey| {
+            let is_new = revoked.revocation.as_ref().is_some_and(|revocation| revocation.at == now);
+            vec![Effect { is_new, ..Effect::of(revoked) }]
+        };
+        self.change(Target::Unknown, change, effects).await
     }
 
     async fn rotate(&self, rotation: Rotation, context: &ChangeContext) -> Result<Rotation> {
@@ -312,7 +319,7 @@ impl KeyRepository for CachedRepository {
         self.parts.repository.can_rotate(old, successor)
     }
 
-    async fn list_page(&self, request: &PageRequest) -> Result<Vec<ApiKey>> {
+    async fn list_page(&self, request: &PageRequest) -> Result<Vec<ListedKey>> {
         self.parts.repository.list_page(request).await
     }
 
@@ -324,7 +331,7 @@ impl KeyRepository for CachedRepository {
         self.parts.repository.usage(ids).await
     }
 
-    async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<KeyEvent>> {
+    async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<ListedEvent>> {
         self.parts.repository.list_events(request).await
     }
 
@@ -346,6 +353,18 @@ impl KeyRepository for CachedRepository {
 
     async fn prune_events(&self, before: Timestamp) -> Result<u64> {
         self.parts.repository.prune_events(before).await
+    }
+
+    async fn key_of_request(&self, request: &RequestDigest) -> Result<Option<KeyId>> {
+        self.parts.repository.key_of_request(request).await
+    }
+
+    fn can_create_for(&self, request: &RequestDigest, hash: &KeyHash) -> bool {
+        self.parts.repository.can_create_for(request, hash)
+    }
+
+    async fn identity(&self) -> Result<Option<StoreIdentity>> {
+        self.parts.repository.identity().await
     }
 
     async fn ping(&self) -> Result<()> {

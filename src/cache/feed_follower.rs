@@ -8,11 +8,12 @@ use futures_util::stream::{self, BoxStream};
 use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::protocol::Rewound;
 use super::{Breaker, KeyCache, Knowledge, RedisCache, Tier};
 use crate::domain::Moment;
 use crate::domain::{Clock as _, SystemClock};
 use crate::repository::{
-    ErrorKind, FeedPosition, KeyRepository, RecentChanges, RepositoryError, Result, within,
+    Changes, ErrorKind, FeedPosition, KeyRepository, Listed, RecentChanges, RepositoryError, Result, within,
 };
 use crate::telemetry::{error_chain, seconds};
 
@@ -206,6 +207,7 @@ impl FeedFollower {
                         self.restart(Empties::ThisProcess).await;
                     }
                     Some(request) = self.requests.recv() => waiting.push(request),
+                    () = self.knowledge.is_rewound() => {}
                 }
                 while let Ok(request) = self.requests.try_recv() {
                     waiting.push(request);
@@ -217,34 +219,40 @@ impl FeedFollower {
 
     /// Reads on until there is nothing more.
     async fn poll(&mut self) -> Result<()> {
+        self.identify().await?;
         let mut has_begun_anew = false;
         loop {
+            if self.knowledge.history() == 0 {
+                // A load, or a change of this replica, contradicts what the feed said.
+                self.restart_rewound().await;
+            }
             let sent = self.knowledge.poll_sent();
             let Seen { position, as_of: known } = self.seen.borrow().clone();
             let asked = self.repository.changes(Some(&position), BATCH);
             let changes = match within(self.options.deadline, asked).await {
                 Err(error) if error.kind() == ErrorKind::PositionLost && !has_begun_anew => {
                     has_begun_anew = true;
-                    tracing::warn!(
-                        "the store's history is another one than was followed, or events were let go before they were \
-                         read: all caches are emptied"
-                    );
-                    self.restart(Empties::All).await;
+                    self.restart_rewound().await;
                     continue;
                 }
                 changes => changes?,
             };
-            let is_all = changes.events.len() < BATCH;
-            for event in &changes.events {
-                self.knowledge.apply(event);
-                self.propagation.observe(SystemClock.now().since(event.at).as_secs_f64());
-                for cache in self.local_caches() {
-                    cache.remove(&event.hash).await;
+            let is_all = changes.events.len() + changes.unreadable.len() < BATCH;
+            let mut followed = self.apply(&changes).await;
+            if followed.is_ok() {
+                self.knowledge.advance(&changes.position);
+                if is_all {
+                    followed = self.knowledge.confirm(&sent, &changes.unanswered);
                 }
             }
-            self.knowledge.advance(&changes.position);
-            if is_all {
-                self.knowledge.confirm(&sent, &changes.unanswered);
+            if followed.is_err() {
+                if has_begun_anew {
+                    let problem = "the store's history changes faster than it can be followed";
+                    return Err(RepositoryError::new(ErrorKind::Unavailable, problem));
+                }
+                has_begun_anew = true;
+                self.restart_rewound().await;
+                continue;
             }
             let is_known = is_all && changes.unanswered.is_empty();
             let as_of = if is_known { Some(sent.at) } else { known };
@@ -263,6 +271,49 @@ impl FeedFollower {
                 };
             }
         }
+    }
+
+    /// Applies changes in the order of their revisions, and takes out of the caches what no longer fits.
+    async fn apply(&self, changes: &Changes) -> std::result::Result<(), Rewound> {
+        let read = changes.events.iter().map(|event| (event.revision, Listed::Read(event)));
+        let unreadable = changes.unreadable.iter().map(|event| (event.revision, Listed::Unreadable(event)));
+        let mut items: Vec<_> = read.chain(unreadable).collect();
+        items.sort_by_key(|(revision, _)| *revision);
+        for (_, item) in items {
+            match item {
+                Listed::Read(event) => {
+                    self.knowledge.apply(event)?;
+                    self.propagation.observe(SystemClock.now().since(event.at).as_secs_f64());
+                    for cache in self.local_caches() {
+                        cache.remove(&event.hash).await;
+                    }
+                }
+                Listed::Unreadable(event) => {
+                    self.knowledge.apply_unreadable(event)?;
+                    // Any key may have changed.
+                    for cache in self.local_caches() {
+                        cache.clear().await;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the Redis cache whose entries it keeps.
+    async fn identify(&self) -> Result<()> {
+        let Some(redis) = self.redis.as_ref().filter(|redis| !redis.is_identified()) else { return Ok(()) };
+        redis.identify(within(self.options.deadline, self.repository.identity()).await?);
+        Ok(())
+    }
+
+    /// Begins anew in another history.
+    async fn restart_rewound(&mut self) {
+        tracing::warn!(
+            "the store's history is not the one that was followed, or events were pruned before they were read: all caches \
+             are emptied"
+        );
+        self.restart(Empties::All).await;
     }
 
     /// Rule 8: begins anew, as often as it takes.

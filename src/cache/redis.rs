@@ -1,17 +1,19 @@
 //! The cache in Redis, which replicas share.
 //!
 //! ```text
-//! <prefix>epoch                 which history of the store the entries are from
-//! <prefix><epoch>:<hash>        the entry: format, `through`, and the record as JSON
+//! <prefix><identity>:epoch              which history of the store the entries are from
+//! <prefix><identity>:<epoch>:<hash>     the entry: format, revision and nonce of `through`, revision, record as JSON
 //! ```
 //!
-//! It needs no order: each reader judges what it finds by its own fences, so losing, flushing or filling it late is
-//! harmless. Only records are kept here: that there is no key would let a flood of random keys fill it.
+//! The identity is that of the store, so that installations that share a server never see each other's entries.
+//!
+//! It needs no order: each reader judges what it finds by its own fences and by the changes that it has applied, so losing,
+//! flushing or filling it late is harmless. Only records are kept here: that there is no key would let a flood of random keys fill it.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -23,12 +25,12 @@ use fred::types::{Expiration, SetOptions};
 use futures_util::stream::BoxStream;
 
 use super::{Entry, KeyCache, Knowledge, Tier};
-use crate::domain::{ApiKey, Entropy, KeyHash, Revision};
+use crate::domain::{ApiKey, ChangeId, Entropy, KeyHash, Revision};
 use crate::redis::{NodeWatch, client, config, place};
-use crate::repository::{ErrorKind, RepositoryError, Result, StoredKey};
+use crate::repository::{ErrorKind, RepositoryError, Result, StoreIdentity, StoredKey};
 
 /// What this release writes. What it does not know is a miss.
-const FORMAT: &str = "1";
+const FORMAT: &str = "2";
 /// After a failure nobody waits for Redis for so long.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -72,6 +74,8 @@ pub struct RedisCache {
     place: String,
     knowledge: Arc<Knowledge>,
     entropy: Arc<dyn Entropy>,
+    /// Whose entries these are, as it stands in their names. Nothing is read or written before that is known.
+    namespace: OnceLock<String>,
     epoch: RwLock<Epoch>,
     /// Held while Redis is asked for the epoch: one answer at a time.
     following: tokio::sync::Mutex<()>,
@@ -111,11 +115,25 @@ impl RedisCache {
             options,
             knowledge,
             entropy,
+            namespace: OnceLock::new(),
             epoch: RwLock::default(),
             following: tokio::sync::Mutex::default(),
             paused_until: AtomicU64::new(0),
             is_failing: AtomicBool::new(false),
         })
+    }
+
+    /// Says whose entries these are: of the store with this identity. A store without one is told from others by the prefix
+    /// alone.
+    pub fn identify(&self, identity: Option<StoreIdentity>) {
+        // The identity of a store never changes.
+        let _ = self.namespace.set(identity.map_or_else(String::new, |StoreIdentity(it)| format!("{it}:")));
+    }
+
+    /// Whether it is known whose entries these are.
+    #[must_use]
+    pub fn is_identified(&self) -> bool {
+        self.namespace.get().is_some()
     }
 
     /// Finds out in which epoch the entries are now; with `is_over`, leaves the one that was known: what was written in it
@@ -131,6 +149,7 @@ impl RedisCache {
             }
         }
         let _one_at_a_time = self.following.lock().await;
+        let Some(name) = self.namespaced("epoch") else { return false };
         let (old, is_left) = {
             let epoch = self.lock_epoch();
             let old = epoch.left.clone().or_else(|| epoch.current.clone());
@@ -148,7 +167,7 @@ impl RedisCache {
         };
         let arguments = vec![old.to_string(), next];
         let answer: std::result::Result<String, _> =
-            self.client.eval(MOVE_EPOCH, vec![self.name("epoch")], arguments).await;
+            self.client.eval(MOVE_EPOCH, vec![name], arguments).await;
         let Some(now) = self.heard(answer) else { return false };
         let mut epoch = self.lock_epoch();
         if epoch.left.is_some() && !is_left {
@@ -178,7 +197,7 @@ impl RedisCache {
     /// Whether entries are read and written at this moment.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        !self.is_paused() && self.epoch().is_some()
+        !self.is_paused() && self.epoch().is_some() && self.is_identified()
     }
 
     /// Closes the connection.
@@ -191,9 +210,15 @@ impl RedisCache {
         format!("{}{what}", self.options.key_prefix)
     }
 
+    /// A name that belongs to this store; `None` while it is not known which one that is.
+    fn namespaced(&self, what: &str) -> Option<String> {
+        let namespace = self.namespace.get()?;
+        Some(self.name(&format!("{namespace}{what}")))
+    }
+
     fn entry_name(&self, hash: &KeyHash) -> Option<String> {
         let epoch = self.epoch()?;
-        Some(format!("{}{epoch}:{}", self.options.key_prefix, hash.to_hex()))
+        self.namespaced(&format!("{epoch}:{}", hash.to_hex()))
     }
 
     fn epoch(&self) -> Option<Arc<str>> {
@@ -255,18 +280,18 @@ impl RedisCache {
     }
 }
 
-fn write(known: Revision, key: &ApiKey) -> Result<String> {
+fn write(known: ChangeId, key: &ApiKey) -> Result<String> {
     let document = serde_json::to_string(&StoredKey::new(key))
         .map_err(|error| RepositoryError::new(ErrorKind::Internal, error))?;
-    Ok(format!("{FORMAT} {known} {} {document}", key.revision))
+    Ok(format!("{FORMAT} {} {} {} {document}", known.revision, known.nonce, key.revision))
 }
 
-fn parse(stored: &str, hash: &KeyHash) -> Option<(Revision, ApiKey)> {
-    let mut parts = stored.splitn(4, ' ');
+fn parse(stored: &str, hash: &KeyHash) -> Option<(ChangeId, ApiKey)> {
+    let mut parts = stored.splitn(5, ' ');
     if parts.next()? != FORMAT {
         return None;
     }
-    let known = Revision::new(parts.next()?.parse().ok()?);
+    let known = ChangeId::new(Revision::new(parts.next()?.parse().ok()?), parts.next()?.parse().ok()?);
     let revision = Revision::new(parts.next()?.parse().ok()?);
     let document: StoredKey = serde_json::from_str(parts.next()?).ok()?;
     let key = ApiKey { revision, ..document.into_key().ok()? };
@@ -342,10 +367,20 @@ mod tests {
     #[test]
     fn an_entry_makes_the_round_trip_and_what_is_odd_is_a_miss() {
         let key = ApiKey { revision: Revision::new(3), ..sample_key() };
-        let stored = write(Revision::new(7), &key).unwrap();
-        assert_eq!(parse(&stored, &key.hash), Some((Revision::new(7), key.clone())));
+        let through = ChangeId::new(Revision::new(7), 70);
+        let stored = write(through, &key).unwrap();
+        assert_eq!(parse(&stored, &key.hash), Some((through, key.clone())));
         assert_eq!(parse(&stored, &KeyHash::of("another")), None);
-        for odd in ["", "1", "1 2", "2 7 3 {}", "1 7 3 {}", "1 x 3 {}", &stored.replacen('1', "2", 1)] {
+        for odd in [
+            "",
+            "2",
+            "2 2",
+            "3 7 1 3 {}",
+            "2 7 1 3 {}",
+            "2 x 1 3 {}",
+            "2 7 x 3 {}",
+            &stored.replacen('2', "1", 1),
+        ] {
             assert_eq!(parse(odd, &key.hash), None, "{odd}");
         }
     }

@@ -72,11 +72,6 @@ impl SingleFlight {
         }
     }
 
-    /// Lets nobody join a load that has begun: a change may have been made that it did not see.
-    pub fn forget_running(&self) {
-        self.flights.lock().clear();
-    }
-
     /// A load that began late enough for `demand`: one that runs already, or a new one.
     fn flight(&self, hash: &KeyHash, demand: &Demand) -> Result<Flight> {
         let mut flights = self.flights.lock();

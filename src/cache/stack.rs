@@ -11,7 +11,7 @@ use super::{
     StoreSource,
 };
 use crate::domain::{Entropy, Stopwatch};
-use crate::repository::{ErrorKind, KeyRepository, Result};
+use crate::repository::{ErrorKind, KeyRepository, Result, within};
 
 /// Which caches there are, and how they behave.
 #[derive(Clone, Debug)]
@@ -78,6 +78,12 @@ impl CacheStack {
                 Arc::clone(entropy),
             )?)),
         };
+        if let Some(redis) = &redis
+            && let Ok(identity) = within(options.feed.deadline, store.identity()).await
+        {
+            // Otherwise the follower asks for it as soon as the store answers.
+            redis.identify(identity);
+        }
         let local =
             options.local.map(|local| MokaCache::new(local, Arc::clone(&knowledge), Arc::clone(stopwatch)));
         // The innermost first.

@@ -45,6 +45,10 @@ impl KeySource for StoreSource {
         })?;
         let outcome = self.repository.get_by_hash(hash).await;
         asked.ended(&outcome);
-        Ok(Found { entry: self.knowledge.loaded(&noted, outcome?), tier: Tier::Store, as_of: noted.began })
+        Ok(Found {
+            entry: self.knowledge.loaded(hash, &noted, outcome?),
+            tier: Tier::Store,
+            as_of: noted.began,
+        })
     }
 }

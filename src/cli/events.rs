@@ -41,7 +41,7 @@ pub(super) async fn run(arguments: EventsArgs, output: &Output) -> Result<ExitCo
 }
 
 fn describe(page: &pb::ListEventsResponse) -> String {
-    if page.events.is_empty() {
+    if page.events.is_empty() && page.unreadable_revisions.is_empty() {
         return "no events".to_owned();
     }
     let rows = page.events.iter().map(|event| {
@@ -61,6 +61,9 @@ fn describe(page: &pb::ListEventsResponse) -> String {
         ]
     });
     let mut text = table(["TIME", "CHANGE", "KEY", "OWNER", "BY", "REQUEST"], rows);
+    for revision in &page.unreadable_revisions {
+        text.push_str(&format!("\nThe event with the revision {revision} can't be read."));
+    }
     if !page.next_page_token.is_empty() {
         text.push_str(&format!("\n\nThere is more: --page-token {}", page.next_page_token));
     }

@@ -50,6 +50,9 @@ pub(super) struct ImportArgs {
     /// The table of litestar-api-auth.
     #[arg(long, default_value = "api_keys")]
     table: String,
+    /// Make keys valid again that were revoked here and then deleted. The audit trail shows which.
+    #[arg(long)]
+    allow_revoked: bool,
     /// Check every row by itself and store nothing. Needs no server, so it can't tell what is there already.
     #[arg(long)]
     dry_run: bool,
@@ -82,7 +85,7 @@ pub(super) async fn run(arguments: ImportArgs, output: &Output) -> Result<ExitCo
     let outcome = if arguments.dry_run {
         check(source, &mut report).await
     } else {
-        send(source, &arguments.client, &mut report).await
+        send(source, &arguments, &mut report).await
     };
     // What was stored is told whatever came after it.
     output.value(&report.text(&arguments)?, &report.json(&arguments)?)?;
@@ -102,13 +105,14 @@ async fn check(mut source: Source, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-async fn send(source: Source, client: &ClientArgs, report: &mut Report) -> Result<()> {
+async fn send(source: Source, arguments: &ImportArgs, report: &mut Report) -> Result<()> {
+    let client = &arguments.client;
     let (requests, sent) = mpsc::channel(READ_AHEAD);
     let (steps, mut taken) = mpsc::channel(READ_AHEAD);
     let mut key_store = client.key_store().await?;
     // Nothing is read before the server has taken the call: standard input may not come for long.
     let mut answers = key_store.import_keys(ReceiverStream::new(sent)).await?.into_inner();
-    let reading = tokio::spawn(read(source, requests, steps));
+    let reading = tokio::spawn(read(source, arguments.allow_revoked, requests, steps));
     while let Some(step) = taken.recv().await {
         match step {
             Step::Rejected(label, problem) => report.reject(&label, &problem.to_string())?,
@@ -123,7 +127,12 @@ async fn send(source: Source, client: &ClientArgs, report: &mut Report) -> Resul
 }
 
 /// Reads ahead of the server's answers, as far as the two channels have room.
-async fn read(mut source: Source, requests: mpsc::Sender<pb::ImportKeysRequest>, steps: mpsc::Sender<Step>) {
+async fn read(
+    mut source: Source,
+    allow_revoked_hash: bool,
+    requests: mpsc::Sender<pb::ImportKeysRequest>,
+    steps: mpsc::Sender<Step>,
+) {
     loop {
         let step = match source.next().await {
             Ok(None) => return,
@@ -132,7 +141,7 @@ async fn read(mut source: Source, requests: mpsc::Sender<pb::ImportKeysRequest>,
                 Err(problem) => Step::Rejected(label, problem),
                 Ok(request) => {
                     // An error means that the call has ended: who reads the steps finds out why.
-                    let _ = requests.send(request).await;
+                    let _ = requests.send(pb::ImportKeysRequest { allow_revoked_hash, ..request }).await;
                     Step::Sent(label)
                 }
             },

@@ -70,6 +70,9 @@ pub(super) struct CreateArgs {
     /// One of the configured prefixes.
     #[arg(long)]
     prefix: Option<String>,
+    /// An id for this request and its retries: a retry then makes no second key.
+    #[arg(long, default_value = "", value_name = "ID")]
+    request_id: String,
     #[command(flatten)]
     expiry: ExpiryArgs,
     #[command(flatten)]
@@ -160,6 +163,9 @@ pub(super) struct RotateArgs {
     /// How long the old key stays valid: up to 30d. 0s revokes it at once.
     #[arg(long, value_parser = arguments::duration, default_value = "0s")]
     overlap: Duration,
+    /// An id for this request and its retries: a retry then makes no second successor.
+    #[arg(long, default_value = "", value_name = "ID")]
+    request_id: String,
     #[command(flatten)]
     expiry: ExpiryArgs,
     #[command(flatten)]
@@ -213,6 +219,7 @@ async fn create(arguments: CreateArgs, output: &Output) -> Result<()> {
         scopes: arguments.scopes,
         metadata: arguments.metadata.into_iter().collect(),
         prefix: arguments.prefix,
+        request_id: arguments.request_id,
         expiry: ttl.map(Expiry::Ttl).or(expires.map(Expiry::ExpireTime)),
     };
     let response =
@@ -227,6 +234,7 @@ async fn rotate(arguments: RotateArgs, output: &Output) -> Result<()> {
     let request = pb::RotateKeyRequest {
         id: arguments.id,
         overlap: Some(arguments.overlap),
+        request_id: arguments.request_id,
         expiry: ttl.map(Expiry::Ttl).or(expires.map(Expiry::ExpireTime)),
     };
     let response =
@@ -265,7 +273,7 @@ async fn stream(arguments: ListArgs, output: &Output) -> Result<()> {
     };
     let mut keys = arguments.client.key_store().await?.stream_keys(request).await?.into_inner();
     while let Some(response) = keys.message().await? {
-        match output.message(&response, |response| show::line(response.key.as_ref())) {
+        match output.message(&response, |response| show::streamed(response)) {
             // Who reads the list has seen enough: `keyvouch key list --all | head`.
             Err(error) if error.is::<ReaderGone>() => return Ok(()),
             printed => printed?,

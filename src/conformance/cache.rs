@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::cache::knowledge::Made;
 use crate::cache::protocol::Kind;
 use crate::cache::{Entry, KeyCache, Knowledge};
-use crate::conformance::repository::fixture::{context, hash, key};
-use crate::domain::{ApiKey, Moment};
-use crate::repository::{KeyRepository as _, MemoryRepository};
+use crate::conformance::repository::fixture::{hash, key};
+use crate::domain::{ApiKey, ChangeId, ChangeKind, KeyEvent, Moment, Revision};
 
 /// A cache, and what it goes by.
 #[derive(Clone, Debug)]
@@ -26,17 +26,36 @@ const LONG: Duration = Duration::from_secs(30);
 /// The entry of a load that begins now and finds `key`.
 fn entry(subject: &Subject, number: u32, key: Option<ApiKey>) -> Entry {
     let noted = subject.knowledge.note(&hash(number)).unwrap();
-    Entry { kept_until: subject.knowledge.moment().after(LONG), ..subject.knowledge.loaded(&noted, key) }
+    Entry {
+        kept_until: subject.knowledge.moment().after(LONG),
+        ..subject.knowledge.loaded(&hash(number), &noted, key)
+    }
 }
 
-/// Key `number` as a store has it.
-async fn stored(number: u32) -> ApiKey {
-    MemoryRepository::new().create(key(number), &context()).await.unwrap()
+/// Key `number`, which the store had before its feed begins.
+fn stored(number: u32) -> ApiKey {
+    key(number)
+}
+
+/// The event by which the feed tells that `key` was made.
+fn created(key: &ApiKey) -> KeyEvent {
+    KeyEvent {
+        revision: key.revision,
+        nonce: key.nonce,
+        key_id: key.id,
+        hash: key.hash,
+        owner_id: key.owner_id.clone(),
+        kind: ChangeKind::Created,
+        changed_fields: Vec::new(),
+        actor: String::new(),
+        request_id: String::new(),
+        at: key.created_at,
+    }
 }
 
 /// With every field of the record, and no longer than it may be kept.
 pub async fn what_was_put_is_found(subject: Subject) {
-    let key = stored(1).await;
+    let key = stored(1);
     let put = entry(&subject, 1, Some(key.clone()));
     subject.cache.put(&hash(1), &put).await;
     let found = subject.cache.get(&hash(1)).await.unwrap();
@@ -52,7 +71,7 @@ pub async fn absence_is_never_taken_for_a_key(subject: Subject) {
     let found = subject.cache.get(&hash(1)).await;
     assert_eq!(found.is_some(), subject.keeps_absence);
     assert!(found.is_none_or(|found| found.kind() == Kind::Absent));
-    let put = entry(&subject, 1, Some(stored(1).await));
+    let put = entry(&subject, 1, Some(stored(1)));
     subject.cache.put(&hash(1), &put).await;
     assert_eq!(subject.cache.get(&hash(1)).await.unwrap().kind(), Kind::Present, "the last one counts");
 }
@@ -61,7 +80,7 @@ pub async fn absence_is_never_taken_for_a_key(subject: Subject) {
 pub async fn nothing_is_kept_longer_than_it_may_be(subject: Subject) {
     let now = subject.knowledge.moment();
     for (number, kept_until) in [(1, now), (2, now.after(Duration::from_millis(40)))] {
-        let put = Entry { kept_until, ..entry(&subject, number, Some(stored(number).await)) };
+        let put = Entry { kept_until, ..entry(&subject, number, Some(stored(number))) };
         subject.cache.put(&hash(number), &put).await;
     }
     assert!(subject.cache.get(&hash(1)).await.is_none());
@@ -72,16 +91,21 @@ pub async fn nothing_is_kept_longer_than_it_may_be(subject: Subject) {
 
 /// It can't come back by a load from before the fence either.
 pub async fn what_does_not_fit_is_taken_out_and_not_let_in(subject: Subject) {
-    let old = entry(&subject, 1, Some(stored(1).await));
+    let old = entry(&subject, 1, Some(stored(1)));
     subject.cache.put(&hash(1), &old).await;
-    let history = subject.knowledge.history();
-    let revision = crate::domain::Revision::new(old.through.get().max(1) + 1);
-    let through = subject.knowledge.raise(history, &hash(1), revision).unwrap();
+    let change = ChangeId::new(Revision::new(old.through.revision.get() + 1), 7);
+    let begun = subject.knowledge.change_begins();
+    let Made::Here(through) = subject.knowledge.raise(&begun, &hash(1), change, true) else {
+        panic!("the change is one of another history");
+    };
     subject.cache.remove(&hash(1)).await;
     assert!(subject.cache.get(&hash(1)).await.is_none());
     subject.cache.put(&hash(1), &old).await;
     assert!(subject.cache.get(&hash(1)).await.is_none());
-    let key = ApiKey { revision, ..stored(1).await };
+    let key = ApiKey { revision: change.revision, nonce: change.nonce, ..stored(1) };
+    if subject.knowledge.has_feed() {
+        subject.knowledge.apply(&created(&key)).unwrap();
+    }
     let new = Entry { through, ..entry(&subject, 1, Some(key.clone())) };
     subject.cache.put(&hash(1), &new).await;
     assert_eq!(subject.cache.get(&hash(1)).await.unwrap().key.as_deref(), Some(&key));
@@ -90,7 +114,7 @@ pub async fn what_does_not_fit_is_taken_out_and_not_let_in(subject: Subject) {
 /// Whatever it knows.
 pub async fn what_is_forgotten_is_gone(subject: Subject) {
     for number in [1, 2] {
-        let put = entry(&subject, number, Some(stored(number).await));
+        let put = entry(&subject, number, Some(stored(number)));
         subject.cache.put(&hash(number), &put).await;
     }
     subject.cache.forget(&hash(1)).await;
@@ -102,14 +126,14 @@ pub async fn what_is_forgotten_is_gone(subject: Subject) {
 
 /// An entry of a history that is over, or of none, is not let in.
 pub async fn another_history_is_not_let_in(subject: Subject) {
-    let put = Entry { history: subject.knowledge.history() + 1, ..entry(&subject, 1, Some(stored(1).await)) };
+    let put = Entry { history: subject.knowledge.history() + 1, ..entry(&subject, 1, Some(stored(1))) };
     subject.cache.put(&hash(1), &put).await;
     assert!(subject.cache.get(&hash(1)).await.is_none());
 }
 
 /// What it gives is never younger than it is: `began` is of this process, or unknown.
 pub async fn its_times_are_of_this_process(subject: Subject) {
-    let put = entry(&subject, 1, Some(stored(1).await));
+    let put = entry(&subject, 1, Some(stored(1)));
     subject.cache.put(&hash(1), &put).await;
     let found = subject.cache.get(&hash(1)).await.unwrap();
     assert!(found.began.is_none_or(|began| began <= put.began.unwrap()));

@@ -5,6 +5,7 @@ pub mod delete;
 pub mod events;
 pub mod list;
 pub mod read;
+pub mod request;
 pub mod revision;
 pub mod revoke;
 pub mod rotate;
@@ -54,12 +55,17 @@ macro_rules! repository_conformance {
             usage::a_use_touches_neither_record_nor_revision,
             usage::a_use_does_not_bring_a_deleted_key_back,
             usage::a_re_created_key_was_never_used,
+            request::it_makes_one_key_however_often_it_is_sent,
+            request::a_rotation_is_recognised_too,
+            request::of_retries_at_once_one_wins,
+            read::an_installation_keeps_its_identity,
+            events::a_record_names_the_change_that_made_it,
             events::every_change_is_in_the_audit_trail,
             events::the_audit_trail_can_be_narrowed,
             events::pages_of_events_neither_skip_nor_repeat,
             events::a_follower_sees_every_change_once_and_in_order,
             events::pruned_events_are_missed_by_nobody_unawares,
-            events::the_end_of_the_feed_has_the_newest_events_and_where_they_begin,
+            events::the_end_of_the_feed_has_the_newest_events,
         );
     };
     (required: $subject:expr) => {
@@ -89,6 +95,7 @@ macro_rules! repository_conformance {
             delete::a_second_delete_finds_nothing,
             delete::a_changed_key_is_not_deleted_as_unchanged,
             delete::id_and_hash_are_free_again,
+            delete::a_revoked_hash_is_not_revived,
             rotate::both_records_are_stored,
             rotate::a_conflict_stores_neither,
             rotate::a_taken_successor_stores_neither,

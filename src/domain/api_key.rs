@@ -1,8 +1,8 @@
 //! The record of a key.
 
 use super::{
-    ChangedField, Description, KeyHash, KeyId, KeyName, KeyPrefix, Metadata, OwnerId, Revision, RevokeReason,
-    ScopeSet, Timestamp,
+    ChangeId, ChangedField, Description, KeyHash, KeyId, KeyName, KeyPrefix, Metadata, OwnerId, Revision,
+    RevokeReason, ScopeSet, Timestamp,
 };
 
 /// All that is known of a key but its secret and its last use.
@@ -36,8 +36,11 @@ pub struct ApiKey {
     pub rotated_from: Option<KeyId>,
     /// The key that replaced this one, set once; `expires_at` is then the end of the overlap, or earlier.
     pub replaced_by: Option<KeyId>,
-    /// The key's last change. Set by the repository alone.
+    /// The revision of the key's last change. Set by the repository alone.
     pub revision: Revision,
+    /// The nonce of the key's last change, the same as in the event of that change. Set by the repository alone;
+    /// [`ChangeId::UNKNOWN_NONCE`] if it was not stored.
+    pub nonce: u64,
 }
 
 /// When and why a key was revoked.
@@ -66,6 +69,12 @@ pub enum KeyState {
 pub struct ImmutableField(pub &'static str);
 
 impl ApiKey {
+    /// Returns the key's last change.
+    #[must_use]
+    pub fn last_change(&self) -> ChangeId {
+        ChangeId::new(self.revision, self.nonce)
+    }
+
     /// What the key is at `now`. Exactly at `expires_at` it is expired.
     #[must_use]
     pub fn state(&self, now: Timestamp) -> KeyState {
@@ -152,6 +161,7 @@ pub(crate) mod tests {
             rotated_from: None,
             replaced_by: None,
             revision: Revision::new(1),
+            nonce: 1,
         }
     }
 

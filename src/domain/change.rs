@@ -1,6 +1,6 @@
 //! What the audit trail keeps of a change.
 
-use super::{KeyHash, KeyId, OwnerId, Revision, Timestamp};
+use super::{ChangeId, KeyHash, KeyId, OwnerId, RequestDigest, Revision, Timestamp};
 
 /// Who changes a key, for which call, and when. Every write takes one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,6 +11,18 @@ pub struct ChangeContext {
     pub request_id: String,
     /// The instant of the change.
     pub now: Timestamp,
+    /// The request that makes a key, if a retry of it must not make another one.
+    pub request: Option<RequestDigest>,
+    /// Whether an active key may get the hash of a key that was revoked and deleted.
+    pub may_revive: bool,
+}
+
+impl ChangeContext {
+    /// Returns the context of a change that `actor` makes by the call `request_id` at `now`. The change has no request to
+    /// be recognised by and revives no key.
+    pub fn new(actor: impl Into<String>, request_id: impl Into<String>, now: Timestamp) -> Self {
+        Self { actor: actor.into(), request_id: request_id.into(), now, request: None, may_revive: false }
+    }
 }
 
 /// One change of a key, as the audit trail and the change feed tell it. It outlives its key.
@@ -38,6 +50,14 @@ pub struct KeyEvent {
     pub at: Timestamp,
 }
 
+impl KeyEvent {
+    /// Returns the change that this event tells of.
+    #[must_use]
+    pub fn change(&self) -> ChangeId {
+        ChangeId::new(self.revision, self.nonce)
+    }
+}
+
 /// The kinds of change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ChangeKind {
@@ -51,16 +71,18 @@ pub enum ChangeKind {
     Rotated,
     /// It was deleted.
     Deleted,
+    /// Something that this release doesn't know: a newer one wrote the event. Caches treat it as a change of the key.
+    Unknown,
 }
 
 impl ChangeKind {
-    /// All of them.
+    /// All that this release knows.
     const ALL: [Self; 5] = [Self::Created, Self::Updated, Self::Revoked, Self::Rotated, Self::Deleted];
 
-    /// Reads what [`ChangeKind::as_str`] gave.
+    /// Reads what [`ChangeKind::as_str`] gave; [`ChangeKind::Unknown`] for anything else.
     #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.as_str() == text)
+    pub fn parse(text: &str) -> Self {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text).unwrap_or(Self::Unknown)
     }
 
     /// The kind as it is stored.
@@ -72,6 +94,7 @@ impl ChangeKind {
             Self::Revoked => "revoked",
             Self::Rotated => "rotated",
             Self::Deleted => "deleted",
+            Self::Unknown => "unknown",
         }
     }
 }

@@ -11,6 +11,8 @@ pub struct Revision(i64);
 impl Revision {
     /// What a key has before a repository gave it a revision.
     pub const NONE: Self = Self(0);
+    /// Larger than any that is drawn.
+    pub const MAX: Self = Self(i64::MAX);
 
     /// A revision that was stored.
     #[must_use]

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::{ApiKey, KeyHash, KeyId, KeyPrefix, KeyState, Revision, Revocation, RevokeReason, Timestamp};
+use super::{
+    ApiKey, ChangeId, KeyHash, KeyId, KeyPrefix, KeyState, Revision, Revocation, RevokeReason, Timestamp,
+};
 
 /// The longest time for which a replaced key may stay valid: 30 days.
 pub const MAX_OVERLAP: Duration = Duration::from_hours(30 * 24);
@@ -36,9 +38,9 @@ pub enum RotationRefused {
     /// It has expired.
     #[error("an expired key can't be rotated: create a new one")]
     Expired,
-    /// It has a successor already.
-    #[error("the key was rotated before: rotate its successor")]
-    Replaced,
+    /// It has this successor already.
+    #[error("the key was rotated before: rotate its successor {0}")]
+    Replaced(KeyId),
 }
 
 impl Rotation {
@@ -51,13 +53,14 @@ impl Rotation {
         expires_at: Option<Timestamp>,
         now: Timestamp,
     ) -> Result<Self, RotationRefused> {
+        // Asked first: without an overlap the old key is revoked as well, and a new key would be the wrong advice.
+        if let Some(successor) = old.replaced_by {
+            return Err(RotationRefused::Replaced(successor));
+        }
         match old.state(now) {
             KeyState::Revoked => return Err(RotationRefused::Revoked),
             KeyState::Expired => return Err(RotationRefused::Expired),
             KeyState::Active => {}
-        }
-        if old.replaced_by.is_some() {
-            return Err(RotationRefused::Replaced);
         }
 
         let KeyIdentity { id, hash, prefix } = identity;
@@ -77,6 +80,7 @@ impl Rotation {
             expires_at: expires_at.or_else(|| same_lifetime(old, now)),
             rotated_from: Some(old.id),
             revision: Revision::NONE,
+            nonce: ChangeId::UNKNOWN_NONCE,
             ..old.clone()
         };
         Ok(Self { replaced, successor })
@@ -133,7 +137,9 @@ mod tests {
         assert_eq!(plan(&revoked, 0, 2), Err(RotationRefused::Revoked));
         let expired = ApiKey { expires_at: Some(at(2)), ..key() };
         assert_eq!(plan(&expired, 0, 2), Err(RotationRefused::Expired));
-        let replaced = plan(&key(), 10, 1).unwrap().replaced;
-        assert_eq!(plan(&replaced, 10, 2), Err(RotationRefused::Replaced));
+        for overlap in [0, 10] {
+            let Rotation { replaced, successor } = plan(&key(), overlap, 1).unwrap();
+            assert_eq!(plan(&replaced, 10, 2), Err(RotationRefused::Replaced(successor.id)), "{overlap}");
+        }
     }
 }

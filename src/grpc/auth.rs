@@ -1,6 +1,7 @@
 //! Who calls: the bearer of an admin token or of one of Keyvouch's own keys, or the holder of a certificate.
 
 mod guard;
+mod recheck;
 mod token;
 
 use std::sync::Arc;
@@ -10,11 +11,12 @@ use tokio::sync::watch;
 use tonic::Status;
 
 pub use self::guard::{Guard, ValidatorAccess};
+pub(crate) use self::recheck::Recheck;
 pub use self::token::{AdminToken, AdminTokenError};
 use super::pb::ErrorReason;
 use super::status;
-use crate::domain::{KeyHash, ScopeMatch, ScopeSet, Verdict};
-use crate::server::Peer;
+use crate::domain::{Clock as _, KeyHash, ScopeMatch, ScopeSet, SystemClock, Verdict};
+use crate::server::{CertificateName, Peer};
 use crate::service::{Actor, Caller, Permission, ValidatorService};
 
 const NEEDED: &str = "this call needs a credential: the metadata `authorization: Bearer <admin token or key>`, or a client certificate that the server knows";
@@ -92,7 +94,8 @@ impl Authenticator {
         };
         let mut given = headers.get_all(http::header::AUTHORIZATION).iter();
         let Some(header) = given.next() else {
-            let names = extensions.get::<Peer>().map_or(&[][..], Peer::names);
+            let now = SystemClock.now();
+            let names = extensions.get::<Peer>().map_or(&[][..], |peer| peer.names(now));
             return by_certificate(certificates, names, request_id)
                 .ok_or_else(|| status::unauthenticated(ErrorReason::CredentialRequired, NEEDED));
         };
@@ -146,9 +149,10 @@ fn by_token(tokens: &[AdminToken], token: &str, request_id: &str) -> Option<Call
     known.map(|token| Caller::admin(format!("token:{}", token.name), request_id))
 }
 
-fn by_certificate(known: &CertificateNames, names: &[String], request_id: &str) -> Option<Caller> {
-    let first_in = |list: &[String]| names.iter().find(|name| list.contains(name));
-    let actor = |name: &String| format!("certificate:{name}");
+fn by_certificate(known: &CertificateNames, names: &[CertificateName], request_id: &str) -> Option<Caller> {
+    let first_in =
+        |list: &[String]| names.iter().find(|name| list.iter().any(|known| name.is_meant_by(known)));
+    let actor = |name: &CertificateName| format!("certificate:{}", name.as_str());
     if let Some(name) = first_in(&known.admin) {
         return Some(Caller::admin(actor(name), request_id));
     }
@@ -203,7 +207,11 @@ mod tests {
             validator: vec!["api.example.org".into()],
         };
         let caller = |names: &[&str]| {
-            by_certificate(&known, &names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>(), "r")
+            let name = |&name: &&str| match name.contains(':') {
+                true => CertificateName::Uri(name.to_owned()),
+                false => CertificateName::Dns(name.to_owned()),
+            };
+            by_certificate(&known, &names.iter().map(name).collect::<Vec<_>>(), "r")
         };
         assert!(caller(&["x.example.org", "spiffe://example.org/ops"]).unwrap().may(Permission::Write));
         let validator = caller(&["api.example.org"]).unwrap();

@@ -108,6 +108,7 @@ fn event_kind(kind: ChangeKind) -> pb::EventKind {
         ChangeKind::Revoked => pb::EventKind::Revoked,
         ChangeKind::Rotated => pb::EventKind::Rotated,
         ChangeKind::Deleted => pb::EventKind::Deleted,
+        ChangeKind::Unknown => pb::EventKind::Unspecified,
     }
 }
 

@@ -6,6 +6,8 @@ use prometheus_client::metrics::counter::Counter;
 use tonic::{Code, Status};
 use tracing::{Instrument as _, Span};
 
+use super::auth::Recheck;
+use super::status::Repeat;
 use super::{convert, pb, status};
 use crate::domain::{
     Description, InvalidField, KeyHash, KeyId, KeyName, KeyPrefix, Metadata, OwnerId, Revocation,
@@ -20,11 +22,11 @@ const METHOD: &str = "/keyvouch.v1.KeyStore/ImportKeys";
 
 type Answer = Result<pb::ImportKeysResponse, Status>;
 
-/// Stores the keys of `requests` as they arrive and answers each, in their order. Ends with an error if the store fails,
-/// or if `requests` does: what had arrived by then is answered.
+/// Stores the keys of `requests` as they arrive and answers each, in their order. Ends with an error if the store fails, if
+/// the caller's credential is not valid any more, or if `requests` does: what had arrived by then is answered.
 pub(super) fn answers(
     service: KeyStoreService,
-    caller: Caller,
+    recheck: Recheck,
     refused_keys: Counter,
     requests: impl Stream<Item = Result<pb::ImportKeysRequest, Status>> + Send + 'static,
 ) -> BoxStream<'static, Answer> {
@@ -38,13 +40,15 @@ pub(super) fn answers(
     let answered = stream::try_unfold(
         (Box::pin(batches.filter_map(std::future::ready)), 0_i64),
         move |(mut batches, first)| {
-            let (service, caller, refused_keys) = (service.clone(), caller.clone(), refused_keys.clone());
+            let (service, recheck, refused_keys) = (service.clone(), recheck.clone(), refused_keys.clone());
             let answer = async move {
                 let Some(batch) = batches.next().await.transpose()? else {
                     return Ok::<_, Status>(None);
                 };
+                // The credential may have been revoked since the batch before, or have lost a scope.
+                let caller = recheck.caller().await?;
                 let answers = import(&service, batch, first, &caller, &refused_keys).await;
-                let answers = answers.map_err(status::from_service)?;
+                let answers = answers.map_err(|error| status::from_change(error, Repeat::Safe))?;
                 let next = first + i64::try_from(answers.len()).unwrap_or(0);
                 Ok(Some((stream::iter(answers.into_iter().map(Ok)), (batches, next))))
             };
@@ -128,5 +132,6 @@ pub(crate) fn imported_key(request: pb::ImportKeysRequest) -> Result<ImportedKey
         last_used_at: time("key.last_used_time", key.last_used_time)?,
         rotated_from: id("key.rotated_from", &key.rotated_from)?,
         replaced_by: id("key.replaced_by", &key.replaced_by)?,
+        may_revive: request.allow_revoked_hash,
     })
 }

@@ -5,13 +5,18 @@ use prometheus_client::metrics::counter::Counter;
 use prost::Message as _;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::auth::Recheck;
 use super::pb::key_store_server::KeyStore;
+use super::status::Repeat;
 use super::{convert, import, page_token, pb, status};
 use crate::domain::{
     Description, InvalidField, KeyId, KeyName, Metadata, OwnerId, Revision, RevokeReason, ScopeSet,
 };
-use crate::repository::{EventPageRequest, EventPosition, PagePosition, PageRequest};
-use crate::service::{Caller, KeyStoreService, KeyUpdate, NewKey, RotateRequest};
+use crate::repository::{EventPageRequest, ListedEvent, PageRequest};
+use crate::service::{
+    Caller, ClientRequestId, KeyStoreService, KeyUpdate, ListedRecord, NewKey, Permission, RotateRequest,
+    ServiceError,
+};
 
 const DEFAULT_PAGE_SIZE: usize = 100;
 const MAX_PAGE_SIZE: usize = 1_000;
@@ -55,8 +60,10 @@ impl KeyStore for KeyStoreHandler {
         request: Request<pb::CreateKeyRequest>,
     ) -> Result<Response<pb::CreateKeyResponse>, Status> {
         let (caller, request) = authenticated(request)?;
+        let repeat = Repeat::of(&request.request_id);
         let new = new_key(request).map_err(status::invalid_field)?;
-        let issued = self.service.create(new, &caller).await.map_err(status::from_service)?;
+        let issued = self.service.create(new, &caller).await;
+        let issued = issued.map_err(|error| status::from_change(error, repeat))?;
         Ok(Response::new(pb::CreateKeyResponse {
             key: Some(convert::key_message(issued.record)),
             secret: issued.secret.expose().to_owned(),
@@ -92,17 +99,18 @@ impl KeyStore for KeyStoreHandler {
         &self,
         request: Request<pb::StreamKeysRequest>,
     ) -> Result<Response<Self::StreamKeysStream>, Status> {
+        let recheck = Recheck::of(&request, Permission::Read);
         let (_, request) = authenticated(request)?;
         let owner_id = convert::listed_owner(request.owner_id).map_err(status::invalid_field)?;
         let filter = convert::filter(&request.states, request.prefix, self.service.now())
             .map_err(status::invalid_field)?;
         // The stream is read after this method returned: what it logs belongs to the call all the same.
         let call = tracing::Span::current();
-        let keys = self.service.stream(owner_id, filter).map(move |record| match record {
-            Ok(record) => Ok(pb::StreamKeysResponse { key: Some(convert::key_message(record)) }),
+        let keys = self.service.stream(owner_id, filter).map(move |listed| match listed {
+            Ok(listed) => Ok(stream_response(listed)),
             Err(error) => Err(call.in_scope(|| status::from_service(error))),
         });
-        Ok(Response::new(keys.boxed()))
+        Ok(Response::new(recheck?.every_so_often(keys.boxed())))
     }
 
     async fn update_key(
@@ -112,8 +120,7 @@ impl KeyStore for KeyStoreHandler {
         let (caller, request) = authenticated(request)?;
         let expected = request.expected_revision.map(Revision::new);
         let (id, update) = key_update(request).map_err(status::invalid_field)?;
-        let record =
-            self.service.update(id, update, expected, &caller).await.map_err(status::from_service)?;
+        let record = self.service.update(id, update, expected, &caller).await.map_err(repeatable)?;
         Ok(Response::new(pb::UpdateKeyResponse { key: Some(convert::key_message(record)) }))
     }
 
@@ -122,8 +129,10 @@ impl KeyStore for KeyStoreHandler {
         request: Request<pb::RotateKeyRequest>,
     ) -> Result<Response<pb::RotateKeyResponse>, Status> {
         let (caller, request) = authenticated(request)?;
+        let repeat = Repeat::of(&request.request_id);
         let (id, rotate) = rotate_request(request).map_err(status::invalid_field)?;
-        let rotated = self.service.rotate(id, rotate, &caller).await.map_err(status::from_service)?;
+        let rotated = self.service.rotate(id, rotate, &caller).await;
+        let rotated = rotated.map_err(|error| status::from_change(error, repeat))?;
         Ok(Response::new(pb::RotateKeyResponse {
             key: Some(convert::key_message(rotated.issued.record)),
             secret: rotated.issued.secret.expose().to_owned(),
@@ -138,7 +147,7 @@ impl KeyStore for KeyStoreHandler {
         let (caller, request) = authenticated(request)?;
         let id = KeyId::parse("id", &request.id).map_err(status::invalid_field)?;
         let reason = RevokeReason::parse("reason", request.reason).map_err(status::invalid_field)?;
-        let record = self.service.revoke(id, reason, &caller).await.map_err(status::from_service)?;
+        let record = self.service.revoke(id, reason, &caller).await.map_err(repeatable)?;
         Ok(Response::new(pb::RevokeKeyResponse { key: Some(convert::key_message(record)) }))
     }
 
@@ -149,7 +158,7 @@ impl KeyStore for KeyStoreHandler {
         let (caller, request) = authenticated(request)?;
         let id = KeyId::parse("id", &request.id).map_err(status::invalid_field)?;
         let expected = request.expected_revision.map(Revision::new);
-        self.service.delete(id, expected, &caller).await.map_err(status::from_service)?;
+        self.service.delete(id, expected, &caller).await.map_err(repeatable)?;
         Ok(Response::new(pb::DeleteKeyResponse {}))
     }
 
@@ -159,8 +168,10 @@ impl KeyStore for KeyStoreHandler {
         &self,
         request: Request<Streaming<pb::ImportKeysRequest>>,
     ) -> Result<Response<Self::ImportKeysStream>, Status> {
-        let (caller, keys) = authenticated(request)?;
-        Ok(Response::new(import::answers(self.service.clone(), caller, self.refused_imports.clone(), keys)))
+        let recheck = Recheck::of(&request, Permission::Write)?;
+        let (_, keys) = authenticated(request)?;
+        let refused = self.refused_imports.clone();
+        Ok(Response::new(import::answers(self.service.clone(), recheck, refused, keys)))
     }
 
     async fn list_events(
@@ -175,11 +186,18 @@ impl KeyStore for KeyStoreHandler {
         let mut events = self.service.events(&page).await.map_err(status::from_service)?;
         let has_more = events.len() > limit;
         events.truncate(limit);
-        let next = events.last().filter(|_| has_more).map(EventPosition::of);
-        Ok(Response::new(pb::ListEventsResponse {
-            events: events.into_iter().map(convert::event_message).collect(),
-            next_page_token: next.map_or_else(String::new, |next| page_token::encode_event(next, &page)),
-        }))
+        let next = events.last().filter(|_| has_more).map(ListedEvent::position);
+        let next_page_token = next.map_or_else(String::new, |next| page_token::encode_event(next, &page));
+        let mut response = pb::ListEventsResponse { next_page_token, ..pb::ListEventsResponse::default() };
+        for event in events {
+            match event {
+                ListedEvent::Read(event) => response.events.push(convert::event_message(event)),
+                ListedEvent::Unreadable(position) => {
+                    response.unreadable_revisions.push(position.revision.get());
+                }
+            }
+        }
+        Ok(Response::new(response))
     }
 }
 
@@ -214,29 +232,46 @@ impl KeyStoreHandler {
 }
 
 /// A page of at most `limit` of `records`, and fewer if they are large; at least one, so that a listing always goes on.
-fn list_response(
-    records: Vec<crate::service::KeyRecord>,
-    limit: usize,
-    request: &PageRequest,
-) -> pb::ListKeysResponse {
+fn list_response(records: Vec<ListedRecord>, limit: usize, request: &PageRequest) -> pb::ListKeysResponse {
     let found = records.len();
     let mut response = pb::ListKeysResponse::default();
     let mut bytes = 0;
     let mut last = None;
-    for record in records.into_iter().take(limit) {
-        let position = PagePosition::of(&record.key);
-        let key = convert::key_message(record);
-        bytes += key.encoded_len();
-        if last.is_some() && bytes > MAX_PAGE_BYTES {
-            break;
+    for listed in records.into_iter().take(limit) {
+        let position = listed.position();
+        match listed {
+            ListedRecord::Read(record) => {
+                let key = convert::key_message(record);
+                bytes += key.encoded_len();
+                if last.is_some() && bytes > MAX_PAGE_BYTES {
+                    break;
+                }
+                response.keys.push(key);
+            }
+            ListedRecord::Unreadable(position) => response.unreadable_ids.push(position.id.to_string()),
         }
         last = Some(position);
-        response.keys.push(key);
     }
-    if response.keys.len() < found {
+    if response.keys.len() + response.unreadable_ids.len() < found {
         response.next_page_token = last.map_or_else(String::new, |last| page_token::encode(last, request));
     }
     response
+}
+
+fn stream_response(listed: ListedRecord) -> pb::StreamKeysResponse {
+    match listed {
+        ListedRecord::Read(record) => {
+            pb::StreamKeysResponse { key: Some(convert::key_message(record)), unreadable_id: String::new() }
+        }
+        ListedRecord::Unreadable(position) => {
+            pb::StreamKeysResponse { key: None, unreadable_id: position.id.to_string() }
+        }
+    }
+}
+
+/// The status of a change that can be repeated.
+fn repeatable(error: ServiceError) -> Status {
+    status::from_change(error, Repeat::Safe)
 }
 
 fn new_key(request: pb::CreateKeyRequest) -> Result<NewKey, InvalidField> {
@@ -248,13 +283,15 @@ fn new_key(request: pb::CreateKeyRequest) -> Result<NewKey, InvalidField> {
         metadata: Metadata::parse(request.metadata)?,
         prefix: request.prefix,
         expiry: convert::create_expiry(request.expiry)?,
+        request_id: ClientRequestId::parse(request.request_id)?,
     })
 }
 
 fn rotate_request(request: pb::RotateKeyRequest) -> Result<(KeyId, RotateRequest), InvalidField> {
     let id = KeyId::parse("id", &request.id)?;
     let overlap = convert::overlap(request.overlap)?;
-    Ok((id, RotateRequest { overlap, expiry: convert::rotate_expiry(request.expiry)? }))
+    let request_id = ClientRequestId::parse(request.request_id)?;
+    Ok((id, RotateRequest { overlap, expiry: convert::rotate_expiry(request.expiry)?, request_id }))
 }
 
 fn key_update(request: pb::UpdateKeyRequest) -> Result<(KeyId, KeyUpdate), InvalidField> {

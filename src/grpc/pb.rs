@@ -80,7 +80,10 @@ mod tests {
             format!("{:?}", ValidateRequest { secret: secret(), ..ValidateRequest::default() }),
             format!("{:?}", CreateKeyResponse { key: None, secret: secret() }),
             format!("{:?}", RotateKeyResponse { key: None, secret: secret(), replaced: None }),
-            format!("{:?}", ImportKeysRequest { key: None, hash: secret().into_bytes() }),
+            format!(
+                "{:?}",
+                ImportKeysRequest { key: None, hash: secret().into_bytes(), allow_revoked_hash: false }
+            ),
         ];
         for text in shown {
             assert!(

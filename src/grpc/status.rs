@@ -29,10 +29,69 @@ pub(super) fn from_service(error: ServiceError) -> Status {
         ServiceError::ScopeNotGrantable(_) => {
             status(Code::PermissionDenied, ErrorReason::ScopeNotGrantable, error.to_string())
         }
+        ServiceError::AlreadyApplied(id) => {
+            let message = format!(
+                "an earlier request with this request_id made the key {id}; its secret can't be shown again: rotate the key"
+            );
+            with_metadata(
+                Code::AlreadyExists,
+                ErrorReason::RequestAlreadyApplied,
+                &message,
+                ("key_id", id.to_string()),
+            )
+        }
         ServiceError::Repository(error) => from_repository(&error),
         ServiceError::Entropy(error) => from_entropy(&error),
     }
 }
+
+/// Of a call that changes keys: after a failure of the store it is not known whether the change was made. `repeat` says
+/// whether the call can be repeated all the same.
+pub(super) fn from_change(error: ServiceError, repeat: Repeat) -> Status {
+    let ServiceError::Repository(failure) = &error else { return from_service(error) };
+    match (failure.kind(), repeat) {
+        (ErrorKind::Unavailable, Repeat::Safe) => {
+            log(failure);
+            again_later(Code::Unavailable, ErrorReason::StoreUnavailable, STORE_UNAVAILABLE_SAFE)
+        }
+        (ErrorKind::Unavailable, Repeat::MakesAnother) => {
+            log(failure);
+            status(Code::Unavailable, ErrorReason::StoreUnavailable, STORE_UNAVAILABLE_UNSAFE)
+        }
+        (ErrorKind::Timeout, _) => {
+            log(failure);
+            let message = "the store did not answer in time; the change may still have been applied";
+            status(Code::DeadlineExceeded, ErrorReason::StoreTimeout, message)
+        }
+        (ErrorKind::Internal, _) => {
+            log(failure);
+            let message = format!("{INTERNAL_MESSAGE}; the change may still have been applied");
+            status(Code::Internal, ErrorReason::Internal, message)
+        }
+        _ => from_service(error),
+    }
+}
+
+/// What happens when a call that may have been applied is repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Repeat {
+    /// The same as if it had been made once.
+    Safe,
+    /// Another key is made.
+    MakesAnother,
+}
+
+impl Repeat {
+    /// Of a call that makes a key, with or without a `request_id`.
+    pub(super) fn of(request_id: &str) -> Self {
+        if request_id.is_empty() { Self::MakesAnother } else { Self::Safe }
+    }
+}
+
+const STORE_UNAVAILABLE_SAFE: &str =
+    "the store is unavailable; the change may still have been applied: repeat the call, which is safe";
+const STORE_UNAVAILABLE_UNSAFE: &str = "the store is unavailable; the change may still have been applied: look before you \
+                                        repeat the call, and set `request_id` so that a retry is safe";
 
 pub(super) fn invalid_field(error: InvalidField) -> Status {
     let message = error.to_string();
@@ -66,7 +125,7 @@ pub(crate) fn deadline_exceeded() -> Status {
     status(
         Code::DeadlineExceeded,
         ErrorReason::DeadlineExceeded,
-        "the call took longer than it may: a change may have been made",
+        "deadline exceeded; the change may still have been applied",
     )
 }
 
@@ -120,14 +179,17 @@ const INTERNAL_MESSAGE: &str =
     "internal error: the server's log has the cause under this call's x-request-id";
 
 fn from_precondition(error: Precondition) -> Status {
+    let message = error.to_string();
     let reason = match error {
         Precondition::Rotation(RotationRefused::Revoked) => ErrorReason::KeyRevoked,
         Precondition::Rotation(RotationRefused::Expired) => ErrorReason::KeyExpired,
-        Precondition::Rotation(RotationRefused::Replaced) | Precondition::ReplacedKeyExtended => {
-            ErrorReason::KeyReplaced
+        Precondition::Rotation(RotationRefused::Replaced(successor))
+        | Precondition::ReplacedKeyExtended(successor) => {
+            let successor = ("replaced_by", successor.to_string());
+            return with_metadata(Code::FailedPrecondition, ErrorReason::KeyReplaced, &message, successor);
         }
     };
-    status(Code::FailedPrecondition, reason, error.to_string())
+    status(Code::FailedPrecondition, reason, message)
 }
 
 fn from_entropy(error: &EntropyError) -> Status {
@@ -140,6 +202,11 @@ fn from_repository(error: &RepositoryError) -> Status {
         ErrorKind::AlreadyExists => {
             status(Code::AlreadyExists, ErrorReason::KeyAlreadyExists, "a key with this id or hash exists")
         }
+        ErrorKind::RevokedHash => status(
+            Code::FailedPrecondition,
+            ErrorReason::HashRevoked,
+            "a key with this hash was revoked and deleted: set allow_revoked_hash to make it valid again",
+        ),
         ErrorKind::NotFound => {
             status(Code::NotFound, ErrorReason::KeyNotFound, "there is no key with this id")
         }
@@ -192,6 +259,13 @@ fn log(error: &dyn Error) {
 
 fn status(code: Code, reason: ErrorReason, message: impl Into<String>) -> Status {
     Status::with_error_details(code, message, details_of(reason))
+}
+
+/// A status whose `google.rpc.ErrorInfo` has a pair of metadata.
+fn with_metadata(code: Code, reason: ErrorReason, message: &str, (name, value): (&str, String)) -> Status {
+    let details =
+        ErrorDetails::with_error_info(reason_text(reason), ERROR_DOMAIN, [(name.to_owned(), value)]);
+    Status::with_error_details(code, message, details)
 }
 
 /// A status that says when to try again.

@@ -6,11 +6,12 @@ use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
 use super::{
-    Changes, EventPageRequest, FeedPosition, KeyRepository, KeyStream, PageRequest, RecentChanges, Result,
+    Changes, EventPageRequest, FeedPosition, KeyRepository, KeyStream, ListedEvent, ListedKey, PageRequest,
+    RecentChanges, Result, StoreIdentity,
 };
 use crate::domain::{
-    ApiKey, ChangeContext, KeyEvent, KeyFilter, KeyHash, KeyId, OwnerId, Revision, RevokeReason, Rotation,
-    Timestamp,
+    ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, RequestDigest, Revision,
+    RevokeReason, Rotation, Timestamp,
 };
 
 macro_rules! delegate {
@@ -47,7 +48,7 @@ macro_rules! delegate {
                 (**self).update(key, expected, context).await
             }
 
-            async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<Revision> {
+            async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<ChangeId> {
                 (**self).delete(id, context).await
             }
 
@@ -56,7 +57,7 @@ macro_rules! delegate {
                 id: KeyId,
                 expected: Revision,
                 context: &ChangeContext,
-            ) -> Result<Revision> {
+            ) -> Result<ChangeId> {
                 (**self).delete_unchanged(id, expected, context).await
             }
 
@@ -81,7 +82,7 @@ macro_rules! delegate {
                 (**self).can_rotate(old, successor)
             }
 
-            async fn list_page(&self, request: &PageRequest) -> Result<Vec<ApiKey>> {
+            async fn list_page(&self, request: &PageRequest) -> Result<Vec<ListedKey>> {
                 (**self).list_page(request).await
             }
 
@@ -101,7 +102,7 @@ macro_rules! delegate {
                 (**self).create_many(keys, context).await
             }
 
-            async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<KeyEvent>> {
+            async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<ListedEvent>> {
                 (**self).list_events(request).await
             }
 
@@ -123,6 +124,18 @@ macro_rules! delegate {
 
             async fn prune_events(&self, before: Timestamp) -> Result<u64> {
                 (**self).prune_events(before).await
+            }
+
+            async fn key_of_request(&self, request: &RequestDigest) -> Result<Option<KeyId>> {
+                (**self).key_of_request(request).await
+            }
+
+            fn can_create_for(&self, request: &RequestDigest, hash: &KeyHash) -> bool {
+                (**self).can_create_for(request, hash)
+            }
+
+            async fn identity(&self) -> Result<Option<StoreIdentity>> {
+                (**self).identity().await
             }
 
             async fn ping(&self) -> Result<()> {

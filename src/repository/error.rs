@@ -12,6 +12,8 @@ pub type Result<T> = std::result::Result<T, RepositoryError>;
 pub enum ErrorKind {
     /// The id or the hash of a new key is taken.
     AlreadyExists,
+    /// The hash of a new key belonged to one that was revoked and deleted.
+    RevokedHash,
     /// There is no such key.
     NotFound,
     /// The key was changed since the expected revision.
@@ -38,6 +40,7 @@ impl ErrorKind {
     fn as_str(self) -> &'static str {
         match self {
             Self::AlreadyExists => "a key with this id or hash exists",
+            Self::RevokedHash => "a key with this hash was revoked and deleted",
             Self::NotFound => "there is no such key",
             Self::Conflict => "the key was changed meanwhile",
             Self::Refused => "the change is not allowed",

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::domain::{KeyEvent, KeyId, OwnerId, Revision};
+use super::PagePosition;
+use crate::domain::{ApiKey, ChangeId, KeyEvent, KeyId, OwnerId, Revision};
 
 /// Which page of the audit trail to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,8 +75,19 @@ pub(super) enum Mark {
 }
 
 impl Mark {
-    fn of(event: &KeyEvent) -> Self {
-        Self::Event { revision: event.revision, nonce: event.nonce }
+    fn of(change: ChangeId) -> Self {
+        Self::Event { revision: change.revision, nonce: change.nonce }
+    }
+
+    /// Returns whether the event of `change` may be the one of this mark. An event that can't be read has no nonce to
+    /// compare.
+    pub(super) fn is(self, change: ChangeId) -> bool {
+        match self {
+            Self::Event { revision, nonce } => {
+                revision == change.revision && !change.contradicts(ChangeId::new(revision, nonce))
+            }
+            Self::Start { .. } => false,
+        }
     }
 }
 
@@ -86,9 +98,9 @@ impl FeedPosition {
         Self::default()
     }
 
-    /// Behind `event`, in a store without shards.
-    pub(super) fn of(event: &KeyEvent) -> Self {
-        Self(BTreeMap::from([(0, Mark::of(event))]))
+    /// Behind `change`, in a store without shards.
+    pub(super) fn of(change: ChangeId) -> Self {
+        Self(BTreeMap::from([(0, Mark::of(change))]))
     }
 
     /// The place as bytes, for whoever comes back to it later.
@@ -132,12 +144,12 @@ impl FeedPosition {
         Some(Self(marks))
     }
 
-    /// The revision up to which all events of `part` are before this place.
+    /// Returns the last change of `part` before this place: all events up to it are before this place.
     #[must_use]
-    pub fn revision(&self, part: u8) -> Revision {
+    pub fn last_change(&self, part: u8) -> ChangeId {
         match self.mark(part) {
-            Mark::Event { revision, .. } => revision,
-            Mark::Start { .. } => Revision::NONE,
+            Mark::Event { revision, nonce } => ChangeId::new(revision, nonce),
+            Mark::Start { .. } => ChangeId::NONE,
         }
     }
 
@@ -156,10 +168,90 @@ impl FeedPosition {
         self.0.insert(shard, Mark::Start { missing });
     }
 
-    /// Goes on behind `event` of `shard`.
-    pub(super) fn advance(&mut self, shard: u8, event: &KeyEvent) {
-        self.0.insert(shard, Mark::of(event));
+    /// Goes on behind `change` of `shard`.
+    pub(super) fn advance(&mut self, shard: u8, change: ChangeId) {
+        self.0.insert(shard, Mark::of(change));
     }
+}
+
+/// An item of a listing or of the feed: what was read, or where something is that can't be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listed<T, P> {
+    /// The record or event.
+    Read(T),
+    /// Something is stored at this place that breaks a rule of the domain.
+    Unreadable(P),
+}
+
+/// An item of a listing of keys.
+pub type ListedKey = Listed<ApiKey, PagePosition>;
+/// An item of a listing of events.
+pub type ListedEvent = Listed<KeyEvent, EventPosition>;
+
+impl<T, P> Listed<T, P> {
+    /// Returns what was read; `None` if it could not be.
+    pub fn read(self) -> Option<T> {
+        match self {
+            Self::Read(item) => Some(item),
+            Self::Unreadable(_) => None,
+        }
+    }
+}
+
+impl ListedKey {
+    /// Returns the place right behind this item.
+    #[must_use]
+    pub fn position(&self) -> PagePosition {
+        match self {
+            Self::Read(key) => PagePosition::of(key),
+            Self::Unreadable(position) => *position,
+        }
+    }
+}
+
+impl ListedEvent {
+    /// Returns the place right behind this item.
+    #[must_use]
+    pub fn position(&self) -> EventPosition {
+        match self {
+            Self::Read(event) => EventPosition::of(event),
+            Self::Unreadable(position) => *position,
+        }
+    }
+}
+
+/// An event as the feed has it; one that can't be read has a revision all the same.
+pub(super) type FeedItem = Listed<KeyEvent, Revision>;
+
+impl FeedItem {
+    /// Returns the change that it tells of.
+    pub(super) fn change(&self) -> ChangeId {
+        match self {
+            Self::Read(event) => event.change(),
+            Self::Unreadable(revision) => ChangeId::of_revision(*revision),
+        }
+    }
+}
+
+/// Returns the events of `part` that could be read, and those that could not.
+pub(super) fn split(part: u8, items: Vec<FeedItem>) -> (Vec<KeyEvent>, Vec<UnreadableEvent>) {
+    let (mut events, mut unreadable) = (Vec::with_capacity(items.len()), Vec::new());
+    for item in items {
+        match item {
+            Listed::Read(event) => events.push(event),
+            Listed::Unreadable(revision) => unreadable.push(UnreadableEvent { part, revision }),
+        }
+    }
+    (events, unreadable)
+}
+
+/// An event that can't be read, so that it isn't known which key it is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnreadableEvent {
+    /// The part of the feed that has it.
+    pub part: u8,
+    /// The change that it should tell of; its nonce is not known.
+    pub revision: Revision,
 }
 
 /// Events of the change feed, in their order.
@@ -167,6 +259,8 @@ impl FeedPosition {
 pub struct Changes {
     /// The events.
     pub events: Vec<KeyEvent>,
+    /// Events that can't be read, which lie between or behind the others. Any key of their part may have changed.
+    pub unreadable: Vec<UnreadableEvent>,
     /// Where to read on.
     pub position: FeedPosition,
     /// The parts of the feed that could not be asked. Nothing is missing: they are read on from where they were.
@@ -178,29 +272,21 @@ pub struct Changes {
 pub struct RecentChanges {
     /// The newest events, those of a key in their order.
     pub events: Vec<KeyEvent>,
+    /// Events among them that can't be read. Any key of their part may have changed.
+    pub unreadable: Vec<UnreadableEvent>,
     /// Behind the newest of all.
     pub position: FeedPosition,
-    /// For parts with older events, or with events that were let go: none that is newer than this is missing in `events`.
-    pub(super) complete_after: BTreeMap<u8, Revision>,
 }
 
 impl RecentChanges {
     /// The newest events of a store without shards, at most `limit`, oldest first; `head` is the newest revision.
-    pub(super) fn of(events: Vec<KeyEvent>, head: Revision) -> Self {
-        let position = events.last().map_or_else(|| FeedPosition::after_missing(head), FeedPosition::of);
-        let complete_after = BTreeMap::from([(0, Self::before(events.first(), head))]);
-        Self { events, position, complete_after }
-    }
-
-    /// The revision before the oldest event that was read; `head` where there is none.
-    pub(super) fn before(oldest: Option<&KeyEvent>, head: Revision) -> Revision {
-        oldest.map_or(head, |oldest| Revision::new(oldest.revision.get() - 1))
-    }
-
-    /// No event of `part` that is newer than this is missing in `events`.
-    #[must_use]
-    pub fn complete_after(&self, part: u8) -> Revision {
-        self.complete_after.get(&part).copied().unwrap_or(Revision::NONE)
+    pub(super) fn of(items: Vec<FeedItem>, head: Revision) -> Self {
+        let position = match items.last() {
+            Some(last) => FeedPosition::of(last.change()),
+            None => FeedPosition::after_missing(head),
+        };
+        let (events, unreadable) = split(0, items);
+        Self { events, unreadable, position }
     }
 }
 

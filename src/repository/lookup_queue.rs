@@ -195,7 +195,7 @@ mod tests {
     use tokio::sync::Notify;
 
     use super::*;
-    use crate::domain::{ChangeContext, KeyFilter, KeyId, OwnerId, Revision, sample_key};
+    use crate::domain::{ChangeContext, ChangeId, KeyFilter, KeyId, OwnerId, Revision, sample_key};
     use crate::repository::KeyStream;
 
     /// Longer than the test takes.
@@ -255,8 +255,8 @@ mod tests {
             Ok(key)
         }
 
-        async fn delete(&self, _: KeyId, _: &ChangeContext) -> Result<Revision> {
-            Ok(Revision::NONE)
+        async fn delete(&self, _: KeyId, _: &ChangeContext) -> Result<ChangeId> {
+            Ok(ChangeId::NONE)
         }
 
         fn list_by_owner(&self, _: &OwnerId, _: &KeyFilter) -> KeyStream {

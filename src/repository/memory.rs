@@ -1,6 +1,6 @@
 //! The reference implementation: all of the contract, and nothing survives the process.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::hash::{BuildHasher as _, RandomState};
 use std::ops::Bound;
@@ -8,14 +8,15 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
+use uuid::Uuid;
 
 use super::{
-    Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, Mark, PagePosition,
-    PageRequest, RecentChanges, Result, pages, provided,
+    Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, Listed, ListedEvent,
+    ListedKey, Mark, PagePosition, PageRequest, RecentChanges, Result, StoreIdentity, pages, provided,
 };
 use crate::domain::{
-    ApiKey, ChangeContext, ChangeKind, ChangedField, KeyEvent, KeyFilter, KeyHash, KeyId, OwnerId, Revision,
-    RevokeReason, Rotation, Timestamp,
+    ApiKey, ChangeContext, ChangeId, ChangeKind, ChangedField, KeyEvent, KeyFilter, KeyHash, KeyId, OwnerId,
+    RequestDigest, Revision, RevokeReason, Rotation, Timestamp,
 };
 
 /// Keeps keys in this process's memory. Clones share them.
@@ -35,6 +36,11 @@ struct State {
     all: BTreeMap<ListKey, KeyId>,
     by_owner: HashMap<OwnerId, BTreeMap<ListKey, KeyId>>,
     last_used: HashMap<KeyId, Timestamp>,
+    /// Hashes of keys that were revoked and deleted.
+    revoked_hashes: HashSet<KeyHash>,
+    /// What requests made, and when.
+    requests: HashMap<RequestDigest, (KeyId, Timestamp)>,
+    identity: StoreIdentity,
     /// By revision. All of them: pruning is the caller's.
     events: BTreeMap<Revision, KeyEvent>,
     /// Drawn once: a feed position of another process is no position here.
@@ -56,8 +62,14 @@ impl Default for State {
             all: BTreeMap::new(),
             by_owner: HashMap::new(),
             last_used: HashMap::new(),
+            revoked_hashes: HashSet::new(),
+            requests: HashMap::new(),
+            identity: StoreIdentity(Uuid::from_u64_pair(
+                RandomState::new().hash_one(()),
+                RandomState::new().hash_one(()),
+            )),
             events: BTreeMap::new(),
-            nonce: RandomState::new().hash_one(()),
+            nonce: RandomState::new().hash_one(()).max(1),
         }
     }
 }
@@ -71,7 +83,7 @@ impl State {
     fn record(&mut self, key: &ApiKey, kind: ChangeKind, fields: Vec<ChangedField>, context: &ChangeContext) {
         let event = KeyEvent {
             revision: key.revision,
-            nonce: self.nonce,
+            nonce: key.nonce,
             key_id: key.id,
             hash: key.hash,
             owner_id: key.owner_id.clone(),
@@ -85,19 +97,32 @@ impl State {
     }
 
     fn create(&mut self, mut key: ApiKey, context: &ChangeContext) -> Result<ApiKey> {
-        self.check_free(&key)?;
-        key.revision = self.next_revision();
+        self.check_creatable(&key, context)?;
+        let fields = if key.revocation.is_none() && self.revoked_hashes.remove(&key.hash) {
+            vec![ChangedField::Revocation]
+        } else {
+            Vec::new()
+        };
+        if let Some(request) = context.request {
+            self.requests.insert(request, (key.id, context.now));
+        }
+        (key.revision, key.nonce) = (self.next_revision(), self.nonce);
         self.ids_by_hash.insert(key.hash, key.id);
         self.all.insert((key.created_at, key.id), key.id);
         self.by_owner.entry(key.owner_id.clone()).or_default().insert((key.created_at, key.id), key.id);
         self.keys.insert(key.id, key.clone());
-        self.record(&key, ChangeKind::Created, Vec::new(), context);
+        self.record(&key, ChangeKind::Created, fields, context);
         Ok(key)
     }
 
-    fn check_free(&self, key: &ApiKey) -> Result<()> {
-        if self.keys.contains_key(&key.id) || self.ids_by_hash.contains_key(&key.hash) {
+    fn check_creatable(&self, key: &ApiKey, context: &ChangeContext) -> Result<()> {
+        let is_retry = context.request.is_some_and(|request| self.requests.contains_key(&request));
+        if is_retry || self.keys.contains_key(&key.id) || self.ids_by_hash.contains_key(&key.hash) {
             return Err(ErrorKind::AlreadyExists.into());
+        }
+        let revives = key.revocation.is_none() && self.revoked_hashes.contains(&key.hash);
+        if revives && !context.may_revive {
+            return Err(ErrorKind::RevokedHash.into());
         }
         Ok(())
     }
@@ -110,7 +135,7 @@ impl State {
         context: &ChangeContext,
     ) -> Result<ApiKey> {
         let fields = self.check_replaceable(&key, expected)?.changed_fields(&key);
-        key.revision = self.next_revision();
+        (key.revision, key.nonce) = (self.next_revision(), self.nonce);
         self.keys.insert(key.id, key.clone());
         self.record(&key, kind, fields, context);
         Ok(key)
@@ -132,13 +157,13 @@ impl State {
         context: &ChangeContext,
     ) -> Result<Rotation> {
         let expected = replaced.revision;
-        self.check_free(&successor)?;
+        self.check_creatable(&successor, context)?;
         self.check_replaceable(&replaced, expected)?;
         let replaced = self.update(replaced, expected, ChangeKind::Rotated, context)?;
         Ok(Rotation { replaced, successor: self.create(successor, context)? })
     }
 
-    fn delete(&mut self, id: KeyId, expected: Option<Revision>, context: &ChangeContext) -> Result<Revision> {
+    fn delete(&mut self, id: KeyId, expected: Option<Revision>, context: &ChangeContext) -> Result<ChangeId> {
         let stored = self.keys.get(&id).ok_or(ErrorKind::NotFound)?;
         if expected.is_some_and(|expected| expected != stored.revision) {
             return Err(ErrorKind::Conflict.into());
@@ -146,6 +171,9 @@ impl State {
         let mut key = self.keys.remove(&id).ok_or(ErrorKind::NotFound)?;
         let place = (key.created_at, key.id);
         self.ids_by_hash.remove(&key.hash);
+        if key.revocation.is_some() {
+            self.revoked_hashes.insert(key.hash);
+        }
         self.all.remove(&place);
         if let Some(owned) = self.by_owner.get_mut(&key.owner_id) {
             owned.remove(&place);
@@ -154,12 +182,12 @@ impl State {
             }
         }
         self.last_used.remove(&id);
-        key.revision = self.next_revision();
+        (key.revision, key.nonce) = (self.next_revision(), self.nonce);
         self.record(&key, ChangeKind::Deleted, Vec::new(), context);
-        Ok(key.revision)
+        Ok(key.last_change())
     }
 
-    fn event_page(&self, request: &EventPageRequest) -> Vec<KeyEvent> {
+    fn event_page(&self, request: &EventPageRequest) -> Vec<ListedEvent> {
         let end = request.after.map_or(Bound::Unbounded, |after| Bound::Excluded(after.revision));
         let events = self.events.range((Bound::Unbounded, end)).rev().map(|(_, event)| event);
         events
@@ -167,6 +195,7 @@ impl State {
             .filter(|event| request.owner_id.as_ref().is_none_or(|owner| *owner == event.owner_id))
             .take(request.limit)
             .cloned()
+            .map(Listed::Read)
             .collect()
     }
 
@@ -186,12 +215,12 @@ impl State {
             .map(|(_, event)| event.clone())
             .collect();
         let start = || after.cloned().unwrap_or_else(FeedPosition::beginning);
-        let position = events.last().map_or_else(start, FeedPosition::of);
-        Ok(Changes { events, position, unanswered: Vec::new() })
+        let position = events.last().map_or_else(start, |last| FeedPosition::of(last.change()));
+        Ok(Changes { events, unreadable: Vec::new(), position, unanswered: Vec::new() })
     }
 
     fn recent_changes(&self, limit: usize) -> RecentChanges {
-        let mut events: Vec<_> = self.events.values().rev().take(limit).cloned().collect();
+        let mut events: Vec<_> = self.events.values().rev().take(limit).cloned().map(Listed::Read).collect();
         events.reverse();
         RecentChanges::of(events, Revision::new(self.last_revision))
     }
@@ -204,7 +233,7 @@ impl State {
                 Mark::is_whole_after(missing, first, Revision::new(self.last_revision))
             }
             Mark::Event { revision, .. } => {
-                self.events.get(&revision).is_some_and(|event| FeedPosition::of(event) == *position)
+                self.events.get(&revision).is_some_and(|event| position.mark(0).is(event.change()))
             }
         }
     }
@@ -218,10 +247,11 @@ impl State {
             oldest.remove();
             pruned += 1;
         }
+        self.requests.retain(|_, (_, at)| *at >= before);
         pruned
     }
 
-    fn page(&self, request: &PageRequest) -> Vec<ApiKey> {
+    fn page(&self, request: &PageRequest) -> Vec<ListedKey> {
         let order = match &request.owner_id {
             None => Some(&self.all),
             Some(owner) => self.by_owner.get(owner),
@@ -237,6 +267,7 @@ impl State {
             .filter(|key| request.filter.matches(key))
             .take(request.limit)
             .cloned()
+            .map(Listed::Read)
             .collect()
     }
 }
@@ -297,7 +328,7 @@ impl KeyRepository for MemoryRepository {
         self.write().update(key, expected, ChangeKind::Updated, context)
     }
 
-    async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<Revision> {
+    async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<ChangeId> {
         self.write().delete(id, None, context)
     }
 
@@ -306,7 +337,7 @@ impl KeyRepository for MemoryRepository {
         id: KeyId,
         expected: Revision,
         context: &ChangeContext,
-    ) -> Result<Revision> {
+    ) -> Result<ChangeId> {
         self.write().delete(id, Some(expected), context)
     }
 
@@ -334,7 +365,7 @@ impl KeyRepository for MemoryRepository {
         true
     }
 
-    async fn list_page(&self, request: &PageRequest) -> Result<Vec<ApiKey>> {
+    async fn list_page(&self, request: &PageRequest) -> Result<Vec<ListedKey>> {
         Ok(self.read().page(request))
     }
 
@@ -354,7 +385,7 @@ impl KeyRepository for MemoryRepository {
         Ok(ids.iter().map(|id| state.last_used.get(id).copied()).collect())
     }
 
-    async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<KeyEvent>> {
+    async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<ListedEvent>> {
         Ok(self.read().event_page(request))
     }
 
@@ -377,6 +408,18 @@ impl KeyRepository for MemoryRepository {
 
     async fn prune_events(&self, before: Timestamp) -> Result<u64> {
         Ok(self.write().prune(before))
+    }
+
+    async fn key_of_request(&self, request: &RequestDigest) -> Result<Option<KeyId>> {
+        Ok(self.read().requests.get(request).map(|(id, _)| *id))
+    }
+
+    fn can_create_for(&self, _: &RequestDigest, _: &KeyHash) -> bool {
+        true
+    }
+
+    async fn identity(&self) -> Result<Option<StoreIdentity>> {
+        Ok(Some(self.read().identity))
     }
 
     async fn ping(&self) -> Result<()> {

@@ -14,11 +14,12 @@ use tracing::Instrument as _;
 
 use super::lookup_queue::LookupQueue;
 use super::{
-    Changes, EventPageRequest, FeedPosition, KeyRepository, KeyStream, PageRequest, RecentChanges, Result,
+    Changes, EventPageRequest, FeedPosition, KeyRepository, KeyStream, ListedEvent, ListedKey, PageRequest,
+    RecentChanges, Result, StoreIdentity,
 };
 use crate::domain::{
-    ApiKey, ChangeContext, KeyEvent, KeyFilter, KeyHash, KeyId, OwnerId, Revision, RevokeReason, Rotation,
-    Timestamp,
+    ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, RequestDigest, Revision,
+    RevokeReason, Rotation, Timestamp,
 };
 
 /// How many keys of a stream wait between the two runtimes.
@@ -108,7 +109,7 @@ impl<R: KeyRepository + 'static> KeyRepository for OnRuntime<R> {
         self.run(move |inner| async move { inner.update(key, expected, &context).await }).await
     }
 
-    async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<Revision> {
+    async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<ChangeId> {
         let context = context.clone();
         self.run(move |inner| async move { inner.delete(id, &context).await }).await
     }
@@ -118,7 +119,7 @@ impl<R: KeyRepository + 'static> KeyRepository for OnRuntime<R> {
         id: KeyId,
         expected: Revision,
         context: &ChangeContext,
-    ) -> Result<Revision> {
+    ) -> Result<ChangeId> {
         let context = context.clone();
         self.run(move |inner| async move { inner.delete_unchanged(id, expected, &context).await }).await
     }
@@ -155,7 +156,7 @@ impl<R: KeyRepository + 'static> KeyRepository for OnRuntime<R> {
         self.inner.can_rotate(old, successor)
     }
 
-    async fn list_page(&self, request: &PageRequest) -> Result<Vec<ApiKey>> {
+    async fn list_page(&self, request: &PageRequest) -> Result<Vec<ListedKey>> {
         let request = request.clone();
         self.run(|inner| async move { inner.list_page(&request).await }).await
     }
@@ -175,7 +176,7 @@ impl<R: KeyRepository + 'static> KeyRepository for OnRuntime<R> {
         self.run(move |inner| async move { inner.create_many(keys, &context).await }).await
     }
 
-    async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<KeyEvent>> {
+    async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<ListedEvent>> {
         let request = request.clone();
         self.run(move |inner| async move { inner.list_events(&request).await }).await
     }
@@ -200,6 +201,19 @@ impl<R: KeyRepository + 'static> KeyRepository for OnRuntime<R> {
 
     async fn prune_events(&self, before: Timestamp) -> Result<u64> {
         self.run(move |inner| async move { inner.prune_events(before).await }).await
+    }
+
+    async fn key_of_request(&self, request: &RequestDigest) -> Result<Option<KeyId>> {
+        let request = *request;
+        self.run(move |inner| async move { inner.key_of_request(&request).await }).await
+    }
+
+    fn can_create_for(&self, request: &RequestDigest, hash: &KeyHash) -> bool {
+        self.inner.can_create_for(request, hash)
+    }
+
+    async fn identity(&self) -> Result<Option<StoreIdentity>> {
+        self.run(|inner| async move { inner.identity().await }).await
     }
 
     async fn ping(&self) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::{KeyRepository, KeyStream, PagePosition, PageRequest, RepositoryError};
+use super::{KeyRepository, KeyStream, PageRequest, RepositoryError};
 use crate::domain::{KeyFilter, OwnerId};
 
 /// How many keys a page of a stream has.
@@ -31,7 +31,7 @@ pub(crate) fn stream_pages(
         let page = repository.list_page(&request).await?;
         let next = match page.last() {
             Some(last) if page.len() == request.limit => {
-                request.after = Some(PagePosition::of(last));
+                request.after = Some(last.position());
                 Some(request)
             }
             _ => None,

@@ -2,8 +2,8 @@
 
 use futures_util::TryStreamExt as _;
 
-use super::{ErrorKind, KeyRepository, PageRequest, RepositoryError, Result};
-use crate::domain::{ApiKey, ChangeContext, KeyHash, KeyId, Revision, RevokeReason, Rotation};
+use super::{ErrorKind, KeyRepository, ListedKey, PageRequest, RepositoryError, Result};
+use crate::domain::{ApiKey, ChangeContext, ChangeId, KeyHash, KeyId, Revision, RevokeReason, Rotation};
 use crate::telemetry::error_chain;
 
 /// How often a change that lost against another one is tried anew.
@@ -28,7 +28,7 @@ pub(super) async fn delete_unchanged<R: KeyRepository + ?Sized>(
     id: KeyId,
     expected: Revision,
     context: &ChangeContext,
-) -> Result<Revision> {
+) -> Result<ChangeId> {
     let key = repository.get(id).await?.ok_or(ErrorKind::NotFound)?;
     if key.revision != expected {
         return Err(ErrorKind::Conflict.into());
@@ -84,17 +84,22 @@ pub(super) async fn create_many<R: KeyRepository + ?Sized>(
     let mut outcomes = Vec::new();
     for key in keys {
         match repository.create(key, context).await {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+            Err(error) if !is_of_one_key(error.kind()) => return Err(error),
             outcome => outcomes.push(outcome),
         }
     }
     Ok(outcomes)
 }
 
+/// Returns whether an error of this kind says something of one key that was to be created, and nothing of the others.
+pub(super) fn is_of_one_key(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::AlreadyExists | ErrorKind::RevokedHash)
+}
+
 pub(super) async fn list_page<R: KeyRepository + ?Sized>(
     repository: &R,
     request: &PageRequest,
-) -> Result<Vec<ApiKey>> {
+) -> Result<Vec<ListedKey>> {
     let Some(owner) = &request.owner_id else {
         return Err(RepositoryError::not_offered("listing the keys of all owners"));
     };
@@ -103,7 +108,7 @@ pub(super) async fn list_page<R: KeyRepository + ?Sized>(
     while page.len() < request.limit
         && let Some(key) = keys.try_next().await?
     {
-        if request.after.is_none_or(|after| after.is_before(&key)) {
+        if request.after.is_none_or(|after| after.precedes(key.position())) {
             page.push(key);
         }
     }

@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use fred::interfaces::{HashesInterface as _, KeysInterface as _};
+use fred::types::SetOptions;
 use fred::types::scripts::Script;
 use futures_util::future::{join_all, try_join_all};
 use futures_util::stream::BoxStream;
@@ -30,12 +31,12 @@ use self::connection::Connection;
 use self::error::from_fred;
 use self::keyspace::{Keyspace, Shard};
 use super::{
-    Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, PageRequest, RecentChanges,
-    Result, pages,
+    Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, ListedEvent, ListedKey,
+    PageRequest, RecentChanges, RepositoryError, Result, StoreIdentity, pages, provided,
 };
 use crate::domain::{
-    ApiKey, ChangeContext, KeyEvent, KeyFilter, KeyHash, KeyId, OwnerId, Revision, RevokeReason, Rotation,
-    Timestamp,
+    ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, RequestDigest, Revision,
+    RevokeReason, Rotation, Timestamp,
 };
 
 pub use self::options::RedisOptions;
@@ -93,9 +94,30 @@ impl RedisRepository {
     }
 
     async fn find(&self, hash: &KeyHash) -> Result<Option<ApiKey>> {
-        let stored: Option<Bytes> =
-            self.connection.reads().get(self.keyspace.record(hash)).await.map_err(from_fred)?;
-        stored.map(|stored| record::parse(&stored)).transpose()
+        let stored = self.connection.read_primary(vec![self.keyspace.record(hash)]).await?;
+        stored.into_iter().next().flatten().map(|stored| record::parse(&stored)).transpose()
+    }
+
+    /// Reads the identity of this installation, or writes one if there is none.
+    async fn read_or_write_identity(&self) -> Result<StoreIdentity> {
+        let mut random = [0; 16];
+        let drawn = self.options.entropy.fill(&mut random);
+        drawn.map_err(|error| RepositoryError::new(ErrorKind::Internal, error))?;
+        let drawn = uuid::Builder::from_random_bytes(random).into_uuid().to_string();
+        let name = self.keyspace.identity();
+        let read = || self.connection.reads().get::<Option<String>, _>(name.clone());
+        let stored = match read().await.map_err(from_fred)? {
+            Some(stored) => stored,
+            None => {
+                let once = Some(SetOptions::NX);
+                let written = self.connection.reads().set(name.clone(), drawn.clone(), None, once, false);
+                let _: Option<String> = written.await.map_err(from_fred)?;
+                // Another replica may have been faster.
+                read().await.map_err(from_fred)?.unwrap_or(drawn)
+            }
+        };
+        let identity = stored.parse();
+        identity.map(StoreIdentity).map_err(|_| record::corrupt("an identity that is not a UUID"))
     }
 
     /// The records of `hashes`, by their positions: by one command, or on a cluster by one for each shard, with an outcome of
@@ -109,8 +131,7 @@ impl RedisRepository {
         let asked = places.into_values().map(|positions| async move {
             let names: Vec<_> =
                 positions.iter().map(|&position| self.keyspace.record(&hashes[position])).collect();
-            let stored = self.connection.reads().mget(names).await.map_err(from_fred);
-            (positions, stored)
+            (positions, self.connection.read_primary(names).await)
         });
         join_all(asked).await
     }
@@ -182,7 +203,7 @@ impl KeyRepository for RedisRepository {
     async fn create_many(&self, keys: Vec<ApiKey>, context: &ChangeContext) -> Result<Vec<Result<ApiKey>>> {
         let created = keys.into_iter().map(|key| async move {
             match self.create_key(key, context).await {
-                Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
+                Err(error) if !provided::is_of_one_key(error.kind()) => Err(error),
                 outcome => Ok(outcome),
             }
         });
@@ -193,7 +214,7 @@ impl KeyRepository for RedisRepository {
         self.update_key(key, expected, context).await
     }
 
-    async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<Revision> {
+    async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<ChangeId> {
         self.delete_key(id, None, context).await
     }
 
@@ -202,7 +223,7 @@ impl KeyRepository for RedisRepository {
         id: KeyId,
         expected: Revision,
         context: &ChangeContext,
-    ) -> Result<Revision> {
+    ) -> Result<ChangeId> {
         self.delete_key(id, Some(expected), context).await
     }
 
@@ -222,7 +243,7 @@ impl KeyRepository for RedisRepository {
         Shard::of_hash(old) == Shard::of_hash(successor)
     }
 
-    async fn list_page(&self, request: &PageRequest) -> Result<Vec<ApiKey>> {
+    async fn list_page(&self, request: &PageRequest) -> Result<Vec<ListedKey>> {
         self.page_of_keys(request).await
     }
 
@@ -258,7 +279,7 @@ impl KeyRepository for RedisRepository {
         Ok(known.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 
-    async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<KeyEvent>> {
+    async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<ListedEvent>> {
         self.page_of_events(request).await
     }
 
@@ -280,6 +301,18 @@ impl KeyRepository for RedisRepository {
 
     async fn prune_events(&self, before: Timestamp) -> Result<u64> {
         self.prune_events_before(before).await
+    }
+
+    async fn key_of_request(&self, request: &RequestDigest) -> Result<Option<KeyId>> {
+        self.made_by(request).await
+    }
+
+    fn can_create_for(&self, request: &RequestDigest, hash: &KeyHash) -> bool {
+        Shard::of_request(request) == Shard::of_hash(hash)
+    }
+
+    async fn identity(&self) -> Result<Option<StoreIdentity>> {
+        self.read_or_write_identity().await.map(Some)
     }
 
     async fn ping(&self) -> Result<()> {

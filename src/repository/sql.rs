@@ -31,7 +31,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
-use sea_orm::{ConnectionTrait as _, FromQueryResult as _};
+use sea_orm::sea_query::SelectStatement;
+use sea_orm::{ConnectionTrait as _, FromQueryResult as _, StatementBuilder, TryGetable};
+use uuid::Uuid;
 
 use self::change::{Change, read_head};
 use self::error::{Remedy, from_db, remedy};
@@ -41,12 +43,12 @@ use self::row::KeyRow;
 use self::tables::Tables;
 use self::write::Write;
 use super::{
-    Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, PageRequest, RecentChanges,
-    RepositoryError, Result, pages,
+    Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, ListedEvent, ListedKey,
+    PageRequest, RecentChanges, RepositoryError, Result, StoreIdentity, pages,
 };
 use crate::domain::{
-    ApiKey, ChangeContext, KeyEvent, KeyFilter, KeyHash, KeyId, OwnerId, Revision, RevokeReason, Rotation,
-    Timestamp,
+    ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, RequestDigest, Revision,
+    RevokeReason, Rotation, Timestamp,
 };
 
 pub use self::options::{PoolOptions, SqlOptions};
@@ -132,7 +134,14 @@ impl SqlRepository {
     ) -> Result<T> {
         let mut call = pin!(call);
         match tokio::time::timeout(self.options.timeout, &mut call).await {
-            Ok(outcome) => outcome,
+            Ok(outcome) => {
+                if let Err(error) = &outcome
+                    && self.place.distrusts_connection_after(error)
+                {
+                    pool.health.replace_all();
+                }
+                outcome
+            }
             Err(elapsed) => {
                 // Before the call is dropped and gives its connection back.
                 pool.health.suspect();
@@ -155,6 +164,7 @@ impl SqlRepository {
         T: Send,
         F: Future<Output = Result<T>> + Send,
     {
+        self.place.check()?;
         self.within_deadline(pool, async {
             match read(pool.clone()).await {
                 Err(error) if remedy(&error) == Remedy::Distrust => {
@@ -209,6 +219,21 @@ impl SqlRepository {
             self.try_write(&write, context).await
         })
         .await
+    }
+
+    /// Runs a statement that is no change of a key.
+    async fn write_once(&self, statement: &(impl StatementBuilder + Sync)) -> Result<()> {
+        self.within_deadline(&self.writer, async {
+            self.place.check()?;
+            self.writer.connection.execute(statement).await.map_err(from_db).map(drop)
+        })
+        .await
+    }
+
+    /// Reads the first column of at most one row.
+    async fn read_value<T: TryGetable + Send>(&self, select: &SelectStatement) -> Result<Option<T>> {
+        let row = self.read(|pool| async move { pool.connection.query_one(select).await.map_err(from_db) });
+        row.await?.map(|row| row.try_get_by_index(0)).transpose().map_err(from_db)
     }
 
     async fn try_write<W: Write>(&self, write: &W, context: &ChangeContext) -> Result<W::Output> {
@@ -269,7 +294,7 @@ impl KeyRepository for SqlRepository {
         self.write(write::Update { key, expected }, context).await
     }
 
-    async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<Revision> {
+    async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<ChangeId> {
         self.write(write::Delete { id, expected: None }, context).await
     }
 
@@ -278,7 +303,7 @@ impl KeyRepository for SqlRepository {
         id: KeyId,
         expected: Revision,
         context: &ChangeContext,
-    ) -> Result<Revision> {
+    ) -> Result<ChangeId> {
         self.write(write::Delete { id, expected: Some(expected) }, context).await
     }
 
@@ -298,24 +323,20 @@ impl KeyRepository for SqlRepository {
         true
     }
 
-    async fn list_page(&self, request: &PageRequest) -> Result<Vec<ApiKey>> {
+    async fn list_page(&self, request: &PageRequest) -> Result<Vec<ListedKey>> {
         let select = query::page(&self.tables, request);
         let rows = self.read_from(&self.lister, |pool| {
             let select = &select;
             async move { pool.connection.query_all(select).await.map_err(from_db) }
         });
         let rows = rows.await?;
-        rows.iter().map(|row| KeyRow::from_query_result(row, "").map_err(from_db)?.into_key()).collect()
+        rows.iter().map(row::listed_key).collect()
     }
 
     async fn record_usage(&self, usage: &[(KeyId, Timestamp)]) -> Result<()> {
         for batch in usage.chunks(BATCH) {
             let statement = query::record_usage(&self.tables, batch)?;
-            self.within_deadline(&self.writer, async {
-                self.place.check()?;
-                self.writer.connection.execute(&statement).await.map_err(from_db).map(drop)
-            })
-            .await?;
+            self.write_once(&statement).await?;
         }
         Ok(())
     }
@@ -336,7 +357,7 @@ impl KeyRepository for SqlRepository {
         Ok(ids.iter().map(|id| last_used.get(id).copied()).collect())
     }
 
-    async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<KeyEvent>> {
+    async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<ListedEvent>> {
         self.read_from(&self.lister, |pool| async move {
             feed::page(&pool.connection, &self.tables, request).await
         })
@@ -348,6 +369,10 @@ impl KeyRepository for SqlRepository {
     }
 
     async fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
+        if let Err(replaced) = self.place.check() {
+            // What was read of the other file is worth nothing from now on.
+            return Err(RepositoryError::new(ErrorKind::PositionLost, replaced));
+        }
         let tables = &self.tables;
         self.read_primary(|pool| async move {
             feed::of_the_primary(&pool.connection, async |primary| {
@@ -383,10 +408,38 @@ impl KeyRepository for SqlRepository {
         loop {
             let batch = feed::prune_batch(&self.writer.connection, &self.tables, before);
             match self.within_deadline(&self.writer, batch).await? {
-                None | Some(0) => return Ok(pruned),
+                None | Some(0) => break,
                 Some(deleted) => pruned += deleted,
             }
         }
+        let requests = query::delete_requests(&self.tables, before);
+        self.write_once(&requests).await?;
+        Ok(pruned)
+    }
+
+    async fn key_of_request(&self, request: &RequestDigest) -> Result<Option<KeyId>> {
+        let select = query::key_of_request(&self.tables, request);
+        let found: Option<Uuid> = self.read_value(&select).await?;
+        Ok(found.map(KeyId::from_uuid))
+    }
+
+    fn can_create_for(&self, _: &RequestDigest, _: &KeyHash) -> bool {
+        true
+    }
+
+    async fn identity(&self) -> Result<Option<StoreIdentity>> {
+        let select = query::identity(&self.tables);
+        if let Some(identity) = self.read_value(&select).await? {
+            return Ok(Some(StoreIdentity(identity)));
+        }
+        let mut random = [0; 16];
+        let drawn = self.options.entropy.fill(&mut random);
+        drawn.map_err(|error| RepositoryError::new(ErrorKind::Internal, error))?;
+        // Of several replicas that do so at once, one writes its own.
+        let insert =
+            query::insert_identity(&self.tables, uuid::Builder::from_random_bytes(random).into_uuid())?;
+        self.write_once(&insert).await?;
+        Ok(self.read_value(&select).await?.map(StoreIdentity))
     }
 
     async fn ping(&self) -> Result<()> {

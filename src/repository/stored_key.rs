@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use super::{ErrorKind, RepositoryError, Result};
 use crate::domain::{
-    ApiKey, Description, InvalidField, KeyHash, KeyId, KeyName, KeyPrefix, Metadata, OwnerId, Revision,
-    Revocation, RevokeReason, Scope, ScopeSet, Timestamp,
+    ApiKey, ChangeId, Description, InvalidField, KeyHash, KeyId, KeyName, KeyPrefix, Metadata, OwnerId,
+    Revision, Revocation, RevokeReason, Scope, ScopeSet, Timestamp,
 };
 
 /// The form that this release writes. Another one is not guessed at.
@@ -46,6 +46,14 @@ pub struct StoredKey {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     replaced_by: Option<Uuid>,
     revision: i64,
+    /// Missing in documents of releases before 0.2.
+    #[serde(default, skip_serializing_if = "is_unknown")]
+    nonce: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_unknown(nonce: &u64) -> bool {
+    *nonce == ChangeId::UNKNOWN_NONCE
 }
 
 impl StoredKey {
@@ -71,6 +79,7 @@ impl StoredKey {
             rotated_from: key.rotated_from.map(|id| id.as_uuid()),
             replaced_by: key.replaced_by.map(|id| id.as_uuid()),
             revision: key.revision.get(),
+            nonce: key.nonce,
         }
     }
 
@@ -111,6 +120,7 @@ impl StoredKey {
             rotated_from: self.rotated_from.map(KeyId::from_uuid),
             replaced_by: self.replaced_by.map(KeyId::from_uuid),
             revision: Revision::new(self.revision),
+            nonce: self.nonce,
         })
     }
 }

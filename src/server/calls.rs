@@ -15,8 +15,8 @@ use tonic::body::Body;
 use tonic::service::Routes;
 use tower::Service;
 
-use super::Peer;
 use super::call_layer::CallService;
+use super::{Peer, http_gate};
 use crate::grpc::connection_ends;
 
 /// Calls that have no end of their own: they are told to go on elsewhere when their connection is to end.
@@ -128,27 +128,32 @@ pub(super) struct Calls {
     peer: Peer,
     activity: Activity,
     is_ending: watch::Receiver<bool>,
+    drain_timeout: Duration,
 }
 
 impl Calls {
-    /// By `service`, for `peer`. Endless ones end when the connection `is_ending`.
+    /// By `service`, for `peer`. When the connection `is_ending`, endless calls end at once, and all others when
+    /// `drain_timeout` has passed.
     pub(super) fn new(
         service: CallService<Routes>,
         peer: Peer,
         activity: Activity,
         is_ending: watch::Receiver<bool>,
+        drain_timeout: Duration,
     ) -> Self {
-        Self { service, peer, activity, is_ending }
+        Self { service, peer, activity, is_ending, drain_timeout }
     }
 
-    /// Completes when the stream that `request` asks for is to end; `None` for one that ends by itself.
-    fn end_of(&self, request: &Request<Incoming>) -> Option<End> {
+    /// Completes when the answer to `request` is to end, though there could be more.
+    fn end_of(&self, request: &Request<Incoming>) -> End {
         let mut is_ending = self.is_ending.clone();
-        ENDLESS.contains(&request.uri().path()).then(|| -> End {
-            Box::pin(async move {
-                // A connection that is gone ends as well.
-                let _ = is_ending.wait_for(|is_ending| *is_ending).await;
-            })
+        let grace = if ENDLESS.contains(&request.uri().path()) { None } else { Some(self.drain_timeout) };
+        Box::pin(async move {
+            // A connection that is gone ends as well.
+            let _ = is_ending.wait_for(|is_ending| *is_ending).await;
+            if let Some(grace) = grace {
+                tokio::time::sleep(grace).await;
+            }
         })
     }
 }
@@ -161,8 +166,12 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let end = self.end_of(&request);
         let running = self.activity.begin();
+        if let Some(rejection) = http_gate::rejection(&request) {
+            let answer = rejection.map(|body| Counted { body, end: None, running });
+            return Box::pin(std::future::ready(Ok(answer)));
+        }
+        let end = Some(self.end_of(&request));
         let (waits, progress) = (running.waits.clone(), Arc::clone(&self.activity.progress));
         let mut request = request.map(|body| Body::new(Asked { body, waits, progress }));
         request.extensions_mut().insert(self.peer.clone());
@@ -220,12 +229,10 @@ pub(super) struct Counted<B> {
 
 impl<B: hyper::body::Body + Unpin> Counted<B> {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Next<B>> {
-        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
-            return Poll::Ready(frame);
-        }
-        let Some(end) = &mut self.end else { return Poll::Pending };
-        if end.as_mut().poll(cx).is_pending() {
-            return Poll::Pending;
+        // Asked first: a stream that always has more would never come to its end.
+        let has_ended = self.end.as_mut().is_some_and(|end| end.as_mut().poll(cx).is_ready());
+        if !has_ended {
+            return Pin::new(&mut self.body).poll_frame(cx);
         }
         self.end = None;
         let mut trailers = HeaderMap::new();

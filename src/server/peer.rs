@@ -2,20 +2,60 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+
+use crate::domain::{Clock as _, SystemClock, Timestamp};
 
 /// The other end of a connection.
 #[derive(Clone, Debug, Default)]
 pub struct Peer {
     address: Option<IpAddr>,
-    names: Arc<[String]>,
+    certificate: Option<Arc<PeerCertificate>>,
+}
+
+/// A client's certificate, which was verified when the connection began.
+#[derive(Debug)]
+struct PeerCertificate {
+    names: Vec<CertificateName>,
+    /// `None`: later than any instant that there is here.
+    not_after: Option<Timestamp>,
+}
+
+/// A name of a certificate, in the extension `subjectAltName` (RFC 5280, section 4.2.1.6). The same text is another name if it
+/// is of another type: an authority may be constrained in names of one type alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CertificateName {
+    /// A DNS name.
+    Dns(String),
+    /// A URI, such as a SPIFFE id.
+    Uri(String),
+}
+
+impl CertificateName {
+    /// The text of the name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Dns(name) | Self::Uri(name) => name,
+        }
+    }
+
+    /// Whether the settings mean this name by `configured`. What has a scheme there is a URI, and all else a DNS name.
+    #[must_use]
+    pub fn is_meant_by(&self, configured: &str) -> bool {
+        match self {
+            Self::Dns(name) => !configured.contains(':') && name == configured,
+            Self::Uri(name) => configured.contains(':') && name == configured,
+        }
+    }
 }
 
 impl Peer {
     pub(super) fn new(address: Option<IpAddr>, certificate: Option<&CertificateDer<'_>>) -> Self {
-        Self { address, names: certificate.map(|it| names(it)).unwrap_or_default().into() }
+        Self { address, certificate: certificate.and_then(|it| PeerCertificate::read(it)).map(Arc::new) }
     }
 
     /// Its address; none on a Unix socket.
@@ -24,24 +64,65 @@ impl Peer {
         self.address
     }
 
-    /// The names of its certificate, which was verified: DNS names and URIs of the extension `subjectAltName` (RFC 5280,
-    /// section 4.2.1.6). Empty if it has none.
+    /// The names of its certificate at `now`. Empty if it has none, or if the certificate has expired since the connection
+    /// began.
     #[must_use]
-    pub fn names(&self) -> &[String] {
-        &self.names
+    pub fn names(&self, now: Timestamp) -> &[CertificateName] {
+        match self.certificate.as_deref() {
+            Some(certificate) if certificate.not_after.is_none_or(|not_after| now <= not_after) => {
+                &certificate.names
+            }
+            _ => &[],
+        }
+    }
+
+    /// How long its certificate is still valid; `None` if it has none.
+    pub(super) fn remaining_lifetime(&self) -> Option<Duration> {
+        let not_after = self.certificate.as_ref()?.not_after?;
+        Some(not_after.since(SystemClock.now()))
     }
 }
 
-fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
-    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else {
-        return Vec::new();
-    };
+impl PeerCertificate {
+    fn read(certificate: &CertificateDer<'_>) -> Option<Self> {
+        let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+        let not_after = certificate.validity().not_after.timestamp();
+        Some(Self {
+            names: names(&certificate),
+            not_after: not_after.checked_mul(1_000_000).and_then(Timestamp::from_micros),
+        })
+    }
+}
+
+fn names(certificate: &X509Certificate<'_>) -> Vec<CertificateName> {
     let Ok(Some(names)) = certificate.subject_alternative_name() else {
         return Vec::new();
     };
     let name = |name: &GeneralName<'_>| match name {
-        GeneralName::DNSName(name) | GeneralName::URI(name) => Some((*name).to_owned()),
+        GeneralName::DNSName(name) => Some(CertificateName::Dns((*name).to_owned())),
+        GeneralName::URI(name) => Some(CertificateName::Uri((*name).to_owned())),
         _ => None,
     };
     names.value.general_names.iter().filter_map(name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_compared_by_their_type() {
+        let dns = CertificateName::Dns("ops.example.com".into());
+        let uri = CertificateName::Uri("spiffe://example.com/ops".into());
+        assert!(dns.is_meant_by("ops.example.com"));
+        assert!(uri.is_meant_by("spiffe://example.com/ops"));
+        for (name, configured) in [
+            (CertificateName::Uri("ops.example.com".into()), "ops.example.com"),
+            (CertificateName::Dns("spiffe://example.com/ops".into()), "spiffe://example.com/ops"),
+            (dns, "spiffe://example.com/ops"),
+            (uri, "ops.example.com"),
+        ] {
+            assert!(!name.is_meant_by(configured), "{name:?} {configured}");
+        }
+    }
 }

@@ -50,7 +50,8 @@ impl Serving {
         Self { calls: layer.layer(routes), options, failed_handshakes, tls, phase }
     }
 
-    /// Serves a connection to its end. It is told to end when the server drains, when it is old, or when it is idle; calls
+    /// Serves a connection to its end. It is told to end when the server drains, when it is old, when its client's
+    /// certificate expires, or when it is idle; calls
     /// that run then are answered first, if their client reads the answers.
     pub(super) async fn run(mut self, handed_over: (Accepted, Place), jitter: f64) {
         let tls = self.tls.as_ref().map(|tls| Arc::clone(&tls.borrow().config));
@@ -65,7 +66,14 @@ impl Serving {
         };
         let activity = Activity::default();
         let (ends, is_ending) = watch::channel(false);
-        let calls = Calls::new(self.calls.clone(), connection.peer(), activity.clone(), is_ending);
+        let calls = Calls::new(
+            self.calls.clone(),
+            connection.peer(),
+            activity.clone(),
+            is_ending,
+            self.options.drain_timeout,
+        );
+        let lifetime = connection.peer().remaining_lifetime();
         let serving = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_concurrent_streams(self.options.max_streams_per_connection)
@@ -80,11 +88,13 @@ impl Serving {
             // An error means that the server is gone, which is a reason to end as well.
             let drains = self.phase.wait_for(|&phase| phase >= Phase::Drain);
             let is_old = after(self.options.max_connection_age.map(|age| age.mul_f64(jitter)));
+            let has_expired = after(lifetime);
             let is_idle = idle(&activity, self.options.idle_timeout);
             tokio::select! {
                 outcome = serving.as_mut() => return ended(outcome),
                 _ = drains => {}
                 () = is_old => {}
+                () = has_expired => tracing::debug!("a connection ends: its client certificate has expired"),
                 () = is_idle => {}
             }
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -124,6 +124,12 @@ impl TlsFiles {
         };
         let mut config = builder.with_single_cert(certificates, key).map_err(no_pair)?;
         config.alpn_protocols = vec![b"h2".to_vec()];
+        if self.client_ca.is_some() {
+            // A resumed session is not verified again: it would outlive the client's certificate, and renew itself with each
+            // resumption.
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+        }
         Ok(Arc::new(Tls { config: Arc::new(config), not_after }))
     }
 

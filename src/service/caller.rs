@@ -1,6 +1,7 @@
 //! Who administers keys.
 
-use crate::domain::{ChangeContext, Scope, ScopeSet, Timestamp};
+use super::ClientRequestId;
+use crate::domain::{ChangeContext, KeyId, RequestDigest, Scope, ScopeSet, Timestamp};
 
 /// The scopes that open Keyvouch itself. An administrator holds them all.
 const ADMIN: &str = "keyvouch.admin";
@@ -103,10 +104,22 @@ impl Caller {
         scopes.iter().find(|scope| scope.is_reserved() && !self.held.contains(scope))
     }
 
+    /// What identifies this caller's request `id` to make a key.
+    #[must_use]
+    pub fn creation(&self, id: &ClientRequestId) -> RequestDigest {
+        RequestDigest::of_creation(&self.name, id.as_str())
+    }
+
+    /// What identifies this caller's request `id` to rotate `key`.
+    #[must_use]
+    pub fn rotation(&self, key: KeyId, id: &ClientRequestId) -> RequestDigest {
+        RequestDigest::of_rotation(&self.name, key, id.as_str())
+    }
+
     /// The context of a change that this call makes at `now`.
     #[must_use]
     pub fn context(&self, now: Timestamp) -> ChangeContext {
-        ChangeContext { actor: self.name.clone(), request_id: self.request_id.clone(), now }
+        ChangeContext::new(self.name.clone(), self.request_id.clone(), now)
     }
 }
 

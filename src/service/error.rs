@@ -1,6 +1,6 @@
 //! What a service answers instead of a result.
 
-use crate::domain::{EntropyError, InvalidField, RotationRefused, Scope};
+use crate::domain::{EntropyError, InvalidField, KeyId, RotationRefused, Scope};
 use crate::repository::RepositoryError;
 
 /// Why a call was not answered. A denied key is no error: it is a [`Validation`](super::Validation).
@@ -15,6 +15,9 @@ pub enum ServiceError {
     /// The caller would grant a reserved scope that he does not hold.
     #[error("only who holds the reserved scope {0} can grant it")]
     ScopeNotGrantable(Scope),
+    /// An earlier request with the same `request_id` made this key.
+    #[error("an earlier request with this request_id made the key {0}")]
+    AlreadyApplied(KeyId),
     /// The store did not do it.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
@@ -30,8 +33,8 @@ pub enum Precondition {
     #[error(transparent)]
     Rotation(#[from] RotationRefused),
     /// The key was replaced and would live longer.
-    #[error("the expiry of a replaced key can't be extended: use its successor")]
-    ReplacedKeyExtended,
+    #[error("the expiry of a replaced key can't be extended: use its successor {0}")]
+    ReplacedKeyExtended(KeyId),
 }
 
 impl From<RotationRefused> for ServiceError {

@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::key_store::check_grantable;
 use super::{Caller, KeyRecord, KeyStoreService, ServiceError};
 use crate::domain::{
-    ApiKey, Description, Entropy, InvalidField, KeyHash, KeyId, KeyName, KeyPrefix, Metadata, OwnerId,
-    Revision, Revocation, ScopeSet, Timestamp,
+    ApiKey, ChangeContext, ChangeId, Description, Entropy, InvalidField, KeyHash, KeyId, KeyName, KeyPrefix,
+    Metadata, OwnerId, Revision, Revocation, ScopeSet, Timestamp,
 };
 use crate::repository::ErrorKind;
 use crate::telemetry::error_chain;
@@ -45,6 +45,8 @@ pub struct ImportedKey {
     pub rotated_from: Option<KeyId>,
     /// The key that replaced it.
     pub replaced_by: Option<KeyId>,
+    /// Whether it may be stored as active though a key with its hash was revoked here and deleted.
+    pub may_revive: bool,
 }
 
 impl ImportedKey {
@@ -94,6 +96,7 @@ impl ImportedKey {
             rotated_from: self.rotated_from,
             replaced_by: self.replaced_by,
             revision: Revision::NONE,
+            nonce: ChangeId::UNKNOWN_NONCE,
         })
     }
 }
@@ -109,36 +112,36 @@ impl KeyStoreService {
         caller: &Caller,
     ) -> Result<Vec<Result<KeyRecord, ServiceError>>, ServiceError> {
         let now = self.clock.now();
-        let mut accepted = Vec::new();
-        let mut last_uses = Vec::new();
-        let mut refusals = Vec::new();
-        for key in keys {
-            let last_used_at = key.as_ref().ok().and_then(|key| key.last_used_at);
-            match self.accept(key, now, caller) {
+        let mut outcomes: Vec<Option<Result<KeyRecord, ServiceError>>> = Vec::new();
+        // Those that may revive a revoked hash go by themselves: the others must not profit from it.
+        let (mut plain, mut reviving) = (Vec::new(), Vec::new());
+        for (index, key) in keys.into_iter().enumerate() {
+            let known = key.as_ref().ok().map(|key| (key.last_used_at, key.may_revive));
+            let (last_used_at, may_revive) = known.unwrap_or_default();
+            outcomes.push(match self.accept(key, now, caller) {
                 Ok(key) => {
-                    last_uses.push(last_used_at);
-                    accepted.push(key);
-                    refusals.push(None);
+                    let list = if may_revive { &mut reviving } else { &mut plain };
+                    list.push((index, key, last_used_at));
+                    None
                 }
-                Err(refusal) => refusals.push(Some(refusal)),
+                Err(refusal) => Some(Err(refusal)),
+            });
+        }
+        for (accepted, may_revive) in [(plain, false), (reviving, true)] {
+            if accepted.is_empty() {
+                continue;
+            }
+            let context = ChangeContext { may_revive, ..caller.context(now) };
+            let keys = accepted.iter().map(|(_, key, _)| key.clone()).collect();
+            let stored = self.repository.create_many(keys, &context).await?;
+            for ((index, _, last_used_at), stored) in accepted.into_iter().zip(stored) {
+                let record = stored.map(|key| KeyRecord { key, last_used_at, as_of: now });
+                outcomes[index] = Some(record.map_err(ServiceError::from));
             }
         }
-        let stored = match accepted.as_slice() {
-            [] => Vec::new(),
-            _ => self.repository.create_many(accepted, &caller.context(now)).await?,
-        };
-        let mut records = Vec::new();
-        for (stored, last_used_at) in stored.into_iter().zip(last_uses) {
-            records.push(stored.map(|key| KeyRecord { key, last_used_at, as_of: now }));
-        }
-        self.record_last_uses(records.iter().flatten()).await;
-        let mut records = records.into_iter();
-        let unanswered = || ErrorKind::Internal.into();
-        let outcomes = refusals.into_iter().map(|refusal| match refusal {
-            Some(refusal) => Err(refusal),
-            None => records.next().unwrap_or_else(|| Err(unanswered())).map_err(ServiceError::from),
-        });
-        Ok(outcomes.collect())
+        self.record_last_uses(outcomes.iter().flatten().flatten()).await;
+        let unanswered = || Err(ServiceError::Repository(ErrorKind::Internal.into()));
+        Ok(outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(unanswered)).collect())
     }
 
     fn accept(

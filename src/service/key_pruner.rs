@@ -59,7 +59,9 @@ impl KeyPruner {
         };
         let mut deleted = 0;
         let mut keys = pages::stream_pages(Arc::clone(&self.repository), None, KeyFilter::all(now));
-        while let Some(key) = keys.try_next().await? {
+        while let Some(listed) = keys.try_next().await? {
+            // It isn't known when a record that can't be read expired, so it is kept.
+            let Some(key) = listed.read() else { continue };
             if key.expires_at.is_none_or(|expires_at| expires_at > before) {
                 continue;
             }
@@ -75,7 +77,7 @@ impl KeyPruner {
 }
 
 fn context(now: Timestamp) -> ChangeContext {
-    ChangeContext { actor: ACTOR.to_owned(), request_id: String::new(), now }
+    ChangeContext::new(ACTOR, "", now)
 }
 
 #[cfg(test)]

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::domain::{ApiKey, Description, KeyName, Metadata, OwnerId, ScopeSet, SecretKey, Timestamp};
+use crate::domain::{
+    ApiKey, Description, InvalidField, KeyName, Metadata, OwnerId, ScopeSet, SecretKey, Timestamp,
+};
+use crate::repository::PagePosition;
 
 /// What a new key should be.
 #[derive(Clone, Debug)]
@@ -21,6 +24,38 @@ pub struct NewKey {
     pub prefix: Option<String>,
     /// `None`: it never expires.
     pub expiry: Option<Expiry>,
+    /// What tells a retry of this request from another one.
+    pub request_id: Option<ClientRequestId>,
+}
+
+/// The id that a client chose for a request that makes a key, and gives again with each retry of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientRequestId(String);
+
+impl ClientRequestId {
+    /// Maximum number of characters.
+    const MAX_CHARS: usize = 128;
+
+    /// Checks a `request_id`; an empty one is none.
+    ///
+    /// # Errors
+    /// It is too long or has other than visible ASCII characters.
+    pub fn parse(id: String) -> Result<Option<Self>, InvalidField> {
+        if id.is_empty() {
+            return Ok(None);
+        }
+        if id.len() > Self::MAX_CHARS || !id.bytes().all(|byte| byte.is_ascii_graphic()) {
+            let problem = "must be at most 128 visible ASCII characters, for example a random UUID";
+            return Err(InvalidField::new("request_id", problem));
+        }
+        Ok(Some(Self(id)))
+    }
+
+    /// Returns the id.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 /// When a key should end.
@@ -52,6 +87,26 @@ pub struct KeyRecord {
     pub as_of: Timestamp,
 }
 
+/// An item of a listing of keys.
+#[derive(Clone, Debug)]
+pub enum ListedRecord {
+    /// A key.
+    Read(KeyRecord),
+    /// A stored key that can't be read, at its place in the listing.
+    Unreadable(PagePosition),
+}
+
+impl ListedRecord {
+    /// Returns the place right behind this item.
+    #[must_use]
+    pub fn position(&self) -> PagePosition {
+        match self {
+            Self::Read(record) => PagePosition::of(&record.key),
+            Self::Unreadable(position) => *position,
+        }
+    }
+}
+
 /// New values; `None` leaves one as it is.
 #[derive(Clone, Debug, Default)]
 pub struct KeyUpdate {
@@ -68,12 +123,14 @@ pub struct KeyUpdate {
 }
 
 /// How to replace a key.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct RotateRequest {
     /// How long the old key stays valid.
     pub overlap: Duration,
     /// When the successor ends; `None`: after the old one's lifetime.
     pub expiry: Option<Expiry>,
+    /// What tells a retry of this request from another one.
+    pub request_id: Option<ClientRequestId>,
 }
 
 /// Both keys of a rotation.

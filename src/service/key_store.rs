@@ -6,14 +6,17 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, stream::BoxStream};
 
 use super::{
-    Caller, Expiry, IssuedKey, KeyRecord, KeyUpdate, NewKey, Precondition, RotateRequest, RotatedKey,
-    ServiceError,
+    Caller, Expiry, IssuedKey, KeyRecord, KeyUpdate, ListedRecord, NewKey, Precondition, RotateRequest,
+    RotatedKey, ServiceError,
 };
 use crate::domain::{
-    ApiKey, Clock, Entropy, InvalidField, KeyEvent, KeyFilter, KeyFormat, KeyId, KeyIdentity, KeyPrefix,
-    OwnerId, Revision, RevokeReason, Rotation, Scope, ScopeSet, SecretKey, Timestamp,
+    ApiKey, ChangeContext, ChangeId, Clock, Entropy, InvalidField, KeyFilter, KeyFormat, KeyHash, KeyId,
+    KeyIdentity, KeyPrefix, OwnerId, RequestDigest, Revision, RevokeReason, Rotation, Scope, ScopeSet,
+    SecretKey, Timestamp,
 };
-use crate::repository::{ErrorKind, EventPageRequest, KeyRepository, PageRequest, RepositoryError, pages};
+use crate::repository::{
+    ErrorKind, EventPageRequest, KeyRepository, ListedEvent, ListedKey, PageRequest, RepositoryError, pages,
+};
 use crate::telemetry::error_chain;
 
 /// How often a change that lost against another one is tried anew, where the caller expects no revision.
@@ -48,7 +51,12 @@ impl KeyStoreService {
     }
 
     /// Makes a key.
+    ///
+    /// # Errors
+    /// [`ServiceError::AlreadyApplied`] if a request with the same id made one before.
     pub async fn create(&self, new: NewKey, caller: &Caller) -> Result<IssuedKey> {
+        let request = new.request_id.as_ref().map(|id| caller.creation(id));
+        self.check_not_applied(request.as_ref()).await?;
         check_grantable(caller, &new.scopes)?;
         let prefix = match &new.prefix {
             None => self.format.default_prefix().clone(),
@@ -56,7 +64,8 @@ impl KeyStoreService {
         };
         let now = self.clock.now();
         let expires_at = resolve(new.expiry, now)?;
-        let (KeyIdentity { id, hash, prefix }, secret) = self.draw(prefix, now)?;
+        let is_fit = |hash: &KeyHash| request.is_none_or(|it| self.repository.can_create_for(&it, hash));
+        let (KeyIdentity { id, hash, prefix }, secret) = self.draw_fitting(&prefix, now, is_fit)?;
         let key = ApiKey {
             id,
             hash,
@@ -73,8 +82,13 @@ impl KeyStoreService {
             rotated_from: None,
             replaced_by: None,
             revision: Revision::NONE,
+            nonce: ChangeId::UNKNOWN_NONCE,
         };
-        let key = self.repository.create(key, &caller.context(now)).await?;
+        let context = ChangeContext { request, ..caller.context(now) };
+        let key = match self.repository.create(key, &context).await {
+            Err(error) => return Err(self.of_retry(error, request.as_ref()).await),
+            Ok(key) => key,
+        };
         Ok(IssuedKey { record: KeyRecord { key, last_used_at: None, as_of: now }, secret })
     }
 
@@ -86,13 +100,13 @@ impl KeyStoreService {
     }
 
     /// Reads a page of keys, newest first.
-    pub async fn list(&self, request: &PageRequest) -> Result<Vec<KeyRecord>> {
-        let keys = self.repository.list_page(request).await?;
-        self.records(keys).await
+    pub async fn list(&self, request: &PageRequest) -> Result<Vec<ListedRecord>> {
+        let listed = self.repository.list_page(request).await?;
+        self.listed_records(listed).await
     }
 
     /// Reads a page of the audit trail, newest first.
-    pub async fn events(&self, request: &EventPageRequest) -> Result<Vec<KeyEvent>> {
+    pub async fn events(&self, request: &EventPageRequest) -> Result<Vec<ListedEvent>> {
         Ok(self.repository.list_events(request).await?)
     }
 
@@ -101,7 +115,7 @@ impl KeyStoreService {
         &self,
         owner_id: Option<OwnerId>,
         filter: KeyFilter,
-    ) -> BoxStream<'static, Result<KeyRecord>> {
+    ) -> BoxStream<'static, Result<ListedRecord>> {
         let keys = match owner_id {
             Some(owner) => self.repository.list_by_owner(&owner, &filter),
             None => pages::stream_pages(Arc::clone(&self.repository), None, filter),
@@ -140,7 +154,12 @@ impl KeyStoreService {
     }
 
     /// Replaces a key by a successor.
+    ///
+    /// # Errors
+    /// [`ServiceError::AlreadyApplied`] if a request with the same id replaced the key before.
     pub async fn rotate(&self, id: KeyId, request: RotateRequest, caller: &Caller) -> Result<RotatedKey> {
+        let digest = request.request_id.as_ref().map(|it| caller.rotation(id, it));
+        self.check_not_applied(digest.as_ref()).await?;
         for _ in 0..MAX_ATTEMPTS {
             let old = self.find(id).await?;
             check_grantable(caller, &old.scopes)?;
@@ -148,14 +167,18 @@ impl KeyStoreService {
             let expires_at = resolve(request.expiry, now)?;
             let (identity, secret) = self.draw_successor(&old, now)?;
             let rotation = Rotation::plan(&old, identity, request.overlap, expires_at, now)?;
-            match self.repository.rotate(rotation, &caller.context(now)).await {
+            let context = ChangeContext { request: digest, ..caller.context(now) };
+            match self.repository.rotate(rotation, &context).await {
                 Ok(Rotation { replaced, successor }) => {
                     let record = KeyRecord { key: successor, last_used_at: None, as_of: now };
                     let replaced = self.changed_record(replaced).await;
                     return Ok(RotatedKey { issued: IssuedKey { record, secret }, replaced });
                 }
-                Err(error) if error.kind() == ErrorKind::Conflict => {}
-                Err(error) => return Err(error.into()),
+                // Another request may have changed the key, or this one, when it was sent before.
+                Err(error) if error.kind() == ErrorKind::Conflict => {
+                    self.check_not_applied(digest.as_ref()).await?;
+                }
+                Err(error) => return Err(self.of_retry(error, digest.as_ref()).await),
             }
         }
         Err(conflict())
@@ -188,6 +211,25 @@ impl KeyStoreService {
         key.ok_or_else(|| ServiceError::Repository(ErrorKind::NotFound.into()))
     }
 
+    /// Refuses a request that made a key before.
+    async fn check_not_applied(&self, request: Option<&RequestDigest>) -> Result<()> {
+        let Some(request) = request else { return Ok(()) };
+        match self.repository.key_of_request(request).await? {
+            None => Ok(()),
+            Some(id) => Err(ServiceError::AlreadyApplied(id)),
+        }
+    }
+
+    /// What `error` means for `request`: it may have been sent before, and that has just come to its end.
+    async fn of_retry(&self, error: RepositoryError, request: Option<&RequestDigest>) -> ServiceError {
+        if error.kind() == ErrorKind::AlreadyExists
+            && let Err(applied @ ServiceError::AlreadyApplied(_)) = self.check_not_applied(request).await
+        {
+            return applied;
+        }
+        error.into()
+    }
+
     /// A new secret and the identity that belongs to it.
     fn draw(&self, prefix: KeyPrefix, now: Timestamp) -> Result<(KeyIdentity, SecretKey)> {
         let secret = SecretKey::generate(&prefix, self.entropy.as_ref())?;
@@ -196,16 +238,27 @@ impl KeyStoreService {
         Ok((KeyIdentity { id, hash, prefix }, secret))
     }
 
-    /// The same for a successor of `old` that the store can put beside it.
-    fn draw_successor(&self, old: &ApiKey, now: Timestamp) -> Result<(KeyIdentity, SecretKey)> {
+    /// The same for a hash that the store can put where it has to be.
+    fn draw_fitting(
+        &self,
+        prefix: &KeyPrefix,
+        now: Timestamp,
+        is_fit: impl Fn(&KeyHash) -> bool,
+    ) -> Result<(KeyIdentity, SecretKey)> {
         for _ in 0..MAX_DRAWS {
-            let (identity, secret) = self.draw(self.successor_prefix(old), now)?;
-            if self.repository.can_rotate(&old.hash, &identity.hash) {
+            let (identity, secret) = self.draw(prefix.clone(), now)?;
+            if is_fit(&identity.hash) {
                 return Ok((identity, secret));
             }
         }
-        let problem = "no successor that the store can put beside the old key";
+        let problem = "no key that the store can put where it has to be";
         Err(RepositoryError::new(ErrorKind::Internal, problem).into())
+    }
+
+    /// The same for a successor of `old`, which the store has to be able to put beside it.
+    fn draw_successor(&self, old: &ApiKey, now: Timestamp) -> Result<(KeyIdentity, SecretKey)> {
+        let is_fit = |hash: &KeyHash| self.repository.can_rotate(&old.hash, hash);
+        self.draw_fitting(&self.successor_prefix(old), now, is_fit)
     }
 
     /// The old key's prefix, or the default if keys are no longer made with that one.
@@ -235,18 +288,21 @@ impl KeyStoreService {
         KeyRecord { last_used_at: usage.into_iter().next().flatten(), as_of: self.clock.now(), key }
     }
 
-    async fn records(&self, keys: Vec<ApiKey>) -> Result<Vec<KeyRecord>> {
-        let ids: Vec<_> = keys.iter().map(|key| key.id).collect();
+    async fn listed_records(&self, listed: Vec<ListedKey>) -> Result<Vec<ListedRecord>> {
+        let ids: Vec<_> = listed.iter().map(|it| it.position().id).collect();
         let usage = self.repository.usage(&ids).await?;
         let as_of = self.clock.now();
-        let records = keys.into_iter().zip(usage);
-        Ok(records.map(|(key, last_used_at)| KeyRecord { key, last_used_at, as_of }).collect())
+        let records = listed.into_iter().zip(usage).map(|(listed, last_used_at)| match listed {
+            ListedKey::Read(key) => ListedRecord::Read(KeyRecord { key, last_used_at, as_of }),
+            ListedKey::Unreadable(position) => ListedRecord::Unreadable(position),
+        });
+        Ok(records.collect())
     }
 
     async fn records_of_chunk(
         &self,
-        chunk: Vec<crate::repository::Result<ApiKey>>,
-    ) -> Vec<Result<KeyRecord>> {
+        chunk: Vec<crate::repository::Result<ListedKey>>,
+    ) -> Vec<Result<ListedRecord>> {
         let mut keys = Vec::with_capacity(chunk.len());
         let mut failure = None;
         for key in chunk {
@@ -255,7 +311,7 @@ impl KeyStoreService {
                 Err(error) => failure = Some(ServiceError::from(error)),
             }
         }
-        match self.records(keys).await {
+        match self.listed_records(keys).await {
             Ok(records) => records.into_iter().map(Ok).chain(failure.map(Err)).collect(),
             Err(error) => vec![Err(error)],
         }
@@ -279,8 +335,8 @@ fn apply(update: &KeyUpdate, key: &ApiKey, now: Timestamp, caller: &Caller) -> R
         check_future("key.expire_time", expires_at, now)?;
         let is_longer = expires_at.is_none_or(|end| key.expires_at.is_some_and(|old_end| end > old_end));
         if is_longer && expires_at != key.expires_at {
-            if key.replaced_by.is_some() {
-                return Err(Precondition::ReplacedKeyExtended.into());
+            if let Some(successor) = key.replaced_by {
+                return Err(Precondition::ReplacedKeyExtended(successor).into());
             }
             // To prolong a key, or bring an expired one back, is to grant its scopes for longer.
             check_grantable(caller, &next.scopes)?;

@@ -67,7 +67,7 @@ mod tests {
         let repository = Arc::new(MemoryRepository::new());
         for (seconds_ago, secret) in [(11, "a"), (9, "b"), (0, "c")] {
             let now = now.checked_sub(Duration::from_secs(seconds_ago)).unwrap();
-            let context = ChangeContext { actor: String::new(), request_id: String::new(), now };
+            let context = ChangeContext::new("", "", now);
             repository.create(key(secret, now), &context).await.unwrap();
         }
         let clock = Arc::new(ManualClock::new(now));

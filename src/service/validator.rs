@@ -110,7 +110,7 @@ impl ValidatorService {
         let freshness = Some(Freshness {
             tier: found.tier,
             staleness: self.knowledge.moment().since(found.as_of),
-            revision: found.entry.through,
+            revision: found.entry.through.revision,
         });
         let Some(key) = found.entry.key else {
             return Ok(Validation { verdict: Verdict::Denied(Denial::NotFound), key: None, freshness });

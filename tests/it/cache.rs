@@ -74,11 +74,12 @@ fn key(secret: &str) -> ApiKey {
         rotated_from: None,
         replaced_by: None,
         revision: keyvouch::domain::Revision::NONE,
+        nonce: 0,
     }
 }
 
 fn context() -> ChangeContext {
-    ChangeContext { actor: "token:tests".into(), request_id: "r".into(), now: SystemClock.now() }
+    ChangeContext::new("token:tests", "r", SystemClock.now())
 }
 
 impl Replica {

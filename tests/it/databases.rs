@@ -13,9 +13,12 @@ use std::time::Duration;
 
 use keyvouch::repository::{SqlOptions, SqlRepository};
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
+use rustix::process::Signal;
 use sea_orm::{ConnectOptions, ConnectionTrait as _, Database};
 use tempfile::TempDir;
 use tokio::time::Instant;
+
+use crate::signals;
 
 /// Makes a test of each function that takes a [`Kind`], on each kind of server.
 macro_rules! on_each_server {
@@ -43,6 +46,13 @@ pub(crate) struct Server {
     maintenance: &'static str,
     next_database: AtomicU32,
     watched: Watched,
+    /// What starts it, and what it says when it is ready.
+    command: Command,
+    ready: &'static str,
+    data: PathBuf,
+    port: u16,
+    /// Those that were killed: the files go with them.
+    others: Vec<Watched>,
 }
 
 /// The processes of a server, which are stopped when this is dropped, or this process ends.
@@ -110,6 +120,42 @@ pub(crate) struct Certificate {
 }
 
 impl Server {
+    /// Ends it at once, as a power loss would.
+    pub(crate) fn kill(&self) {
+        self.watched.kill();
+        let (begun, address) = (Instant::now(), (Ipv4Addr::LOCALHOST, self.port));
+        while std::net::TcpStream::connect(address).is_ok() {
+            assert!(begun.elapsed() < NEVER, "the server goes on");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Copies its files, for which it is stopped for a moment.
+    pub(crate) fn keep_a_copy(&mut self) {
+        self.kill();
+        let copy = self.data.with_extension("copy");
+        run(Command::new("rm").arg("-rf").arg(&copy));
+        run(Command::new("cp").arg("-a").arg(&self.data).arg(&copy));
+        self.start_again();
+    }
+
+    /// Starts it with the files that were copied, after it was killed.
+    pub(crate) fn start_the_copy(&mut self) {
+        run(Command::new("rm").arg("-rf").arg(&self.data));
+        run(Command::new("cp").arg("-a").arg(self.data.with_extension("copy")).arg(&self.data));
+        self.start_again();
+    }
+
+    fn start_again(&mut self) {
+        let temporary = folder("again");
+        let log = temporary.path().to_owned();
+        let mut command = Command::new(self.command.get_program());
+        command.args(self.command.get_args());
+        let again = watch(&command, temporary);
+        self.others.push(std::mem::replace(&mut self.watched, again));
+        wait_for(self.ready, &log);
+    }
+
     /// Stops it where it is: see [`Watched::freeze`].
     pub(crate) fn freeze(&self) {
         self.watched.freeze();
@@ -136,30 +182,22 @@ impl Server {
 impl Watched {
     /// Stops all its processes where they are; its connections stay open.
     pub(crate) fn freeze(&self) {
-        self.signal("-STOP");
+        self.signal(Signal::STOP);
     }
 
     /// Lets them go on.
     pub(crate) fn thaw(&self) {
-        self.signal("-CONT");
+        self.signal(Signal::CONT);
     }
 
     /// Ends it at once.
     pub(crate) fn kill(&self) {
-        self.signal("-KILL");
+        self.signal(Signal::KILL);
     }
 
-    fn signal(&self, signal: &str) {
-        // The server's process, and those that it started.
+    fn signal(&self, signal: Signal) {
         let pid = std::fs::read_to_string(self.folder.join("pid")).unwrap();
-        let mut pids = vec![pid.trim().to_owned()];
-        let mut at = 0;
-        while let Some(parent) = pids.get(at) {
-            let children = Command::new("pgrep").args(["-P", parent]).output().unwrap().stdout;
-            pids.extend(String::from_utf8(children).unwrap().lines().map(str::to_owned));
-            at += 1;
-        }
-        run(Command::new("kill").arg(signal).args(&pids));
+        signals::send_to_tree(pid.trim().parse().unwrap(), signal);
     }
 }
 
@@ -210,10 +248,21 @@ fn start_postgres(certificate: Option<&Certificate>) -> Server {
         let rule = "hostssl all all 127.0.0.1/32 trust\n";
         std::fs::write(data.join("pg_hba.conf"), rule).unwrap();
     }
-    let watched = watch(server, temporary);
+    let watched = watch(&server, temporary);
     let url = format!("postgres://postgres@127.0.0.1:{port}");
-    wait_for("database system is ready to accept connections", &folder);
-    Server { url, maintenance: "postgres", next_database: AtomicU32::new(0), watched }
+    let ready = "database system is ready to accept connections";
+    wait_for(ready, &folder);
+    Server {
+        url,
+        maintenance: "postgres",
+        next_database: AtomicU32::new(0),
+        watched,
+        command: server,
+        ready,
+        data,
+        port,
+        others: Vec::new(),
+    }
 }
 
 fn start_mariadb(certificate: Option<&Certificate>) -> Server {
@@ -253,10 +302,21 @@ fn start_mariadb(certificate: Option<&Certificate>) -> Server {
         .arg(format!("--datadir={}", data.display()))
         .arg(format!("--socket={}", socket.display()))
         .arg(format!("--port={port}"));
-    let watched = watch(server, temporary);
+    let watched = watch(&server, temporary);
     let url = format!("mysql://root@127.0.0.1:{port}");
-    wait_for("ready for connections", &folder);
-    Server { url, maintenance: "mysql", next_database: AtomicU32::new(0), watched }
+    let ready = "ready for connections";
+    wait_for(ready, &folder);
+    Server {
+        url,
+        maintenance: "mysql",
+        next_database: AtomicU32::new(0),
+        watched,
+        command: server,
+        ready,
+        data,
+        port,
+        others: Vec::new(),
+    }
 }
 
 /// A certificate authority, and a certificate of it for the name `localhost`.
@@ -308,7 +368,7 @@ fn free_port() -> u16 {
 }
 
 /// Starts `server`, to be stopped when this process ends; `folder` goes then.
-pub(crate) fn watch(server: Command, folder: TempDir) -> Watched {
+pub(crate) fn watch(server: &Command, folder: TempDir) -> Watched {
     let script = r#"
         folder=$1; shift
         "$@" </dev/null >"$folder/log" 2>&1 &

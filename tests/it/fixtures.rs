@@ -8,7 +8,9 @@ use keyvouch::domain::{
     ApiKey, ChangeContext, Description, KeyEvent, KeyFilter, KeyHash, KeyId, KeyIdentity, KeyName, KeyPrefix,
     Metadata, OwnerId, RevokeReason, Rotation, ScopeSet, Timestamp,
 };
-use keyvouch::repository::{EventPageRequest, KeyRepository, MemoryRepository, PageRequest, SqlRepository};
+use keyvouch::repository::{
+    EventPageRequest, KeyRepository, Listed, MemoryRepository, PageRequest, SqlRepository,
+};
 use sea_orm::{ConnectionTrait as _, Database};
 
 use crate::databases::{Kind, patient};
@@ -18,7 +20,7 @@ fn at(seconds: i64) -> Timestamp {
 }
 
 fn context(step: i64) -> ChangeContext {
-    ChangeContext { actor: "token:fixture".into(), request_id: format!("step-{step}"), now: at(step) }
+    ChangeContext::new("token:fixture", format!("step-{step}"), at(step))
 }
 
 fn identity(number: u8) -> KeyIdentity {
@@ -50,6 +52,7 @@ fn key(number: u8) -> ApiKey {
         rotated_from: None,
         replaced_by: None,
         revision: keyvouch::domain::Revision::NONE,
+        nonce: 0,
     }
 }
 
@@ -75,11 +78,17 @@ async fn fill(repository: &impl KeyRepository) {
 async fn contents(repository: &impl KeyRepository) -> (Vec<ApiKey>, Vec<Option<Timestamp>>, Vec<KeyEvent>) {
     let filter = KeyFilter::all(at(20));
     let request = PageRequest { owner_id: None, filter, after: None, limit: 100 };
-    let keys = repository.list_page(&request).await.unwrap();
+    let keys: Vec<_> = repository.list_page(&request).await.unwrap().into_iter().map(readable).collect();
     let uses = repository.usage(&keys.iter().map(|key| key.id).collect::<Vec<_>>()).await.unwrap();
     let request = EventPageRequest { key_id: None, owner_id: None, after: None, limit: 100 };
     let events = repository.list_events(&request).await.unwrap();
-    (keys, uses, events.into_iter().map(|event| KeyEvent { nonce: 0, ..event }).collect())
+    let without_nonce = |event| KeyEvent { nonce: 0, ..readable(event) };
+    let keys = keys.into_iter().map(|key| ApiKey { nonce: 0, ..key }).collect();
+    (keys, uses, events.into_iter().map(without_nonce).collect())
+}
+
+fn readable<T, P>(listed: Listed<T, P>) -> T {
+    listed.read().expect("everything can be read")
 }
 
 async fn nothing_is_lost(url: &str) {

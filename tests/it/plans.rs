@@ -100,7 +100,7 @@ async fn each_statement_goes_its_way(url: &str, fill: &[String]) {
     repository.migrate().await.unwrap();
     let created_at = Timestamp::from_micros(50_000).unwrap();
     let asked = ApiKey { owner_id: OwnerId::parse("owner_id", "owner 7").unwrap(), created_at, ..key("a") };
-    let context = ChangeContext { actor: String::new(), request_id: String::new(), now: created_at };
+    let context = ChangeContext::new("", "", created_at);
     let asked = repository.create(asked, &context).await.unwrap();
     repository.record_usage(&[(asked.id, created_at)]).await.unwrap();
     let asked = ApiKey { revision: Revision::new(50_000), ..asked };

@@ -10,6 +10,7 @@ mod fleet;
 mod history;
 mod propagation;
 mod proxy;
+mod rewound;
 mod schedule;
 
 use std::time::Duration;
@@ -58,6 +59,35 @@ async fn no_schedule_breaks_a_promise_over_mariadb_and_redis() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_schedule_breaks_a_promise_over_redis() {
     prove(Stack::Redis).await;
+}
+
+/// A failover loses changes that replicas have made, loaded and cached, and not polled.
+async fn rewind(stack: Stack) {
+    let rewinds = number("KEYVOUCH_PROVE_REWINDS", 2);
+    let seed = number("KEYVOUCH_PROVE_SEED", 20_261_124);
+    let mut random = Random::new(seed);
+    let fleet = Fleet::start(stack).await;
+    for nth in 1..=rewinds {
+        let told = rewound::lose_changes(&fleet, &mut random).await;
+        println!("{stack:?}, seed {seed}, failover {nth}: {told}");
+    }
+    let faults = fleet.faults_in_logs();
+    assert!(faults.is_empty(), "{faults}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_lost_history_is_served_over_postgres_and_redis() {
+    rewind(Stack::PostgresAndRedis).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_lost_history_is_served_over_mariadb() {
+    rewind(Stack::MariaDbAlone).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_lost_history_is_served_over_mariadb_and_redis() {
+    rewind(Stack::MariaDbAndRedis).await;
 }
 
 /// A proof that could not fail would be none: without the bound, a stale answer is a violation.

@@ -123,7 +123,7 @@ fn launch(port: u16, data: &Path, folder: TempDir, settings: &[&str]) -> Watched
     let mut command = Command::new("redis-server");
     command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--dir"]).arg(data);
     command.args(["--save", "", "--appendonly", "no"]).args(settings);
-    watch(command, folder)
+    watch(&command, folder)
 }
 
 impl RedisServer {
@@ -165,7 +165,7 @@ fn sentinel(settings: &[&str]) -> RedisServers {
         let conf = sentinel_conf(&data, port, &primary_port);
         let mut command = Command::new("redis-server");
         command.arg(conf).arg("--sentinel");
-        let watched = watch(command, folder);
+        let watched = watch(&command, folder);
         servers.push(RedisServer { port, watched, data, others: Vec::new() });
         ports.push(port);
     }

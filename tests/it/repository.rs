@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use keyvouch::conformance::repository::Subject;
-use keyvouch::domain::{ApiKey, ChangeContext, KeyFilter, KeyHash, KeyId, OwnerId, Revision, Timestamp};
+use keyvouch::domain::{
+    ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, Revision, Timestamp,
+};
 use keyvouch::repository::{
     ErrorKind, KeyRepository, KeyStream, MemoryRepository, OnRuntime, PageRequest, Result, SqlRepository,
 };
@@ -216,7 +218,7 @@ impl KeyRepository for RequiredOnly {
         self.0.update(key, expected, context).await
     }
 
-    async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<Revision> {
+    async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<ChangeId> {
         self.0.delete(id, context).await
     }
 

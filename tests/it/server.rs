@@ -5,6 +5,7 @@ mod drain;
 mod faults;
 pub(crate) mod faulty;
 mod floods;
+mod http;
 mod limits;
 mod observability;
 mod ops;

@@ -37,11 +37,12 @@ pub(crate) fn key(secret: &str) -> ApiKey {
         rotated_from: None,
         replaced_by: None,
         revision: Revision::NONE,
+        nonce: 0,
     }
 }
 
 fn context(number: i64) -> ChangeContext {
-    ChangeContext { actor: format!("token:{number}"), request_id: format!("r-{number}"), now: at(number) }
+    ChangeContext::new(format!("token:{number}"), format!("r-{number}"), at(number))
 }
 
 async fn open() -> (SqlRepository, DatabaseConnection, tempfile::TempDir) {

@@ -2,18 +2,18 @@
 
 use std::time::Duration;
 
-use keyvouch::domain::{ChangeContext, RevokeReason, Timestamp};
+use keyvouch::domain::{ChangeContext, KeyHash, RevokeReason, Timestamp};
 use keyvouch::grpc::pb;
 use keyvouch::repository::{ErrorKind, KeyRepository as _, OnRuntime, SqlOptions, SqlRepository};
-use sea_orm::{ConnectionTrait as _, Database, Statement};
+use sea_orm::{ConnectionTrait as _, Database, Statement, TransactionTrait as _};
 
-use crate::databases::{Kind, authority, on_each_server};
+use crate::databases::{Kind, authority, on_each_server, patient};
 use crate::sql::key;
-use crate::support::TestServer;
+use crate::support::{TestServer, until};
 
 fn context() -> ChangeContext {
     let now = Timestamp::from_micros(1_767_225_600_000_000).unwrap();
-    ChangeContext { actor: "token:tests".into(), request_id: "r".into(), now }
+    ChangeContext::new("token:tests", "r", now)
 }
 
 async fn open(url: &str, options: SqlOptions) -> SqlRepository {
@@ -39,8 +39,9 @@ async fn a_frozen_server(kind: Kind) {
         repository.ping().await.unwrap_err();
     }
     server.thaw();
-    while repository.get_by_hash(&created.hash).await.is_err() {}
-    while repository.revoke(created.id, RevokeReason::default(), &context()).await.is_err() {}
+    until("a read", async || repository.get_by_hash(&created.hash).await.is_ok()).await;
+    let revoke = async || repository.revoke(created.id, RevokeReason::default(), &context()).await.is_ok();
+    until("a change", revoke).await;
     let found = repository.get_by_hash(&created.hash).await.unwrap().unwrap();
     assert!(found.revocation.is_some());
 }
@@ -97,13 +98,12 @@ async fn old_connections(kind: Kind) {
     repository.ping().await.unwrap();
     let first = connections(kind, &url).await;
     assert!(!first.is_empty());
-    loop {
+    until("other connections", async || {
         repository.ping().await.unwrap();
         let now = connections(kind, &url).await;
-        if !now.is_empty() && now.iter().all(|connection| !first.contains(connection)) {
-            return;
-        }
-    }
+        !now.is_empty() && now.iter().all(|connection| !first.contains(connection))
+    })
+    .await;
 }
 
 /// The tables of uses are locked by someone else: validations go on, a revocation is answered, and what was used is
@@ -128,7 +128,7 @@ async fn a_locked_table_of_uses(kind: Kind) {
     assert_eq!(api.revoke(&key.id, "leaked").await.state(), pb::KeyState::Revoked);
     assert_eq!(api.reason(&secret).await, pb::Reason::Revoked);
     stranger.execute_unprepared(unlock).await.unwrap();
-    while api.get(&key.id).await.last_used_time.is_none() {}
+    until("the use", async || api.get(&key.id).await.last_used_time.is_some()).await;
 }
 
 /// A certificate of the right authority for the right name, or nothing.
@@ -168,7 +168,54 @@ async fn tls_is_verified(kind: Kind) {
     }
 }
 
+/// A transaction of the server's own accord is over; the next change must not be acknowledged inside of what is left of it.
+/// Returns the keys that were acknowledged after each of several such ends, read by another client.
+async fn changes_after_transactions_that_the_server_ended(kind: Kind) {
+    let url = kind.database().await;
+    let mut options = patient();
+    options.pool.max_writers = 1;
+    // What stands still for longer is ended by the server.
+    options.lock_timeout = Duration::from_secs(1);
+    let repository = open(&url, options).await;
+    let stranger = Database::connect(&url).await.unwrap();
+    let mut acknowledged = Vec::new();
+    let create = async |acknowledged: &mut Vec<KeyHash>, name: &str| {
+        let created = repository.create(key(name), &context()).await;
+        if let Ok(created) = &created {
+            acknowledged.push(created.hash);
+        }
+        created.is_ok()
+    };
+    for round in 0..3 {
+        // It waits for the row of revisions for longer than it may.
+        let held = stranger.begin().await.unwrap();
+        held.execute_unprepared("UPDATE revision_head SET revision = revision").await.unwrap();
+        assert!(!create(&mut acknowledged, &format!("late {round}")).await);
+        held.rollback().await.unwrap();
+        until("a change", async || create(&mut acknowledged, &format!("after a wait {round}")).await).await;
+        // Its session is killed.
+        for connection in connections(kind, &url).await {
+            let kill = match kind {
+                Kind::Postgres => format!("SELECT pg_terminate_backend({connection})"),
+                Kind::MariaDb => format!("KILL {connection}"),
+            };
+            // It may have ended by itself.
+            let _ = stranger.execute_unprepared(&kill).await;
+        }
+        until("a change", async || create(&mut acknowledged, &format!("after a kill {round}")).await).await;
+    }
+    for number in 0..10 {
+        assert!(create(&mut acknowledged, &format!("last {number}")).await);
+    }
+    assert!(acknowledged.len() >= 16);
+    let other = SqlRepository::open(&url, patient()).await.unwrap();
+    for hash in acknowledged {
+        assert!(other.get_by_hash(&hash).await.unwrap().is_some(), "acknowledged and not committed");
+    }
+}
+
 on_each_server!(
+    changes_after_transactions_that_the_server_ended,
     a_frozen_server,
     connections_that_the_server_ended,
     old_connections,

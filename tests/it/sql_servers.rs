@@ -3,22 +3,27 @@
 use std::time::Duration;
 
 use keyvouch::conformance::repository::Subject;
-use keyvouch::domain::{ChangeContext, KeyHash, Revision, RevokeReason, Timestamp};
-use keyvouch::repository::{ErrorKind, KeyRepository as _, SqlOptions, SqlRepository};
+use keyvouch::domain::{ChangeContext, ChangeKind, KeyFilter, KeyHash, Revision, RevokeReason, Timestamp};
+use keyvouch::repository::{
+    ErrorKind, EventPageRequest, KeyRepository as _, ListedEvent, ListedKey, PagePosition, PageRequest,
+    SqlOptions, SqlRepository, UnreadableEvent,
+};
 use keyvouch_migration::Names;
 use sea_orm::{ConnectionTrait as _, Database, DbBackend, Statement, TransactionTrait as _};
 use tokio::time::Instant;
 
+use crate::cached::{Replica, options};
 use crate::databases::{Kind, on_each_server, patient};
 use crate::process::program::Home;
 use crate::sql::key;
+use crate::support::until;
 
 fn now() -> Timestamp {
     Timestamp::from_micros(1_767_225_600_000_000).unwrap()
 }
 
 fn context() -> ChangeContext {
-    ChangeContext { actor: "token:tests".into(), request_id: "r".into(), now: now() }
+    ChangeContext::new("token:tests", "r", now())
 }
 
 /// Someone holds the row of revisions and does nothing more.
@@ -114,7 +119,7 @@ async fn a_schema_that_is_behind_is_refused(kind: Kind) {
         let settings = ["--set", &url, "--set", "admin.insecure=true", "--set", "server.listen=127.0.0.1:0"];
         let refused = home.run(&[&["serve"], &settings[..]].concat());
         assert_eq!(refused.status, 1);
-        assert!(refused.stderr.contains("behind by 1 migration"), "{}", refused.stderr);
+        assert!(refused.stderr.contains("behind by 2 migrations"), "{}", refused.stderr);
         assert!(refused.stderr.contains("keyvouch migrate up"), "{}", refused.stderr);
         assert_eq!(home.run(&["migrate", "status", "--set", &url]).status, 3);
         assert_eq!(home.run(&["migrate", "up", "--set", &url]).status, 0);
@@ -173,7 +178,134 @@ async fn a_row_that_can_not_be_read_fails_alone(kind: Kind) {
     database.execute_unprepared("UPDATE api_key SET scopes = 'x' WHERE revision = 2").await.unwrap();
     let found = repository.get_many_by_hash(&[broken.hash, sound.hash]).await.unwrap();
     let found: Vec<_> = found.into_iter().map(|it| it.map_err(|error| error.kind())).collect();
-    assert_eq!(found, [Err(ErrorKind::Corrupt), Ok(Some(sound))]);
+    assert_eq!(found, [Err(ErrorKind::Corrupt), Ok(Some(sound.clone()))]);
+
+    // Listings go on, and say where it is.
+    let request = PageRequest { owner_id: None, filter: KeyFilter::all(now()), after: None, limit: 10 };
+    let place = PagePosition::of(&broken);
+    let listed = repository.list_page(&request).await.unwrap();
+    assert_eq!(listed.len(), 2);
+    assert!(listed.contains(&ListedKey::Unreadable(place)) && listed.contains(&ListedKey::Read(sound)));
+
+    // It can be revoked, which is in the feed, and deleted, which does not make its string free.
+    let reason = RevokeReason::parse("reason", "unreadable").unwrap();
+    let revoked = repository.revoke(broken.id, reason.clone(), &context()).await.unwrap();
+    assert_eq!((revoked.id, revoked.hash), (broken.id, broken.hash));
+    assert_eq!(revoked.revocation.as_ref().unwrap().reason, reason);
+    assert!(revoked.revision > broken.revision);
+    let again = repository.revoke(broken.id, RevokeReason::default(), &context()).await.unwrap();
+    assert_eq!(again.revision, revoked.revision);
+    let events = repository.changes(None, 10).await.unwrap().events;
+    assert_eq!(events.last().unwrap().change(), revoked.last_change());
+    repository.delete(broken.id, &context()).await.unwrap();
+    assert_eq!(repository.get_by_hash(&broken.hash).await.unwrap(), None);
+    let revived = repository.create(broken, &context()).await.unwrap_err();
+    assert_eq!(revived.kind(), ErrorKind::RevokedHash);
+}
+
+/// Events that nobody can read stop neither the feed nor the audit trail; one of a kind that a newer release writes is a
+/// change.
+async fn an_event_that_can_not_be_read_stops_nothing(kind: Kind) {
+    let url = kind.database().await;
+    let repository = SqlRepository::open(&url, patient()).await.unwrap();
+    repository.migrate().await.unwrap();
+    for secret in ["a", "b", "c"] {
+        repository.create(key(secret), &context()).await.unwrap();
+    }
+    let before = repository.changes(None, 1).await.unwrap();
+    let database = Database::connect(&url).await.unwrap();
+    database.execute_unprepared("UPDATE key_event SET kind = 'frobbed' WHERE revision = 2").await.unwrap();
+    database.execute_unprepared("UPDATE key_event SET owner_id = '' WHERE revision = 3").await.unwrap();
+    let changes = repository.changes(Some(&before.position), 10).await.unwrap();
+    assert_eq!(changes.events.iter().map(|event| event.kind).collect::<Vec<_>>(), [ChangeKind::Unknown]);
+    assert_eq!(changes.unreadable, [UnreadableEvent { part: 0, revision: Revision::new(3) }]);
+    let behind = repository.changes(Some(&changes.position), 10).await.unwrap();
+    assert_eq!((behind.events.len(), behind.unreadable.len()), (0, 0));
+    let recent = repository.recent_changes(10).await.unwrap();
+    assert_eq!((recent.events.len(), recent.unreadable.len()), (2, 1));
+    let request = EventPageRequest { key_id: None, owner_id: None, after: None, limit: 10 };
+    let listed = repository.list_events(&request).await.unwrap();
+    assert_eq!(listed.len(), 3);
+    assert!(matches!(listed[0], ListedEvent::Unreadable(place) if place.revision == Revision::new(3)));
+
+    // A replica starts on that, and reads on.
+    let replica = Replica::start(repository.clone(), &options()).await;
+    let created = repository.create(key("d"), &context()).await.unwrap();
+    let found = replica.repository.get_by_hash(&created.hash).await.unwrap();
+    assert_eq!(found, Some(created.clone()));
+    // One that comes while it follows: every key may have changed.
+    database.execute_unprepared("UPDATE api_key SET name = 'renamed' WHERE revision = 4").await.unwrap();
+    database
+        .execute_unprepared(
+            "INSERT INTO key_event SELECT 5, 5, key_id, hash, '', 'updated', '', '', '', created_at FROM key_event \
+             WHERE revision = 4",
+        )
+        .await
+        .unwrap();
+    database.execute_unprepared("UPDATE revision_head SET revision = 5").await.unwrap();
+    until("the change", async || {
+        let found = replica.repository.get_by_hash(&created.hash).await.unwrap().unwrap();
+        found.name.as_str() == "renamed"
+    })
+    .await;
+    assert!(keyvouch::repository::unreadable_counts().1 > 0);
+}
+
+/// The settings that a server, a database or a role has by default change neither results nor commits.
+async fn defaults_of_the_server_change_nothing(kind: Kind) {
+    let server = kind.start(None);
+    let url = server.database().await;
+    let database = Database::connect(&url).await.unwrap();
+    let (_, name) = url.rsplit_once('/').unwrap();
+    let defaults: Vec<String> = match kind {
+        Kind::Postgres => [
+            "default_transaction_isolation = 'serializable'",
+            "statement_timeout = '1ms'",
+            "enable_seqscan = on",
+            "search_path = 'nowhere, public'",
+        ]
+        .map(|setting| format!("ALTER DATABASE {name} SET {setting}"))
+        .into(),
+        Kind::MariaDb => [
+            "autocommit = 0",
+            "completion_type = 'CHAIN'",
+            "sql_select_limit = 1",
+            "tx_isolation = 'SERIALIZABLE'",
+            "sql_mode = ''",
+        ]
+        .map(|setting| format!("SET GLOBAL {setting}"))
+        .into(),
+    };
+    for default in defaults {
+        database.execute_unprepared(&default).await.unwrap();
+    }
+    let repository = SqlRepository::open(&url, SqlOptions::default()).await.unwrap();
+    assert_eq!(repository.migrate().await.unwrap().len(), 2);
+    assert_eq!(repository.schema_state().await.unwrap().pending, Vec::<String>::new());
+    let creating = (0..8).map(|writer| {
+        let repository = repository.clone();
+        tokio::spawn(async move {
+            let mut created = Vec::new();
+            for number in 0..10 {
+                created
+                    .push(repository.create(key(&format!("{writer} {number}")), &context()).await.unwrap());
+            }
+            created
+        })
+    });
+    let mut created = Vec::new();
+    for task in creating.collect::<Vec<_>>() {
+        created.extend(task.await.unwrap());
+    }
+    let hashes: Vec<_> = created.iter().map(|key| key.hash).collect();
+    for found in repository.get_many_by_hash(&hashes).await.unwrap() {
+        assert!(found.unwrap().is_some());
+    }
+    repository.record_usage(&[(created[0].id, now())]).await.unwrap();
+    // By a client whose own session has the defaults, but sees what is committed.
+    let committed = SqlRepository::open(&url, SqlOptions::default()).await.unwrap();
+    assert_eq!(committed.usage(&[created[0].id]).await.unwrap(), [Some(now())]);
+    assert_eq!(committed.changes(None, 100).await.unwrap().events.len(), 80);
 }
 
 on_each_server!(
@@ -184,7 +316,61 @@ on_each_server!(
     a_schema_that_is_behind_is_refused,
     of_replicas_that_prune_one_does,
     a_row_that_can_not_be_read_fails_alone,
+    an_event_that_can_not_be_read_stops_nothing,
+    defaults_of_the_server_change_nothing,
 );
+
+/// PostgreSQL would hide the rows, and say of valid keys that there are none.
+#[tokio::test]
+async fn row_level_security_is_an_error_and_hides_no_key() {
+    let url = Kind::Postgres.database().await;
+    let owner = SqlRepository::open(&url, patient()).await.unwrap();
+    owner.migrate().await.unwrap();
+    let created = owner.create(key("a"), &context()).await.unwrap();
+    let database = Database::connect(&url).await.unwrap();
+    let (_, name) = url.rsplit_once('/').unwrap();
+    let role = format!("runner_{name}");
+    for sql in [
+        format!("CREATE ROLE {role} LOGIN"),
+        format!("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}"),
+    ] {
+        database.execute_unprepared(&sql).await.unwrap();
+    }
+    let runner =
+        SqlRepository::open(&url.replace("postgres@", &format!("{role}@")), patient()).await.unwrap();
+    assert_eq!(runner.get_by_hash(&created.hash).await.unwrap(), Some(created.clone()));
+    database.execute_unprepared("ALTER TABLE api_key ENABLE ROW LEVEL SECURITY").await.unwrap();
+    let request = PageRequest { owner_id: None, filter: KeyFilter::all(now()), after: None, limit: 10 };
+    for error in [
+        runner.get_by_hash(&created.hash).await.unwrap_err(),
+        runner.get(created.id).await.unwrap_err(),
+        runner.list_page(&request).await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    }
+}
+
+/// In another encoding, names that are valid could not be stored.
+#[tokio::test]
+async fn a_database_in_another_encoding_is_refused() {
+    let url = Kind::Postgres.database().await;
+    let database = Database::connect(&url).await.unwrap();
+    let (server, name) = url.rsplit_once('/').unwrap();
+    let latin = format!("{name}_latin1");
+    database
+        .execute_unprepared(&format!(
+            "CREATE DATABASE {latin} ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0"
+        ))
+        .await
+        .unwrap();
+    let error = SqlRepository::open(&format!("{server}/{latin}"), patient()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert!(format!("{error:?}").contains("server_encoding"), "{error:?}");
+    let maria = format!("{}?charset=latin1", Kind::MariaDb.database().await);
+    let error = SqlRepository::open(&maria, patient()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert!(format!("{error:?}").contains("character_set_client"), "{error:?}");
+}
 
 /// Someone takes a key's row first and the revisions then, which is the wrong way round: PostgreSQL ends the change that
 /// waited first, ours, and it is made anew.
@@ -202,24 +388,17 @@ async fn a_change_that_a_deadlock_ended_is_made_anew() {
         tokio::spawn(async move { repository.revoke(created.id, RevokeReason::default(), &context()).await })
     };
     let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-    loop {
-        let row = stranger.query_one_raw(Statement::from_string(DbBackend::Postgres, waits)).await.unwrap();
-        if row.unwrap().try_get_by_index::<i64>(0).unwrap() == 1 {
-            break;
-        }
-    }
+    let number = async |sql: &str| {
+        let row = stranger.query_one_raw(Statement::from_string(DbBackend::Postgres, sql)).await.unwrap();
+        row.unwrap().try_get_by_index::<i64>(0).unwrap()
+    };
+    until("the wait", async || number(waits).await == 1).await;
     held.execute_unprepared("UPDATE revision_head SET revision = revision").await.unwrap();
     held.commit().await.unwrap();
     assert!(revoking.await.unwrap().unwrap().revocation.is_some());
     let deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
     repository.close().await.unwrap();
-    loop {
-        let row =
-            stranger.query_one_raw(Statement::from_string(DbBackend::Postgres, deadlocks)).await.unwrap();
-        if row.unwrap().try_get_by_index::<i64>(0).unwrap() > 0 {
-            break;
-        }
-    }
+    until("the deadlock", async || number(deadlocks).await > 0).await;
 }
 
 /// PostgreSQL keeps the plan of a statement that was prepared when the table was empty: it must not be one that reads all
@@ -247,7 +426,7 @@ async fn statements_prepared_on_empty_tables_read_no_full_ones() {
     stranger
         .execute_unprepared(
             "INSERT INTO api_key SELECT gen_random_uuid(), sha256(i::text::bytea), 'kv_', 'name', '', 'o', '[]', '{}', i, i, \
-             NULL, NULL, NULL, NULL, NULL, i FROM generate_series(1, 50000) AS n(i)",
+             NULL, NULL, NULL, NULL, NULL, i, NULL, NULL FROM generate_series(1, 50000) AS n(i)",
         )
         .await
         .unwrap();
@@ -256,16 +435,15 @@ async fn statements_prepared_on_empty_tables_read_no_full_ones() {
     // Connections tell what they did when they end.
     repository.close().await.unwrap();
     let sql = "SELECT coalesce(idx_scan, 0), seq_scan FROM pg_stat_user_tables WHERE relname = 'api_key'";
-    loop {
+    until("the counts", async || {
         let counts = Statement::from_string(DbBackend::Postgres, sql);
         let counts = stranger.query_one_raw(counts).await.unwrap().unwrap();
         let count = |at| counts.try_get_by_index::<i64>(at).unwrap();
         assert_eq!(count(1), 0, "the table was read as a whole");
-        // A look-up of 30 hashes counts as many scans of the index, those of new keys five of each of two.
-        if count(0) >= 10 * (1 + 30 + 10) {
-            return;
-        }
-    }
+        // A lookup of 30 hashes counts as many scans of the index, those of new keys five of each of two.
+        count(0) >= 10 * (1 + 30 + 10)
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -308,12 +486,7 @@ async fn listings_alone_come_from_the_replica() {
     let created = repository.create(key("a"), &context()).await.unwrap();
     assert_eq!(repository.get_by_hash(&created.hash).await.unwrap(), Some(created.clone()));
     assert_eq!(repository.get(created.id).await.unwrap(), Some(created));
-    let request = keyvouch::repository::PageRequest {
-        owner_id: None,
-        filter: keyvouch::domain::KeyFilter::all(now()),
-        after: None,
-        limit: 10,
-    };
+    let request = PageRequest { owner_id: None, filter: KeyFilter::all(now()), after: None, limit: 10 };
     assert_eq!(repository.list_page(&request).await.unwrap(), [], "the other database has none");
 }
 

@@ -3,9 +3,11 @@
 //! All other replicas are in what the second cache may hold: **any** entry that is honest, that is, one that some replica
 //! could have written at some time. That includes caches that were flushed, filled late, or lost.
 //!
+//! The store can lose changes, which other replicas and caches have seen, and use their revisions again.
+//!
 //! What must hold of every answer from a cache, and of every load that is handed to one who waits for it: the store was as
-//! it says after each change of the key that this replica answered, after the poll that the answer counts its age by was
-//! sent, and after the load began. Whoever leaves out a guard finds a violation within a few steps.
+//! it says after each change of the key that this replica answered and that was not lost, after the poll that the answer
+//! counts its age by was sent, and after the load began. Whoever leaves out a guard finds a violation within a few steps.
 
 mod steps;
 mod world;
@@ -26,8 +28,11 @@ struct Bounds {
     changes: u8,
     other_changes: u8,
     loads: usize,
+    rewinds: u8,
     restarts: u8,
     capacity: usize,
+    /// How many applied changes are remembered.
+    history: usize,
 }
 
 /// A guard that can be left out.
@@ -61,13 +66,24 @@ enum Guard {
     HandedOverIsJudged,
     /// 5: `dropped` is raised to the fence that has to go.
     OverflowRaises,
-    /// 7: a start holds all keys to the oldest event that was read.
-    StartHolds,
     /// 8: the cursor advances after the events were applied.
     AppliedBeforeAdvancing,
     /// 9: a poll counts from when it was sent.
     CountsFromSending,
+    /// 9: an entry that is ahead of all polls counts for its own age alone.
+    AheadCountsForItself,
+    /// 9: so is absence.
+    AbsenceCountsForItself,
+    /// 10: a poll is compared with the largest change seen.
+    SeenIsCompared,
+    /// 11: a load is compared with the history that is followed.
+    LoadIsCompared,
+    /// 11: a change that this replica made is compared with it.
+    OwnChangeIsCompared,
+    /// 12: an entry that another replica wrote has to be of it.
+    EntriesAreVerified,
 }
+
 struct Checker {
     bounds: Bounds,
     without: Option<Guard>,
@@ -115,7 +131,8 @@ fn fingerprint(world: &World) -> u64 {
     hasher.finish().max(1)
 }
 
-const SMALL: Bounds = Bounds { changes: 2, other_changes: 0, loads: 1, restarts: 0, capacity: 1 };
+const SMALL: Bounds =
+    Bounds { changes: 2, other_changes: 0, loads: 1, rewinds: 0, restarts: 0, capacity: 1, history: 2 };
 
 #[test]
 fn no_promise_is_broken_whatever_happens_in_whichever_order() {
@@ -125,9 +142,17 @@ fn no_promise_is_broken_whatever_happens_in_whichever_order() {
             Bounds { changes: 3, ..SMALL },
             Bounds { loads: 2, ..SMALL },
             Bounds { other_changes: 1, restarts: 1, ..SMALL },
+            Bounds { rewinds: 1, changes: 3, ..SMALL },
+            Bounds { rewinds: 1, other_changes: 1, ..SMALL },
+            Bounds { rewinds: 2, ..SMALL },
+            Bounds { rewinds: 1, loads: 2, ..SMALL },
         ],
         Ok(other) => panic!("KEYVOUCH_CHECKER={other} is unknown: it can be deep"),
-        Err(_) => vec![SMALL, Bounds { changes: 1, other_changes: 1, restarts: 1, ..SMALL }],
+        Err(_) => vec![
+            SMALL,
+            Bounds { changes: 1, other_changes: 1, restarts: 1, ..SMALL },
+            Bounds { rewinds: 1, ..SMALL },
+        ],
     };
     for bounds in all_bounds {
         match (Checker { bounds, without: None }).explore(200_000_000) {
@@ -141,6 +166,7 @@ fn no_promise_is_broken_whatever_happens_in_whichever_order() {
 fn each_guard_is_needed() {
     let tiny = SMALL;
     let overflow = Bounds { changes: 1, other_changes: 1, ..SMALL };
+    let rewind = Bounds { rewinds: 1, ..SMALL };
     let restart = Bounds { changes: 1, other_changes: 1, restarts: 1, ..SMALL };
     for (guard, bounds) in [
         (Guard::NotedBeforeReading, tiny),
@@ -157,9 +183,14 @@ fn each_guard_is_needed() {
         (Guard::OnlyFittingIsStored, tiny),
         (Guard::HandedOverIsJudged, tiny),
         (Guard::OverflowRaises, overflow),
-        (Guard::StartHolds, restart),
         (Guard::AppliedBeforeAdvancing, tiny),
         (Guard::CountsFromSending, tiny),
+        (Guard::AheadCountsForItself, rewind),
+        (Guard::AbsenceCountsForItself, rewind),
+        (Guard::SeenIsCompared, rewind),
+        (Guard::LoadIsCompared, rewind),
+        (Guard::OwnChangeIsCompared, rewind),
+        (Guard::EntriesAreVerified, rewind),
     ] {
         match (Checker { bounds, without: Some(guard) }).explore(3_000_000) {
             Ok(worlds) => panic!("without {guard:?} all of {worlds} worlds keep the promises"),

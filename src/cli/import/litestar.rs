@@ -133,7 +133,7 @@ impl LitestarRows {
             revoke_reason: if is_active { String::new() } else { REVOKE_REASON.to_owned() },
             ..pb::Key::default()
         };
-        Ok(pb::ImportKeysRequest { key: Some(key), hash })
+        Ok(pb::ImportKeysRequest { key: Some(key), hash, allow_revoked_hash: false })
     }
 }
 

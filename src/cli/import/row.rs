@@ -65,7 +65,7 @@ pub(super) fn request(values: &Object, owner: Option<&str>) -> Result<pb::Import
         replaced_by: text("replaced_by")?,
         ..pb::Key::default()
     };
-    Ok(pb::ImportKeysRequest { key: Some(key), hash: digest(&text("hash")?)? })
+    Ok(pb::ImportKeysRequest { key: Some(key), hash: digest(&text("hash")?)?, allow_revoked_hash: false })
 }
 
 /// An error of the column `name`, with the one that was perhaps meant.

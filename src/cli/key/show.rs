@@ -35,7 +35,7 @@ pub(super) fn issued(issued: Option<&pb::Key>, secret: &str) -> String {
 
 /// A page of keys.
 pub(super) fn page(page: &pb::ListKeysResponse) -> String {
-    if page.keys.is_empty() {
+    if page.keys.is_empty() && page.unreadable_ids.is_empty() {
         return "no keys".to_owned();
     }
     let rows = page.keys.iter().map(|key| {
@@ -43,16 +43,23 @@ pub(super) fn page(page: &pb::ListKeysResponse) -> String {
         [key.id.clone(), state(key), key.name.clone(), key.owner_id.clone(), key.scopes.join(" "), expires]
     });
     let mut text = table(["ID", "STATE", "NAME", "OWNER", "SCOPES", "EXPIRES"], rows);
+    for id in &page.unreadable_ids {
+        text.push_str(&format!("\n{}", unreadable(id)));
+    }
     if !page.next_page_token.is_empty() {
         text.push_str(&format!("\n\nThere is more: --page-token {}", page.next_page_token));
     }
     text
 }
 
-/// One key on one line.
-pub(super) fn line(key: Option<&pb::Key>) -> String {
-    let key = key.cloned().unwrap_or_default();
+/// One item of a stream on one line.
+pub(super) fn streamed(response: &pb::StreamKeysResponse) -> String {
+    let Some(key) = response.key.clone() else { return unreadable(&response.unreadable_id) };
     [key.id.clone(), state(&key), key.owner_id, key.name].join("\t")
+}
+
+fn unreadable(id: &str) -> String {
+    format!("{id}\tunreadable: the stored record breaks a rule; it can be revoked and deleted")
 }
 
 fn state(key: &pb::Key) -> String {

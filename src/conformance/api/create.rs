@@ -1,6 +1,7 @@
 //! CreateKey and GetKey.
 
 use tonic::Code;
+use tonic_types::StatusExt as _;
 
 use super::{Api, new_key, refusal, seconds, wrong_field};
 use crate::grpc::pb;
@@ -30,6 +31,7 @@ pub async fn every_field_makes_the_round_trip(api: Api) {
         metadata: (0..32).map(|i| (format!("k{i}"), "v🔑".repeat(256))).collect(),
         prefix: None,
         expiry: Some(Expiry::ExpireTime(expire_time)),
+        request_id: String::new(),
     };
     let (created, _) = api.create(request.clone()).await;
     let key = api.get(&created.id).await;
@@ -96,4 +98,31 @@ pub async fn reserved_scopes_that_nobody_holds_can_not_be_granted(api: Api) {
         expected_revision: None,
     };
     assert_eq!(refusal(api.key_store().update_key(update).await), expected);
+}
+
+/// A retry makes no second key: it names the first one, also when that was deleted. Without an id, each call makes one.
+pub async fn a_request_id_makes_a_retry_safe(api: Api) {
+    let request = pb::CreateKeyRequest { request_id: "0c7e-retry".into(), ..new_key() };
+    let (first, _) = api.create(request.clone()).await;
+    for _ in 0..2 {
+        let status = api.key_store().create_key(request.clone()).await.unwrap_err();
+        assert_eq!(status.code(), Code::AlreadyExists);
+        let info = status.get_details_error_info().unwrap();
+        assert_eq!((info.reason.as_str(), &info.metadata["key_id"]), ("REQUEST_ALREADY_APPLIED", &first.id));
+    }
+    let other = pb::CreateKeyRequest { request_id: "another".into(), ..new_key() };
+    assert_ne!(api.create(other).await.0.id, first.id);
+    assert_ne!(api.create(new_key()).await.0.id, api.create(new_key()).await.0.id);
+    api.key_store().delete_key(pb::DeleteKeyRequest { id: first.id, expected_revision: None }).await.unwrap();
+    let again = refusal(api.key_store().create_key(request).await);
+    assert_eq!(again, (Code::AlreadyExists, "REQUEST_ALREADY_APPLIED".to_owned()));
+}
+
+/// Visible ASCII, and not too long.
+pub async fn an_odd_request_id_is_refused(api: Api) {
+    for odd in ["a b", "ü", "\n", &"x".repeat(129)] {
+        let request = pb::CreateKeyRequest { request_id: odd.to_owned(), ..new_key() };
+        assert_eq!(wrong_field(api.key_store().create_key(request).await), "request_id", "{odd:?}");
+    }
+    api.create(pb::CreateKeyRequest { request_id: "x".repeat(128), ..new_key() }).await;
 }

@@ -14,7 +14,7 @@ fn foreign() -> (pb::ImportKeysRequest, String) {
     let key =
         pb::Key { name: "name".into(), owner_id: "owner".into(), prefix: "kv_".into(), ..pb::Key::default() };
     let hash = secret.hash().as_bytes().to_vec();
-    (pb::ImportKeysRequest { key: Some(key), hash }, secret.expose().to_owned())
+    (pb::ImportKeysRequest { key: Some(key), hash, allow_revoked_hash: false }, secret.expose().to_owned())
 }
 
 /// The same with other attributes.
@@ -157,4 +157,28 @@ pub async fn an_import_grants_no_reserved_scope_that_the_caller_lacks(api: Api) 
     let refused = (Code::PermissionDenied, "SCOPE_NOT_GRANTABLE".to_owned(), String::new());
     assert_eq!(refusal(outcome(&api, request).await), refused);
     assert_eq!(api.reason(&secret).await, pb::Reason::NotFound);
+}
+
+/// A string that was revoked is not valid again because its key was deleted and imported, unless that is said, and then the
+/// audit trail shows it.
+pub async fn a_revoked_string_is_not_revived(api: Api) {
+    let (request, secret) = foreign();
+    let Outcome::Key(key) = outcome(&api, request.clone()).await else { panic!("it is refused") };
+    api.revoke(&key.id, "leaked").await;
+    let delete = |id: &str| pb::DeleteKeyRequest { id: id.to_owned(), expected_revision: None };
+    api.key_store().delete_key(delete(&key.id)).await.unwrap();
+    let refused = refusal(outcome(&api, request.clone()).await);
+    assert_eq!(refused, (Code::FailedPrecondition, "HASH_REVOKED".to_owned(), String::new()));
+    assert_eq!(api.reason(&secret).await, pb::Reason::NotFound);
+
+    let (plain, _) = foreign();
+    let revive = pb::ImportKeysRequest { allow_revoked_hash: true, ..request.clone() };
+    let answers = import(&api, vec![request, plain, revive]).await;
+    let kinds: Vec<_> = answers.iter().map(|it| matches!(it.result, Some(Outcome::Key(_)))).collect();
+    assert_eq!(kinds, [false, true, true], "the word counts for its own row alone");
+    assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
+    let Some(Outcome::Key(revived)) = &answers[2].result else { panic!("{answers:?}") };
+    let request = pb::ListEventsRequest { key_id: revived.id.clone(), ..pb::ListEventsRequest::default() };
+    let events = api.key_store().list_events(request).await.unwrap().into_inner().events;
+    assert_eq!(events[0].changed_fields, ["revoke_time"]);
 }

@@ -1,6 +1,7 @@
 //! RotateKey.
 
 use tonic::Code;
+use tonic_types::StatusExt as _;
 
 use super::{Api, new_key, refusal, seconds, wrong_field};
 use crate::grpc::pb;
@@ -9,7 +10,7 @@ use crate::grpc::pb::create_key_request::Expiry;
 const DAY: i64 = 86_400;
 
 fn request(id: &str, overlap: i64) -> pb::RotateKeyRequest {
-    pb::RotateKeyRequest { id: id.into(), overlap: Some(seconds(overlap)), expiry: None }
+    pb::RotateKeyRequest { id: id.into(), overlap: Some(seconds(overlap)), ..pb::RotateKeyRequest::default() }
 }
 
 async fn rotate(api: &Api, request: pb::RotateKeyRequest) -> (pb::Key, String, pb::Key) {
@@ -120,4 +121,34 @@ pub async fn wrong_fields_of_rotate_are_named(api: Api) {
     let ended = pb::RotateKeyRequest { expiry: Some(past), ..request(&key.id, 0) };
     assert_eq!(wrong_field(key_store.rotate_key(ended).await), "expire_time");
     assert_eq!(api.get(&key.id).await, key);
+}
+
+/// A retry makes no second successor, with or without an overlap: it names the first one.
+pub async fn a_request_id_makes_a_retry_of_a_rotation_safe(api: Api) {
+    for overlap in [0, 60] {
+        let (old, _) = api.create(new_key()).await;
+        let request = pb::RotateKeyRequest { request_id: "retry".into(), ..request(&old.id, overlap) };
+        let rotated = api.key_store().rotate_key(request.clone()).await.unwrap().into_inner();
+        let status = api.key_store().rotate_key(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::AlreadyExists);
+        let info = status.get_details_error_info().unwrap();
+        assert_eq!(info.reason, "REQUEST_ALREADY_APPLIED");
+        assert_eq!(info.metadata["key_id"], rotated.key.unwrap().id);
+    }
+}
+
+/// Without an id, or by another request: the successor is named, which can be rotated.
+pub async fn a_rotated_key_names_its_successor(api: Api) {
+    for overlap in [0, 60] {
+        let (old, _) = api.create(new_key()).await;
+        let rotated = api.key_store().rotate_key(request(&old.id, overlap)).await.unwrap().into_inner();
+        let status = api.key_store().rotate_key(request(&old.id, overlap)).await.unwrap_err();
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        let info = status.get_details_error_info().unwrap();
+        assert_eq!(info.reason, "KEY_REPLACED");
+        let successor = &info.metadata["replaced_by"];
+        assert_eq!(*successor, rotated.key.unwrap().id);
+        assert!(status.message().contains(successor.as_str()));
+        api.key_store().rotate_key(request(successor, overlap)).await.unwrap();
+    }
 }

@@ -9,7 +9,7 @@ use crate::repository::{ErrorKind, KeyRepository as _, RepositoryError};
 pub async fn the_created_key_is_returned_with_a_revision(subject: Subject) {
     let created = create(&subject, key(1)).await;
     assert!(created.revision > Revision::NONE);
-    assert_eq!(created, ApiKey { revision: created.revision, ..key(1) });
+    assert_eq!(created, ApiKey { revision: created.revision, nonce: created.nonce, ..key(1) });
 }
 
 /// The second key with an id is refused; the first is untouched, and nothing of the second can be found.

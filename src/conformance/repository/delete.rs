@@ -1,8 +1,8 @@
 //! Deleting keys.
 
 use super::Subject;
-use super::fixture::{NOW, at, context, create, hash, id, key, kind, list, owner, with_hash_of};
-use crate::domain::ApiKey;
+use super::fixture::{NOW, at, context, create, hash, id, key, kind, list, owner, reason, with_hash_of};
+use crate::domain::{ApiKey, ChangeContext};
 use crate::repository::{ErrorKind, KeyRepository as _};
 
 /// Neither id nor hash nor owner leads to it any more; other keys stay.
@@ -32,10 +32,38 @@ pub async fn a_changed_key_is_not_deleted_as_unchanged(subject: Subject) {
     assert_eq!(kind(refused), ErrorKind::Conflict);
     assert_eq!(subject.get(id(1)).await.unwrap(), Some(updated.clone()));
     let deleted = subject.delete_unchanged(id(1), updated.revision, &context()).await.unwrap();
-    assert!(deleted > updated.revision);
+    assert!(deleted.revision > updated.revision);
     assert_eq!(subject.get_by_hash(&hash(1)).await.unwrap(), None);
     let again = subject.delete_unchanged(id(1), updated.revision, &context()).await;
     assert_eq!(kind(again), ErrorKind::NotFound);
+}
+
+/// A string that was revoked is not valid again because its key was deleted: it takes an explicit word, which the audit
+/// trail shows.
+pub async fn a_revoked_hash_is_not_revived(subject: Subject) {
+    create(&subject, key(1)).await;
+    subject.revoke(id(1), reason(""), &context()).await.unwrap();
+    subject.delete(id(1), &context()).await.unwrap();
+    for other in [key(1), with_hash_of(1, 2)] {
+        assert_eq!(kind(subject.create(other.clone(), &context()).await), ErrorKind::RevokedHash);
+        let [outcome] =
+            <[_; 1]>::try_from(subject.create_many(vec![other], &context()).await.unwrap()).unwrap();
+        assert_eq!(kind(outcome), ErrorKind::RevokedHash);
+    }
+    assert_eq!(subject.get_by_hash(&hash(1)).await.unwrap(), None);
+
+    // A key that is revoked itself revives nothing, and its deletion forgets nothing.
+    let revoked = key(1).revoked(reason(""), at(NOW)).unwrap();
+    create(&subject, revoked).await;
+    subject.delete(id(1), &context()).await.unwrap();
+    assert_eq!(kind(subject.create(key(1), &context()).await), ErrorKind::RevokedHash);
+
+    let explicit = ChangeContext { may_revive: true, ..context() };
+    let revived = subject.create(key(1), &explicit).await.unwrap();
+    assert_eq!(subject.get_by_hash(&hash(1)).await.unwrap(), Some(revived));
+    // It is a key like any other now.
+    subject.delete(id(1), &context()).await.unwrap();
+    create(&subject, key(1)).await;
 }
 
 /// The same key can be made again, and another one with the old hash.

@@ -6,10 +6,10 @@ use futures_util::TryStreamExt as _;
 
 use super::Subject;
 use crate::domain::{
-    ApiKey, ChangeContext, Description, KeyFilter, KeyHash, KeyId, KeyName, KeyPrefix, Metadata, OwnerId,
-    Revision, RevokeReason, ScopeSet, Timestamp,
+    ApiKey, ChangeContext, ChangeId, Description, KeyFilter, KeyHash, KeyId, KeyName, KeyPrefix, Metadata,
+    OwnerId, Revision, RevokeReason, ScopeSet, Timestamp,
 };
-use crate::repository::{ErrorKind, KeyRepository as _, RepositoryError};
+use crate::repository::{ErrorKind, KeyRepository as _, Listed, ListedKey, RepositoryError};
 
 /// The moment of most changes: 2026-01-01 and some microseconds.
 pub(super) const NOW: i64 = 1_767_225_600_123_456;
@@ -19,7 +19,7 @@ pub(super) fn at(micros: i64) -> Timestamp {
 }
 
 pub(in crate::conformance) fn context() -> ChangeContext {
-    ChangeContext { actor: "token:conformance".into(), request_id: "request-1".into(), now: at(NOW) }
+    ChangeContext::new("token:conformance", "request-1", at(NOW))
 }
 
 pub(super) fn owner(text: &str) -> OwnerId {
@@ -66,6 +66,7 @@ pub(in crate::conformance) fn key(number: u32) -> ApiKey {
         rotated_from: None,
         replaced_by: None,
         revision: Revision::NONE,
+        nonce: ChangeId::UNKNOWN_NONCE,
     }
 }
 
@@ -90,7 +91,17 @@ pub(super) async fn create(subject: &Subject, key: ApiKey) -> ApiKey {
 
 /// All keys of `owner`, as the stream gives them.
 pub(super) async fn list(subject: &Subject, owner: &OwnerId) -> Vec<ApiKey> {
-    subject.list_by_owner(owner, &all()).try_collect().await.unwrap()
+    let listed: Vec<ListedKey> = subject.list_by_owner(owner, &all()).try_collect().await.unwrap();
+    readable(listed)
+}
+
+/// The keys of a listing in which nothing is unreadable.
+pub(super) fn readable<T: std::fmt::Debug, P: std::fmt::Debug>(listed: Vec<Listed<T, P>>) -> Vec<T> {
+    let read = |listed| match listed {
+        Listed::Read(item) => item,
+        Listed::Unreadable(place) => panic!("unreadable: {place:?}"),
+    };
+    listed.into_iter().map(read).collect()
 }
 
 /// The kind of the error that `outcome` has to be.

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 
 use super::Subject;
-use super::fixture::{NOW, all, at, context, create, id, key, list, owner, reason};
+use super::fixture::{NOW, all, at, context, create, id, key, list, owner, readable, reason};
 use crate::domain::{ApiKey, KeyFilter, KeyId, KeyPrefix, KeyState, OwnerId, StateSet};
-use crate::repository::{KeyRepository as _, PagePosition, PageRequest};
+use crate::repository::{KeyRepository as _, ListedKey, PageRequest};
 
 fn request(owner_id: Option<OwnerId>, limit: usize) -> PageRequest {
     PageRequest { owner_id, filter: all(), after: None, limit }
@@ -20,9 +20,9 @@ async fn read_pages(subject: &Subject, mut request: PageRequest) -> Vec<KeyId> {
     loop {
         let page = subject.list_page(&request).await.unwrap();
         assert!(page.len() <= request.limit);
-        ids.extend(page.iter().map(|key| key.id));
+        ids.extend(page.iter().map(|listed| listed.position().id));
         match page.last() {
-            Some(last) if page.len() == request.limit => request.after = Some(PagePosition::of(last)),
+            Some(last) if page.len() == request.limit => request.after = Some(last.position()),
             _ => return ids,
         }
     }
@@ -80,9 +80,10 @@ pub async fn filters_narrow_it(subject: Subject) {
     for (states, wanted, expected) in cases {
         let filter = KeyFilter { states: StateSet::any_of(states), prefix: wanted.map(prefix), as_of: now };
         let expected: Vec<_> = expected.iter().map(|&number| id(number)).collect();
-        let streamed: Vec<ApiKey> =
+        let streamed: Vec<ListedKey> =
             subject.list_by_owner(&owner("owner"), &filter).try_collect().await.unwrap();
-        assert_eq!(streamed.iter().map(|key| key.id).collect::<Vec<_>>(), expected, "{filter:?}");
+        let streamed: Vec<_> = readable(streamed).iter().map(|key| key.id).collect();
+        assert_eq!(streamed, expected, "{filter:?}");
         let request = PageRequest { filter, ..request(Some(owner("owner")), 1) };
         assert_eq!(read_pages(&subject, request).await, expected);
     }
@@ -112,12 +113,12 @@ pub async fn pages_neither_skip_nor_repeat_while_keys_come_and_go(subject: Subje
     loop {
         let page = subject.list_page(&page_request).await.unwrap();
         let Some(last) = page.last() else { break };
-        listed.extend(page.iter().map(|key| key.id));
-        page_request.after = Some(PagePosition::of(last));
+        listed.extend(page.iter().map(|listed| listed.position().id));
+        page_request.after = Some(last.position());
         // A newer key, one in the middle of what is still to come, and the end of this page is deleted.
         create(&subject, key(1_000 + round)).await;
         create(&subject, key(1 + round)).await;
-        subject.delete(last.id, &context()).await.unwrap();
+        subject.delete(last.position().id, &context()).await.unwrap();
         round += 1;
     }
     let distinct: HashSet<_> = listed.iter().copied().collect();

@@ -74,7 +74,7 @@ pub async fn every_field_makes_the_round_trip(subject: Subject) {
     };
     for key in [full, empty, key(3)] {
         let created = create(&subject, key.clone()).await;
-        let expected = ApiKey { revision: created.revision, ..key };
+        let expected = ApiKey { revision: created.revision, nonce: created.nonce, ..key };
         assert_eq!(created, expected);
         assert_eq!(subject.get(expected.id).await.unwrap().as_ref(), Some(&expected));
         assert_eq!(subject.get_by_hash(&expected.hash).await.unwrap().as_ref(), Some(&expected));
@@ -96,4 +96,13 @@ pub async fn ids_and_hashes_find_their_own_key(subject: Subject) {
 /// A store that answers says so.
 pub async fn it_answers_a_ping(subject: Subject) {
     subject.ping().await.unwrap();
+}
+
+/// It has one, and the same one each time, whoever asks first.
+pub async fn an_installation_keeps_its_identity(subject: Subject) {
+    let asked =
+        super::fixture::at_once(&subject, 4, |subject, _| async move { subject.identity().await.unwrap() });
+    let identities = asked.await;
+    assert!(identities[0].is_some());
+    assert!(identities.iter().all(|identity| *identity == identities[0]));
 }

@@ -25,8 +25,13 @@ pub async fn both_records_are_stored(subject: Subject) {
     let stored = subject.rotate(planned.clone(), &context()).await.unwrap();
     assert!(stored.replaced.revision > old.revision);
     assert!(stored.successor.revision > old.revision);
-    let replaced = ApiKey { revision: stored.replaced.revision, ..planned.replaced };
-    let successor = ApiKey { revision: stored.successor.revision, ..planned.successor };
+    let as_stored = |planned: ApiKey, stored: &ApiKey| ApiKey {
+        revision: stored.revision,
+        nonce: stored.nonce,
+        ..planned
+    };
+    let replaced = as_stored(planned.replaced, &stored.replaced);
+    let successor = as_stored(planned.successor, &stored.successor);
     assert_eq!(stored, Rotation { replaced: replaced.clone(), successor: successor.clone() });
     assert_eq!(subject.get(id(1)).await.unwrap(), Some(replaced));
     assert_eq!(subject.get_by_hash(&hash(number)).await.unwrap(), Some(successor));

@@ -96,6 +96,8 @@ where
                 Ok(caller) => {
                     let actor = caller.actor();
                     head.extensions.insert(caller);
+                    // For streams, which outlive this answer.
+                    head.extensions.insert(auth);
                     (inner.call(Request::from_parts(head, body)).await?, Some(actor))
                 }
                 Err(Refusal { status, actor }) => (status.into_http(), actor),

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::RedisRepository;
+use super::connection::ALLOWS_STALE_READS;
 use super::error::NO_CLUSTER;
 use crate::repository::{ErrorKind, RepositoryError, Result};
 
@@ -28,7 +29,8 @@ impl RedisRepository {
                 "the server is older than Redis 6.2: use a newer one",
             ));
         }
-        let is_cluster = info.get("redis_mode").copied() == Some("cluster");
+        // Valkey calls the mode otherwise, and both say this.
+        let is_cluster = info.get("cluster_enabled").copied() == Some("1");
         if is_cluster != self.connection.is_clustered() {
             let problem = if is_cluster {
                 "the server is part of a Cluster: its URL begins with redis-cluster: or rediss-cluster:"
@@ -41,7 +43,19 @@ impl RedisRepository {
             let problem = "the server is a replica, which takes no changes: give the URL of the primary";
             return Err(RepositoryError::new(ErrorKind::Unavailable, problem));
         }
-        for problem in problems(info, settings) {
+        if settings.get(ALLOWS_STALE_READS).map(String::as_str) == Some("yes") {
+            return Err(RepositoryError::new(
+                ErrorKind::Refused,
+                "a node that is cut off from the Cluster would answer revoked keys as valid: set \
+                 `cluster-allow-reads-when-down no`",
+            ));
+        }
+        let replication = Replication {
+            is_replicated: self.connection.has_sentinel()
+                || info.get("connected_slaves").is_some_and(|replicas| *replicas != "0"),
+            min_replicas_ack: self.options.min_replicas_ack,
+        };
+        for problem in problems(info, settings, replication) {
             if self.options.strict {
                 return Err(RepositoryError::new(ErrorKind::Refused, problem));
             }
@@ -51,10 +65,29 @@ impl RedisRepository {
     }
 }
 
+/// How changes get to replicas.
+#[derive(Clone, Copy, Debug)]
+struct Replication {
+    /// Whether another server can become the primary.
+    is_replicated: bool,
+    min_replicas_ack: u32,
+}
+
 /// What is wrong with a server that says `info` of itself, with the fix.
-fn problems(info: &HashMap<&str, &str>, settings: &HashMap<String, String>) -> Vec<&'static str> {
+fn problems(
+    info: &HashMap<&str, &str>,
+    settings: &HashMap<String, String>,
+    replication: Replication,
+) -> Vec<&'static str> {
     let saves_snapshots = settings.get("save").map(|save| !save.is_empty());
     let mut problems = Vec::new();
+    let wants_replicas = settings.get("min-replicas-to-write").is_some_and(|count| count != "0");
+    if replication.is_replicated && replication.min_replicas_ack == 0 && !wants_replicas {
+        problems.push(
+            "a primary that hangs and comes back takes changes that the failover loses: set `store.redis_min_replicas_ack = 1`, \
+             or `min-replicas-to-write 1` and `min-replicas-max-lag 2` on the servers",
+        );
+    }
     let policy = info.get("maxmemory_policy").copied().unwrap_or("noeviction");
     if policy != "noeviction" {
         problems.push("the server may evict keys when its memory is full: set `maxmemory-policy noeviction`");
@@ -85,16 +118,28 @@ mod tests {
 
     #[test]
     fn a_server_that_may_lose_keys_is_told() {
+        let own = |settings: &[(&str, &str)]| {
+            settings.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()
+        };
+        let alone = Replication { is_replicated: false, min_replicas_ack: 0 };
         let told = |policy, aof, settings: &[(&str, &str)]| {
             let info = HashMap::from([("maxmemory_policy", policy), ("aof_enabled", aof)]);
-            let own = settings.iter().map(|&(name, value)| (name.to_owned(), value.to_owned()));
-            problems(&info, &own.collect()).join("; ")
+            problems(&info, &own(settings), alone).join("; ")
         };
         assert_eq!(told("noeviction", "1", &[("save", ""), ("appendfsync", "always")]), "");
         assert!(told("allkeys-lru", "1", &[]).contains("noeviction"));
         assert!(told("noeviction", "0", &[("save", "")]).contains("nothing on disk"));
         assert!(told("noeviction", "0", &[("save", "3600 1")]).contains("snapshots alone"));
         assert!(told("noeviction", "1", &[("appendfsync", "no")]).contains("appendfsync always"));
+        let replicated = |min_replicas_ack, settings: &[(&str, &str)]| {
+            let info = HashMap::from([("aof_enabled", "1")]);
+            let replication = Replication { is_replicated: true, min_replicas_ack };
+            problems(&info, &own(settings), replication).join("; ")
+        };
+        assert!(replicated(0, &[]).contains("min-replicas-to-write"));
+        assert!(replicated(0, &[("min-replicas-to-write", "0")]).contains("redis_min_replicas_ack"));
+        assert_eq!(replicated(0, &[("min-replicas-to-write", "1")]), "");
+        assert_eq!(replicated(1, &[]), "");
         assert_eq!(version_of("7.0.15"), Some((7, 0)));
         assert!(version_of("6.0.16").unwrap() < OLDEST);
         assert_eq!(version_of("valkey"), None);

@@ -7,13 +7,16 @@ use std::time::Duration;
 
 use fred::bytes_utils::Str;
 use fred::clients::{Client, Pipeline};
-use fred::interfaces::{ClientLike, ClusterInterface as _, LuaInterface as _, ServerInterface as _};
+use fred::interfaces::{
+    ClientLike, ClusterInterface as _, KeysInterface as _, LuaInterface as _, ServerInterface as _,
+};
 use fred::prelude::FromValue;
 use fred::types::config::{Config, Options};
 use fred::types::scripts::Script;
 use fred::types::{ClusterHash, CustomCommand, Key, Value};
 use futures_util::future::join_all;
 use futures_util::stream::BoxStream;
+use prost::bytes::Bytes;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -25,6 +28,11 @@ use crate::repository::{ErrorKind, RepositoryError, Result};
 
 /// How long connections stay as they are after they were made anew to find the primary.
 const SEARCH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Asks a server what it is.
+fn role() -> CustomCommand {
+    CustomCommand::new_static("ROLE", ClusterHash::Random, false)
+}
 
 /// How a script is run.
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +102,11 @@ impl Connection {
     /// For commands that change nothing.
     pub(super) fn reads(&self) -> &Client {
         &self.reads
+    }
+
+    /// Whether the servers are found through Sentinel.
+    pub(super) fn has_sentinel(&self) -> bool {
+        self.config.server.is_sentinel()
     }
 
     /// Whether keys are on several servers.
@@ -227,8 +240,25 @@ impl Connection {
         if self.is_clustered() {
             return Ok(());
         }
-        let role = CustomCommand::new_static("ROLE", ClusterHash::Random, false);
-        let role: Vec<Value> = self.reads.custom(role, Vec::<Value>::new()).await.map_err(from_fred)?;
+        let role = self.reads.custom(role(), Vec::<Value>::new()).await.map_err(from_fred)?;
+        self.require_primary(role).await
+    }
+
+    /// Reads the values of `names` from the primary: what a replica says counts for nothing, so the server is asked what it is
+    /// in the same round trip, and last. Nodes of a cluster send reads to the primary by themselves.
+    pub(super) async fn read_primary(&self, names: Vec<String>) -> Result<Vec<Option<Bytes>>> {
+        if self.is_clustered() {
+            return self.reads.mget(names).await.map_err(from_fred);
+        }
+        let pipeline = self.reads.pipeline();
+        pipeline.mget::<(), _>(names).await.map_err(from_fred)?;
+        pipeline.custom::<(), _>(role(), Vec::<Value>::new()).await.map_err(from_fred)?;
+        let (values, role): (Vec<Option<Bytes>>, Vec<Value>) = pipeline.all().await.map_err(from_fred)?;
+        self.require_primary(role).await?;
+        Ok(values)
+    }
+
+    async fn require_primary(&self, role: Vec<Value>) -> Result<()> {
         if role.first().and_then(Value::as_str).as_deref() == Some("master") {
             return Ok(());
         }
@@ -260,11 +290,11 @@ impl Connection {
     }
 }
 
-/// `save` and `appendfsync`; nothing where the server does not say, as managed ones do.
+/// The settings that tell what may be lost or served stale; nothing where the server does not say, as managed ones do.
 async fn settings(client: &impl ClientLike) -> HashMap<String, String> {
     let config = CustomCommand::new_static("CONFIG", ClusterHash::Random, false);
     let mut settings = HashMap::new();
-    for name in ["save", "appendfsync"] {
+    for name in ["save", "appendfsync", "min-replicas-to-write", ALLOWS_STALE_READS] {
         let arguments: Vec<Value> = vec!["GET".into(), name.into()];
         let answer: std::result::Result<Vec<String>, _> = client.custom(config.clone(), arguments).await;
         if let Ok([name, value]) = answer.as_deref() {
@@ -273,6 +303,9 @@ async fn settings(client: &impl ClientLike) -> HashMap<String, String> {
     }
     settings
 }
+
+/// The setting by which a node that is cut off from its cluster goes on answering reads.
+pub(super) const ALLOWS_STALE_READS: &str = "cluster-allow-reads-when-down";
 
 impl fmt::Display for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -4,19 +4,22 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use fred::interfaces::{HashesInterface as _, StreamsInterface as _};
+use fred::interfaces::StreamsInterface as _;
 use fred::types::Key;
 use fred::types::streams::XCap;
 use futures_util::future::{join_all, try_join_all};
+use uuid::Uuid;
 
 use super::RedisRepository;
 use super::error::from_fred;
 use super::keyspace::{self, Shard};
 use super::record::{corrupt, parse_revision};
 use super::stored_event::StoredEvent;
-use crate::domain::{KeyEvent, Revision, Timestamp};
+use crate::domain::{KeyEvent, KeyId, Revision, Timestamp};
+use crate::repository::unreadable::skipped_event;
 use crate::repository::{
-    Changes, ErrorKind, EventPageRequest, FeedPosition, Mark, RecentChanges, Result, within,
+    Changes, ErrorKind, EventPageRequest, EventPosition, FeedItem, FeedPosition, ListedEvent, Mark,
+    RecentChanges, Result, UnreadableEvent, split, within,
 };
 
 /// How many events are read at once while they are filtered or pruned.
@@ -28,7 +31,7 @@ const SHARD_PATIENCE: Duration = Duration::from_secs(1);
 type Entry = (String, BTreeMap<String, String>);
 
 impl RedisRepository {
-    pub(super) async fn page_of_events(&self, request: &EventPageRequest) -> Result<Vec<KeyEvent>> {
+    pub(super) async fn page_of_events(&self, request: &EventPageRequest) -> Result<Vec<ListedEvent>> {
         let shards: Vec<_> = match request.key_id {
             Some(id) => vec![Shard::of_id(id)],
             None => Shard::all().collect(),
@@ -36,18 +39,35 @@ impl RedisRepository {
         // The newest of all are among the newest of each.
         let parts = shards.into_iter().map(|shard| self.newest_events(shard, request));
         let mut events: Vec<_> = try_join_all(parts).await?.into_iter().flatten().collect();
-        events.sort_by_key(|event| std::cmp::Reverse((event.revision, event.key_id)));
+        events.sort_by_key(|event| {
+            let EventPosition { revision, key_id } = event.position();
+            std::cmp::Reverse((revision, key_id))
+        });
         events.truncate(request.limit);
         Ok(events)
     }
 
     /// The newest events of one shard that `request` asks for, as many as it asks for.
-    async fn newest_events(&self, shard: Shard, request: &EventPageRequest) -> Result<Vec<KeyEvent>> {
+    async fn newest_events(&self, shard: Shard, request: &EventPageRequest) -> Result<Vec<ListedEvent>> {
         let mut end = request.after.map_or_else(|| "+".to_owned(), |after| entry_id(after.revision));
-        let is_asked_for = |event: &KeyEvent| {
-            request.key_id.is_none_or(|id| id == event.key_id)
-                && request.owner_id.as_ref().is_none_or(|owner| *owner == event.owner_id)
-                && request.after.is_none_or(|it| (event.revision, event.key_id) < (it.revision, it.key_id))
+        let is_after = |position: EventPosition| {
+            let place = |it: EventPosition| (it.revision, it.key_id);
+            request.after.is_none_or(|after| place(position) < place(after))
+        };
+        let asked_for = |item: FeedItem| match item {
+            FeedItem::Read(event) => {
+                let is_asked_for = request.key_id.is_none_or(|id| id == event.key_id)
+                    && request.owner_id.as_ref().is_none_or(|owner| *owner == event.owner_id)
+                    && is_after(EventPosition::of(&event));
+                is_asked_for.then_some(ListedEvent::Read(event))
+            }
+            // It isn't known whose it is: it is in the listing of everything.
+            FeedItem::Unreadable(revision) => {
+                let position = EventPosition { revision, key_id: KeyId::from_uuid(Uuid::nil()) };
+                let is_asked_for =
+                    request.key_id.is_none() && request.owner_id.is_none() && is_after(position);
+                is_asked_for.then_some(ListedEvent::Unreadable(position))
+            }
         };
         let count = if request.key_id.is_none() && request.owner_id.is_none() {
             BATCH.min(u64::try_from(request.limit).unwrap_or(BATCH) + 1)
@@ -66,7 +86,7 @@ impl RedisRepository {
             let Some((last, _)) = entries.last() else { break };
             end = format!("({last}");
             for entry in entries {
-                found.extend(Some(parse(entry)?).filter(|event| is_asked_for(event)));
+                found.extend(asked_for(parse(entry)?));
             }
             if found.len() >= request.limit || u64::try_from(read).is_ok_and(|read| read < count) {
                 break;
@@ -88,11 +108,11 @@ impl RedisRepository {
         let parts = Shard::all().map(|shard| async move {
             within(patience, self.events_after(shard, asked.mark(shard.number()), limit)).await
         });
-        let mut events = Vec::new();
+        let mut items = Vec::new();
         let (mut unanswered, mut last_error) = (Vec::new(), None);
         for (shard, part) in Shard::all().zip(join_all(parts).await) {
             match part {
-                Ok(part) => events.extend(part),
+                Ok(part) => items.extend(part.into_iter().map(|item| (shard.number(), item))),
                 Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => {
                     unanswered.push(shard.number());
                     last_error = Some(error);
@@ -108,43 +128,46 @@ impl RedisRepository {
         // Asked last: a server that takes changes now did so when it was read.
         self.connection.check_role().await?;
         // Within a shard that is their order; across shards it is about the order of time.
-        events.sort_by_key(|event| event.revision);
-        events.truncate(limit);
-        for event in &events {
-            position.advance(Shard::of_hash(&event.hash).number(), event);
+        items.sort_by_key(|(_, item)| item.change().revision);
+        items.truncate(limit);
+        let (mut events, mut unreadable) = (Vec::with_capacity(items.len()), Vec::new());
+        for (part, item) in items {
+            position.advance(part, item.change());
+            match item {
+                FeedItem::Read(event) => events.push(event),
+                FeedItem::Unreadable(revision) => unreadable.push(UnreadableEvent { part, revision }),
+            }
         }
-        Ok(Changes { events, position, unanswered })
+        Ok(Changes { events, unreadable, position, unanswered })
     }
 
     pub(super) async fn newest_changes(&self, limit: usize) -> Result<RecentChanges> {
         let parts = try_join_all(Shard::all().map(|shard| self.newest_of(shard, limit))).await?;
         self.connection.check_role().await?;
-        let (mut position, mut complete_after) = (FeedPosition::beginning(), BTreeMap::new());
-        let mut events = Vec::new();
-        for (shard, (part, head, missing)) in Shard::all().zip(parts) {
+        let mut position = FeedPosition::beginning();
+        let (mut events, mut unreadable) = (Vec::new(), Vec::new());
+        for (shard, (part, missing)) in Shard::all().zip(parts) {
             let number = shard.number();
-            complete_after.insert(number, RecentChanges::before(part.first(), head));
             match part.last() {
-                Some(last) => position.advance(number, last),
+                Some(last) => position.advance(number, last.change()),
                 None => position.start(number, missing),
             }
-            events.extend(part);
+            let (read, skipped) = split(number, part);
+            events.extend(read);
+            unreadable.extend(skipped);
         }
-        Ok(RecentChanges { events, position, complete_after })
+        Ok(RecentChanges { events, unreadable, position })
     }
 
-    /// The newest events of a shard, oldest first; its last revision; how many events were let go.
-    async fn newest_of(&self, shard: Shard, limit: usize) -> Result<(Vec<KeyEvent>, Revision, u64)> {
+    /// The newest events of a shard, oldest first, and how many events were trimmed.
+    async fn newest_of(&self, shard: Shard, limit: usize) -> Result<(Vec<FeedItem>, u64)> {
         let reads = self.connection.reads();
         let count = u64::try_from(limit).unwrap_or(u64::MAX);
         let missing = self.missing(shard).await?;
         let newest: Vec<Entry> =
             reads.xrevrange(self.keyspace.events(shard), "+", "-", Some(count)).await.map_err(from_fred)?;
-        // Read last: where there is no event, whatever was changed by then is not in the feed.
-        let head: Option<i64> = reads.hget(self.keyspace.head(shard), "revision").await.map_err(from_fred)?;
         let events = newest.into_iter().rev().map(parse).collect::<Result<_>>()?;
-        let missing = missing.ok_or_else(|| corrupt("a shard that lost its count of events"))?;
-        Ok((events, head.map_or(Revision::NONE, Revision::new), missing))
+        Ok((events, missing))
     }
 
     /// Before the oldest event that is kept of each shard.
@@ -152,15 +175,12 @@ impl RedisRepository {
         let missing = try_join_all(Shard::all().map(|shard| self.missing(shard))).await?;
         let mut position = FeedPosition::beginning();
         for (shard, missing) in Shard::all().zip(missing) {
-            position.start(
-                shard.number(),
-                missing.ok_or_else(|| corrupt("a shard that lost its count of events"))?,
-            );
+            position.start(shard.number(), missing);
         }
         Ok(position)
     }
 
-    async fn events_after(&self, shard: Shard, mark: Mark, limit: usize) -> Result<Vec<KeyEvent>> {
+    async fn events_after(&self, shard: Shard, mark: Mark, limit: usize) -> Result<Vec<FeedItem>> {
         let name = self.keyspace.events(shard);
         let start = match mark {
             Mark::Start { .. } => "-".to_owned(),
@@ -172,28 +192,29 @@ impl RedisRepository {
         let mut events: Vec<_> = entries.into_iter().map(parse).collect::<Result<_>>()?;
         match mark {
             // Its own event is read again: if it is not there, or is another one, history was trimmed or rewound.
-            Mark::Event { revision, nonce } => match events.first() {
-                Some(first) if first.revision == revision && first.nonce == nonce => {
+            Mark::Event { .. } => match events.first() {
+                Some(first) if mark.is(first.change()) => {
                     events.remove(0);
                 }
                 _ => return Err(ErrorKind::PositionLost.into()),
             },
             // Asked after they were read: what is trimmed from now on was seen.
-            Mark::Start { missing } if self.missing(shard).await? == Some(missing) => {}
+            Mark::Start { missing } if self.missing(shard).await? == missing => {}
             Mark::Start { .. } => return Err(ErrorKind::PositionLost.into()),
         }
         events.truncate(limit);
         Ok(events)
     }
 
-    /// How many events of the shard were let go; `None` if its count of them was lost.
-    async fn missing(&self, shard: Shard) -> Result<Option<u64>> {
+    /// Returns how many events of the shard were trimmed. A shard whose count of events was lost begins anew with the events
+    /// that it has, as the next change of it will count them.
+    async fn missing(&self, shard: Shard) -> Result<u64> {
         let keys = vec![Key::from(self.keyspace.events(shard)), Key::from(self.keyspace.head(shard))];
         let counted: Vec<u64> = self.connection.ask(&self.scripts.count, keys).await?;
         let &[kept, ever] = counted.as_slice() else {
             return Err(corrupt("a count of events that is none"));
         };
-        Ok(ever.checked_sub(kept))
+        Ok(ever.saturating_sub(kept))
     }
 
     pub(super) async fn prune_events_before(&self, before: Timestamp) -> Result<u64> {
@@ -218,7 +239,14 @@ impl RedisRepository {
             let read = oldest.len();
             let mut first_kept = None;
             for (id, fields) in oldest {
-                if id == newest || parse((id.clone(), fields))?.at >= before {
+                // An event that can't be read has a revision, which is a time here.
+                let at = match parse((id.clone(), fields))? {
+                    FeedItem::Read(event) => event.at,
+                    FeedItem::Unreadable(revision) => {
+                        Timestamp::from_micros(revision.get()).unwrap_or(Timestamp::MAX)
+                    }
+                };
+                if id == newest || at >= before {
                     first_kept = Some(id);
                     break;
                 }
@@ -244,8 +272,19 @@ fn entry_id(revision: Revision) -> String {
     format!("{}-1", revision.get())
 }
 
-fn parse((id, mut fields): Entry) -> Result<KeyEvent> {
+/// Reads an entry. One that can't be read is known by its revision all the same.
+fn parse((id, fields): Entry) -> Result<FeedItem> {
     let revision = parse_revision(id.split('-').next().unwrap_or_default())?;
+    match parse_event(revision, fields) {
+        Ok(event) => Ok(FeedItem::Read(event)),
+        Err(error) => {
+            skipped_event(revision, &error);
+            Ok(FeedItem::Unreadable(revision))
+        }
+    }
+}
+
+fn parse_event(revision: Revision, mut fields: BTreeMap<String, String>) -> Result<KeyEvent> {
     let event = fields.remove("event").ok_or_else(|| corrupt("an entry without an event"))?;
     let event: StoredEvent = serde_json::from_str(&event)
         .map_err(|_| corrupt("an event that is not the JSON that it should be"))?;

@@ -11,11 +11,15 @@
 //! <prefix>{07}:usage                hash: id → last use in microseconds
 //! <prefix>{07}:head                 hash: `revision`, the last one; `events`, how many there were ever
 //! <prefix>{07}:events               stream of the changes, each under its revision
+//! <prefix>{07}:revoked:<hash>       the key with this hash was revoked, and deleted with the revision that is here
+//! <prefix>{07}:request:<digest>     the id of the key that a request made; expires
+//! <prefix>identity                  what tells this installation from another one
 //! ```
 
 use data_encoding::HEXLOWER;
+use uuid::Uuid;
 
-use crate::domain::{KeyHash, KeyId, OwnerId, Timestamp};
+use crate::domain::{KeyHash, KeyId, OwnerId, RequestDigest, Timestamp};
 use crate::repository::PagePosition;
 
 /// How many parts the keys are spread over. Never changed: it is where the data is.
@@ -32,6 +36,10 @@ impl Shard {
 
     pub(super) fn of_id(id: KeyId) -> Self {
         Self(id.hash_byte() % SHARDS)
+    }
+
+    pub(super) fn of_request(request: &RequestDigest) -> Self {
+        Self(request.as_bytes()[0] % SHARDS)
     }
 
     pub(super) fn all() -> impl Iterator<Item = Self> {
@@ -91,6 +99,19 @@ impl Keyspace {
         self.name(shard, &format!("owner:{owner}"))
     }
 
+    pub(super) fn revoked(&self, hash: &KeyHash) -> String {
+        self.name(Shard::of_hash(hash), &format!("revoked:{}", hash.to_hex()))
+    }
+
+    pub(super) fn request(&self, request: &RequestDigest) -> String {
+        let digest = HEXLOWER.encode(request.as_bytes());
+        self.name(Shard::of_request(request), &format!("request:{digest}"))
+    }
+
+    pub(super) fn identity(&self) -> String {
+        format!("{}identity", self.prefix)
+    }
+
     pub(super) fn all(&self, shard: Shard) -> String {
         self.name(shard, "all")
     }
@@ -140,6 +161,14 @@ impl Member {
         &self.0
     }
 
+    /// Returns the place of the key in a listing; `None` if its time breaks the rules.
+    pub(super) fn position(&self) -> Option<PagePosition> {
+        let (created_at, rest) = self.0.split_first_chunk::<8>()?;
+        let micros = (u64::from_be_bytes(*created_at) ^ (1 << 63)).cast_signed();
+        let id = Uuid::from_bytes(*rest.first_chunk()?);
+        Some(PagePosition { created_at: Timestamp::from_micros(micros)?, id: KeyId::from_uuid(id) })
+    }
+
     pub(super) fn hash(&self) -> Option<KeyHash> {
         self.0.last_chunk().copied().map(KeyHash::from_bytes)
     }
@@ -164,6 +193,8 @@ mod tests {
             keyspace.usage(shard),
             keyspace.head(shard),
             keyspace.events(shard),
+            keyspace.revoked(&key.hash),
+            keyspace.request(&RequestDigest::of_rotation("actor", key.id, "request")),
         ] {
             assert!(name.starts_with(&tag), "{name}");
         }
@@ -185,6 +216,8 @@ mod tests {
         let position = PagePosition { created_at: Timestamp::from_micros(0).unwrap(), id: second };
         assert!(sorted[1].as_bytes() < Member::before(&position).as_slice());
         assert!(sorted[2].as_bytes() > Member::before(&position).as_slice());
+        assert_eq!(sorted[0].position().unwrap().created_at.as_micros(), -5);
+        assert_eq!(sorted[1].position().unwrap().id, first);
         assert_eq!(Member::parse(sorted[1].as_bytes()), Some(sorted[1].clone()));
         assert_eq!(Member::parse(b"short"), None);
     }

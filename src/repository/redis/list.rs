@@ -11,9 +11,9 @@ use prost::bytes::Bytes;
 use super::RedisRepository;
 use super::error::from_fred;
 use super::keyspace::{Member, SHARDS, Shard};
-use super::record::{self, corrupt};
-use crate::domain::ApiKey;
-use crate::repository::{PageRequest, Result};
+use super::record;
+use crate::repository::unreadable::skipped_key;
+use crate::repository::{ListedKey, PageRequest, Result};
 
 /// How many keys are read at least to fill a page.
 const MIN_READ: usize = 256;
@@ -27,8 +27,14 @@ struct Part {
     is_exhausted: bool,
 }
 
+impl Part {
+    fn is_to_be_read(&self) -> bool {
+        self.read.is_empty() && !self.is_exhausted
+    }
+}
+
 impl RedisRepository {
-    pub(super) async fn page_of_keys(&self, request: &PageRequest) -> Result<Vec<ApiKey>> {
+    pub(super) async fn page_of_keys(&self, request: &PageRequest) -> Result<Vec<ListedKey>> {
         let below = match &request.after {
             None => b"+".to_vec(),
             Some(position) => [b"(".as_slice(), &Member::before(position)].concat(),
@@ -52,9 +58,13 @@ impl RedisRepository {
             let members = self.newest(&mut parts, wanted).await?;
             let is_last = members.len() < wanted;
             let keys = self.keys_of(&members).await?;
-            page.extend(keys.into_iter().filter(|key| {
-                let is_owned = request.owner_id.as_ref().is_none_or(|owner| *owner == key.owner_id);
-                is_owned && request.filter.matches(key)
+            page.extend(keys.into_iter().filter(|listed| match listed {
+                ListedKey::Read(key) => {
+                    let is_owned = request.owner_id.as_ref().is_none_or(|owner| *owner == key.owner_id);
+                    is_owned && request.filter.matches(key)
+                }
+                // It isn't known what a filter would say of it.
+                ListedKey::Unreadable(_) => true,
             }));
             if is_last || page.len() >= request.limit {
                 page.truncate(request.limit);
@@ -69,8 +79,11 @@ impl RedisRepository {
         let share = count / usize::from(SHARDS) + 8;
         let mut newest = Vec::with_capacity(count);
         while newest.len() < count {
-            let empty = parts.iter_mut().filter(|part| part.read.is_empty() && !part.is_exhausted);
-            try_join_all(empty.map(|part| self.read_on(part, share))).await?;
+            // A part can hold nothing but what leads to no key, and has to be read on then.
+            while parts.iter().any(Part::is_to_be_read) {
+                let empty = parts.iter_mut().filter(|part| part.is_to_be_read());
+                try_join_all(empty.map(|part| self.read_on(part, share))).await?;
+            }
             let next = parts.iter_mut().max_by(|a, b| a.read.front().cmp(&b.read.front()));
             match next.and_then(|part| part.read.pop_front()) {
                 Some(member) => newest.push(member),
@@ -96,23 +109,31 @@ impl RedisRepository {
             self.connection.reads().custom(command, arguments).await.map_err(from_fred)?;
         part.is_exhausted = members.len() < count;
         for bytes in members {
-            part.read.push_back(Member::parse(&bytes).ok_or_else(|| corrupt("an index with an odd member"))?);
-        }
-        if let Some(last) = part.read.back() {
-            part.below = [b"(".as_slice(), last.as_bytes()].concat();
+            part.below = [b"(".as_slice(), &bytes].concat();
+            // What is no member leads to no key.
+            part.read.extend(Member::parse(&bytes));
         }
         Ok(())
     }
 
     /// The keys of `members`, in their order; those that were deleted meanwhile are missing.
-    async fn keys_of(&self, members: &[Member]) -> Result<Vec<ApiKey>> {
-        let hashes: Vec<_> = members.iter().filter_map(Member::hash).collect();
+    async fn keys_of(&self, members: &[Member]) -> Result<Vec<ListedKey>> {
+        let members: Vec<_> = members.iter().filter_map(|it| Some((it.hash()?, it.position()?))).collect();
+        let hashes: Vec<_> = members.iter().map(|(hash, _)| *hash).collect();
         let mut found = vec![None; hashes.len()];
         for (positions, stored) in self.records(&hashes).await {
             for (position, stored) in positions.into_iter().zip(stored?) {
                 found[position] = stored;
             }
         }
-        found.into_iter().flatten().map(|stored| record::parse(&stored)).collect()
+        let found = found.into_iter().zip(members);
+        let listed = found.filter_map(|(stored, (_, position))| match record::parse(&stored?) {
+            Ok(key) => Some(ListedKey::Read(key)),
+            Err(error) => {
+                skipped_key(position.id, &error);
+                Some(ListedKey::Unreadable(position))
+            }
+        });
+        Ok(listed.collect())
     }
 }

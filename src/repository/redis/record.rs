@@ -3,7 +3,10 @@
 use data_encoding::HEXLOWER;
 
 use super::keyspace::Member;
-use crate::domain::{ApiKey, KeyHash, OwnerId, Revision, Timestamp};
+use crate::domain::{
+    ApiKey, ChangeId, Description, InvalidField, KeyHash, KeyId, KeyName, KeyPrefix, Metadata, OwnerId,
+    Revision, Revocation, RevokeReason, ScopeSet, Timestamp,
+};
 use crate::repository::{ErrorKind, RepositoryError, Result, StoredKey};
 
 /// A record without its revision, which the script that stores it draws.
@@ -48,6 +51,30 @@ impl Index {
     /// The member, which ends in the hash, and the owner.
     pub(super) fn to_text(&self) -> String {
         format!("{} {}", HEXLOWER.encode(self.member.as_bytes()), self.owner_id)
+    }
+
+    /// Returns a key that is revoked, with defaults in place of all that the index doesn't know.
+    pub(super) fn revoked_key(&self, id: KeyId, reason: &RevokeReason, now: Timestamp) -> Result<ApiKey> {
+        let invalid = |error: InvalidField| RepositoryError::new(ErrorKind::Corrupt, error);
+        let created_at = self.member.position().map_or(now, |position| position.created_at);
+        Ok(ApiKey {
+            id,
+            hash: self.hash,
+            prefix: KeyPrefix::parse("prefix", "").map_err(invalid)?,
+            name: KeyName::parse("name", "unreadable record").map_err(invalid)?,
+            description: Description::default(),
+            owner_id: self.owner_id.clone(),
+            scopes: ScopeSet::default(),
+            metadata: Metadata::default(),
+            created_at,
+            updated_at: now,
+            expires_at: None,
+            revocation: Some(Revocation { at: now, reason: reason.clone() }),
+            rotated_from: None,
+            replaced_by: None,
+            revision: Revision::NONE,
+            nonce: ChangeId::UNKNOWN_NONCE,
+        })
     }
 
     pub(super) fn parse(text: &str) -> Result<Self> {

@@ -44,15 +44,16 @@ impl StoredEvent {
     }
 
     pub(super) fn into_event(self, revision: Revision) -> Result<KeyEvent> {
-        let fields = self.changed_fields.iter().map(|field| ChangedField::parse(field));
+        // A newer release may know more fields.
+        let fields = self.changed_fields.iter().filter_map(|field| ChangedField::parse(field));
         let event = KeyEvent {
             revision,
             nonce: self.nonce,
             key_id: KeyId::from_uuid(self.key_id),
             hash: KeyHash::from_hex(&self.hash).ok_or_else(corrupt)?,
             owner_id: OwnerId::parse("owner_id", self.owner_id).map_err(|_| corrupt())?,
-            kind: ChangeKind::parse(&self.kind).ok_or_else(corrupt)?,
-            changed_fields: fields.collect::<Option<_>>().ok_or_else(corrupt)?,
+            kind: ChangeKind::parse(&self.kind),
+            changed_fields: fields.collect(),
             actor: self.actor,
             request_id: self.request_id,
             at: Timestamp::from_micros(self.at).ok_or_else(corrupt)?,

@@ -1,5 +1,7 @@
 //! The changes of keys: each is one script on one shard.
 
+use std::time::Duration;
+
 use fred::types::{Key, Value};
 
 use super::RedisRepository;
@@ -8,14 +10,16 @@ use super::keyspace::Shard;
 use super::record::{self, Index, corrupt};
 use super::stored_event::StoredEvent;
 use crate::domain::{
-    ApiKey, ChangeContext, ChangeKind, ChangedField, KeyHash, KeyId, OwnerId, Revision, RevokeReason,
-    Rotation, Timestamp,
+    ApiKey, ChangeContext, ChangeId, ChangeKind, ChangedField, KeyHash, KeyId, OwnerId, RequestDigest,
+    Revision, RevokeReason, Rotation, Timestamp,
 };
 use crate::repository::{ErrorKind, RepositoryError, Result};
 use fred::interfaces::KeysInterface as _;
 
 /// How often a change that lost against another one is tried anew.
 const MAX_ATTEMPTS: usize = 64;
+/// How long it is remembered which key a request made.
+const REQUEST_RETENTION: Duration = Duration::from_hours(24);
 /// How many uses one script records: a script holds up all others.
 pub(super) const USAGE_BATCH: usize = 200;
 
@@ -27,7 +31,8 @@ struct Step<'k> {
 
 enum What<'k> {
     Create(&'k ApiKey),
-    Replace(&'k ApiKey, Revision),
+    /// Of this revision; `None`: whatever is there.
+    Replace(&'k ApiKey, Option<Revision>),
     Delete(KeyId, &'k Index, Option<Revision>),
 }
 
@@ -40,10 +45,25 @@ impl RedisRepository {
     }
 
     pub(super) async fn create_key(&self, key: ApiKey, context: &ChangeContext) -> Result<ApiKey> {
-        let event = self.event(ChangeKind::Created, of(&key), &[], context)?;
+        let key = ApiKey { nonce: self.nonce()?, ..key };
+        // Looked up for the audit trail; the script decides.
+        let revives = context.may_revive && key.revocation.is_none() && self.is_revoked(&key.hash).await?;
+        let fields: &[_] = if revives { &[ChangedField::Revocation] } else { &[] };
+        let event = event(ChangeKind::Created, of(&key), fields, context, key.nonce)?;
         let steps = [Step { what: What::Create(&key), event }];
-        let [revision] = self.change(Shard::of_hash(&key.hash), &steps).await?;
+        let [revision] = self.change(Shard::of_hash(&key.hash), &steps, context).await?;
         Ok(ApiKey { revision, ..key })
+    }
+
+    /// Returns the key that `request` made.
+    pub(super) async fn made_by(&self, request: &RequestDigest) -> Result<Option<KeyId>> {
+        let id: Option<String> =
+            self.connection.reads().get(self.keyspace.request(request)).await.map_err(from_fred)?;
+        id.map(|id| KeyId::parse("id", &id).map_err(|_| corrupt("a request that made no key"))).transpose()
+    }
+
+    async fn is_revoked(&self, hash: &KeyHash) -> Result<bool> {
+        self.connection.reads().exists(self.keyspace.revoked(hash)).await.map_err(from_fred)
     }
 
     pub(super) async fn update_key(
@@ -64,7 +84,12 @@ impl RedisRepository {
         context: &ChangeContext,
     ) -> Result<ApiKey> {
         for _ in 0..MAX_ATTEMPTS {
-            let stored = self.existing(id).await?;
+            let stored = match self.existing(id).await {
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    return self.revoke_unreadable(id, &reason, context).await;
+                }
+                stored => stored?,
+            };
             let Some(revoked) = stored.revoked(reason.clone(), context.now) else {
                 return Ok(stored);
             };
@@ -76,20 +101,37 @@ impl RedisRepository {
         Err(ErrorKind::Conflict.into())
     }
 
+    /// Replaces a record that can't be read by one that is revoked and has what the index knows.
+    async fn revoke_unreadable(
+        &self,
+        id: KeyId,
+        reason: &RevokeReason,
+        context: &ChangeContext,
+    ) -> Result<ApiKey> {
+        let index = self.index_of(id).await?.ok_or(ErrorKind::NotFound)?;
+        let key = ApiKey { nonce: self.nonce()?, ..index.revoked_key(id, reason, context.now)? };
+        let event = event(ChangeKind::Revoked, of(&key), &[ChangedField::Revocation], context, key.nonce)?;
+        let what = What::Replace(&key, None);
+        let [revision] = self.change(Shard::of_id(id), &[Step { what, event }], context).await?;
+        Ok(ApiKey { revision, ..key })
+    }
+
     /// Deletes a key: of whatever revision, or of `expected` alone.
     pub(super) async fn delete_key(
         &self,
         id: KeyId,
         expected: Option<Revision>,
         context: &ChangeContext,
-    ) -> Result<Revision> {
+    ) -> Result<ChangeId> {
         for _ in 0..MAX_ATTEMPTS {
             let index = self.index_of(id).await?.ok_or(ErrorKind::NotFound)?;
-            let event = self.event(ChangeKind::Deleted, (id, &index.hash, &index.owner_id), &[], context)?;
+            let nonce = self.nonce()?;
+            let subject = (id, &index.hash, &index.owner_id);
+            let event = event(ChangeKind::Deleted, subject, &[], context, nonce)?;
             let what = What::Delete(id, &index, expected);
-            match self.change(Shard::of_id(id), &[Step { what, event }]).await {
+            match self.change(Shard::of_id(id), &[Step { what, event }], context).await {
                 Err(error) if error.kind() == ErrorKind::Conflict && expected.is_none() => {}
-                outcome => return outcome.map(|[revision]| revision),
+                outcome => return outcome.map(|[revision]| ChangeId::new(revision, nonce)),
             }
         }
         Err(ErrorKind::Conflict.into())
@@ -104,17 +146,19 @@ impl RedisRepository {
         let stored = self.current(replaced.id, expected).await?;
         stored.check_update(&replaced)?;
         let fields = stored.changed_fields(&replaced);
+        let replaced = ApiKey { nonce: self.nonce()?, ..replaced };
+        let successor = ApiKey { nonce: self.nonce()?, ..successor };
         let steps = [
             Step {
-                what: What::Replace(&replaced, expected),
-                event: self.event(ChangeKind::Rotated, of(&replaced), &fields, context)?,
+                what: What::Replace(&replaced, Some(expected)),
+                event: event(ChangeKind::Rotated, of(&replaced), &fields, context, replaced.nonce)?,
             },
             Step {
                 what: What::Create(&successor),
-                event: self.event(ChangeKind::Created, of(&successor), &[], context)?,
+                event: event(ChangeKind::Created, of(&successor), &[], context, successor.nonce)?,
             },
         ];
-        let [old, new] = self.change(Shard::of_hash(&replaced.hash), &steps).await?;
+        let [old, new] = self.change(Shard::of_hash(&replaced.hash), &steps, context).await?;
         drop(steps);
         Ok(Rotation {
             replaced: ApiKey { revision: old, ..replaced },
@@ -156,21 +200,40 @@ impl RedisRepository {
         kind: ChangeKind,
         context: &ChangeContext,
     ) -> Result<ApiKey> {
-        let event = self.event(kind, of(&next), &stored.changed_fields(&next), context)?;
-        let what = What::Replace(&next, stored.revision);
-        let [revision] = self.change(Shard::of_hash(&next.hash), &[Step { what, event }]).await?;
+        let next = ApiKey { nonce: self.nonce()?, ..next };
+        let event = event(kind, of(&next), &stored.changed_fields(&next), context, next.nonce)?;
+        let what = What::Replace(&next, Some(stored.revision));
+        let [revision] = self.change(Shard::of_hash(&next.hash), &[Step { what, event }], context).await?;
         Ok(ApiKey { revision, ..next })
     }
 
     /// Does all of `steps` or nothing; returns the revision of each.
-    async fn change<const N: usize>(&self, shard: Shard, steps: &[Step<'_>; N]) -> Result<[Revision; N]> {
+    async fn change<const N: usize>(
+        &self,
+        shard: Shard,
+        steps: &[Step<'_>; N],
+        context: &ChangeContext,
+    ) -> Result<[Revision; N]> {
         let names = &self.keyspace;
+        let made = steps.iter().find_map(|step| match &step.what {
+            What::Create(key) => Some(key.id),
+            What::Replace(..) | What::Delete(..) => None,
+        });
+        // A change that makes no key has no request to remember; the script wants a name all the same.
+        let request = context.request.filter(|_| made.is_some());
+        let request_name = request.map_or_else(|| names.head(shard), |request| names.request(&request));
         let mut keys: Vec<Key> =
-            [names.head(shard), names.events(shard), names.all(shard), names.usage(shard)]
+            [names.head(shard), names.events(shard), names.all(shard), names.usage(shard), request_name]
                 .map(Key::from)
                 .into();
-        let mut arguments =
-            vec![Value::from(self.options.max_events_per_shard.to_string()), Value::from(names.channel())];
+        let flag = |is_set: bool| Value::from(if is_set { "1" } else { "" });
+        let mut arguments = vec![
+            Value::from(self.options.max_events_per_shard.to_string()),
+            Value::from(names.channel()),
+            Value::from(request.and(made).map_or_else(String::new, |id| id.to_string())),
+            Value::from(REQUEST_RETENTION.as_millis().to_string()),
+            flag(context.may_revive),
+        ];
         for Step { what, event } in steps {
             let index = match what {
                 What::Create(key) | What::Replace(key, _) => Index::of(key),
@@ -179,14 +242,21 @@ impl RedisRepository {
             let (word, id, expected, body) = match what {
                 What::Create(key) => ("create", key.id, String::new(), record::body(key)?),
                 What::Replace(key, expected) => {
-                    ("replace", key.id, expected.get().to_string(), record::body(key)?)
+                    let expected = expected.map_or_else(String::new, |expected| expected.get().to_string());
+                    ("replace", key.id, expected, record::body(key)?)
                 }
                 What::Delete(id, _, expected) => {
                     let expected = expected.map_or_else(String::new, |expected| expected.get().to_string());
                     ("delete", *id, expected, String::new())
                 }
             };
-            let touched = [names.record(&index.hash), names.id(id), names.owner(shard, &index.owner_id)];
+            let is_revoked = matches!(what, What::Create(key) if key.revocation.is_some());
+            let touched = [
+                names.record(&index.hash),
+                names.id(id),
+                names.owner(shard, &index.owner_id),
+                names.revoked(&index.hash),
+            ];
             keys.extend(touched.map(Key::from));
             arguments.extend([
                 Value::from(word),
@@ -196,12 +266,14 @@ impl RedisRepository {
                 Value::from(index.to_text()),
                 Value::from(id.to_string()),
                 Value::from(event.as_str()),
+                flag(is_revoked),
             ]);
         }
         let answer: Vec<String> =
             self.connection.change(shard, &self.scripts.change, keys, arguments).await?;
         match answer.first().map(String::as_str) {
             Some("exists") => return Err(ErrorKind::AlreadyExists.into()),
+            Some("revoked") => return Err(ErrorKind::RevokedHash.into()),
             Some("missing") => return Err(ErrorKind::NotFound.into()),
             Some("conflict") => return Err(ErrorKind::Conflict.into()),
             _ => {}
@@ -211,19 +283,21 @@ impl RedisRepository {
         revisions.try_into().map_err(|_| corrupt("a change that was answered with too few revisions"))
     }
 
-    fn event(
-        &self,
-        kind: ChangeKind,
-        key: (KeyId, &KeyHash, &OwnerId),
-        fields: &[ChangedField],
-        context: &ChangeContext,
-    ) -> Result<String> {
-        let mut nonce = [0; 8];
-        let internal = |error| RepositoryError::new(ErrorKind::Internal, error);
-        self.options.entropy.fill(&mut nonce).map_err(internal)?;
-        let event = StoredEvent::new(kind, key, fields, context, u64::from_ne_bytes(nonce));
-        serde_json::to_string(&event).map_err(|error| RepositoryError::new(ErrorKind::Internal, error))
+    fn nonce(&self) -> Result<u64> {
+        let drawn = ChangeId::draw_nonce(self.options.entropy.as_ref());
+        drawn.map_err(|error| RepositoryError::new(ErrorKind::Internal, error))
     }
+}
+
+fn event(
+    kind: ChangeKind,
+    key: (KeyId, &KeyHash, &OwnerId),
+    fields: &[ChangedField],
+    context: &ChangeContext,
+    nonce: u64,
+) -> Result<String> {
+    serde_json::to_string(&StoredEvent::new(kind, key, fields, context, nonce))
+        .map_err(|error| RepositoryError::new(ErrorKind::Internal, error))
 }
 
 /// What an event says of the key itself.

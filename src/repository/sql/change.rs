@@ -3,16 +3,20 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use sea_orm::sea_query::SelectStatement;
 use sea_orm::{
-    ConnectionTrait as _, DatabaseConnection, DatabaseTransaction, FromQueryResult as _,
+    ConnectionTrait as _, DatabaseConnection, DatabaseTransaction, FromQueryResult as _, QueryResult,
     SqliteTransactionMode, Statement, StatementBuilder, TransactionOptions, TransactionTrait as _,
 };
 
 use super::error::from_db;
 use super::query;
-use super::row::{KeyRow, NewEvent};
+use super::row::{KeyRow, KeyStub, NewEvent};
 use super::tables::Tables;
-use crate::domain::{ApiKey, ChangeContext, ChangeKind, ChangedField, Entropy, KeyHash, KeyId, Revision};
+use crate::domain::{
+    ApiKey, ChangeContext, ChangeId, ChangeKind, ChangedField, Entropy, KeyHash, KeyId, Revision,
+    RevokeReason,
+};
 use crate::repository::{ErrorKind, RepositoryError, Result};
 
 /// A transaction that holds the row of `revision_head` to its end. Dropped without [`Change::commit`], it is rolled back.
@@ -56,21 +60,60 @@ impl Change {
     }
 
     pub(super) async fn find(&self, id: KeyId) -> Result<ApiKey> {
-        self.find_row(id).await?.into_key()
+        let row = self.row(&query::key_by_id(&self.tables, id)).await?;
+        KeyRow::from_query_result(&row, "").map_err(from_db)?.into_key()
     }
 
-    async fn find_row(&self, id: KeyId) -> Result<KeyRow> {
-        let found = self.transaction.query_one(&query::key_by_id(&self.tables, id)).await.map_err(from_db)?;
-        let row = found.ok_or(ErrorKind::NotFound)?;
-        KeyRow::from_query_result(&row, "").map_err(from_db)
+    /// Reads what identifies a record, which need not break down with the rest of it.
+    async fn find_stub(&self, id: KeyId) -> Result<KeyStub> {
+        let row = self.row(&query::key_stub(&self.tables, id)).await?;
+        KeyStub::from_query_result(&row, "").map_err(from_db)
+    }
+
+    async fn row(&self, select: &SelectStatement) -> Result<QueryResult> {
+        let found = self.transaction.query_one(select).await.map_err(from_db)?;
+        found.ok_or_else(|| ErrorKind::NotFound.into())
     }
 
     /// Stores a new key and its event.
     pub(super) async fn insert(&mut self, key: ApiKey, context: &ChangeContext) -> Result<ApiKey> {
-        let key = ApiKey { revision: self.revision, ..key };
+        let key = ApiKey { revision: self.revision, nonce: self.nonce()?, ..key };
+        let revoked = self.revoked_hashes(std::slice::from_ref(&key)).await?;
+        let fields = self.revive(&key, &revoked, context)?;
+        if let Some(request) = context.request {
+            self.execute(&query::insert_request(&self.tables, &request, &key, context.now)?).await?;
+        }
+        if !fields.is_empty() {
+            self.execute(&query::forget_revoked(&self.tables, &key.hash)).await?;
+        }
         self.execute(&query::insert_keys(&self.tables, std::slice::from_ref(&key))?).await?;
-        self.record(&[self.event_of(&key, ChangeKind::Created, &[], context)?]).await?;
+        self.record(&[event_of(&key, ChangeKind::Created, fields, context)]).await?;
         Ok(key)
+    }
+
+    /// Returns those hashes of `keys` that belonged to keys that were revoked and deleted.
+    async fn revoked_hashes(&self, keys: &[ApiKey]) -> Result<HashSet<KeyHash>> {
+        let select = query::revoked_among(&self.tables, keys);
+        let rows = self.transaction.query_all(&select).await.map_err(from_db)?;
+        let mut revoked = HashSet::new();
+        for row in rows {
+            let hash: Vec<u8> = row.try_get_by_index(0).map_err(from_db)?;
+            revoked.extend(hash.try_into().ok().map(KeyHash::from_bytes));
+        }
+        Ok(revoked)
+    }
+
+    /// Returns what the creation of `key` changes beyond creating it: it may revive a revoked hash.
+    fn revive(
+        &self,
+        key: &ApiKey,
+        revoked: &HashSet<KeyHash>,
+        context: &ChangeContext,
+    ) -> Result<&'static [ChangedField]> {
+        if key.revocation.is_some() || !revoked.contains(&key.hash) {
+            return Ok(&[]);
+        }
+        if context.may_revive { Ok(&[ChangedField::Revocation]) } else { Err(ErrorKind::RevokedHash.into()) }
     }
 
     /// Stores those of `keys` whose id and hash are free, and their events. No other writer can take an id or a hash
@@ -81,15 +124,28 @@ impl Change {
         context: &ChangeContext,
     ) -> Result<Vec<Result<ApiKey>>> {
         let (mut ids, mut hashes) = self.taken(&keys).await?;
+        let revoked = self.revoked_hashes(&keys).await?;
         let mut outcomes = Vec::new();
         let mut fresh = Vec::new();
+        let mut fields = Vec::new();
         for key in keys {
-            if !ids.insert(key.id) || !hashes.insert(key.hash) {
-                outcomes.push(Err(ErrorKind::AlreadyExists.into()));
+            let is_taken = ids.contains(&key.id) || hashes.contains(&key.hash);
+            let changed = if is_taken {
+                Err(ErrorKind::AlreadyExists.into())
             } else {
-                fresh.push(key.clone());
-                outcomes.push(Ok(key));
-            }
+                self.revive(&key, &revoked, context)
+            };
+            outcomes.push(match changed {
+                Ok(changed) => {
+                    ids.insert(key.id);
+                    hashes.insert(key.hash);
+                    let key = ApiKey { nonce: self.nonce()?, ..key };
+                    fresh.push(key.clone());
+                    fields.push(changed);
+                    Ok(key)
+                }
+                Err(error) => Err(error),
+            });
         }
         let first = self.revision.get();
         match i64::try_from(fresh.len()) {
@@ -103,9 +159,16 @@ impl Change {
             key.revision = Revision::new(revision);
             stored.revision = key.revision;
         }
+        for (key, changed) in fresh.iter().zip(&fields) {
+            if !changed.is_empty() {
+                self.execute(&query::forget_revoked(&self.tables, &key.hash)).await?;
+            }
+        }
         self.execute(&query::insert_keys(&self.tables, &fresh)?).await?;
-        let events = fresh.iter().map(|key| self.event_of(key, ChangeKind::Created, &[], context));
-        self.record(&events.collect::<Result<Vec<_>>>()?).await?;
+        let created = fresh.iter().zip(fields);
+        let events: Vec<_> =
+            created.map(|(key, changed)| event_of(key, ChangeKind::Created, changed, context)).collect();
+        self.record(&events).await?;
         Ok(outcomes)
     }
 
@@ -137,11 +200,44 @@ impl Change {
             return Err(ErrorKind::Conflict.into());
         }
         stored.check_update(&key)?;
-        let key = ApiKey { revision: self.revision, ..key };
+        let key = ApiKey { revision: self.revision, nonce: self.nonce()?, ..key };
         self.execute(&query::replace_key(&self.tables, &key)?).await?;
         let fields = stored.changed_fields(&key);
-        self.record(&[self.event_of(&key, kind, &fields, context)?]).await?;
+        self.record(&[event_of(&key, kind, &fields, context)]).await?;
         Ok(key)
+    }
+
+    /// Revokes a record that can't be read, and touches nothing else of it. Returns the key with defaults in place of what
+    /// breaks a rule, and whether that changed anything.
+    pub(super) async fn revoke_unreadable(
+        &self,
+        id: KeyId,
+        reason: &RevokeReason,
+        context: &ChangeContext,
+    ) -> Result<(ApiKey, bool)> {
+        let stub = self.find_stub(id).await?;
+        if stub.revoked_at.is_some() {
+            return Ok((stub.into_key(reason)?, false));
+        }
+        let revoked = KeyStub {
+            revision: self.revision.get(),
+            nonce: Some(self.nonce()?.cast_signed()),
+            revoked_at: Some(context.now.as_micros()),
+            ..stub
+        };
+        self.execute(&query::revoke_stub(&self.tables, &revoked, reason)).await?;
+        let event = NewEvent {
+            revision: self.revision,
+            nonce: revoked.nonce.unwrap_or_default().cast_unsigned(),
+            key_id: revoked.id,
+            hash: &revoked.hash,
+            owner_id: &revoked.owner_id.0,
+            kind: ChangeKind::Revoked,
+            changed_fields: &[ChangedField::Revocation],
+            context,
+        };
+        self.record(&[event]).await?;
+        Ok((revoked.into_key(reason)?, true))
     }
 
     /// Removes the key and its usage, and writes the event of that. The row need not make a key any more: what is corrupt
@@ -151,17 +247,21 @@ impl Change {
         id: KeyId,
         expected: Option<Revision>,
         context: &ChangeContext,
-    ) -> Result<()> {
-        let row = self.find_row(id).await?;
+    ) -> Result<ChangeId> {
+        let row = self.find_stub(id).await?;
         if expected.is_some_and(|expected| expected.get() != row.revision) {
             return Err(ErrorKind::Conflict.into());
+        }
+        if row.revoked_at.is_some() {
+            self.execute(&query::remember_revoked(&self.tables, &row.hash, context.now)?).await?;
         }
         for delete in query::delete_key(&self.tables, id) {
             self.execute(&delete).await?;
         }
+        let change = ChangeId::new(self.revision, self.nonce()?);
         let event = NewEvent {
-            revision: self.revision,
-            nonce: self.nonce()?,
+            revision: change.revision,
+            nonce: change.nonce,
             key_id: row.id,
             hash: &row.hash,
             owner_id: &row.owner_id.0,
@@ -169,33 +269,13 @@ impl Change {
             changed_fields: &[],
             context,
         };
-        self.record(&[event]).await
-    }
-
-    fn event_of<'e>(
-        &self,
-        key: &'e ApiKey,
-        kind: ChangeKind,
-        changed_fields: &'e [ChangedField],
-        context: &'e ChangeContext,
-    ) -> Result<NewEvent<'e>> {
-        Ok(NewEvent {
-            revision: key.revision,
-            nonce: self.nonce()?,
-            key_id: key.id.as_uuid(),
-            hash: key.hash.as_bytes(),
-            owner_id: key.owner_id.as_str(),
-            kind,
-            changed_fields,
-            context,
-        })
+        self.record(&[event]).await?;
+        Ok(change)
     }
 
     fn nonce(&self) -> Result<u64> {
-        let mut nonce = [0; 8];
-        let drawn = self.entropy.fill(&mut nonce);
-        drawn.map_err(|error| RepositoryError::new(ErrorKind::Internal, error))?;
-        Ok(u64::from_ne_bytes(nonce))
+        let drawn = ChangeId::draw_nonce(self.entropy.as_ref());
+        drawn.map_err(|error| RepositoryError::new(ErrorKind::Internal, error))
     }
 
     async fn record(&self, events: &[NewEvent<'_>]) -> Result<()> {
@@ -206,8 +286,8 @@ impl Change {
         Ok(self.transaction.execute(statement).await.map_err(from_db)?.rows_affected())
     }
 
-    /// Makes the change last; returns its last revision.
-    pub(super) async fn commit(self) -> Result<Revision> {
+    /// Makes the change last.
+    pub(super) async fn commit(self) -> Result<()> {
         if let Some(channel) = &self.tables.channel {
             // Told when the change is committed, and only then.
             let notify = "SELECT pg_notify($1, '')";
@@ -215,8 +295,26 @@ impl Change {
                 Statement::from_sql_and_values(self.tables.backend, notify, [channel.as_str().into()]);
             self.transaction.execute_raw(notify).await.map_err(from_db)?;
         }
-        self.transaction.commit().await.map_err(from_db)?;
-        Ok(self.revision)
+        self.transaction.commit().await.map_err(from_db)
+    }
+}
+
+/// The event of a change that made `key` what it is.
+fn event_of<'e>(
+    key: &'e ApiKey,
+    kind: ChangeKind,
+    changed_fields: &'e [ChangedField],
+    context: &'e ChangeContext,
+) -> NewEvent<'e> {
+    NewEvent {
+        revision: key.revision,
+        nonce: key.nonce,
+        key_id: key.id.as_uuid(),
+        hash: key.hash.as_bytes(),
+        owner_id: key.owner_id.as_str(),
+        kind,
+        changed_fields,
+        context,
     }
 }
 

@@ -16,6 +16,15 @@ pub(super) fn from_driver(error: sqlx::Error) -> RepositoryError {
     from_db(DbErr::Conn(RuntimeErr::SqlxError(error.into())))
 }
 
+/// A setting of the database session that has another value than Keyvouch needs, and can't be set.
+pub(super) fn differs(name: &str, value: &str, wanted: &str) -> sqlx::Error {
+    let problem = format!(
+        "the database setting {name} is {value} and stays so, but has to be {wanted}: change it for this database or user, or \
+         connect without the pooler that drops it"
+    );
+    sqlx::Error::Configuration(problem.into())
+}
+
 /// What the repository can do about an error by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Remedy {
@@ -88,6 +97,8 @@ fn verdict_on_driver(error: &sqlx::Error) -> Verdict {
             }
             (kind_of_sqlite(&code), Remedy::None)
         }
+        // A setting of the session that can't be had.
+        sqlx::Error::Configuration(_) => (ErrorKind::Refused, Remedy::None),
         _ => (ErrorKind::Internal, Remedy::None),
     }
 }
@@ -103,6 +114,8 @@ fn verdict_on_postgres(state: &str) -> Verdict {
         "25006" => (ErrorKind::Unavailable, Remedy::Reconnect),
         // lock_not_available, query_canceled
         "55P03" | "57014" => (ErrorKind::Timeout, Remedy::None),
+        // insufficient_privilege; also row-level security, which would hide rows
+        "42501" => (ErrorKind::Unavailable, Remedy::None),
         // idle_in_transaction_session_timeout, transaction_timeout: the connection is closed
         "25P03" | "25P04" => (ErrorKind::Timeout, Remedy::Distrust),
         // admin_shutdown, crash_shutdown, cannot_connect_now, database_dropped, idle_session_timeout

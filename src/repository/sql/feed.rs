@@ -1,20 +1,23 @@
 //! Following the events, and letting go of old ones.
 
+use sea_orm::sea_query::SelectStatement;
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, FromQueryResult as _, Statement,
-    TransactionTrait as _,
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, Statement, TransactionTrait as _,
 };
 
 use super::change::read_head;
 use super::error::{from_db, is_held};
 use super::query;
-use super::row::{EventRow, timestamp};
+use super::row::{feed_item, listed_event, timestamp};
 use super::tables::Tables;
-use crate::domain::{KeyEvent, Revision, Timestamp};
+use crate::domain::{Revision, Timestamp};
 use crate::repository::{
-    Changes, ErrorKind, EventPageRequest, FeedPosition, Mark, RecentChanges, RepositoryError, Result,
+    Changes, ErrorKind, EventPageRequest, FeedItem, FeedPosition, ListedEvent, Mark, RecentChanges,
+    RepositoryError, Result, split,
 };
 
+/// The one part of this feed.
+const PART: u8 = 0;
 /// How many events one transaction deletes.
 const PRUNE_BATCH: usize = 1_000;
 
@@ -22,16 +25,14 @@ pub(super) async fn page(
     connection: &DatabaseConnection,
     tables: &Tables,
     request: &EventPageRequest,
-) -> Result<Vec<KeyEvent>> {
-    read(connection, &query::event_page(tables, request)).await
+) -> Result<Vec<ListedEvent>> {
+    let rows = connection.query_all(&query::event_page(tables, request)).await.map_err(from_db)?;
+    rows.iter().map(listed_event).collect()
 }
 
-async fn read(
-    connection: &impl ConnectionTrait,
-    select: &sea_orm::sea_query::SelectStatement,
-) -> Result<Vec<KeyEvent>> {
+async fn read(connection: &impl ConnectionTrait, select: &SelectStatement) -> Result<Vec<FeedItem>> {
     let rows = connection.query_all(select).await.map_err(from_db)?;
-    rows.iter().map(|row| EventRow::from_query_result(row, "").map_err(from_db)?.into_event()).collect()
+    rows.iter().map(feed_item).collect()
 }
 
 /// Reads by `read` from a server that takes changes: one that was demoted would say for ever that there are none.
@@ -85,34 +86,36 @@ pub(super) async fn changes(
     limit: usize,
 ) -> Result<Changes> {
     let Some(position) = position else {
-        let events = read(connection, &query::events_from(tables, Revision::NONE, limit)).await?;
-        let position = match events.last() {
-            Some(last) => FeedPosition::of(last),
-            None => FeedPosition::beginning(),
-        };
-        return Ok(Changes { events, position, unanswered: Vec::new() });
+        let items = read(connection, &query::events_from(tables, Revision::NONE, limit)).await?;
+        return Ok(behind(&FeedPosition::beginning(), items));
     };
     let events = match position.mark(0) {
         Mark::Start { missing } => {
             // Read first: what is counted there has its event by the time when events are read.
             let head = read_head(connection, tables).await?;
             let events = read(connection, &query::events_from(tables, Revision::NONE, limit)).await?;
-            if !Mark::is_whole_after(missing, events.first().map(|first| first.revision), head) {
+            if !Mark::is_whole_after(missing, events.first().map(|first| first.change().revision), head) {
                 return Err(ErrorKind::PositionLost.into());
             }
             events
         }
-        Mark::Event { revision, .. } => {
+        mark @ Mark::Event { revision, .. } => {
             let mut events = read(connection, &query::events_from(tables, revision, limit + 1)).await?;
-            if events.first().is_none_or(|first| FeedPosition::of(first) != *position) {
+            if events.first().is_none_or(|first| !mark.is(first.change())) {
                 return Err(ErrorKind::PositionLost.into());
             }
             events.remove(0);
             events
         }
     };
-    let position = events.last().map_or_else(|| position.clone(), FeedPosition::of);
-    Ok(Changes { events, position, unanswered: Vec::new() })
+    Ok(behind(position, events))
+}
+
+/// The changes in `items`, which come after `position`.
+fn behind(position: &FeedPosition, items: Vec<FeedItem>) -> Changes {
+    let position = items.last().map_or_else(|| position.clone(), |last| FeedPosition::of(last.change()));
+    let (events, unreadable) = split(PART, items);
+    Changes { events, unreadable, position, unanswered: Vec::new() }
 }
 
 /// Deletes one batch of the events from before `before`, oldest first, but never the newest of all, which tells followers

@@ -8,7 +8,7 @@ use sea_orm::sqlx::{self, AssertSqlSafe, ConnectOptions as _, Connection as _, E
 use sea_orm::{DatabaseConnection, SqlxMySqlConnector};
 
 use super::SqlOptions;
-use super::error::from_driver;
+use super::error::{differs, from_driver};
 use super::pool::PoolHealth;
 use crate::repository::Result;
 
@@ -18,21 +18,18 @@ pub(super) fn pool(
     max_connections: u32,
     options: &SqlOptions,
 ) -> DatabaseConnection {
-    let (timeout, lock_timeout) = (options.timeout, options.lock_timeout);
+    let limits = Limits::of(options);
     let pool = health
         .guard(options, max_connections)
-        .after_connect(move |connection, _| {
-            Box::pin(async move {
-                let is_mariadb = begin_session(connection).await?;
-                limit_session(connection, is_mariadb, timeout, lock_timeout).await
-            })
-        })
+        .after_connect(move |connection, _| Box::pin(begin_session(connection, Some(limits))))
         .connect_lazy_with(server.clone().disable_statement_logging());
     SqlxMySqlConnector::from_sqlx_mysql_pool(pool)
 }
 
-pub(super) async fn probe(server: &MySqlConnectOptions) -> Result<()> {
-    let connection = server.clone().disable_statement_logging().connect().await.map_err(from_driver)?;
+pub(super) async fn probe(server: &MySqlConnectOptions, options: &SqlOptions) -> Result<()> {
+    let connection = server.clone().disable_statement_logging().connect().await;
+    let mut connection = connection.map_err(from_driver)?;
+    begin_session(&mut connection, Some(Limits::of(options))).await.map_err(from_driver)?;
     connection.close().await.map_err(from_driver)
 }
 
@@ -42,45 +39,87 @@ pub(super) fn single(server: &MySqlConnectOptions, options: &SqlOptions) -> Data
         .acquire_timeout(options.pool.connect_timeout)
         .idle_timeout(None)
         .max_lifetime(None)
-        .after_connect(|connection, _| Box::pin(async move { begin_session(connection).await.map(drop) }))
+        .after_connect(|connection, _| Box::pin(begin_session(connection, None)))
         .connect_lazy_with(server.clone().disable_statement_logging());
     SqlxMySqlConnector::from_sqlx_mysql_pool(pool)
 }
 
-/// What is too long for its column is an error and never cut off, whatever the server's default is. READ COMMITTED: a
-/// change that waited for another one sees what that wrote, and no gaps between rows are locked. Returns whether the
-/// server is MariaDB.
-async fn begin_session(connection: &mut MySqlConnection) -> sqlx::Result<bool> {
+/// How long statements may take, and how long they may wait for locks.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    timeout: Duration,
+    lock_timeout: Duration,
+}
+
+impl Limits {
+    fn of(options: &SqlOptions) -> Self {
+        Self { timeout: options.timeout, lock_timeout: options.lock_timeout }
+    }
+}
+
+/// Sets what every connection needs, whatever the defaults of the server are, and reads it back.
+///
+/// What is too long for its column is an error and never cut off. READ COMMITTED: a change that waited for another one sees
+/// what that wrote, and no gaps between rows are locked. Each statement outside of a transaction commits by itself, and a
+/// transaction that ends begins no other one. No statement is cut to a number of rows. On a Galera cluster, a read waits until
+/// its node has what the others had committed.
+///
+/// # Errors
+/// [`sqlx::Error::Configuration`] names a setting that has another value all the same.
+async fn begin_session(connection: &mut MySqlConnection, limits: Option<Limits>) -> sqlx::Result<()> {
     let row = connection.fetch_one("SELECT VERSION()").await?;
     let is_mariadb = row.try_get::<String, _>(0)?.contains("MariaDB");
     let isolation = if is_mariadb { "tx_isolation" } else { "transaction_isolation" };
-    let session = format!(
-        "SET SESSION sql_mode = CONCAT(@@SESSION.sql_mode, ',STRICT_ALL_TABLES'), \
-         SESSION {isolation} = 'READ-COMMITTED'"
-    );
-    connection.execute(AssertSqlSafe(session)).await?;
-    Ok(is_mariadb)
+    let mut wanted = vec![
+        ("autocommit", "1".to_owned()),
+        ("completion_type", "NO_CHAIN".to_owned()),
+        ("sql_select_limit", u64::MAX.to_string()),
+        (isolation, "READ-COMMITTED".to_owned()),
+    ];
+    // Only servers that can be part of a Galera cluster have it.
+    let has_galera = connection.fetch_optional("SHOW VARIABLES LIKE 'wsrep_sync_wait'").await?.is_some();
+    if has_galera {
+        wanted.push(("wsrep_sync_wait", "1".to_owned()));
+    }
+    let mut set = vec!["SESSION sql_mode = CONCAT(@@SESSION.sql_mode, ',STRICT_ALL_TABLES')".to_owned()];
+    set.extend(wanted.iter().map(|(name, value)| match value.parse::<u64>() {
+        Ok(number) => format!("SESSION {name} = {number}"),
+        Err(_) => format!("SESSION {name} = '{value}'"),
+    }));
+    set.extend(limits.map(|limits| limits.assignments(is_mariadb)));
+    connection.execute(AssertSqlSafe(format!("SET {}", set.join(", ")))).await?;
+
+    // Texts are sent as UTF-8, so they must not be read as anything else.
+    wanted.push(("character_set_client", "utf8mb4".to_owned()));
+    wanted.push(("character_set_connection", "utf8mb4".to_owned()));
+    let columns: Vec<_> = wanted.iter().map(|(name, _)| format!("CONVERT(@@SESSION.{name}, CHAR)")).collect();
+    let row = connection.fetch_one(AssertSqlSafe(format!("SELECT {}", columns.join(", ")))).await?;
+    for (at, (name, wanted)) in wanted.iter().enumerate() {
+        let value: String = row.try_get(at)?;
+        // MariaDB has words for a switch, MySQL numbers.
+        let is_on = wanted == "1" && value == "ON";
+        if value != *wanted && !is_on {
+            return Err(differs(name, &value, wanted));
+        }
+    }
+    Ok(())
 }
 
-/// The server ends a statement of ours that takes too long (MySQL: reads alone), and, on MariaDB, a transaction that
-/// stands still.
-async fn limit_session(
-    connection: &mut MySqlConnection,
-    is_mariadb: bool,
-    timeout: Duration,
-    lock_timeout: Duration,
-) -> sqlx::Result<()> {
-    let lock_seconds = lock_timeout.as_millis().div_ceil(1_000).max(1);
-    let millis = timeout.as_millis().max(1);
-    let limits = if is_mariadb {
-        format!(
-            "SET SESSION max_statement_time = {millis} / 1000, SESSION innodb_lock_wait_timeout = {lock_seconds}, \
-             SESSION idle_transaction_timeout = {lock_seconds}"
-        )
-    } else {
-        format!(
-            "SET SESSION max_execution_time = {millis}, SESSION innodb_lock_wait_timeout = {lock_seconds}"
-        )
-    };
-    connection.execute(AssertSqlSafe(limits)).await.map(drop)
+impl Limits {
+    /// The server ends a statement of ours that takes too long (MySQL: reads alone), and, on MariaDB, a transaction that
+    /// stands still.
+    fn assignments(self, is_mariadb: bool) -> String {
+        let lock_seconds = self.lock_timeout.as_millis().div_ceil(1_000).max(1);
+        let millis = self.timeout.as_millis().max(1);
+        if is_mariadb {
+            format!(
+                "SESSION max_statement_time = {millis} / 1000, SESSION innodb_lock_wait_timeout = {lock_seconds}, \
+                 SESSION idle_transaction_timeout = {lock_seconds}"
+            )
+        } else {
+            format!(
+                "SESSION max_execution_time = {millis}, SESSION innodb_lock_wait_timeout = {lock_seconds}"
+            )
+        }
+    }
 }

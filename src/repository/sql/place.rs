@@ -100,7 +100,7 @@ impl Place {
         let health = PoolHealth::new(options, max_connections);
         let health = Arc::new(health.map_err(|error| RepositoryError::new(ErrorKind::Internal, error))?);
         let connection = match self {
-            Self::Sqlite(file) => sqlite::pool(file, max_connections, options).await?,
+            Self::Sqlite(file) => sqlite::pool(file, &health, max_connections, options).await?,
             Self::Postgres(server) => postgres::pool(server, &health, max_connections, options),
             Self::MySql(server) => mysql::pool(server, &health, max_connections, options),
         };
@@ -112,8 +112,8 @@ impl Place {
         let probe = async {
             match self {
                 Self::Sqlite(_) => Ok(()),
-                Self::Postgres(server) => postgres::probe(server).await,
-                Self::MySql(server) => mysql::probe(server).await,
+                Self::Postgres(server) => postgres::probe(server, options).await,
+                Self::MySql(server) => mysql::probe(server, options).await,
             }
         };
         match tokio::time::timeout(options.pool.connect_timeout, probe).await {
@@ -126,10 +126,26 @@ impl Place {
     pub(super) async fn single(&self, options: &SqlOptions) -> Result<DatabaseConnection> {
         self.probe(options).await?;
         match self {
-            Self::Sqlite(file) => sqlite::single(file, options).await,
+            Self::Sqlite(file) => {
+                let health = PoolHealth::new(options, 1)
+                    .map_err(|error| RepositoryError::new(ErrorKind::Internal, error))?;
+                sqlite::single(file, &Arc::new(health), options).await
+            }
             Self::Postgres(server) => Ok(postgres::single(server, options)),
             Self::MySql(server) => Ok(mysql::single(server, options)),
         }
+    }
+
+    /// Returns whether a connection must not be used again after `error`. SQLite may have rolled the transaction back by
+    /// itself after any error that is not a violated constraint
+    /// (<https://www.sqlite.org/lang_transaction.html#response_to_errors_within_a_transaction>); a new connection costs
+    /// less than finding out.
+    pub(super) fn distrusts_connection_after(&self, error: &RepositoryError) -> bool {
+        let is_of_the_database = matches!(
+            error.kind(),
+            ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Corrupt | ErrorKind::Internal
+        );
+        matches!(self, Self::Sqlite(_)) && is_of_the_database
     }
 
     /// Whether the database is still the one that was opened.

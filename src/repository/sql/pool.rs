@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use sea_orm::sqlx::pool::PoolOptions as DriverPoolOptions;
-use sea_orm::sqlx::{Connection as _, Database};
+use sea_orm::sqlx::{Connection as _, Database, Sqlite, SqliteConnection};
 use tokio::time::Instant;
 
 use super::SqlOptions;
@@ -76,10 +76,12 @@ impl PoolHealth {
             .idle_timeout(options.pool.idle_timeout)
             .max_lifetime(options.pool.max_lifetime)
             .test_before_acquire(false)
-            .before_acquire(move |connection, met| {
+            .before_acquire(move |connection: &mut DB::Connection, met| {
                 let health = Arc::clone(&before);
                 Box::pin(async move {
-                    if health.is_outdated(met.age) {
+                    // A change that began inside another transaction would only be a savepoint of that one: its commit would
+                    // commit nothing.
+                    if health.is_outdated(met.age) || connection.is_in_transaction() {
                         return Ok(false);
                     }
                     let is_doubtful = health.is_suspect() || met.idle_for > TEST_AFTER_IDLE;
@@ -94,6 +96,33 @@ impl PoolHealth {
                     }
                     // sqlx tests it too, but without a deadline.
                     Ok(!health.is_suspect() || health.test::<DB>(connection).await)
+                })
+            })
+    }
+
+    /// Returns the settings of a pool of connections to a SQLite file. The connections are kept for as long as they are
+    /// sound: a local file doesn't hang up.
+    ///
+    /// SQLite rolls a transaction back by itself when the disk is full or an I/O error occurs. The driver doesn't notice:
+    /// its own rollback then fails, it still counts the transaction as open, and every later change only ends a savepoint
+    /// and is never committed. Such a connection must not be used again.
+    pub(super) fn guard_file(self: &Arc<Self>) -> DriverPoolOptions<Sqlite> {
+        let before = Arc::clone(self);
+        let after = Arc::clone(self);
+        DriverPoolOptions::new()
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .test_before_acquire(false)
+            .before_acquire(move |connection: &mut SqliteConnection, met| {
+                let is_sound = !before.is_outdated(met.age) && !connection.is_in_transaction();
+                Box::pin(std::future::ready(Ok(is_sound)))
+            })
+            .after_release(move |connection: &mut SqliteConnection, met| {
+                let health = Arc::clone(&after);
+                Box::pin(async move {
+                    // A dropped transaction is rolled back by the connection's thread, ahead of this ping.
+                    let answers = connection.ping().await.is_ok();
+                    Ok(answers && !health.is_outdated(met.age) && !connection.is_in_transaction())
                 })
             })
     }

@@ -1,17 +1,18 @@
 //! Connections to PostgreSQL.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{BoxStream, StreamExt as _};
-use sea_orm::sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
-use sea_orm::sqlx::{self, ConnectOptions as _, Connection as _};
+use sea_orm::sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPool, PgPoolOptions};
+use sea_orm::sqlx::{self, AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, Row as _};
 use sea_orm::{DatabaseConnection, SqlxPostgresConnector};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::SqlOptions;
-use super::error::from_driver;
+use super::error::{differs, from_driver};
 use super::pool::PoolHealth;
 use crate::repository::RepositoryError;
 
@@ -24,33 +25,110 @@ pub(super) fn pool(
     max_connections: u32,
     options: &SqlOptions,
 ) -> DatabaseConnection {
-    let millis = |duration: Duration| duration.as_millis().max(1).to_string();
-    let session = [
-        ("statement_timeout", millis(options.timeout)),
-        ("lock_timeout", millis(options.lock_timeout)),
-        ("idle_in_transaction_session_timeout", millis(options.lock_timeout)),
-        // A statement that is prepared while a table is small is planned to read all of it, and that plan is kept until the
-        // statistics change: measured, 1,600 imported keys a second instead of 30,000. Every statement here has an index.
-        ("enable_seqscan", "off".to_owned()),
-    ];
-    let server = named(server, options).options(session);
-    let pool = health.guard(options, max_connections).connect_lazy_with(server);
+    let session = Session::with_limits(options);
+    let pool = health
+        .guard(options, max_connections)
+        .after_connect(move |connection, _| {
+            let session = session.clone();
+            Box::pin(async move { session.begin(connection).await })
+        })
+        .connect_lazy_with(named(server));
     SqlxPostgresConnector::from_sqlx_postgres_pool(pool)
 }
 
-pub(super) async fn probe(server: &PgConnectOptions) -> Result<(), RepositoryError> {
-    let connection = server.clone().disable_statement_logging().connect().await.map_err(from_driver)?;
+pub(super) async fn probe(server: &PgConnectOptions, options: &SqlOptions) -> Result<(), RepositoryError> {
+    let mut connection = named(server).connect().await.map_err(from_driver)?;
+    Session::with_limits(options).begin(&mut connection).await.map_err(from_driver)?;
     connection.close().await.map_err(from_driver)
 }
 
 pub(super) fn single(server: &PgConnectOptions, options: &SqlOptions) -> DatabaseConnection {
-    let pool = PgPoolOptions::new()
+    let pool = lazy_pool(options).idle_timeout(None).connect_lazy_with(named(server));
+    SqlxPostgresConnector::from_sqlx_postgres_pool(pool)
+}
+
+/// A pool of one connection, whose statements have no deadline.
+fn lazy_pool(options: &SqlOptions) -> PgPoolOptions {
+    let session = Session::new(options);
+    PgPoolOptions::new()
         .max_connections(1)
         .acquire_timeout(options.pool.connect_timeout)
-        .idle_timeout(None)
         .max_lifetime(None)
-        .connect_lazy_with(named(server, options));
-    SqlxPostgresConnector::from_sqlx_postgres_pool(pool)
+        .after_connect(move |connection, _| {
+            let session = session.clone();
+            Box::pin(async move { session.begin(connection).await })
+        })
+}
+
+/// The settings that every connection needs, whatever the defaults of the server, the database and the role are. They are set
+/// after connecting: poolers refuse or drop what comes with the start of a connection.
+#[derive(Clone, Debug)]
+struct Session {
+    settings: Vec<(&'static str, String)>,
+}
+
+impl Session {
+    fn new(options: &SqlOptions) -> Self {
+        let mut settings = vec![
+            // A change that waited for another one sees what that wrote.
+            ("default_transaction_isolation", "read committed".to_owned()),
+            // A policy that hides rows is an error instead of keys that are missing.
+            ("row_security", "off".to_owned()),
+        ];
+        settings.extend(options.schema.clone().map(|schema| ("search_path", schema)));
+        Self { settings }
+    }
+
+    fn with_limits(options: &SqlOptions) -> Self {
+        let millis = |duration: Duration| duration.as_millis().max(1).to_string();
+        let mut session = Self::new(options);
+        session.settings.extend([
+            ("statement_timeout", millis(options.timeout)),
+            ("lock_timeout", millis(options.lock_timeout)),
+            ("idle_in_transaction_session_timeout", millis(options.lock_timeout)),
+            // A statement that is prepared while a table is small is planned to read all of it, and that plan is kept until
+            // the statistics change: measured, 1,600 imported keys a second instead of 30,000. Every statement here has an
+            // index.
+            ("enable_seqscan", "off".to_owned()),
+        ]);
+        session
+    }
+
+    /// Sets all of them and reads them back.
+    ///
+    /// # Errors
+    /// [`sqlx::Error::Configuration`] names a setting that has another value all the same.
+    async fn begin(&self, connection: &mut PgConnection) -> sqlx::Result<()> {
+        // Names and values are ours, and a schema has no character that would have to be quoted.
+        let calls: Vec<_> = self
+            .settings
+            .iter()
+            .map(|(name, value)| format!("set_config('{name}', '{value}', false)"))
+            .collect();
+        connection.execute(AssertSqlSafe(format!("SELECT {}", calls.join(", ")))).await?;
+        let names: Vec<_> = self.settings.iter().map(|(name, _)| format!("'{name}'")).collect();
+        let read = format!(
+            "SELECT name, setting FROM pg_settings WHERE name IN ('server_encoding', {})",
+            names.join(", ")
+        );
+        let rows = connection.fetch_all(AssertSqlSafe(read)).await?;
+        let mut wanted: HashMap<&str, &str> =
+            self.settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        // In another encoding, names and owners that Keyvouch takes could not be stored.
+        wanted.insert("server_encoding", "UTF8");
+        for row in rows {
+            let (name, value): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+            if let Some(wanted) = wanted.remove(name.as_str())
+                && wanted != value
+            {
+                return Err(differs(&name, &value, wanted));
+            }
+        }
+        match wanted.into_iter().next() {
+            None => Ok(()),
+            Some((name, wanted)) => Err(differs(name, "unknown", wanted)),
+        }
+    }
 }
 
 /// Yields after messages in `channel`, and when some may have been lost.
@@ -59,11 +137,7 @@ pub(super) fn wakes(
     options: &SqlOptions,
     channel: String,
 ) -> BoxStream<'static, ()> {
-    let pool = PgPoolOptions::new()
-        .max_connections(1)
-        .acquire_timeout(options.pool.connect_timeout)
-        .max_lifetime(None)
-        .connect_lazy_with(named(server, options));
+    let pool = lazy_pool(options).connect_lazy_with(named(server));
     // One that waits stands for all that come meanwhile.
     let (wake, woken) = mpsc::channel(1);
     tokio::spawn(async move {
@@ -90,13 +164,7 @@ async fn listen(pool: &PgPool, channel: &str, wake: &mpsc::Sender<()>) -> Result
     }
 }
 
-fn named(server: &PgConnectOptions, options: &SqlOptions) -> PgConnectOptions {
-    let mut server = server.clone().disable_statement_logging();
-    if server.get_application_name().is_none() {
-        server = server.application_name("keyvouch");
-    }
-    match &options.schema {
-        Some(schema) => server.options([("search_path", schema)]),
-        None => server,
-    }
+fn named(server: &PgConnectOptions) -> PgConnectOptions {
+    let server = server.clone().disable_statement_logging();
+    if server.get_application_name().is_none() { server.application_name("keyvouch") } else { server }
 }

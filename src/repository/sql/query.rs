@@ -7,10 +7,13 @@ use sea_orm::sea_query::{
     OnConflict, Order, Query, SelectStatement, UnionType, UpdateStatement,
 };
 use sea_orm::{Condition, DbBackend, StatementBuilder};
+use uuid::Uuid;
 
-use super::row::{NewEvent, event_values, key_values};
-use super::tables::{Event, Head, Key, Tables, Usage};
-use crate::domain::{ApiKey, KeyFilter, KeyId, KeyState, Revision, Timestamp};
+use super::row::{KeyStub, NewEvent, event_values, key_values};
+use super::tables::{Event, Head, Identity, Key, Request, RevokedHash, Tables, Usage};
+use crate::domain::{
+    ApiKey, KeyFilter, KeyHash, KeyId, KeyState, RequestDigest, Revision, RevokeReason, Timestamp,
+};
 use crate::repository::{ErrorKind, EventPageRequest, PagePosition, PageRequest, RepositoryError, Result};
 
 fn keys(tables: &Tables) -> SelectStatement {
@@ -34,6 +37,113 @@ pub(super) fn keys_by_hash(tables: &Tables, count: usize) -> String {
 
 pub(super) fn key_by_id(tables: &Tables, id: KeyId) -> SelectStatement {
     keys(tables).and_where(Expr::col(Key::Id).eq(id.as_uuid())).take()
+}
+
+/// What identifies the key `id`.
+pub(super) fn key_stub(tables: &Tables, id: KeyId) -> SelectStatement {
+    let columns = [Key::Id, Key::Hash, Key::OwnerId, Key::RevokedAt, Key::Revision, Key::Nonce];
+    Query::select()
+        .columns(columns)
+        .from(tables.key.clone())
+        .and_where(Expr::col(Key::Id).eq(id.as_uuid()))
+        .take()
+}
+
+/// Writes the revocation of `key`, and nothing else of it.
+pub(super) fn revoke_stub(tables: &Tables, key: &KeyStub, reason: &RevokeReason) -> UpdateStatement {
+    Query::update()
+        .table(tables.key.clone())
+        .values([
+            (Key::RevokedAt, key.revoked_at.into()),
+            (Key::RevokeReason, reason.as_str().into()),
+            (Key::UpdatedAt, key.revoked_at.into()),
+            (Key::Revision, key.revision.into()),
+            (Key::Nonce, key.nonce.into()),
+            (Key::NonceRevision, key.revision.into()),
+        ])
+        .and_where(Expr::col(Key::Id).eq(key.id))
+        .take()
+}
+
+/// Remembers that a key with this hash was revoked.
+pub(super) fn remember_revoked(tables: &Tables, hash: &[u8], now: Timestamp) -> Result<InsertStatement> {
+    let once = OnConflict::column(RevokedHash::Hash).do_nothing_on([RevokedHash::Hash]).to_owned();
+    Query::insert()
+        .into_table(tables.revoked_hash.clone())
+        .columns([RevokedHash::Hash, RevokedHash::DeletedAt])
+        .values([hash.to_vec().into(), now.as_micros().into()])
+        .map(|insert| insert.on_conflict(once).to_owned())
+        .map_err(unbuildable)
+}
+
+/// Forgets that a key with this hash was revoked.
+pub(super) fn forget_revoked(tables: &Tables, hash: &KeyHash) -> DeleteStatement {
+    Query::delete()
+        .from_table(tables.revoked_hash.clone())
+        .and_where(Expr::col(RevokedHash::Hash).eq(hash.as_bytes().to_vec()))
+        .take()
+}
+
+/// The hashes of `keys` that belonged to keys that were revoked and deleted.
+pub(super) fn revoked_among(tables: &Tables, keys: &[ApiKey]) -> SelectStatement {
+    let hashes = keys.iter().map(|key| key.hash.as_bytes().to_vec());
+    Query::select()
+        .column(RevokedHash::Hash)
+        .from(tables.revoked_hash.clone())
+        .and_where(Expr::col(RevokedHash::Hash).is_in(hashes))
+        .take()
+}
+
+/// Remembers which key `request` made.
+pub(super) fn insert_request(
+    tables: &Tables,
+    request: &RequestDigest,
+    key: &ApiKey,
+    now: Timestamp,
+) -> Result<InsertStatement> {
+    Query::insert()
+        .into_table(tables.request.clone())
+        .columns([Request::Digest, Request::KeyId, Request::CreatedAt])
+        .values([request.as_bytes().to_vec().into(), key.id.as_uuid().into(), now.as_micros().into()])
+        .map(|insert| insert.to_owned())
+        .map_err(unbuildable)
+}
+
+/// Which key `request` made.
+pub(super) fn key_of_request(tables: &Tables, request: &RequestDigest) -> SelectStatement {
+    Query::select()
+        .column(Request::KeyId)
+        .from(tables.request.clone())
+        .and_where(Expr::col(Request::Digest).eq(request.as_bytes().to_vec()))
+        .take()
+}
+
+/// Forgets the requests from before `before`.
+pub(super) fn delete_requests(tables: &Tables, before: Timestamp) -> DeleteStatement {
+    Query::delete()
+        .from_table(tables.request.clone())
+        .and_where(Expr::col(Request::CreatedAt).lt(before.as_micros()))
+        .take()
+}
+
+/// The identity of this installation.
+pub(super) fn identity(tables: &Tables) -> SelectStatement {
+    Query::select()
+        .column(Identity::Identity)
+        .from(tables.identity.clone())
+        .and_where(Expr::col(Identity::Id).eq(1))
+        .take()
+}
+
+/// Writes `identity`, unless there is one.
+pub(super) fn insert_identity(tables: &Tables, identity: Uuid) -> Result<InsertStatement> {
+    let once = OnConflict::column(Identity::Id).do_nothing_on([Identity::Id]).to_owned();
+    Query::insert()
+        .into_table(tables.identity.clone())
+        .columns([Identity::Id, Identity::Identity])
+        .values([1.into(), identity.into()])
+        .map(|insert| insert.on_conflict(once).to_owned())
+        .map_err(unbuildable)
 }
 
 /// The ids and hashes of stored keys that are among those of `keys`.

@@ -7,12 +7,16 @@ use sea_orm::sea_query::Expr;
 use sea_orm::{ColIdx, FromQueryResult, QueryResult, TryGetError, TryGetable};
 use uuid::Uuid;
 
+use super::error::from_db;
 use super::tables::Tables;
 use crate::domain::{
-    ApiKey, ChangeKind, ChangedField, Description, InvalidField, KeyEvent, KeyHash, KeyId, KeyName,
+    ApiKey, ChangeId, ChangeKind, ChangedField, Description, InvalidField, KeyEvent, KeyHash, KeyId, KeyName,
     KeyPrefix, Metadata, OwnerId, Revision, Revocation, RevokeReason, Scope, ScopeSet, Timestamp,
 };
-use crate::repository::{ErrorKind, RepositoryError, Result};
+use crate::repository::unreadable::{skipped_event, skipped_key};
+use crate::repository::{
+    ErrorKind, EventPosition, FeedItem, ListedEvent, ListedKey, PagePosition, RepositoryError, Result,
+};
 
 /// A key as it is stored.
 #[derive(FromQueryResult)]
@@ -28,11 +32,54 @@ pub(super) struct KeyRow {
     created_at: i64,
     updated_at: i64,
     expires_at: Option<i64>,
-    revoked_at: Option<i64>,
+    pub revoked_at: Option<i64>,
     revoke_reason: Option<String>,
     rotated_from: Option<Uuid>,
     replaced_by: Option<Uuid>,
     pub revision: i64,
+    nonce: Option<i64>,
+    /// The revision that `nonce` belongs to: releases before 0.2 change `revision` alone.
+    nonce_revision: Option<i64>,
+}
+
+/// What identifies a key that can't be read otherwise.
+#[derive(FromQueryResult)]
+pub(super) struct KeyStub {
+    pub id: Uuid,
+    pub hash: Vec<u8>,
+    pub owner_id: Exact,
+    pub revoked_at: Option<i64>,
+    pub revision: i64,
+    pub nonce: Option<i64>,
+}
+
+impl KeyStub {
+    /// Returns a key that is revoked for `reason`, with defaults in place of all that isn't here.
+    pub(super) fn into_key(self, reason: &RevokeReason) -> Result<ApiKey> {
+        let unknown = Timestamp::MIN;
+        let at = self.revoked_at.and_then(Timestamp::from_micros).unwrap_or(unknown);
+        Ok(ApiKey {
+            id: KeyId::from_uuid(self.id),
+            // A hash of another length belongs to no key string, so no cache has it either.
+            hash: hash(self.hash).unwrap_or(KeyHash::from_bytes([0; KeyHash::BYTES])),
+            prefix: KeyPrefix::parse("prefix", "").map_err(corrupt)?,
+            name: KeyName::parse("name", "unreadable record").map_err(corrupt)?,
+            description: Description::default(),
+            owner_id: OwnerId::parse("owner_id", self.owner_id.0)
+                .or_else(|_| OwnerId::parse("owner_id", "unreadable record"))
+                .map_err(corrupt)?,
+            scopes: ScopeSet::default(),
+            metadata: Metadata::default(),
+            created_at: unknown,
+            updated_at: at,
+            expires_at: None,
+            revocation: Some(Revocation { at, reason: reason.clone() }),
+            rotated_from: None,
+            replaced_by: None,
+            revision: Revision::new(self.revision),
+            nonce: self.nonce.map_or(ChangeId::UNKNOWN_NONCE, i64::cast_unsigned),
+        })
+    }
 }
 
 /// An event as it is stored.
@@ -100,13 +147,55 @@ impl KeyRow {
             rotated_from: self.rotated_from.map(KeyId::from_uuid),
             replaced_by: self.replaced_by.map(KeyId::from_uuid),
             revision: Revision::new(self.revision),
+            nonce: self
+                .nonce
+                .filter(|_| self.nonce_revision == Some(self.revision))
+                .map_or(ChangeId::UNKNOWN_NONCE, i64::cast_unsigned),
         })
     }
 }
 
+/// Reads a row of a listing. One that can't be read is known by its place all the same.
+pub(super) fn listed_key(row: &QueryResult) -> Result<ListedKey> {
+    match KeyRow::from_query_result(row, "").map_err(from_db).and_then(KeyRow::into_key) {
+        Ok(key) => Ok(ListedKey::Read(key)),
+        Err(error) => {
+            let id = row.try_get("", "id").map_err(from_db)?;
+            let created_at: i64 = row.try_get("", "created_at").map_err(from_db)?;
+            // A time that breaks the rules is outside of all others, so it keeps its place.
+            let limit = if created_at < 0 { Timestamp::MIN } else { Timestamp::MAX };
+            let created_at = Timestamp::from_micros(created_at).unwrap_or(limit);
+            skipped_key(KeyId::from_uuid(id), &error);
+            Ok(ListedKey::Unreadable(PagePosition { created_at, id: KeyId::from_uuid(id) }))
+        }
+    }
+}
+
+/// Reads an event. One that can't be read is known by its revision all the same.
+pub(super) fn feed_item(row: &QueryResult) -> Result<FeedItem> {
+    match EventRow::from_query_result(row, "").map_err(from_db).and_then(EventRow::into_event) {
+        Ok(event) => Ok(FeedItem::Read(event)),
+        Err(error) => {
+            let revision = Revision::new(row.try_get("", "revision").map_err(from_db)?);
+            skipped_event(revision, &error);
+            Ok(FeedItem::Unreadable(revision))
+        }
+    }
+}
+
+/// Reads an event of the audit trail.
+pub(super) fn listed_event(row: &QueryResult) -> Result<ListedEvent> {
+    Ok(match feed_item(row)? {
+        FeedItem::Read(event) => ListedEvent::Read(event),
+        FeedItem::Unreadable(revision) => {
+            let key_id = row.try_get("", "key_id").unwrap_or_default();
+            ListedEvent::Unreadable(EventPosition { revision, key_id: KeyId::from_uuid(key_id) })
+        }
+    })
+}
+
 impl EventRow {
     pub(super) fn into_event(self) -> Result<KeyEvent> {
-        let unknown = |what| RepositoryError::new(ErrorKind::Corrupt, what);
         let fields = self.changed_fields.split(',').filter(|field| !field.is_empty());
         Ok(KeyEvent {
             revision: Revision::new(self.revision),
@@ -114,12 +203,9 @@ impl EventRow {
             key_id: KeyId::from_uuid(self.key_id),
             hash: hash(self.hash)?,
             owner_id: OwnerId::parse("owner_id", self.owner_id.0).map_err(corrupt)?,
-            kind: ChangeKind::parse(&self.kind).ok_or_else(|| unknown("a change of an unknown kind"))?,
-            changed_fields: fields
-                .map(|field| {
-                    ChangedField::parse(field).ok_or_else(|| unknown("a change of an unknown field"))
-                })
-                .collect::<Result<_>>()?,
+            kind: ChangeKind::parse(&self.kind),
+            // A newer release may know more fields.
+            changed_fields: fields.filter_map(ChangedField::parse).collect(),
             actor: self.actor,
             request_id: self.request_id,
             at: timestamp(self.created_at)?,
@@ -128,7 +214,7 @@ impl EventRow {
 }
 
 /// The values of `key` in the order of [`super::tables::Key::ALL`].
-pub(super) fn key_values(key: &ApiKey, tables: &Tables) -> Result<[Expr; 16]> {
+pub(super) fn key_values(key: &ApiKey, tables: &Tables) -> Result<[Expr; 18]> {
     let scopes: Vec<&str> = key.scopes.iter().map(Scope::as_str).collect();
     let revoked_at = key.revocation.as_ref().map(|revocation| revocation.at.as_micros());
     let revoke_reason = key.revocation.as_ref().map(|revocation| revocation.reason.as_str().to_owned());
@@ -148,6 +234,8 @@ pub(super) fn key_values(key: &ApiKey, tables: &Tables) -> Result<[Expr; 16]> {
         revoke_reason.into(),
         key.rotated_from.map(|id| id.as_uuid()).into(),
         key.replaced_by.map(|id| id.as_uuid()).into(),
+        key.revision.get().into(),
+        key.nonce.cast_signed().into(),
         key.revision.get().into(),
     ])
 }

@@ -5,13 +5,16 @@ use std::fs::{self, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
-use sea_orm::{ConnectOptions, Database, DatabaseConnection};
+use sea_orm::sqlx::ConnectOptions as _;
+use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sea_orm::{DatabaseConnection, SqlxSqliteConnector};
 
 use super::SqlOptions;
-use super::error::from_db;
+use super::error::from_driver;
+use super::pool::PoolHealth;
 use crate::repository::{ErrorKind, RepositoryError, Result};
 
 /// Connections that read. Writers need no more than one.
@@ -26,15 +29,20 @@ const MIGRATION_BUSY_TIMEOUT: Duration = Duration::from_hours(1);
 /// The connections of `file`, all of them for reading, or the one that writes.
 pub(super) async fn pool(
     file: &DatabaseFile,
+    health: &Arc<PoolHealth>,
     connections: u32,
     options: &SqlOptions,
 ) -> Result<DatabaseConnection> {
-    connect_patiently(file, connections, BUSY_TIMEOUT, options).await
+    connect_patiently(file, health, connections, BUSY_TIMEOUT, options).await
 }
 
 /// A connection that waits for others as long as it takes.
-pub(super) async fn single(file: &DatabaseFile, options: &SqlOptions) -> Result<DatabaseConnection> {
-    connect_patiently(file, 1, MIGRATION_BUSY_TIMEOUT, options).await
+pub(super) async fn single(
+    file: &DatabaseFile,
+    health: &Arc<PoolHealth>,
+    options: &SqlOptions,
+) -> Result<DatabaseConnection> {
+    connect_patiently(file, health, 1, MIGRATION_BUSY_TIMEOUT, options).await
 }
 
 /// The file that was opened. SQLite goes on in a file that was deleted or replaced, and what is written there is lost.
@@ -81,13 +89,14 @@ fn identity(file: &Metadata) -> (u64, u64) {
 /// SQLite does not wait for that.
 async fn connect_patiently(
     file: &DatabaseFile,
+    health: &Arc<PoolHealth>,
     connections: u32,
     busy_timeout: Duration,
     options: &SqlOptions,
 ) -> Result<DatabaseConnection> {
     let patience = async {
         loop {
-            match connect(file, connections, busy_timeout, options).await {
+            match connect(file, health, connections, busy_timeout, options).await {
                 Err(error) if error.kind() == ErrorKind::Timeout => tokio::time::sleep(LOCK_PAUSE).await,
                 outcome => return outcome,
             }
@@ -103,29 +112,21 @@ async fn connect_patiently(
 /// answered survives a power loss.
 async fn connect(
     file: &DatabaseFile,
+    health: &Arc<PoolHealth>,
     connections: u32,
     busy_timeout: Duration,
     options: &SqlOptions,
 ) -> Result<DatabaseConnection> {
-    let path = file.path.clone();
-    let mut connect = ConnectOptions::new("sqlite:");
-    connect
-        .max_connections(connections)
-        .acquire_timeout(options.timeout)
-        // A local file does not hang up: a connection is kept and not tested before each use.
-        .idle_timeout(None)
-        .max_lifetime(None)
-        .test_before_acquire(false)
-        .sqlx_logging(false)
-        .map_sqlx_sqlite_opts(move |sqlite| {
-            sqlite
-                .filename(&path)
-                .foreign_keys(true)
-                .journal_mode(SqliteJournalMode::Wal)
-                .synchronous(SqliteSynchronous::Full)
-                .busy_timeout(busy_timeout)
-        });
-    Database::connect(connect).await.map_err(from_db)
+    let server = SqliteConnectOptions::new()
+        .filename(&file.path)
+        .foreign_keys(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(busy_timeout)
+        .disable_statement_logging();
+    let pool: SqlitePoolOptions = health.guard_file();
+    let pool = pool.max_connections(connections).acquire_timeout(options.timeout).connect_with(server).await;
+    Ok(SqlxSqliteConnector::from_sqlx_sqlite_pool(pool.map_err(from_driver)?))
 }
 
 #[cfg(test)]

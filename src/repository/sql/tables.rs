@@ -14,6 +14,9 @@ pub(super) struct Tables {
     pub usage: DynIden,
     pub event: DynIden,
     pub head: DynIden,
+    pub identity: DynIden,
+    pub revoked_hash: DynIden,
+    pub request: DynIden,
     /// Where PostgreSQL tells of changes.
     pub channel: Option<String>,
 }
@@ -33,6 +36,9 @@ impl Tables {
             usage: iden(names.api_key_usage()),
             event: iden(names.key_event()),
             head: iden(names.revision_head()),
+            identity: iden(names.store_identity()),
+            revoked_hash: iden(names.revoked_hash()),
+            request: iden(names.key_request()),
             channel: (backend == DbBackend::Postgres).then(|| channel(names)),
         }
     }
@@ -65,11 +71,13 @@ pub(super) enum Key {
     RotatedFrom,
     ReplacedBy,
     Revision,
+    Nonce,
+    NonceRevision,
 }
 
 impl Key {
     /// In the order of [`super::row::key_values`].
-    pub(super) const ALL: [Self; 16] = [
+    pub(super) const ALL: [Self; 18] = [
         Self::Id,
         Self::Hash,
         Self::Prefix,
@@ -86,6 +94,8 @@ impl Key {
         Self::RotatedFrom,
         Self::ReplacedBy,
         Self::Revision,
+        Self::Nonce,
+        Self::NonceRevision,
     ];
 }
 
@@ -132,4 +142,26 @@ impl Event {
 pub(super) enum Head {
     Id,
     Revision,
+}
+
+/// The columns of the one row with the identity of this installation.
+#[derive(Clone, Copy, Debug, DeriveIden)]
+pub(super) enum Identity {
+    Id,
+    Identity,
+}
+
+/// The columns of the hashes of keys that were revoked and deleted.
+#[derive(Clone, Copy, Debug, DeriveIden)]
+pub(super) enum RevokedHash {
+    Hash,
+    DeletedAt,
+}
+
+/// The columns of what requests made.
+#[derive(Clone, Copy, Debug, DeriveIden)]
+pub(super) enum Request {
+    Digest,
+    KeyId,
+    CreatedAt,
 }

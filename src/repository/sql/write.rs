@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 
 use super::change::Change;
-use crate::domain::{ApiKey, ChangeContext, ChangeKind, KeyId, Revision, RevokeReason, Rotation};
-use crate::repository::Result;
+use crate::domain::{ApiKey, ChangeContext, ChangeId, ChangeKind, KeyId, Revision, RevokeReason, Rotation};
+use crate::repository::{ErrorKind, Result};
 
 /// A change. It commits by itself; left without a commit, it is rolled back and no revision is used up.
 #[async_trait]
@@ -65,11 +65,12 @@ pub(super) struct Delete {
 
 #[async_trait]
 impl Write for Delete {
-    type Output = Revision;
+    type Output = ChangeId;
 
-    async fn run(&self, change: Change, context: &ChangeContext) -> Result<Revision> {
-        change.remove(self.id, self.expected, context).await?;
-        change.commit().await
+    async fn run(&self, change: Change, context: &ChangeContext) -> Result<ChangeId> {
+        let deletion = change.remove(self.id, self.expected, context).await?;
+        change.commit().await?;
+        Ok(deletion)
     }
 }
 
@@ -83,7 +84,16 @@ impl Write for Revoke {
     type Output = ApiKey;
 
     async fn run(&self, change: Change, context: &ChangeContext) -> Result<ApiKey> {
-        let key = change.find(self.id).await?;
+        let key = match change.find(self.id).await {
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                let (revoked, is_changed) = change.revoke_unreadable(self.id, &self.reason, context).await?;
+                if is_changed {
+                    change.commit().await?;
+                }
+                return Ok(revoked);
+            }
+            found => found?,
+        };
         let Some(revoked) = key.revoked(self.reason.clone(), context.now) else {
             return Ok(key);
         };

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 
 use async_trait::async_trait;
-use keyvouch::domain::{ApiKey, ChangeContext, KeyFilter, KeyHash, KeyId, OwnerId, Revision};
+use keyvouch::domain::{ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, Revision};
 use keyvouch::repository::{
-    Changes, FeedPosition, KeyRepository, KeyStream, MemoryRepository, RecentChanges, Result,
+    Changes, FeedPosition, KeyRepository, KeyStream, MemoryRepository, RecentChanges, Result, StoreIdentity,
 };
 use tokio::sync::watch;
 
@@ -39,19 +39,19 @@ impl SlowLookups {
 
 /// A store that can be exchanged for another one.
 #[derive(Clone, Debug)]
-pub(super) struct Swapped(Arc<RwLock<MemoryRepository>>);
+pub(super) struct Swapped(Arc<RwLock<Arc<dyn KeyRepository>>>);
 
 impl Swapped {
-    pub(super) fn new(inner: MemoryRepository) -> Self {
-        Self(Arc::new(RwLock::new(inner)))
+    pub(super) fn new(inner: impl KeyRepository + 'static) -> Self {
+        Self(Arc::new(RwLock::new(Arc::new(inner))))
     }
 
-    pub(super) fn swap(&self, inner: MemoryRepository) {
-        *self.0.write().unwrap() = inner;
+    pub(super) fn swap(&self, inner: impl KeyRepository + 'static) {
+        *self.0.write().unwrap() = Arc::new(inner);
     }
 
-    pub(super) fn inner(&self) -> MemoryRepository {
-        self.0.read().unwrap().clone()
+    pub(super) fn inner(&self) -> Arc<dyn KeyRepository> {
+        Arc::clone(&self.0.read().unwrap())
     }
 }
 
@@ -81,12 +81,16 @@ macro_rules! double {
                 $inner.update(key, expected, context).await
             }
 
-            async fn delete(&$self, id: KeyId, context: &ChangeContext) -> Result<Revision> {
+            async fn delete(&$self, id: KeyId, context: &ChangeContext) -> Result<ChangeId> {
                 $inner.delete(id, context).await
             }
 
             fn list_by_owner(&$self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream {
                 $inner.list_by_owner(owner, filter)
+            }
+
+            async fn identity(&$self) -> Result<Option<StoreIdentity>> {
+                $inner.identity().await
             }
 
             async fn changes(&$self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {

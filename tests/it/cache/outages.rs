@@ -63,11 +63,156 @@ async fn an_uncertain_change_is_an_error_and_leaves_nothing_old_behind() {
     let next = ApiKey { updated_at: SystemClock.now(), ..key.clone() };
     let error = replica.repository.update(next, key.revision, &context()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
-    assert_eq!(replica.knowledge.feed_age(), None, "what the feed said before counts for nothing");
     assert!(replica.local.as_ref().unwrap().get(&key.hash).await.is_none());
     store.set(Mode::Work);
     replica.poll().await;
-    assert!(replica.knowledge.feed_age().is_some());
+    assert!(replica.is_active(&key.hash).await);
+}
+
+/// In an outage somebody always tries a change: it costs no other key its answers, and the replica not its readiness.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_that_failed_costs_no_other_key() {
+    let store = Faulty::new();
+    let replica = Replica::start(store.clone(), &unpolled(options())).await;
+    let mut keys = Vec::new();
+    for number in 0..20 {
+        keys.push(replica.create(&format!("secret {number}")).await);
+    }
+    replica.poll().await;
+    let before = replica.knowledge.feed_age().unwrap();
+    for kind in [ErrorKind::Unavailable, ErrorKind::Timeout, ErrorKind::Internal] {
+        store.set(Mode::Fail(kind));
+        let revoked = replica.repository.revoke(keys[0].id, RevokeReason::default(), &context()).await;
+        assert_eq!(revoked.unwrap_err().kind(), kind);
+        replica.repository.create(key("another"), &context()).await.unwrap_err();
+        replica.repository.delete(keys[1].id, &context()).await.unwrap_err();
+        for key in &keys {
+            assert_eq!(replica.find(&key.hash).await.tier, Tier::Local);
+        }
+        assert!(replica.knowledge.feed_age().is_some_and(|age| age >= before), "it is as ready as before");
+    }
+}
+
+/// A store whose history can be rewound to what it was when this was called: a copy of its file.
+async fn copy_of(file: &std::path::Path, name: &str) -> keyvouch::repository::SqlRepository {
+    use sea_orm::ConnectionTrait as _;
+    let copy = file.with_file_name(name);
+    let database = sea_orm::Database::connect(format!("sqlite://{}", file.display())).await.unwrap();
+    database.execute_unprepared(&format!("VACUUM INTO '{}'", copy.display())).await.unwrap();
+    keyvouch::repository::SqlRepository::open_sqlite(&copy, keyvouch::repository::SqlOptions::default())
+        .await
+        .unwrap()
+}
+
+async fn sqlite(file: &std::path::Path) -> keyvouch::repository::SqlRepository {
+    let options = keyvouch::repository::SqlOptions::default();
+    let store = keyvouch::repository::SqlRepository::open_sqlite(file, options).await.unwrap();
+    store.migrate().await.unwrap();
+    store
+}
+
+/// A failover loses changes that this replica made and had not polled: their revisions are used again, and it notices.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failover_that_loses_unpolled_changes_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("kv.db");
+    let first = sqlite(&file).await;
+    let kept = first.create(key("kept"), &context()).await.unwrap();
+    let other = first.create(key("other"), &context()).await.unwrap();
+    let store = Swapped::new(first);
+    let a = Replica::start(store.clone(), &unpolled(options())).await;
+    let b = Replica::start(store.clone(), &unpolled(options())).await;
+    a.poll().await;
+    b.poll().await;
+    assert!(b.is_active(&kept.hash).await && b.is_active(&other.hash).await);
+
+    let second = copy_of(&file, "copy.db").await;
+    let next = ApiKey { updated_at: SystemClock.now(), ..kept.clone() };
+    let updated = a.repository.update(next, kept.revision, &context()).await.unwrap();
+    let lost = a.create("lost").await;
+    assert!(a.is_active(&lost.hash).await);
+    store.swap(second);
+
+    // Who revokes honours it at once, and the revision is one that the lost change had.
+    let revoked = b.repository.revoke(kept.id, RevokeReason::default(), &context()).await.unwrap();
+    assert_eq!(revoked.revision, updated.revision);
+    assert!(!b.is_active(&kept.hash).await);
+    let epoch = a.knowledge.history();
+    a.poll().await;
+    assert!(!a.is_active(&kept.hash).await, "the revocation of the new history");
+    assert!(a.find(&lost.hash).await.entry.key.is_none(), "a key of the lost history");
+    assert!(a.knowledge.history() > epoch);
+    assert!(a.is_active(&other.hash).await);
+}
+
+/// The replica that saw the lost changes makes one itself, before any poll: nothing of the lost history is served after it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_in_a_rewound_history_is_honoured_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("kv.db");
+    let first = sqlite(&file).await;
+    let kept = first.create(key("kept"), &context()).await.unwrap();
+    let store = Swapped::new(first);
+    let a = Replica::start(store.clone(), &unpolled(options())).await;
+    a.poll().await;
+    let second = copy_of(&file, "copy.db").await;
+    // The key's cached record knows more than the revocation will.
+    a.create("lost").await;
+    let next = ApiKey { updated_at: SystemClock.now(), ..kept.clone() };
+    a.repository.update(next, kept.revision, &context()).await.unwrap();
+    store.swap(second);
+    a.revoke(kept.id).await;
+    assert!(!a.is_active(&kept.hash).await);
+    assert!(a.find(&KeyHash::of("lost")).await.entry.key.is_none());
+}
+
+/// A record of the lost history is left in Redis by a replica that is gone. Another one, which never saw that history, meets
+/// it when its own cursor and fence have the same numbers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_record_in_redis_is_not_served() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("kv.db");
+    let first = sqlite(&file).await;
+    let kept = first.create(key("kept"), &context()).await.unwrap();
+    let store = Swapped::new(first);
+    let shared = StackOptions {
+        redis: Some(redis(&shared_url(Redis::Alone), &next_prefix())),
+        local: None,
+        ..unpolled(options())
+    };
+    let b = Replica::start(store.clone(), &shared).await;
+    let second = copy_of(&file, "copy.db").await;
+    let a = Replica::start(store.clone(), &shared).await;
+    let next = ApiKey { updated_at: SystemClock.now(), ..kept.clone() };
+    let updated = a.repository.update(next, kept.revision, &context()).await.unwrap();
+    a.poll().await;
+    assert_eq!(a.find(&kept.hash).await.tier, Tier::Redis);
+    drop(a);
+
+    let revoked = second.revoke(kept.id, RevokeReason::default(), &context()).await.unwrap();
+    assert_eq!(revoked.revision, updated.revision);
+    store.swap(second);
+    b.poll().await;
+    assert!(!b.is_active(&kept.hash).await);
+}
+
+/// Installations that share a Redis, with the same prefix, never see each other's records.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn installations_that_share_a_redis_are_told_apart() {
+    let prefix = next_prefix();
+    let shared =
+        || StackOptions { redis: Some(redis(&shared_url(Redis::Alone), &prefix)), local: None, ..options() };
+    let staging = Replica::start(MemoryRepository::new(), &shared()).await;
+    let production = Replica::start(MemoryRepository::new(), &shared()).await;
+    let key = staging.create("secret").await;
+    staging.poll().await;
+    assert_eq!(staging.find(&key.hash).await.tier, Tier::Redis);
+    assert!(production.find(&key.hash).await.entry.key.is_none());
+    // Each empties its own alone.
+    let of_production = production.create("another").await;
+    production.poll().await;
+    staging.redis.as_ref().unwrap().clear().await;
+    assert_eq!(production.find(&of_production.hash).await.tier, Tier::Redis);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

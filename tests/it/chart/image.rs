@@ -25,7 +25,7 @@ fn it_serves_migrates_and_is_healthy_with_nothing_but_its_files() {
     let created = container.command(&create, &at).output().unwrap();
     assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
 
-    assert!(std::process::Command::new("kill").arg(server.id().to_string()).status().unwrap().success());
+    crate::signals::send(server.id(), rustix::process::Signal::TERM);
     assert!(server.wait().unwrap().success());
     assert!(!healthcheck().status.success(), "it says so when it is gone");
 }

@@ -216,8 +216,7 @@ impl Running<'_> {
         std::thread::sleep(Duration::from_secs(sleep));
         let readiness = &self.spec["readinessProbe"]["httpGet"];
         assert_eq!(self.node.get(readiness).unwrap().0, 200, "it is still there for late calls");
-        let term = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
-        assert!(term.unwrap().success());
+        crate::signals::send(self.child.id(), rustix::process::Signal::TERM);
         let status = wait_for("its end", || {
             assert!(began.elapsed() < self.grace, "it would be killed now: {}", self.log());
             self.child.try_wait().unwrap()

@@ -1,6 +1,7 @@
 //! From the first key to a killed server that comes back.
 
 use super::program::Home;
+use rustix::process::Signal;
 
 #[test]
 fn what_was_acknowledged_survives_a_killed_server() {
@@ -22,7 +23,7 @@ fn what_was_acknowledged_survives_a_killed_server() {
     let kept = home.json(&server, &["key", "create", "--name", "kept", "--owner", "me"]);
     let deleted = home.json(&server, &["key", "create", "--name", "deleted", "--owner", "me"]);
     home.json(&server, &["key", "delete", &text(&deleted["key"]["id"])]);
-    server.signal("-KILL");
+    server.signal(Signal::KILL);
     assert_eq!(server.ended(), None);
 
     let server = home.serve(&[]);
@@ -66,7 +67,7 @@ fn every_acknowledged_key_is_there_after_kills_in_the_middle_of_work() {
             super::program::wait_for("some keys", || {
                 (stop.load(std::sync::atomic::Ordering::SeqCst) >= 20).then_some(())
             });
-            server.signal("-KILL");
+            server.signal(Signal::KILL);
             writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect()
         });
         server.ended();

@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use tempfile::TempDir;
+
+use crate::signals;
 
 /// Far more than anything here may take.
 const NEVER: Duration = Duration::from_mins(1);
@@ -54,7 +57,20 @@ impl Home {
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_keyvouch"));
+        self.command_by(&[], arguments)
+    }
+
+    /// The same, started by the program and the arguments in `starter`.
+    fn command_by(&self, starter: &[&str], arguments: &[&str]) -> Command {
+        let program = env!("CARGO_BIN_EXE_keyvouch");
+        let mut command = match starter {
+            [] => Command::new(program),
+            [starter, own @ ..] => {
+                let mut command = Command::new(starter);
+                command.args(own).arg(program);
+                command
+            }
+        };
         command.current_dir(self.path()).args(arguments);
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("KEYVOUCH_") {
@@ -78,15 +94,32 @@ impl Home {
         server
     }
 
+    /// The same, started by another program that becomes it.
+    pub(crate) fn serve_by(&self, starter: &[&str], settings: &[&str]) -> Server {
+        let mut server = self.begin_to_serve_by(starter, settings);
+        server.address = server.wait_until_ready(self);
+        server
+    }
+
     /// Starts it and does not wait: it has no address yet.
     pub(crate) fn begin_to_serve(&self, settings: &[&str]) -> Server {
+        self.begin_to_serve_by(&[], settings)
+    }
+
+    fn begin_to_serve_by(&self, starter: &[&str], settings: &[&str]) -> Server {
         let mut arguments = vec!["serve", "--set", "server.listen=127.0.0.1:0"];
         for setting in settings {
             arguments.extend(["--set", setting]);
         }
         let log = File::options().create(true).append(true).open(self.path().join("stderr")).unwrap();
         let out = File::create(self.path().join("stdout")).unwrap();
-        let child = self.command(&arguments).stdin(Stdio::null()).stdout(out).stderr(log).spawn().unwrap();
+        let child = self
+            .command_by(starter, &arguments)
+            .stdin(Stdio::null())
+            .stdout(out)
+            .stderr(log)
+            .spawn()
+            .unwrap();
         Server { child, address: String::new() }
     }
 
@@ -140,9 +173,12 @@ impl Server {
         address
     }
 
-    pub(crate) fn signal(&self, signal: &str) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        signals::send(self.child.id(), signal);
     }
 
     /// Waits for its end; the exit status, if no signal ended it.

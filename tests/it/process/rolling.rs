@@ -1,5 +1,6 @@
 //! Replicas are replaced one after the other, and no caller notices.
 
+use rustix::process::Signal;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,7 +60,7 @@ async fn a_rolling_restart_fails_no_call() {
     let mut restarted = Vec::new();
     for (home, settings, mut server) in replicas {
         tokio::time::sleep(PAUSE).await;
-        server.signal("-TERM");
+        server.signal(Signal::TERM);
         let status = blocking(move || server.ended()).await;
         assert_eq!(status, Some(0), "{}", home.read("stderr"));
         restarted.push((serve(&home, &settings).await, home));

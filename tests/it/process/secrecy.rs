@@ -2,6 +2,7 @@
 
 use data_encoding::{BASE64, HEXLOWER};
 use keyvouch::domain::KeyHash;
+use rustix::process::Signal;
 
 use super::program::{Home, bytes_of_files};
 use crate::redis_servers::Redis;
@@ -58,7 +59,7 @@ fn neither_secrets_nor_hashes_nor_tokens_are_logged_or_stored() {
         assert_eq!(home.validate(&server, &secrets[0]).0, 3);
         assert_eq!(home.validate(&server, "kv_not_a_key_but_secret_all_the_same").0, 3);
         assert_ne!(home.run(&["key", "get", "nonsense", "--addr", &server.address]).status, 0);
-        server.signal("-TERM");
+        server.signal(Signal::TERM);
         assert_eq!(server.ended(), Some(0));
 
         let printed = [bytes_of_files(home.path(), "std"), home.read("stdout").into_bytes()].concat();

@@ -1,5 +1,6 @@
 //! Starting, and refusing to start.
 
+use rustix::process::Signal;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 
@@ -141,9 +142,9 @@ fn a_second_signal_ends_it_at_once() {
     let _silent = std::net::TcpStream::connect(&server.address).unwrap();
     // A connection counts once the server has taken it; a call on another one shows that it has.
     assert_eq!(home.run(&["healthcheck", "--addr", &server.address]).status, 0);
-    server.signal("-TERM");
+    server.signal(Signal::TERM);
     wait_for("the drain", || home.read("stderr").contains("a second signal").then_some(()));
-    server.signal("-INT");
+    server.signal(Signal::INT);
     assert_eq!(server.ended(), Some(1));
 }
 
@@ -152,7 +153,7 @@ fn logs_are_json_for_machines() {
     let home = Home::new();
     let mut server = home.serve(&["telemetry.log_format=json", "telemetry.log_filter=info,keyvouch=debug"]);
     home.json(&server, &["key", "list"]);
-    server.signal("-TERM");
+    server.signal(Signal::TERM);
     assert_eq!(server.ended(), Some(0));
     let log = home.read("stderr");
     let lines: Vec<serde_json::Value> = log
@@ -208,7 +209,7 @@ fn a_signal_ends_a_start_that_waits_for_its_database() {
         [url.as_str(), "store.connect_timeout=10min", "admin.tokens=t:a-token-of-enough-characters"];
     let mut server = home.begin_to_serve(&settings);
     let _connection = silent.accept().unwrap();
-    server.signal("-TERM");
+    server.signal(Signal::TERM);
     assert_eq!(server.ended(), Some(0), "{}", home.read("stderr"));
     assert!(home.read("stderr").contains("stopped by a signal before the start was over"));
 }

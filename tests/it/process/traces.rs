@@ -1,5 +1,6 @@
 //! Traces, as a collector receives them.
 
+use rustix::process::Signal;
 use std::sync::{Arc, Mutex};
 
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
@@ -92,7 +93,7 @@ async fn calls_are_traced_through_cache_and_store_and_sent_before_the_end() {
     *request.get_mut() = uncached;
     request.metadata_mut().insert("authorization", format!("Bearer {TOKEN}").parse().unwrap());
     api.validator().validate(request).await.unwrap();
-    server.signal("-TERM");
+    server.signal(Signal::TERM);
     let status = tokio::task::spawn_blocking(move || server.ended()).await.unwrap();
     assert_eq!(status, Some(0), "{}", home.read("stderr"));
 
@@ -123,7 +124,7 @@ fn spans_that_can_not_be_sent_are_told_and_hold_nothing_up() {
     let endpoint = format!("telemetry.otlp_endpoint=http://{closed}");
     let mut server = home.serve(&["telemetry.traces=true", "telemetry.trace_ratio=1", &endpoint]);
     home.json(&server, &["key", "list"]);
-    server.signal("-TERM");
+    server.signal(Signal::TERM);
     assert_eq!(server.ended(), Some(0));
     let log = home.read("stderr");
     assert!(log.lines().any(|line| line.contains("opentelemetry") && line.contains("ERROR")), "{log}");

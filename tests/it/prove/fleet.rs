@@ -1,5 +1,6 @@
 //! Three replicas as processes, the servers behind them, and a proxy on each connection.
 
+use rustix::process::Signal;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,7 +35,7 @@ struct Parts {
     replicas: Vec<Replica>,
     /// The cache, which may lose everything at any time.
     cache: Option<RedisServers>,
-    _database: Option<Server>,
+    database: Option<Mutex<Server>>,
     _store: Option<RedisServers>,
 }
 
@@ -65,11 +66,31 @@ impl Fleet {
             let replica = Replica::start(&url, cache.as_ref().map(|cache| cache.url.as_str()), number == 0);
             replicas.push(replica.await);
         }
-        Self(Arc::new(Parts { replicas, cache, _database: database, _store: store }))
+        Self(Arc::new(Parts { replicas, cache, database: database.map(Mutex::new), _store: store }))
     }
 
     pub(super) fn api(&self, replica: usize) -> &Api {
         &self.0.replicas[replica].api
+    }
+
+    /// Has the database copied as it is now.
+    pub(super) async fn keep_a_copy(&self) {
+        self.with_database(Server::keep_a_copy).await;
+    }
+
+    /// Ends the database as a power loss would.
+    pub(super) async fn kill_the_database(&self) {
+        self.with_database(|server| server.kill()).await;
+    }
+
+    /// Starts the copy in its place.
+    pub(super) async fn start_the_copy(&self) {
+        self.with_database(Server::start_the_copy).await;
+    }
+
+    async fn with_database(&self, act: impl FnOnce(&mut Server)) {
+        let mut server = self.0.database.as_ref().expect("a SQL database").lock().await;
+        tokio::task::block_in_place(|| act(&mut server));
     }
 
     /// What the replicas' logs say of faults that are no outage.
@@ -168,9 +189,9 @@ impl Replica {
     async fn freeze(&self, length: Duration) {
         let server = self.server.lock().await;
         let server = server.as_ref().unwrap();
-        server.signal("-STOP");
+        server.signal(Signal::STOP);
         tokio::time::sleep(length).await;
-        server.signal("-CONT");
+        server.signal(Signal::CONT);
     }
 
     /// Kills it while its changes are in the store and wait for the cache.

@@ -168,6 +168,7 @@ async fn a_writer_gains_no_scope_that_he_lacks() {
     };
     assert_eq!(refusal(key_store.update_key(update).await), denied);
     let import = pb::ImportKeysRequest {
+        allow_revoked_hash: false,
         hash: vec![7; 32],
         key: Some(pb::Key {
             name: "n".into(),
@@ -343,4 +344,92 @@ async fn a_writer_brings_no_administrator_s_key_back() {
     let refused = refusal(writer.key_store().update_key(prolong.clone()).await);
     assert_eq!(refused, (Code::PermissionDenied, "SCOPE_NOT_GRANTABLE".to_owned()));
     admin.key_store().update_key(prolong).await.unwrap();
+}
+
+/// A credential that was revoked can't go on with a stream that it opened before.
+#[tokio::test]
+async fn an_open_import_ends_with_its_credential() {
+    let server = TestServer::start(MemoryRepository::new()).await;
+    let admin = server.api().await;
+    let writer = pb::CreateKeyRequest { scopes: vec!["keyvouch.write".into()], ..new_key() };
+    let (key, secret) = admin.create(writer).await;
+    let mut key_store = Api::new(server.channel().await, &secret).key_store();
+    let (rows, sent) = tokio::sync::mpsc::channel(1);
+    let row = |number: u8| pb::ImportKeysRequest {
+        hash: vec![number; 32],
+        key: Some(pb::Key { name: "n".into(), owner_id: "o".into(), ..pb::Key::default() }),
+        ..pb::ImportKeysRequest::default()
+    };
+    rows.send(row(1)).await.unwrap();
+    let sent = tokio_stream::wrappers::ReceiverStream::new(sent);
+    let mut answers = key_store.import_keys(sent).await.unwrap().into_inner();
+    answers.message().await.unwrap().unwrap();
+    admin.revoke(&key.id, "stolen").await;
+    rows.send(row(2)).await.unwrap();
+    assert_eq!(answers.message().await.unwrap_err().code(), Code::Unauthenticated);
+    let listed = admin.key_store().list_keys(pb::ListKeysRequest::default()).await.unwrap().into_inner();
+    assert_eq!(listed.keys.len(), 2, "the credential and the first row");
+}
+
+#[tokio::test]
+async fn an_open_listing_ends_with_its_credential() {
+    let store = MemoryRepository::new();
+    let server = TestServer::start(store).await;
+    let admin = server.api().await;
+    for _ in 0..700 {
+        // Large enough that the client's window does not hold all of them.
+        admin.create(pb::CreateKeyRequest { description: "x".repeat(1_000), ..new_key() }).await;
+    }
+    let reader = pb::CreateKeyRequest { scopes: vec!["keyvouch.read".into()], ..new_key() };
+    let (key, secret) = admin.create(reader).await;
+    let mut key_store = Api::new(server.channel().await, &secret).key_store();
+    let mut keys = key_store.stream_keys(pb::StreamKeysRequest::default()).await.unwrap().into_inner();
+    keys.message().await.unwrap().unwrap();
+    admin.revoke(&key.id, "stolen").await;
+    let mut read = 1;
+    let end = loop {
+        match keys.message().await {
+            Ok(Some(_)) => read += 1,
+            end => break end,
+        }
+    };
+    assert_eq!(end.unwrap_err().code(), Code::Unauthenticated, "after {read}");
+    assert!(read < 700, "{read}");
+}
+
+/// However much is sent and read: a stream ends with its connection.
+#[tokio::test]
+async fn every_stream_ends_with_the_age_of_its_connection() {
+    let mut config = config();
+    config.server.max_connection_age = keyvouch::config::HumanDuration(std::time::Duration::from_millis(300));
+    config.server.drain_timeout = keyvouch::config::HumanDuration(std::time::Duration::from_millis(300));
+    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    let (rows, sent) = tokio::sync::mpsc::channel(1);
+    let writing = tokio::spawn(async move {
+        for number in 0_u32.. {
+            let row = pb::ImportKeysRequest {
+                hash: [number.to_be_bytes(); 8].concat(),
+                key: Some(pb::Key { name: "n".into(), owner_id: "o".into(), ..pb::Key::default() }),
+                ..pb::ImportKeysRequest::default()
+            };
+            if rows.send(row).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    });
+    let sent = tokio_stream::wrappers::ReceiverStream::new(sent);
+    let mut answers = server.api().await.key_store().import_keys(sent).await.unwrap().into_inner();
+    let end = tokio::time::timeout(std::time::Duration::from_secs(20), async {
+        loop {
+            match answers.message().await {
+                Ok(Some(_)) => {}
+                end => break end,
+            }
+        }
+    });
+    let end = end.await.expect("it goes on for ever").unwrap_err();
+    assert_eq!(end.code(), Code::Unavailable, "{end:?}");
+    drop(answers);
+    writing.await.unwrap();
 }

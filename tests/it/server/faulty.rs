@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use keyvouch::domain::{ApiKey, ChangeContext, KeyFilter, KeyHash, KeyId, OwnerId, Revision, Timestamp};
+use keyvouch::domain::{
+    ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, Revision, Timestamp,
+};
 use keyvouch::repository::{
     Changes, ErrorKind, FeedPosition, KeyRepository, KeyStream, MemoryRepository, RecentChanges,
     RepositoryError, Result,
@@ -137,7 +139,7 @@ impl KeyRepository for Faulty {
         self.inner.update(key, expected, context).await
     }
 
-    async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<Revision> {
+    async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<ChangeId> {
         obey(&self.mode).await?;
         self.inner.delete(id, context).await
     }

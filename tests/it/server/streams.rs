@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, stream};
 use keyvouch::conformance::api::new_key;
-use keyvouch::domain::{ApiKey, ChangeContext, KeyFilter, KeyHash, KeyId, OwnerId, Revision};
+use keyvouch::domain::{ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, Revision};
 use keyvouch::grpc::pb;
-use keyvouch::repository::{ErrorKind, KeyRepository, KeyStream, OnRuntime, Result};
+use keyvouch::repository::{ErrorKind, KeyRepository, KeyStream, Listed, OnRuntime, Result};
 use tokio::sync::watch;
 
 use crate::sql::key;
@@ -65,7 +65,7 @@ impl KeyRepository for Endless {
         Err(ErrorKind::NotFound.into())
     }
 
-    async fn delete(&self, _: KeyId, _: &ChangeContext) -> Result<Revision> {
+    async fn delete(&self, _: KeyId, _: &ChangeContext) -> Result<ChangeId> {
         Err(ErrorKind::NotFound.into())
     }
 
@@ -76,7 +76,7 @@ impl KeyRepository for Endless {
         let next = move |guard| {
             read.fetch_add(1, Ordering::SeqCst);
             let listed = listed.clone();
-            async move { Some((Ok(listed), guard)) }
+            async move { Some((Ok(Listed::Read(listed)), guard)) }
         };
         stream::unfold(guard, next).boxed()
     }

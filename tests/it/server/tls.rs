@@ -37,6 +37,27 @@ impl Authority {
         self.0.pem()
     }
 
+    /// A certificate for a DNS name that is valid for `length` from now on.
+    fn issue_for(&self, name: &str, length: Duration) -> Pair {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let now = keyvouch::domain::Clock::now(&keyvouch::domain::SystemClock).as_micros();
+        let now = std::time::UNIX_EPOCH + Duration::from_micros(u64::try_from(now).unwrap());
+        params.not_after = (now + length).into();
+        self.sign(params)
+    }
+
+    /// A certificate for a name of this type.
+    fn issue_as(&self, name: rcgen::SanType) -> Pair {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![name];
+        self.sign(params)
+    }
+
+    fn sign(&self, params: CertificateParams) -> Pair {
+        let key = KeyPair::generate().unwrap();
+        Pair(params.signed_by(&key, &self.0).unwrap().pem(), key.serialize_pem())
+    }
+
     /// A certificate for a DNS name or a URI, valid until the beginning of `year`.
     pub(crate) fn issue(&self, name: &str, year: i32) -> Pair {
         let mut params = CertificateParams::default();
@@ -45,8 +66,7 @@ impl Authority {
         params.subject_alt_names =
             vec![if is_uri { rcgen::SanType::URI(name) } else { rcgen::SanType::DnsName(name) }];
         params.not_after = rcgen::date_time_ymd(year, 1, 1);
-        let key = KeyPair::generate().unwrap();
-        Pair(params.signed_by(&key, &self.0).unwrap().pem(), key.serialize_pem())
+        self.sign(params)
     }
 }
 
@@ -276,4 +296,109 @@ async fn the_command_line_shows_its_certificate() {
     assert!(done.stderr.contains("give the file of its root, --ca-file"), "{}", done.stderr);
     let half = run(&["healthcheck"], &own[..2]).await;
     assert!(half.stderr.contains("belong together"), "{}", half.stderr);
+}
+
+/// A client that keeps what a server gives it to resume sessions with. Connects, and says whether the session was resumed.
+async fn resumes(connector: &tokio_rustls::TlsConnector, server: &TestServer) -> std::io::Result<bool> {
+    let stream = tokio::net::TcpStream::connect(server.address).await?;
+    let name = "localhost".try_into().unwrap();
+    let mut stream = connector.connect(name, stream).await?;
+    // Tickets come after the handshake.
+    let (mut client, connection) = {
+        use tokio::io::AsyncWriteExt as _;
+        stream.flush().await?;
+        let kind = stream.get_ref().1.handshake_kind();
+        let is_resumed = matches!(kind, Some(rustls::HandshakeKind::Resumed));
+        let (client, connection) = h2::client::handshake(stream).await.map_err(std::io::Error::other)?;
+        ((client, is_resumed), connection)
+    };
+    tokio::spawn(connection);
+    let request = http::Request::post("https://localhost/grpc.health.v1.Health/Check")
+        .header("content-type", "application/grpc")
+        .body(())
+        .unwrap();
+    let (answer, mut body) = client.0.send_request(request, false).map_err(std::io::Error::other)?;
+    body.send_data(vec![0; 5].into(), true).map_err(std::io::Error::other)?;
+    answer.await.map_err(std::io::Error::other)?;
+    Ok(client.1)
+}
+
+fn connector(
+    authority: &Authority,
+    own: &Pair,
+    version: &'static rustls::SupportedProtocolVersion,
+) -> tokio_rustls::TlsConnector {
+    use rustls::pki_types::pem::PemObject as _;
+    let mut roots = rustls::RootCertStore::empty();
+    roots
+        .add(rustls::pki_types::CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap())
+        .unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let certificate = rustls::pki_types::CertificateDer::from_pem_slice(own.0.as_bytes()).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::from_pem_slice(own.1.as_bytes()).unwrap();
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(vec![certificate], key)
+        .unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    tokio_rustls::TlsConnector::from(Arc::new(config))
+}
+
+/// A resumed session would not be verified again, and would outlive the client's certificate.
+#[tokio::test]
+async fn sessions_of_clients_with_certificates_are_not_resumed() {
+    let (folder, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    let pair = authority.issue("localhost", 4096);
+    let config = with_tls(folder.path(), &pair, Some(&authority));
+    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    let without = with_tls(folder.path(), &pair, None);
+    let plain = TestServer::start_with(MemoryRepository::new(), &without).await;
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let own = authority.issue("ops.example.org", 4096);
+        let connector = connector(&authority, &own, version);
+        for _ in 0..3 {
+            assert!(!resumes(&connector, &server).await.unwrap(), "{version:?}");
+        }
+        // The test can fail: without client certificates sessions are resumed.
+        let connector = self::connector(&authority, &own, version);
+        assert!(!resumes(&connector, &plain).await.unwrap());
+        assert!(resumes(&connector, &plain).await.unwrap(), "{version:?}");
+    }
+}
+
+/// On an open connection too: calls are refused from then on, and the connection ends.
+#[tokio::test]
+async fn an_expired_certificate_is_no_credential_any_more() {
+    let (folder, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    let mut config = with_tls(folder.path(), &authority.issue("localhost", 4096), Some(&authority));
+    config.admin.client_certificates = vec!["ops.example.org".into()];
+    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    let short = authority.issue_for("ops.example.org", Duration::from_secs(4));
+    let channel = connect(&server, &[&authority], Some(&short)).await.unwrap();
+    let mut admin = KeyStoreClient::new(channel);
+    admin.create_key(new_key()).await.unwrap();
+    let refused = async || admin.clone().create_key(new_key()).await.is_err();
+    until("the end of the certificate", refused).await;
+    for _ in 0..3 {
+        admin.create_key(new_key()).await.unwrap_err();
+    }
+    assert!(!is_served(connect(&server, &[&authority], Some(&short)).await).await);
+}
+
+/// An authority that may name hosts alone could else name an administrator by a URI with the same text.
+#[tokio::test]
+async fn a_name_of_another_type_is_another_name() {
+    let (folder, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    let mut config = with_tls(folder.path(), &authority.issue("localhost", 4096), Some(&authority));
+    config.admin.client_certificates = vec!["ops.example.org".into()];
+    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    let uri = authority.issue_as(rcgen::SanType::URI("ops.example.org".try_into().unwrap()));
+    let channel = connect(&server, &[&authority], Some(&uri)).await.unwrap();
+    let refused = refusal(KeyStoreClient::new(channel).create_key(new_key()).await);
+    assert_eq!(refused, (Code::Unauthenticated, "CREDENTIAL_REQUIRED".to_owned()));
+    let dns = authority.issue("ops.example.org", 4096);
+    let channel = connect(&server, &[&authority], Some(&dns)).await.unwrap();
+    KeyStoreClient::new(channel).create_key(new_key()).await.unwrap();
 }

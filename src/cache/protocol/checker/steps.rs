@@ -1,8 +1,9 @@
 //! Everything that can happen next.
 
-use super::super::{Cause, Kind, Part, may_replace, through};
-use super::world::{Change, Fact, Load, Poll, Step, Value, World, rev};
+use super::super::{Cause, Kind, Part, Rewound, may_replace, through};
+use super::world::{Change, Event, Fact, Found, Happening, Load, Poll, Step, Value, World};
 use super::{Checker, Guard, KEY, OTHER};
+use crate::domain::{ChangeId, Revision};
 
 /// Steps by what they are called, with what they lead to: another world, or a promise that is broken.
 pub(super) type Steps = Vec<(String, Result<World, String>)>;
@@ -16,80 +17,135 @@ impl Checker {
     pub(super) fn steps(&self, world: &World) -> Steps {
         let mut steps = Steps::new();
         self.commits(world, &mut steps);
+        Self::rewinds(world, &mut steps);
         self.own_change(world, &mut steps);
-        self.poll(world, &mut steps);
-        self.loads(world, &mut steps);
+        if world.is_closed {
+            steps.push(("it follows the new history".into(), Ok(self.follow_anew(world))));
+        } else {
+            self.poll(world, &mut steps);
+            self.loads(world, &mut steps);
+        }
         if let Some(fact) = world.cache {
             // It is served as it is: what does not fit is not let in, and taken out as soon as it does not.
-            steps.push(("hit".into(), world.judge(fact).map(|()| world.clone())));
+            steps
+                .push(("hit".into(), world.judge(fact, self.confirmed(world, fact)).map(|()| world.clone())));
             // Evicted, or expired.
             steps.push(("evict".into(), Ok(World { cache: None, ..world.clone() })));
         }
         if world.restarts > 0 {
-            steps.push(("restart".into(), Ok(self.restart(world))));
+            let next = World {
+                change: None,
+                loads: Vec::new(),
+                restarts: world.restarts - 1,
+                ..self.follow_anew(world)
+            };
+            steps.push(("restart".into(), Ok(next)));
         }
         steps
     }
 
+    /// Rule 9: the poll that the age of an entry counts from. One that knows of changes that no poll has brought yet, and
+    /// absence, count from their own load alone.
+    fn confirmed(&self, world: &World, fact: Fact) -> usize {
+        let is_ahead = fact.through.revision > world.part.cursor().revision;
+        let is_absent = world.kind(fact) == Kind::Absent;
+        let counts_for_itself = is_ahead && self.has(Guard::AheadCountsForItself)
+            || is_absent && self.has(Guard::AbsenceCountsForItself);
+        if counts_for_itself { 0 } else { world.confirmed }
+    }
+
     /// A change of the key by this replica or another, and changes of the other key.
     fn commits(&self, world: &World, steps: &mut Steps) {
-        let current = world.value(world.states().len() - 1);
-        let next = match current {
+        let current = world.states[world.states.len() - 1];
+        let next = match current.value {
             Value::Absent => vec![Value::Active],
             Value::Active => vec![Value::Revoked, Value::Absent],
             Value::Revoked => vec![Value::Absent],
         };
+        let begin = |world: &World, id: ChangeId, time: usize, is_new: bool, step: Step| Change {
+            id,
+            time,
+            seen: world.part.seen(),
+            is_new,
+            epoch: if world.is_closed { u8::MAX } else { world.epoch },
+            state: world.states.len() - 1,
+            step,
+        };
         if world.changes > 0 {
             for value in next {
                 let mut changed = world.clone();
-                changed.log.push(Some(value));
+                let id = changed.commit(Some(value));
                 changed.changes -= 1;
                 steps.push((format!("another makes it {value:?}"), Ok(changed.clone())));
                 if world.change.is_none() {
-                    let (revision, state) = (changed.head(), changed.states().len() - 1);
-                    changed.change = Some(Change { revision, state, step: Step::Committed });
+                    changed.change = Some(begin(&changed, id, changed.now(), true, Step::Committed));
                     steps.push((format!("this makes it {value:?}"), Ok(changed)));
                 }
             }
         }
-        if world.change.is_none() && current == Value::Revoked && self.has(Guard::RepeatedRevokeCounts) {
+        if world.change.is_none() && current.value == Value::Revoked {
             let mut changed = world.clone();
-            let state = world.states().len() - 1;
-            let revision = world.states()[state];
-            changed.change = Some(Change { revision, state, step: Step::Committed });
-            steps.push(("this revokes it again".into(), Ok(changed)));
-        } else if world.change.is_none() && current == Value::Revoked {
-            let mut changed = world.clone();
-            changed.answered = changed.answered.max(world.states()[world.states().len() - 1]);
-            steps.push(("this revokes it again and leaves it at that".into(), Ok(changed)));
+            let made = world.log.iter().find(|event| event.id == current.id).copied().unwrap();
+            if self.has(Guard::RepeatedRevokeCounts) {
+                changed.change = Some(begin(world, current.id, made.time, false, Step::Committed));
+                steps.push(("this revokes it again".into(), Ok(changed)));
+            } else {
+                changed.answered |= 1 << made.time;
+                steps.push(("this revokes it again and leaves it at that".into(), Ok(changed)));
+            }
         }
-        if world.change.is_none() && current == Value::Absent {
+        if world.change.is_none() && current.value == Value::Absent {
             let mut changed = world.clone();
-            let (revision, state) = (world.head(), world.states().len() - 1);
-            changed.change = Some(Change { revision, state, step: Step::NotFound });
+            let made = world.log.iter().find(|event| event.id == current.id).copied();
+            let time = made.map_or(0, |made| made.time);
+            changed.change = Some(begin(world, current.id, time, false, Step::NotFound(world.now())));
             steps.push(("this finds nothing to change".into(), Ok(changed)));
         }
         if world.other_changes > 0 {
             let mut changed = world.clone();
-            changed.log.push(None);
+            let seen = world.part.seen();
+            let id = changed.commit(None);
             changed.other_changes -= 1;
             steps.push(("another changes the other key".into(), Ok(changed.clone())));
-            let revision = changed.head();
-            self.raise(&mut changed, OTHER, Cause::Change, revision);
-            steps.push(("this changes the other key".into(), Ok(changed)));
+            if !world.is_closed {
+                if self.see_own(&mut changed, seen, id).is_ok() {
+                    self.raise(&mut changed, OTHER, Cause::Change, id);
+                }
+                steps.push(("this changes the other key".into(), Ok(changed)));
+            }
         }
     }
 
-    fn raise(&self, world: &mut World, key: u8, cause: Cause, revision: i64) {
+    /// A failover loses the last changes, or a backup is restored.
+    fn rewinds(world: &World, steps: &mut Steps) {
+        if world.rewinds == 0 {
+            return;
+        }
+        for to in 1..world.head().revision.get() {
+            let mut rewound = world.clone();
+            rewound.happens(Happening::Rewind { to });
+            rewound.rewinds -= 1;
+            steps.push((format!("the store loses what came after {to}"), Ok(rewound)));
+        }
+    }
+
+    fn raise(&self, world: &mut World, key: u8, cause: Cause, change: ChangeId) {
         if cause == Cause::Creation && !self.has(Guard::CreationRaises) {
             return;
         }
-        let dropped = [Kind::Present, Kind::Absent].map(|kind| world.part.dropped(kind));
-        world.part.raise(key, cause, rev(revision));
+        let dropped = [world.part.changes.dropped, world.part.creations.dropped];
+        world.part.raise(key, cause, change);
         if !self.has(Guard::OverflowRaises) {
-            world.part.changes.dropped = dropped[0];
-            world.part.creations.dropped = dropped[1];
+            [world.part.changes.dropped, world.part.creations.dropped] = dropped;
         }
+    }
+
+    /// Rule 11 for a change of this replica. A world that finds its history rewound is closed.
+    fn see_own(&self, world: &mut World, seen: ChangeId, id: ChangeId) -> Result<(), Rewound> {
+        if !self.has(Guard::OwnChangeIsCompared) {
+            return Ok(());
+        }
+        world.part.see_own(seen, id).inspect_err(|_| world.close())
     }
 
     fn own_change(&self, world: &World, steps: &mut Steps) {
@@ -101,9 +157,23 @@ impl Checker {
             Step::Committed | Step::Fenced => {
                 let is_first = change.step == Step::Committed;
                 if is_first == fence_first {
+                    let is_here = !world.is_closed && change.epoch == world.epoch;
+                    let seen = match (is_here, change.is_new) {
+                        (false, _) => Err(Rewound),
+                        (true, true) => self.see_own(&mut next, change.seen, change.id),
+                        (true, false) if self.has(Guard::OwnChangeIsCompared) => {
+                            next.part.see(ChangeId::NONE, change.id).inspect_err(|_| next.close())
+                        }
+                        (true, false) => Ok(()),
+                    };
+                    if seen.is_err() {
+                        next.change = step(Step::AwaitsPoll(world.now()));
+                        steps.push(("this changed another history".into(), Ok(next)));
+                        return;
+                    }
                     if self.has(Guard::ChangeRaises) {
-                        // Also if it made the key: what was there before may be gone without this replica having heard of it.
-                        self.raise(&mut next, KEY, Cause::Change, change.revision);
+                        // Also if it made the key: what was there before may be gone without this replica having read of it.
+                        self.raise(&mut next, KEY, Cause::Change, change.id);
                     }
                 } else if self.has(Guard::ChangeTakesOut) {
                     // Without a fence to compare with, it is taken out whatever it knows.
@@ -112,88 +182,115 @@ impl Checker {
                 next.change = step(if is_first { Step::Fenced } else { Step::TakenOut });
             }
             Step::TakenOut => {
-                let fact = Fact { state: change.state, through: change.revision, began: 0 };
+                let fact = Fact { state: change.state, through: change.id, began: 0 };
                 // That there is none any more is not put.
-                if world.kind(fact) == Kind::Present {
+                if world.kind(fact) == Kind::Present && change.epoch == world.epoch {
                     self.store(&mut next, fact);
                 }
                 next.change = step(Step::Put);
             }
             Step::Put => {
-                next.answered = next.answered.max(change.revision);
+                next.answered |= 1 << change.time;
                 next.change = None;
             }
-            Step::NotFound => {
-                if self.has(Guard::NotFoundPolls) && world.confirmed < change.revision {
+            Step::AwaitsPoll(since) | Step::NotFound(since) => {
+                let is_needed = match change.step {
+                    Step::NotFound(_) => self.has(Guard::NotFoundPolls),
+                    _ => true,
+                };
+                if is_needed && world.confirmed < since {
                     return;
                 }
-                next.answered = next.answered.max(world.states()[change.state]);
+                next.answered |= 1 << change.time;
                 next.change = None;
             }
         }
         steps.push((format!("this goes on after {:?}", change.step), Ok(next)));
-        // Its caller gets an error: the commit was uncertain. What the feed said before counts for nothing.
-        let given_up = World { change: None, confirmed: 0, cache: None, ..world.clone() };
-        steps.push(("this gives up".into(), Ok(given_up)));
+        // Its caller gets an error, which promises nothing: whether the change was made is read from the feed.
+        steps.push(("this gives up".into(), Ok(World { change: None, ..world.clone() })));
     }
 
     fn store(&self, world: &mut World, fact: Fact) {
         let fits = world.fits(fact) || !self.has(Guard::OnlyFittingIsStored);
         // That what is there knows more is a matter of not going back within the bound: whatever fits may be served.
-        let knows_more = world.cache.is_some_and(|there| !may_replace(rev(fact.through), rev(there.through)));
+        let knows_more = world.cache.is_some_and(|there| !may_replace(fact.through, there.through));
         if fits && !knows_more {
             world.cache = Some(fact);
         }
     }
 
     fn poll(&self, world: &World, steps: &mut Steps) {
-        let Some(poll) = world.poll else {
-            let poll =
-                Poll { sent: world.head(), read: None, applied: world.part.cursor().get(), is_half: false };
+        let Some(poll) = &world.poll else {
+            let cursor = world.part.cursor().revision.get();
+            let seen = world.part.seen();
+            let poll = Poll { sent: world.now(), seen, read: None, applied: cursor, is_half: false };
             steps.push(("a poll is sent".into(), Ok(World { poll: Some(poll), ..world.clone() })));
             return;
         };
         let mut next = world.clone();
-        let Some(read) = poll.read else {
-            next.poll = Some(Poll { read: Some(world.head()), ..poll });
-            if !self.has(Guard::AppliedBeforeAdvancing) {
-                self.advance(&mut next, poll, world.head());
+        let Some(log) = &poll.read else {
+            let cursor = world.part.cursor();
+            if world.log.iter().any(|event| event.id == cursor) {
+                next.poll = Some(Poll { read: Some(world.log.clone()), ..poll.clone() });
+                if !self.has(Guard::AppliedBeforeAdvancing) {
+                    self.advance(&mut next, poll, world.head());
+                }
+                steps.push(("the poll reads".into(), Ok(next)));
+            } else {
+                next.close();
+                steps.push(("the poll does not find its position".into(), Ok(next)));
             }
-            steps.push(("the poll reads".into(), Ok(next)));
             return;
         };
-        if poll.applied == read {
-            self.advance(&mut next, poll, read);
+        let head = log.last().map_or(ChangeId::NONE, |event| event.id);
+        if poll.applied == head.revision.get() {
+            self.advance(&mut next, poll, head);
             next.poll = None;
+            if self.has(Guard::SeenIsCompared) && next.part.check_end(poll.seen).is_err() {
+                next.close();
+            }
             steps.push(("the poll is completed".into(), Ok(next)));
             return;
         }
-        let event = poll.applied + 1;
-        let key = if world.at(event).is_some() { KEY } else { OTHER };
-        let cause = if key == KEY { world.cause_of(event) } else { Cause::Change };
+        let at = log.iter().position(|event| event.id.revision.get() == poll.applied + 1).unwrap();
+        let event = log[at];
+        let key = if event.value.is_some() { KEY } else { OTHER };
         if poll.is_half {
             if key == KEY && self.has(Guard::EventTakesOut) {
                 next.take_out();
             }
-            next.poll = Some(Poll { applied: event, is_half: false, ..poll });
+            next.poll = Some(Poll { applied: event.id.revision.get(), is_half: false, ..poll.clone() });
         } else {
-            if key == OTHER || self.has(Guard::EventRaises) {
-                self.raise(&mut next, key, cause, event);
+            next.poll = Some(Poll { is_half: true, ..poll.clone() });
+            if self.apply(&mut next, log, at, event).is_err() {
+                next.close();
             }
-            next.poll = Some(Poll { is_half: true, ..poll });
         }
-        steps.push((format!("the poll applies {event}"), Ok(next)));
+        steps.push((format!("the poll applies {:?}", event.id), Ok(next)));
     }
 
-    fn advance(&self, world: &mut World, poll: Poll, read: i64) {
-        world.part.advance(rev(read));
-        world.confirmed = if self.has(Guard::CountsFromSending) { poll.sent } else { world.head() };
+    /// Rules 8 and 10 for one event.
+    fn apply(&self, world: &mut World, log: &[Event], at: usize, event: Event) -> Result<(), Rewound> {
+        if !self.has(Guard::SeenIsCompared) {
+            world.part.seen = event.id;
+        }
+        world.part.meet(event.id)?;
+        let key = if event.value.is_some() { KEY } else { OTHER };
+        if key == OTHER || self.has(Guard::EventRaises) {
+            self.raise(world, key, World::cause_of(log, at), event.id);
+        }
+        Ok(())
+    }
+
+    fn advance(&self, world: &mut World, poll: &Poll, head: ChangeId) {
+        world.part.advance(head);
+        world.confirmed = if self.has(Guard::CountsFromSending) { poll.sent } else { world.now() };
     }
 
     fn loads(&self, world: &World, steps: &mut Steps) {
         if world.loads.len() < self.bounds.loads {
-            let noted = world.part.cursor().max(world.part.floor(&KEY, Kind::Absent)).get();
-            let load = Load { noted, began: world.head(), found: None, is_stored: false };
+            let noted = world.part.cursor().later(world.part.floor(&KEY, Kind::Absent));
+            let load = Load { noted, began: world.now(), found: None, is_stored: false };
             let mut next = world.clone();
             next.loads.push(load);
             steps.push(("a load begins".into(), Ok(next)));
@@ -204,29 +301,39 @@ impl Checker {
                 next.loads[number] = load;
                 next
             };
-            let Some(fact) = load.found else {
+            let Some(Found { fact, is_of_store, confirmed }) = load.found else {
                 for fact in Self::honest(world) {
+                    if self.has(Guard::EntriesAreVerified) && !world.part.has_applied(fact.through) {
+                        continue;
+                    }
                     let through = if self.has(Guard::ThroughIsKept) { fact.through } else { load.noted };
                     let fact = Fact { through, ..fact };
                     // Without this, nothing else would be served: it is judged when it is stored and handed over, too. But
                     // then the store would not be asked.
                     if world.fits(fact) {
-                        let found = with(Load { found: Some(fact), ..load });
-                        steps.push((format!("a load finds {fact:?} in the second cache"), Ok(found)));
+                        let confirmed = world.confirmed;
+                        let found = Some(Found { fact, is_of_store: false, confirmed });
+                        let label = format!("a load finds {fact:?} in the second cache");
+                        steps.push((label, Ok(with(Load { found, ..load }))));
                     }
                 }
-                let found = with(Load { found: Some(self.read(world, load)), ..load });
-                steps.push(("a load reads the store".into(), Ok(found)));
+                let found = Some(Found { fact: self.read(world, load), is_of_store: true, confirmed: 0 });
+                steps.push(("a load reads the store".into(), Ok(with(Load { found, ..load }))));
                 continue;
             };
             if !load.is_stored {
                 let mut stored = with(Load { is_stored: true, ..load });
+                if is_of_store && self.see(&mut stored, load, fact).is_err() {
+                    stored.close();
+                    steps.push(("a load is of another history".into(), Ok(stored)));
+                    continue;
+                }
                 let fact = if self.has(Guard::NotedBeforeReading) {
                     fact
                 } else {
-                    Fact { through: fact.through.max(world.part.cursor().get()), ..fact }
+                    Fact { through: fact.through.later(world.part.cursor()), ..fact }
                 };
-                stored.loads[number].found = Some(fact);
+                stored.loads[number].found = Some(Found { fact, is_of_store, confirmed });
                 self.store(&mut stored, fact);
                 steps.push(("a load is stored".into(), Ok(stored)));
                 continue;
@@ -234,60 +341,68 @@ impl Checker {
             let mut landed = world.clone();
             landed.loads.remove(number);
             let is_served = world.fits(fact) || !self.has(Guard::HandedOverIsJudged);
-            let outcome = if is_served { world.judge(fact).map(|()| landed) } else { Ok(landed) };
+            let judged = || world.judge(fact, confirmed).map(|()| landed.clone());
+            let outcome = if is_served { judged() } else { Ok(landed.clone()) };
             steps.push(("a load is handed over".into(), outcome));
         }
     }
 
-    fn read(&self, world: &World, load: Load) -> Fact {
-        let state = world.states().len() - 1;
-        let revision = world.states()[state];
-        let found = if world.value(state) == Value::Absent {
-            if self.has(Guard::AbsenceKnowsWhatWasNoted) {
-                through(rev(load.noted), None)
-            } else {
-                rev(i64::MAX)
-            }
-        } else {
-            through(rev(load.noted), Some(rev(revision)))
-        };
-        Fact { state, through: found.get(), began: load.began }
+    /// Rule 11 for what a load found in the store.
+    fn see(&self, world: &mut World, load: Load, fact: Fact) -> Result<(), Rewound> {
+        if world.kind(fact) == Kind::Absent || !self.has(Guard::LoadIsCompared) {
+            return Ok(());
+        }
+        let last_change = world.states[fact.state].id;
+        world.part.see(load.noted, last_change)
     }
 
-    /// All that any replica could have put into the second cache by now: a record, with any cursor that one could have
-    /// noted while it was the current one. That there is none is not put there.
+    fn read(&self, world: &World, load: Load) -> Fact {
+        let states = &world.states;
+        let state = states.len() - 1;
+        let through = if states[state].value != Value::Absent {
+            through(load.noted, Some(states[state].id))
+        } else if self.has(Guard::AbsenceKnowsWhatWasNoted) {
+            through(load.noted, None)
+        } else {
+            ChangeId::of_revision(Revision::MAX)
+        };
+        Fact { state, through, began: load.began }
+    }
+
+    /// All that any replica could have put into the second cache by now: a record, with the newest change that it could have
+    /// noted at that time. That there is none is not put there.
     fn honest(world: &World) -> Vec<Fact> {
-        let states = world.states();
-        let mut facts = Vec::new();
-        for state in 0..states.len() {
-            let last = states.get(state + 1).map_or(world.head(), |next| next - 1);
-            if world.value(state) != Value::Absent {
-                // The one that knows most is served wherever another one would be.
-                facts.push(Fact { state, through: last, began: 0 });
+        let states = &world.states;
+        let mut facts: Vec<Fact> = Vec::new();
+        for time in 1..=world.now() {
+            let state = states.iter().rposition(|state| state.since <= time).unwrap();
+            let fact = Fact { state, through: world.heads[time - 1], began: 0 };
+            if states[state].value != Value::Absent && !facts.contains(&fact) {
+                facts.push(fact);
             }
         }
         facts
     }
 
-    fn restart(&self, world: &World) -> World {
-        let mut part = Part::new(self.bounds.capacity);
+    /// Begins with the newest events.
+    fn follow_anew(&self, world: &World) -> World {
+        let mut part = Part::new(self.bounds.capacity, self.bounds.history);
         let capacity = i64::try_from(self.bounds.capacity).unwrap();
-        let before_oldest = (world.head() - capacity).max(0);
-        part.start(rev(world.head()), rev(if self.has(Guard::StartHolds) { before_oldest } else { 0 }));
+        let before_oldest = (world.head().revision.get() - capacity).max(0);
+        part.start(world.head());
         let mut next = World {
             part,
+            epoch: world.epoch + 1,
+            is_closed: false,
             cache: None,
-            loads: Vec::new(),
-            change: None,
             poll: None,
             confirmed: 0,
-            restarts: world.restarts - 1,
             ..world.clone()
         };
-        for event in before_oldest + 1..=world.head() {
-            let key = if world.at(event).is_some() { KEY } else { OTHER };
-            let cause = if key == KEY { world.cause_of(event) } else { Cause::Change };
-            self.raise(&mut next, key, cause, event);
+        for (at, event) in world.log.iter().enumerate() {
+            if event.id.revision.get() > before_oldest {
+                self.apply(&mut next, &world.log, at, *event).unwrap();
+            }
         }
         next
     }

@@ -1,0 +1,72 @@
+//! Retries of requests that make keys.
+
+use super::Subject;
+use super::fixture::{at_once, context, create, hash, key, kind, list, owner};
+use crate::domain::{ApiKey, ChangeContext, RequestDigest, Rotation};
+use crate::repository::{ErrorKind, KeyRepository as _};
+
+fn in_context(request: RequestDigest) -> ChangeContext {
+    ChangeContext { request: Some(request), ..context() }
+}
+
+/// The number of the key after `after` that this store can create for `request`.
+fn creatable_after(subject: &Subject, request: &RequestDigest, after: u32) -> u32 {
+    (after + 1..after + 10_000).find(|&number| subject.can_create_for(request, &hash(number))).unwrap()
+}
+
+/// A retry makes nothing, also after the key was deleted; another request is another one.
+pub async fn it_makes_one_key_however_often_it_is_sent(subject: Subject) {
+    let request = RequestDigest::of_creation("token:a", "request");
+    assert_eq!(subject.key_of_request(&request).await.unwrap(), None);
+    let first = creatable_after(&subject, &request, 0);
+    let second = creatable_after(&subject, &request, first);
+    let made = subject.create(key(first), &in_context(request)).await.unwrap();
+    assert_eq!(subject.key_of_request(&request).await.unwrap(), Some(made.id));
+    assert_eq!(kind(subject.create(key(second), &in_context(request)).await), ErrorKind::AlreadyExists);
+    assert_eq!(list(&subject, &owner("owner")).await, [made.clone()]);
+
+    let other = RequestDigest::of_creation("token:b", "request");
+    let number = creatable_after(&subject, &other, second);
+    subject.create(key(number), &in_context(other)).await.unwrap();
+    subject.delete(made.id, &context()).await.unwrap();
+    assert_eq!(subject.key_of_request(&request).await.unwrap(), Some(made.id));
+    assert_eq!(kind(subject.create(key(second), &in_context(request)).await), ErrorKind::AlreadyExists);
+    assert_eq!(subject.get_by_hash(&hash(second)).await.unwrap(), None);
+}
+
+/// By the key that is to be replaced. A request whose change was not made is forgotten with it.
+pub async fn a_rotation_is_recognised_too(subject: Subject) {
+    let old = create(&subject, key(1)).await;
+    let request = RequestDigest::of_rotation("token:a", old.id, "request");
+    let number = (2..10_000).find(|&number| subject.can_rotate(&hash(1), &hash(number))).unwrap();
+    let successor = ApiKey { rotated_from: Some(old.id), ..key(number) };
+    let replaced = ApiKey { replaced_by: Some(successor.id), ..old.clone() };
+    let stale = ApiKey { revision: crate::domain::Revision::new(old.revision.get() + 1), ..replaced.clone() };
+    let conflicting = Rotation { replaced: stale, successor: successor.clone() };
+    assert_eq!(kind(subject.rotate(conflicting, &in_context(request)).await), ErrorKind::Conflict);
+    assert_eq!(subject.key_of_request(&request).await.unwrap(), None);
+    let rotated = subject.rotate(Rotation { replaced, successor }, &in_context(request)).await.unwrap();
+    assert_eq!(subject.key_of_request(&request).await.unwrap(), Some(rotated.successor.id));
+    assert_eq!(
+        subject.key_of_request(&RequestDigest::of_rotation("token:b", old.id, "request")).await.unwrap(),
+        None
+    );
+}
+
+/// However many are sent at the same time.
+pub async fn of_retries_at_once_one_wins(subject: Subject) {
+    let request = RequestDigest::of_creation("token:a", "request");
+    let mut numbers = vec![0];
+    for nth in 0..8 {
+        numbers.push(creatable_after(&subject, &request, numbers[nth]));
+    }
+    let outcomes = at_once(&subject, 8, |subject, nth| {
+        let created = key(numbers[nth as usize + 1]);
+        async move { subject.create(created, &in_context(request)).await }
+    })
+    .await;
+    let (winners, losers): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_ok);
+    assert_eq!(winners.len(), 1);
+    assert!(losers.into_iter().all(|loser| kind(loser) == ErrorKind::AlreadyExists));
+    assert_eq!(list(&subject, &owner("owner")).await.len(), 1);
+}

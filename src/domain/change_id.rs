@@ -1,0 +1,88 @@
+//! The identity of a change.
+
+use super::{Entropy, EntropyError, Revision};
+
+/// Identifies one change in the history of a backend: its revision, and a nonce that was drawn for it.
+///
+/// A revision alone identifies nothing: after a failover that lost changes, or in a restored backup, the revisions of the
+/// lost changes are used again. Two histories that part have different nonces at every revision from there on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ChangeId {
+    /// The revision that the change drew.
+    pub revision: Revision,
+    /// The nonce that was drawn for the change. [`ChangeId::UNKNOWN_NONCE`] if it was not stored, as in releases before
+    /// 0.2.
+    pub nonce: u64,
+}
+
+impl ChangeId {
+    /// Stands for a nonce that is not known. It is never drawn.
+    pub const UNKNOWN_NONCE: u64 = 0;
+    /// Precedes every change.
+    pub const NONE: Self = Self { revision: Revision::NONE, nonce: Self::UNKNOWN_NONCE };
+
+    /// Returns the change with this revision and nonce.
+    #[must_use]
+    pub fn new(revision: Revision, nonce: u64) -> Self {
+        Self { revision, nonce }
+    }
+
+    /// Returns a change of which only the revision is known.
+    #[must_use]
+    pub fn of_revision(revision: Revision) -> Self {
+        Self { revision, nonce: Self::UNKNOWN_NONCE }
+    }
+
+    /// Returns whether both can't be in one history: they have the same revision and different nonces.
+    #[must_use]
+    pub fn contradicts(self, other: Self) -> bool {
+        self.revision == other.revision
+            && self.nonce != other.nonce
+            && self.nonce != Self::UNKNOWN_NONCE
+            && other.nonce != Self::UNKNOWN_NONCE
+    }
+
+    /// Returns the later of the two; `self` if they have the same revision.
+    #[must_use]
+    pub fn later(self, other: Self) -> Self {
+        if other.revision > self.revision { other } else { self }
+    }
+
+    /// Draws a nonce.
+    ///
+    /// # Errors
+    /// The system has no random bytes.
+    pub fn draw_nonce(entropy: &dyn Entropy) -> Result<u64, EntropyError> {
+        let mut nonce = [0; 8];
+        entropy.fill(&mut nonce)?;
+        Ok(u64::from_ne_bytes(nonce).max(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(revision: i64, nonce: u64) -> ChangeId {
+        ChangeId::new(Revision::new(revision), nonce)
+    }
+
+    #[test]
+    fn changes_with_one_revision_and_two_nonces_contradict_each_other() {
+        assert!(change(3, 1).contradicts(change(3, 2)));
+        for (one, other) in [
+            (change(3, 1), change(3, 1)),
+            (change(3, 1), change(4, 2)),
+            (change(3, 1), change(3, ChangeId::UNKNOWN_NONCE)),
+            (change(3, ChangeId::UNKNOWN_NONCE), change(3, 2)),
+        ] {
+            assert!(!one.contradicts(other), "{one:?} {other:?}");
+        }
+    }
+
+    #[test]
+    fn of_two_changes_with_one_revision_the_first_is_kept() {
+        assert_eq!(change(3, 1).later(change(3, 2)), change(3, 1));
+        assert_eq!(change(3, 1).later(change(4, 2)), change(4, 2));
+    }
+}

@@ -1,0 +1,81 @@
+//! What is a gRPC call, and what is another HTTP request that was sent here.
+//!
+//! The gRPC protocol over HTTP/2 wants `POST` and a content type that begins with `application/grpc`
+//! (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>), and answers HTTP 200 whatever the call's status is. A
+//! gateway that takes this server for one that authorizes by HTTP statuses would let everybody in, and a browser can be
+//! made to send a `POST` of `text/plain` with its user's client certificate. So anything else ends here, before anybody asks
+//! who is calling.
+
+use http::header::{ALLOW, CONTENT_TYPE};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use tonic::body::Body;
+
+const GRPC: &str = "application/grpc";
+
+/// Returns the answer to a request that is not a gRPC call; `None` for a call.
+pub(super) fn rejection<B>(request: &Request<B>) -> Option<Response<Body>> {
+    if request.method() != Method::POST {
+        let text = "this server answers gRPC calls, which are sent by POST\n";
+        let mut answer = plain(StatusCode::METHOD_NOT_ALLOWED, text);
+        answer.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+        return Some(answer);
+    }
+    if !request.headers().get(CONTENT_TYPE).is_some_and(is_grpc) {
+        let text = "this server answers gRPC calls, which have the content-type application/grpc\n";
+        return Some(plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, text));
+    }
+    None
+}
+
+/// Whether this is `application/grpc`, or one of its forms that name a codec (`application/grpc+proto`). `application/grpc-web`
+/// is another protocol.
+fn is_grpc(content_type: &HeaderValue) -> bool {
+    let Some((start, rest)) = content_type.as_bytes().split_at_checked(GRPC.len()) else { return false };
+    start.eq_ignore_ascii_case(GRPC.as_bytes()) && matches!(rest.first(), None | Some(b'+' | b';'))
+}
+
+fn plain(status: StatusCode, text: &'static str) -> Response<Body> {
+    let mut answer = Response::new(Body::new(axum::body::Body::from(text)));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(method: &str, content_type: Option<&str>) -> Option<u16> {
+        let mut request = Request::builder().method(method).uri("/keyvouch.v1.Validator/Validate");
+        if let Some(content_type) = content_type {
+            request = request.header(CONTENT_TYPE, content_type);
+        }
+        rejection(&request.body(()).unwrap()).map(|answer| answer.status().as_u16())
+    }
+
+    #[test]
+    fn only_a_post_of_grpc_is_a_call() {
+        for content_type in
+            ["application/grpc", "application/grpc+proto", "Application/gRPC", "application/grpc;x=y"]
+        {
+            assert_eq!(status("POST", Some(content_type)), None, "{content_type}");
+            for method in ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"] {
+                assert_eq!(status(method, Some(content_type)), Some(405), "{method}");
+            }
+        }
+        for content_type in [
+            "",
+            "text/plain",
+            "application/json",
+            "application/x-www-form-urlencoded",
+            "application/grp",
+            "application/grpc-web",
+            "application/grpc-web+proto",
+            "application/grpcx",
+            "text/plain; application/grpc",
+        ] {
+            assert_eq!(status("POST", Some(content_type)), Some(415), "{content_type}");
+        }
+        assert_eq!(status("POST", None), Some(415));
+    }
+}

@@ -1,0 +1,162 @@
+//! Gateways that take this server for one that authorizes by HTTP statuses: nobody gets past them.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use keyvouch::conformance::api::new_key;
+use keyvouch::repository::MemoryRepository;
+
+use crate::process::program::{tool, wait_for};
+use crate::support::TestServer;
+
+/// A process that is killed when this is dropped.
+struct Gateway {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn free_address() -> SocketAddr {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
+}
+
+impl Gateway {
+    fn start(mut command: Command, folder: &Path, address: SocketAddr) -> Self {
+        let log = std::fs::File::create(folder.join("log")).unwrap();
+        let both = log.try_clone().unwrap();
+        let child = command.stdin(Stdio::null()).stdout(log).stderr(both).spawn();
+        let child = child.unwrap_or_else(|error| panic!("{command:?}: {error} (scripts/test installs it)"));
+        let mut gateway = Self { child, address };
+        wait_for("the gateway", || {
+            let ended = gateway.child.try_wait().unwrap();
+            assert!(ended.is_none(), "{}", std::fs::read_to_string(folder.join("log")).unwrap());
+            TcpStream::connect(address).is_ok().then_some(())
+        });
+        gateway
+    }
+
+    /// The status and the body of the answer to a request with these headers.
+    fn get(&self, headers: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let request = format!("GET /app HTTP/1.1\r\nhost: test\r\nconnection: close\r\n{headers}\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, answer)
+    }
+}
+
+/// What must not be reached without a key.
+fn upstream() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 4096];
+            let _ = stream.read(&mut request);
+            let answer = "HTTP/1.1 200 OK\r\ncontent-length: 11\r\nconnection: close\r\n\r\nSECRET DATA";
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    address
+}
+
+/// `auth_request` looks at the HTTP status of its subrequest.
+fn nginx(folder: &Path, upstream: SocketAddr, keyvouch: SocketAddr) -> Gateway {
+    let (address, folder_name) = (free_address(), folder.display());
+    let configuration = format!(
+        "daemon off;\nmaster_process off;\npid {folder_name}/pid;\nerror_log {folder_name}/error.log;\nevents {{}}\n\
+         http {{\n access_log off;\n client_body_temp_path {folder_name}/body;\n proxy_temp_path {folder_name}/proxy;\n \
+         fastcgi_temp_path {folder_name}/fastcgi;\n uwsgi_temp_path {folder_name}/uwsgi;\n \
+         scgi_temp_path {folder_name}/scgi;\n \
+         server {{\n  listen {address};\n  location /app {{ auth_request /_auth; proxy_pass http://{upstream}; }}\n  \
+         location = /_auth {{ internal; grpc_pass grpc://{keyvouch}; }}\n }}\n}}\n"
+    );
+    std::fs::write(folder.join("nginx.conf"), configuration).unwrap();
+    let mut command = Command::new("/usr/sbin/nginx");
+    command.arg("-p").arg(folder).arg("-c").arg(folder.join("nginx.conf"));
+    Gateway::start(command, folder, address)
+}
+
+/// `ext_authz` by HTTP looks at the status of its request.
+fn envoy(folder: &Path, upstream: SocketAddr, keyvouch: SocketAddr) -> Gateway {
+    let address = free_address();
+    let cluster = |name: &str, to: SocketAddr, protocol: &str| {
+        format!(
+            "  - name: {name}\n    type: STATIC\n    connect_timeout: 5s\n{protocol}    load_assignment:\n      \
+             cluster_name: {name}\n      endpoints: [{{ lb_endpoints: [{{ endpoint: {{ address: {{ socket_address: \
+             {{ address: {}, port_value: {} }} }} }} }}] }}]\n",
+            to.ip(),
+            to.port()
+        )
+    };
+    let http2 = "    typed_extension_protocol_options:\n      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:\n        \
+                 \"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions\n        \
+                 explicit_http_config: { http2_protocol_options: {} }\n";
+    let configuration = format!(
+        "static_resources:\n  listeners:\n  - address: {{ socket_address: {{ address: 127.0.0.1, port_value: {} }} }}\n    \
+         filter_chains:\n    - filters:\n      - name: envoy.filters.network.http_connection_manager\n        \
+         typed_config:\n          \"@type\": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager\n          \
+         stat_prefix: ingress\n          route_config:\n            virtual_hosts:\n            - name: all\n              \
+         domains: [\"*\"]\n              routes: [{{ match: {{ prefix: / }}, route: {{ cluster: upstream }} }}]\n          \
+         http_filters:\n          - name: envoy.filters.http.ext_authz\n            typed_config:\n              \
+         \"@type\": type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz\n              \
+         http_service: {{ server_uri: {{ uri: \"http://{keyvouch}\", cluster: keyvouch, timeout: 5s }} }}\n          \
+         - name: envoy.filters.http.router\n            typed_config:\n              \
+         \"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router\n  clusters:\n{}{}",
+        address.port(),
+        cluster("upstream", upstream, ""),
+        cluster("keyvouch", keyvouch, http2),
+    );
+    std::fs::write(folder.join("envoy.yaml"), configuration).unwrap();
+    let mut command = Command::new(tool("envoy"));
+    command.args(["--log-level", "warning", "--concurrency", "1", "--use-dynamic-base-id", "-c"]);
+    command.arg(folder.join("envoy.yaml"));
+    Gateway::start(command, folder, address)
+}
+
+async fn nobody_gets_past(gateway: fn(&Path, SocketAddr, SocketAddr) -> Gateway) {
+    let server = TestServer::start(MemoryRepository::new()).await;
+    let (_, secret) = server.api().await.create(new_key()).await;
+    let folder = crate::databases::folder("gateway");
+    let (upstream, keyvouch) = (upstream(), server.address);
+    tokio::task::spawn_blocking(move || {
+        let gateway = gateway(folder.path(), upstream, keyvouch);
+        for headers in [
+            String::new(),
+            "content-type: application/grpc\r\n".to_owned(),
+            "authorization: Bearer nonsense\r\n".to_owned(),
+            // Not even with a key: nothing here looks at it.
+            format!("authorization: Bearer {secret}\r\n"),
+            format!("authorization: Bearer {secret}\r\ncontent-type: application/grpc\r\n"),
+        ] {
+            let (status, answer) = gateway.get(&headers);
+            assert!(status >= 400, "{headers}: {answer}");
+            assert!(!answer.contains("SECRET DATA"), "{headers}: {answer}");
+        }
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nginx_lets_nobody_in() {
+    nobody_gets_past(nginx).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn envoy_lets_nobody_in() {
+    nobody_gets_past(envoy).await;
+}

@@ -1,0 +1,190 @@
+//! The database is killed in the middle of changes and an older copy of it takes its place, as after a failover to a standby
+//! that was behind. The revisions of the lost changes are used again at once.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use keyvouch::conformance::api::new_key;
+use keyvouch::grpc::pb;
+use tokio::sync::Mutex;
+
+use super::BOUND;
+use super::fleet::{Fleet, REPLICAS};
+use super::schedule::Random;
+
+const KEPT: usize = 6;
+/// How long a replica may need to reach the database again, and to begin anew.
+const RECOVERY: Duration = Duration::from_secs(30);
+
+/// What was tried.
+#[derive(Default)]
+pub(super) struct Told {
+    lost_keys: usize,
+    revocations: usize,
+    validations: usize,
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { lost_keys, revocations, validations } = self;
+        write!(f, "{lost_keys} lost keys, {revocations} revocations, {validations} validations")
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the proof measures time by itself")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// One failover that loses changes.
+pub(super) async fn lose_changes(fleet: &Fleet, random: &mut Random) -> Told {
+    let mut kept = Vec::new();
+    for _ in 0..KEPT {
+        kept.push(fleet.api(0).create(new_key()).await);
+    }
+    fleet.keep_a_copy().await;
+    for replica in 0..REPLICAS {
+        until_it_creates(fleet, replica).await;
+        for (_, secret) in &kept {
+            // In all caches.
+            assert_eq!(eventually_validates(fleet, replica, secret).await, pb::Reason::Valid);
+        }
+    }
+
+    // Changes by all replicas, until the database is killed between two of them.
+    let is_over = Arc::new(AtomicBool::new(false));
+    let lost = Arc::new(Mutex::new(Vec::new()));
+    let changing: Vec<_> = (0..REPLICAS)
+        .map(|replica| {
+            let (fleet, kept) = (fleet.clone(), kept.clone());
+            let (is_over, lost) = (Arc::clone(&is_over), Arc::clone(&lost));
+            tokio::spawn(change(fleet, replica, kept, is_over, lost))
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(300 + random.below(400))).await;
+    fleet.kill_the_database().await;
+    is_over.store(true, Ordering::Relaxed);
+    for changing in changing {
+        changing.await.unwrap();
+    }
+    fleet.start_the_copy().await;
+    let lost = Arc::try_unwrap(lost).unwrap().into_inner();
+    assert!(!lost.is_empty(), "nothing was lost");
+
+    // Each key that is left is revoked, wherever that is answered first.
+    let mut told = Told { lost_keys: lost.len(), ..Told::default() };
+    let mut revoked = Vec::new();
+    for (nth, (key, secret)) in kept.iter().enumerate() {
+        let replica = (nth + usize::try_from(random.below(3)).unwrap()) % REPLICAS;
+        revoke(fleet, replica, &key.id).await;
+        let answered = now();
+        // At once where it was answered.
+        let reason = validate(fleet, replica, secret).await;
+        assert!(matches!(reason, None | Some(pb::Reason::Revoked)), "{reason:?} where it was revoked");
+        told.revocations += 1;
+        revoked.push((secret, answered));
+    }
+    let last = now();
+    // Everywhere within the bound, and for good. Keys of the lost history end as well.
+    while last.elapsed() < BOUND * 4 {
+        for replica in 0..REPLICAS {
+            for (secret, answered) in &revoked {
+                let begun = now();
+                let reason = validate(fleet, replica, secret).await;
+                told.validations += 1;
+                let is_late = begun.duration_since(*answered) >= BOUND;
+                assert!(
+                    !is_late || matches!(reason, None | Some(pb::Reason::Revoked)),
+                    "{reason:?} after the bound"
+                );
+            }
+            for secret in lost.iter().step_by(lost.len().div_ceil(20)) {
+                let begun = now();
+                let reason = validate(fleet, replica, secret).await;
+                told.validations += 1;
+                let is_late = begun.duration_since(last) >= BOUND;
+                assert!(
+                    !is_late || matches!(reason, None | Some(pb::Reason::NotFound)),
+                    "{reason:?} of a lost key"
+                );
+            }
+        }
+    }
+    // It is decided again, and not only refused.
+    for replica in 0..REPLICAS {
+        for (_, secret) in &kept {
+            assert_eq!(eventually_validates(fleet, replica, secret).await, pb::Reason::Revoked);
+        }
+    }
+    told
+}
+
+/// Changes keys and makes others until it is over.
+async fn change(
+    fleet: Fleet,
+    replica: usize,
+    kept: Vec<(pb::Key, String)>,
+    is_over: Arc<AtomicBool>,
+    lost: Arc<Mutex<Vec<String>>>,
+) {
+    let mut number = 0;
+    while !is_over.load(Ordering::Relaxed) {
+        number += 1;
+        let created = fleet.api(replica).key_store().create_key(new_key()).await;
+        if let Ok(created) = created {
+            let secret = created.into_inner().secret;
+            // Cached where it was made.
+            let _ = validate(&fleet, replica, &secret).await;
+            lost.lock().await.push(secret);
+        }
+        let (key, secret) = &kept[number % KEPT];
+        let update = pb::UpdateKeyRequest {
+            key: Some(pb::Key { id: key.id.clone(), name: format!("name {number}"), ..pb::Key::default() }),
+            update_mask: Some(prost_types::FieldMask { paths: vec!["name".into()] }),
+            expected_revision: None,
+        };
+        if fleet.api(replica).key_store().update_key(update).await.is_ok() {
+            let _ = validate(&fleet, (replica + 1) % REPLICAS, secret).await;
+        }
+    }
+}
+
+/// The verdict; `None`: undecided.
+async fn validate(fleet: &Fleet, replica: usize, secret: &str) -> Option<pb::Reason> {
+    let request = pb::ValidateRequest { secret: secret.to_owned(), ..pb::ValidateRequest::default() };
+    let answer = fleet.api(replica).validator().validate(request).await;
+    answer.ok().map(|answer| answer.into_inner().reason())
+}
+
+async fn eventually_validates(fleet: &Fleet, replica: usize, secret: &str) -> pb::Reason {
+    let begun = now();
+    loop {
+        if let Some(reason) = validate(fleet, replica, secret).await {
+            return reason;
+        }
+        assert!(begun.elapsed() < RECOVERY, "replica {replica} decides nothing");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn until_it_creates(fleet: &Fleet, replica: usize) {
+    let begun = now();
+    while let Err(error) = fleet.api(replica).key_store().create_key(new_key()).await {
+        assert!(begun.elapsed() < RECOVERY, "{error:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn revoke(fleet: &Fleet, replica: usize, id: &str) {
+    let begun = now();
+    loop {
+        let request = pb::RevokeKeyRequest { id: id.to_owned(), reason: "leaked".into() };
+        match fleet.api(replica).key_store().revoke_key(request).await {
+            Ok(_) => return,
+            Err(error) => assert!(begun.elapsed() < RECOVERY, "{error:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

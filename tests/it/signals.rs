@@ -1,0 +1,47 @@
+//! Signals to processes, sent without any external program.
+
+use std::path::Path;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Sends `signal` to the process `pid`.
+pub(crate) fn send(pid: u32, signal: Signal) {
+    kill_process(to_pid(pid), signal).unwrap_or_else(|error| panic!("{signal:?} to {pid}: {error}"));
+}
+
+/// Sends `signal` to the process `pid` and all that it started.
+pub(crate) fn send_to_tree(pid: u32, signal: Signal) {
+    for pid in tree(pid) {
+        // A child may have ended meanwhile.
+        let _ = kill_process(to_pid(pid), signal);
+    }
+}
+
+fn to_pid(pid: u32) -> Pid {
+    Pid::from_raw(pid.try_into().unwrap()).unwrap()
+}
+
+/// `pid`, its children, and theirs.
+fn tree(pid: u32) -> Vec<u32> {
+    let processes: Vec<(u32, u32)> = std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| {
+            let folder = entry.unwrap().path();
+            Some((folder.file_name()?.to_str()?.parse().ok()?, parent(&folder)?))
+        })
+        .collect();
+    let mut tree = vec![pid];
+    let mut at = 0;
+    while let Some(&parent) = tree.get(at) {
+        tree.extend(processes.iter().filter(|(_, of)| *of == parent).map(|(pid, _)| *pid));
+        at += 1;
+    }
+    tree
+}
+
+/// The parent of the process with this folder in `/proc`: the second field after the name, which stands in parentheses.
+fn parent(folder: &Path) -> Option<u32> {
+    let stat = std::fs::read_to_string(folder.join("stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(1)?.parse().ok()
+}

@@ -1,0 +1,271 @@
+//! SQLite rolls transactions back by itself when a disk is full or fails. Nothing that was acknowledged may be part of one.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use keyvouch::domain::{ChangeContext, KeyHash, KeyName, RevokeReason, Timestamp};
+use keyvouch::repository::{ErrorKind, FeedPosition, KeyRepository as _, SqlOptions, SqlRepository};
+use sea_orm::{ConnectionTrait as _, Database};
+
+use crate::process::program::{Home, Server, wait_for};
+use crate::sql::key;
+
+fn context() -> ChangeContext {
+    ChangeContext::new("token:tests", "r", Timestamp::from_micros(1_767_225_600_000_000).unwrap())
+}
+
+/// A constraint whose violation takes the whole transaction back does the same as a full disk, without one.
+#[tokio::test]
+async fn a_change_after_an_automatic_rollback_is_committed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kv.db");
+    let repository = SqlRepository::open_sqlite(&path, SqlOptions::default()).await.unwrap();
+    repository.migrate().await.unwrap();
+    let stranger = Database::connect(format!("sqlite://{}", path.display())).await.unwrap();
+    for trigger in [
+        "CREATE TRIGGER cursed BEFORE INSERT ON api_key WHEN NEW.name = 'cursed' \
+         BEGIN SELECT RAISE(ROLLBACK, 'cursed'); END",
+        "CREATE TRIGGER cursed_event BEFORE INSERT ON key_event WHEN NEW.actor = 'cursed' \
+         BEGIN SELECT RAISE(ROLLBACK, 'cursed'); END",
+    ] {
+        stranger.execute_unprepared(trigger).await.unwrap();
+    }
+    for round in 0..3 {
+        for number in 0..2 {
+            let mut cursed = key(&format!("cursed {round} {number}"));
+            cursed.name = KeyName::parse("name", "cursed").unwrap();
+            repository.create(cursed, &context()).await.unwrap_err();
+            let late = key(&format!("late {round} {number}"));
+            let by_cursed = ChangeContext { actor: "cursed".into(), ..context() };
+            repository.create(late, &by_cursed).await.unwrap_err();
+        }
+        let created = repository.create(key(&format!("sound {round}")), &context()).await.unwrap();
+        let revoked = repository.revoke(created.id, RevokeReason::default(), &context()).await.unwrap();
+        // Another reader of the file sees it, and so does a reader of this process.
+        let other = SqlRepository::open_sqlite(&path, SqlOptions::default()).await.unwrap();
+        assert_eq!(other.get_by_hash(&created.hash).await.unwrap(), Some(revoked.clone()));
+        assert_eq!(repository.get_by_hash(&created.hash).await.unwrap(), Some(revoked));
+    }
+}
+
+/// SQLite goes on in the deleted file: what is there is not answered, and no cache is trusted.
+#[tokio::test]
+async fn a_file_that_was_replaced_is_read_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kv.db");
+    let repository = SqlRepository::open_sqlite(&path, SqlOptions::default()).await.unwrap();
+    repository.migrate().await.unwrap();
+    let created = repository.create(key("a"), &context()).await.unwrap();
+    let position = repository.changes(Some(&FeedPosition::beginning()), 10).await.unwrap().position;
+    std::fs::copy(&path, folder.path().join("backup.db")).unwrap();
+    std::fs::rename(folder.path().join("backup.db"), &path).unwrap();
+    for error in [
+        repository.get_by_hash(&created.hash).await.unwrap_err(),
+        repository.get_many_by_hash(&[created.hash]).await.unwrap_err(),
+        repository.get(created.id).await.unwrap_err(),
+        repository.recent_changes(10).await.unwrap_err(),
+        repository.create(key("b"), &context()).await.unwrap_err(),
+        repository.ping().await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    }
+    let error = repository.changes(Some(&position), 10).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::PositionLost, "what was cached of it is worth nothing");
+}
+
+/// The same as a process: cached keys are not answered either, and the probe says so.
+#[test]
+fn a_server_whose_file_was_replaced_is_not_ready() {
+    let home = Home::new();
+    let server = home.serve(&["admin.insecure=true", "telemetry.listen=127.0.0.1:0"]);
+    let created = home.json(&server, &["key", "create", "--name", "n", "--owner", "o"]);
+    let secret = created["secret"].as_str().unwrap();
+    assert_eq!(home.validate(&server, secret).1, "REASON_VALID");
+    let file = home.path().join("keyvouch.db");
+    std::fs::copy(&file, home.path().join("backup.db")).unwrap();
+    std::fs::rename(home.path().join("backup.db"), &file).unwrap();
+    wait_for("health", || (home.run(&["healthcheck", "--addr", &server.address]).status != 0).then_some(()));
+    let arguments = ["validate", "--addr", &server.address];
+    let done = home.run_with_input(&arguments, secret);
+    assert!(done.stderr.contains("unavailable"), "{} {}", done.stdout, done.stderr);
+    assert!(home.read("stderr").contains("restart"), "{}", home.read("stderr"));
+}
+
+/// A file system of its own for a server, which can be filled.
+struct SmallDisk {
+    home: Home,
+    /// Holds the namespace in which the file system is mounted.
+    holder: Child,
+    /// The file system, as it is seen from here.
+    path: PathBuf,
+}
+
+impl SmallDisk {
+    fn mount(kilobytes: u32) -> Self {
+        let home = Home::new();
+        std::fs::create_dir(home.path().join("disk")).unwrap();
+        let script =
+            format!("mount -t tmpfs -o size={kilobytes}k tmpfs disk && touch disk/mounted && exec cat");
+        let mut command = Command::new("unshare");
+        if !rustix::process::geteuid().is_root() {
+            command.args(["--user", "--map-root-user"]);
+        }
+        let holder = command
+            .args(["--mount", "sh", "-c", &script])
+            .current_dir(home.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let path = Path::new("/proc").join(holder.id().to_string()).join("cwd/disk");
+        wait_for("the file system", || path.join("mounted").exists().then_some(()));
+        Self { home, holder, path }
+    }
+
+    /// What starts a program that sees the file system, in the folder above it.
+    fn starter(&self) -> Vec<String> {
+        let mut starter = vec!["nsenter".to_owned(), "--target".to_owned(), self.holder.id().to_string()];
+        if !rustix::process::geteuid().is_root() {
+            starter.extend(["--user".to_owned(), "--preserve-credentials".to_owned()]);
+        }
+        starter.extend(["--mount".to_owned(), "--wd".to_owned()]);
+        starter
+    }
+
+    fn serve(&self) -> Server {
+        let starter = self.starter();
+        let starter: Vec<_> = starter.iter().map(String::as_str).collect();
+        self.home
+            .serve_by(&starter, &["store.url=sqlite://disk/kv.db", "admin.insecure=true", "store.timeout=2s"])
+    }
+
+    fn fill(&self) {
+        let mut filler = File::create(self.path.join("fill")).unwrap();
+        while filler.write_all(&[0; 512]).is_ok() {}
+    }
+
+    fn empty(&self) {
+        std::fs::remove_file(self.path.join("fill")).unwrap();
+    }
+
+    /// Which of `secrets` another reader of the file finds, and whether their keys are revoked.
+    fn committed(&self, secrets: &[String]) -> Vec<Option<bool>> {
+        let starter = self.starter();
+        let script = "import sqlite3\n\
+                      rows = sqlite3.connect('disk/kv.db').execute('SELECT hex(hash), revoked_at FROM api_key')\n\
+                      for hash, revoked_at in rows: print(hash.lower(), revoked_at is not None)";
+        let mut command = Command::new(&starter[0]);
+        let done = command.args(&starter[1..]).args(["python3", "-c", script]).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let rows = String::from_utf8(done.stdout).unwrap();
+        let is_revoked = |secret: &String| {
+            let hash = KeyHash::of(secret).to_hex();
+            rows.lines().find_map(|row| Some(row.strip_prefix(&hash)?.trim() == "True"))
+        };
+        secrets.iter().map(is_revoked).collect()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // The file system goes with its last process.
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
+
+/// Creates a key; returns its secret and id if that was acknowledged.
+fn create(home: &Home, server: &Server) -> Option<(String, String)> {
+    let arguments = ["-o", "json", "key", "create", "--name", "n", "--owner", "o", "--addr", &server.address];
+    let done = home.run(&arguments);
+    if done.status != 0 {
+        assert!(!done.stderr.contains("panic"), "{}", done.stderr);
+        return None;
+    }
+    let created: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    Some((text(&created["secret"]), text(&created["key"]["id"])))
+}
+
+/// While the disk is full, and when it has room again, what is acknowledged is in the file.
+#[test]
+fn a_full_disk_loses_nothing_that_was_acknowledged() {
+    let disk = SmallDisk::mount(2_048);
+    let server = disk.serve();
+    let (early, early_id) = create(&disk.home, &server).unwrap();
+    let mut acknowledged = vec![early];
+    for _ in 0..2 {
+        disk.fill();
+        let mut refused = 0;
+        // A few may fit into what the file has left.
+        for _ in 0..200 {
+            match create(&disk.home, &server) {
+                Some((secret, _)) => acknowledged.push(secret),
+                None => refused += 1,
+            }
+            if refused == 4 {
+                break;
+            }
+        }
+        assert_eq!(refused, 4, "the disk is not full");
+        let found = disk.committed(&acknowledged);
+        assert!(found.iter().all(Option::is_some), "while it is full: {found:?}");
+        disk.empty();
+        wait_for("a change", || {
+            let (secret, _) = create(&disk.home, &server)?;
+            acknowledged.push(secret);
+            Some(())
+        });
+        for _ in 0..5 {
+            acknowledged.push(create(&disk.home, &server).expect("there is room").0);
+        }
+    }
+    let revoke = disk.home.run(&["key", "revoke", &early_id, "--addr", &server.address]);
+    assert_eq!(revoke.status, 0, "{}", revoke.stderr);
+    let found = disk.committed(&acknowledged);
+    assert_eq!(found[0], Some(true), "the revocation");
+    assert!(found[1..].iter().all(|found| *found == Some(false)), "{found:?}");
+}
+
+/// A file that may not grow is an I/O error to SQLite.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_io_error_loses_nothing_that_was_acknowledged() {
+    let home = Home::new();
+    let url = format!("store.url=sqlite://{}", home.path().join("kv.db").display());
+    // The signal that comes with the limit would end the process.
+    let server =
+        home.serve_by(&["sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh"], &[&url, "admin.insecure=true"]);
+    let limit = |bytes: Option<u64>| {
+        let pid = rustix::process::Pid::from_raw(server.id().try_into().unwrap());
+        let limit = rustix::process::Rlimit { current: bytes, maximum: None };
+        rustix::process::prlimit(pid, rustix::process::Resource::Fsize, limit).unwrap();
+    };
+    let mut acknowledged = vec![create(&home, &server).unwrap().0];
+    for _ in 0..3 {
+        let size = std::fs::metadata(home.path().join("kv.db-wal")).unwrap().len();
+        limit(Some(size));
+        let refused = (0..3).filter(|_| match create(&home, &server) {
+            Some((secret, _)) => {
+                acknowledged.push(secret);
+                false
+            }
+            None => true,
+        });
+        assert!(refused.count() > 0, "nothing failed");
+        limit(None);
+        for _ in 0..3 {
+            wait_for("a change", || {
+                acknowledged.push(create(&home, &server)?.0);
+                Some(())
+            });
+        }
+    }
+    let log = home.read("stderr");
+    assert!(log.contains("disk I/O error") || log.contains("disk is full"), "{log}");
+    let reader = SqlRepository::open_sqlite(&home.path().join("kv.db"), SqlOptions::default()).await.unwrap();
+    for secret in &acknowledged {
+        assert!(reader.get_by_hash(&KeyHash::of(secret)).await.unwrap().is_some());
+    }
+}
