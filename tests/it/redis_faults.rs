@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use keyvouch::domain::{ApiKey, ChangeContext, KeyFilter, RevokeReason, Timestamp};
+use keyvouch::domain::{ApiKey, ChangeContext, ChangeKind, KeyFilter, RevokeReason, Timestamp};
 use keyvouch::repository::{
-    ErrorKind, FeedPosition, KeyRepository as _, OnRuntime, PageRequest, RedisOptions, RedisRepository,
+    ErrorKind, EventPageRequest, FeedPosition, KeyRepository as _, ListedEvent, ListedKey, OnRuntime, PagePosition,
+    PageRequest, RedisOptions, RedisRepository,
 };
 
 use crate::redis_servers::{Redis, RedisServers, cli};
@@ -439,4 +440,162 @@ async fn a_follower_comes_through_shards_that_were_trimmed() {
         cli(port, &["XTRIM", stream, "MAXLEN", "1"]);
     }
     assert_eq!(repository.changes(Some(&begun), 1).await.unwrap_err().kind(), ErrorKind::PositionLost);
+}
+
+/// Entries that nobody can read stop neither the feed nor listings, and say where they are. An event of a kind that a newer
+/// release writes is a change.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_not_be_read_stops_nothing() {
+    let servers = Redis::Alone.start(&[]);
+    let repository = open(&servers, quick()).await;
+    let sound = repository.create(key("a"), &context()).await.unwrap();
+    let broken = repository.create(key("b"), &context()).await.unwrap();
+    let before = repository.changes(None, 10).await.unwrap().position;
+    let port = servers.servers[0].port;
+    let shard = format!("keyvouch:{{{:02}}}:", broken.hash.as_bytes()[0] % 64);
+    let hex = broken.hash.to_hex();
+    assert_eq!(cli(port, &["SET", &format!("{shard}key:{hex}"), "nonsense"]), "OK");
+    let events = format!("{shard}events");
+    let next = |more: i64| format!("{}-1", broken.revision.get() + more);
+    let unknown = format!(
+        r#"{{"nonce":7,"key_id":"{}","hash":"{hex}","owner_id":"owner","kind":"frobbed","changed_fields":["new"],"actor":"","request_id":"","at":0}}"#,
+        broken.id
+    );
+    cli(port, &["XADD", &events, &next(1), "event", &unknown]);
+    cli(port, &["XADD", &events, &next(2), "event", "nonsense"]);
+    cli(port, &["HINCRBY", &format!("{shard}head"), "events", "2"]);
+
+    let changes = repository.changes(Some(&before), 10).await.unwrap();
+    assert_eq!(changes.events.iter().map(|event| event.kind).collect::<Vec<_>>(), [ChangeKind::Unknown]);
+    let unreadable: Vec<_> = changes.unreadable.iter().map(|event| event.revision.get()).collect();
+    assert_eq!(unreadable, [broken.revision.get() + 2]);
+    let behind = repository.changes(Some(&changes.position), 10).await.unwrap();
+    assert_eq!((behind.events.len(), behind.unreadable.len()), (0, 0));
+    assert_eq!(repository.recent_changes(10).await.unwrap().unreadable.len(), 1);
+    let all = EventPageRequest { key_id: None, owner_id: None, after: None, limit: 10 };
+    let listed = repository.list_events(&all).await.unwrap();
+    assert_eq!(listed.iter().filter(|event| matches!(event, ListedEvent::Unreadable(_))).count(), 1);
+    assert_eq!(listed.len(), 4);
+
+    let request = PageRequest { owner_id: None, filter: KeyFilter::all(now()), after: None, limit: 10 };
+    let listed = repository.list_page(&request).await.unwrap();
+    assert!(listed.contains(&ListedKey::Read(sound)) && listed.len() == 2);
+    assert!(listed.contains(&ListedKey::Unreadable(PagePosition::of(&broken))));
+
+    // It can be revoked, and is a record like any other then.
+    let revoked = repository.revoke(broken.id, RevokeReason::default(), &context()).await.unwrap();
+    assert_eq!(repository.get_by_hash(&broken.hash).await.unwrap(), Some(revoked.clone()));
+    assert!(revoked.revocation.is_some() && revoked.owner_id == broken.owner_id);
+    repository.delete(broken.id, &context()).await.unwrap();
+    let revived = repository.create(broken, &context()).await.unwrap_err();
+    assert_eq!(revived.kind(), ErrorKind::RevokedHash);
+}
+
+/// A clock that was far in the future for a moment leaves nothing behind that could not be changed any more, and a shard that
+/// lost its head keeps no replica from starting.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_clock_and_a_lost_head_poison_no_shard() {
+    let servers = Redis::Alone.start(&[]);
+    let port = servers.servers[0].port;
+    let repository = open(&servers, quick()).await;
+    let created = repository.create(key("a"), &context()).await.unwrap();
+    let shard = format!("keyvouch:{{{:02}}}:", created.hash.as_bytes()[0] % 64);
+    // As far ahead as a revision is still followed.
+    cli(port, &["HSET", &format!("{shard}head"), "revision", "7000000000000000"]);
+    let mut last = created.clone();
+    for _ in 0..3 {
+        let next = ApiKey { updated_at: now(), ..last.clone() };
+        let updated = repository.update(next, last.revision, &context()).await.unwrap();
+        assert!(updated.revision > last.revision);
+        last = updated;
+    }
+    assert_eq!(last.revision.get(), 7_000_000_000_000_003);
+    repository.revoke(created.id, RevokeReason::default(), &context()).await.unwrap();
+
+    cli(port, &["DEL", &format!("{shard}head")]);
+    let recent = repository.recent_changes(10).await.unwrap();
+    assert_eq!(recent.events.len(), 5);
+    let begun = repository.changes(None, 10).await.unwrap();
+    assert_eq!(begun.events.len(), 5);
+    repository.delete(created.id, &context()).await.unwrap();
+    assert_eq!(repository.changes(Some(&begun.position), 10).await.unwrap().events.len(), 1);
+    assert_eq!(repository.changes(Some(&recent.position), 10).await.unwrap().events.len(), 1);
+}
+
+/// The server's own clock, three hundred years ahead for one change.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_three_centuries_ahead_is_not_followed() {
+    let folder = crate::databases::folder("clock");
+    let clock = folder.path().join("clock");
+    std::fs::write(&clock, "+300y").unwrap();
+    let mut servers = Redis::Alone.start(&["--appendonly", "yes"]);
+    servers.servers[0].kill();
+    servers.servers[0].restart_with_clock(&["--appendonly", "yes"], &clock);
+    let repository = open(&servers, quick()).await;
+    let created = repository.create(key("a"), &context()).await.unwrap();
+    assert!(created.revision.get() < 1 << 53, "{}", created.revision);
+    servers.servers[0].kill();
+    servers.servers[0].restart(&["--appendonly", "yes"]);
+    until("the server", async || repository.ping().await.is_ok()).await;
+    for _ in 0..3 {
+        let current = repository.get(created.id).await.unwrap().unwrap();
+        let next = ApiKey { updated_at: now(), ..current.clone() };
+        repository.update(next, current.revision, &context()).await.unwrap();
+    }
+    repository.revoke(created.id, RevokeReason::default(), &context()).await.unwrap();
+}
+
+/// A node that is cut off from its Cluster must not answer reads from its past.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_reads_when_it_is_down_is_refused() {
+    let servers = Redis::Cluster.start(&["--cluster-allow-reads-when-down", "yes"]);
+    let error = RedisRepository::open(&servers.url, quick()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert!(format!("{error:?}").contains("cluster-allow-reads-when-down no"), "{error:?}");
+}
+
+/// Behind Sentinel, a primary that hangs and comes back takes changes that are lost: strict options demand a protection.
+#[tokio::test(flavor = "multi_thread")]
+async fn strict_options_demand_a_protection_from_lost_changes() {
+    let durable = ["--appendonly", "yes", "--appendfsync", "always"];
+    let servers = Redis::Sentinel.start(&durable);
+    let strict = || RedisOptions { strict: true, ..quick() };
+    let error = RedisRepository::open(&servers.url, strict()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    let told = format!("{error:?}");
+    assert!(told.contains("min-replicas-to-write") && told.contains("redis_min_replicas_ack"), "{told}");
+    RedisRepository::open(&servers.url, RedisOptions { min_replicas_ack: 1, ..strict() }).await.unwrap();
+    for server in &servers.servers[..2] {
+        cli(server.port, &["CONFIG", "SET", "min-replicas-to-write", "1"]);
+    }
+    RedisRepository::open(&servers.url, strict()).await.unwrap();
+}
+
+/// A server that lost changes which replicas have seen and not polled: an older copy of its files takes its place.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_history_is_noticed() {
+    let durable = ["--appendonly", "yes", "--appendfsync", "always"];
+    let mut servers = Redis::Alone.start(&durable);
+    let store = open(&servers, quick()).await;
+    let kept = store.create(key("kept"), &context()).await.unwrap();
+    let unpolled = || {
+        let mut options = crate::cached::options();
+        options.feed.poll_interval = Duration::from_hours(1);
+        options
+    };
+    let replica = crate::cached::Replica::start(store.clone(), &unpolled()).await;
+    replica.feed.as_ref().unwrap().poll().await.unwrap();
+    servers.servers[0].keep_a_copy(&durable);
+    until("the server", async || store.ping().await.is_ok()).await;
+    let lost = replica.repository.create(key("lost"), &context()).await.unwrap();
+    let found = replica.repository.get_by_hash(&lost.hash).await.unwrap();
+    assert_eq!(found, Some(lost.clone()));
+    servers.servers[0].kill();
+    servers.servers[0].start_the_copy(&durable);
+    until("the server", async || store.ping().await.is_ok()).await;
+    let epoch = replica.knowledge.history();
+    until("a poll", async || replica.feed.as_ref().unwrap().poll().await.is_ok()).await;
+    assert!(replica.knowledge.history() > epoch);
+    assert_eq!(replica.repository.get_by_hash(&lost.hash).await.unwrap(), None);
+    assert_eq!(replica.repository.get_by_hash(&kept.hash).await.unwrap(), Some(kept));
 }

@@ -134,6 +134,40 @@ impl RedisServer {
         wait_for("its end", || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err().then_some(()));
     }
 
+    /// Copies its files, for which it is stopped for a moment.
+    pub(crate) fn keep_a_copy(&mut self, settings: &[&str]) {
+        self.kill();
+        let copy = self.data.join("copy");
+        run(Command::new("cp").arg("-a").arg(self.data.join("appendonlydir")).arg(&copy));
+        self.restart(settings);
+    }
+
+    /// Starts it with the files that were copied, after it was killed.
+    pub(crate) fn start_the_copy(&mut self, settings: &[&str]) {
+        run(Command::new("rm").arg("-rf").arg(self.data.join("appendonlydir")));
+        run(Command::new("mv").arg(self.data.join("copy")).arg(self.data.join("appendonlydir")));
+        self.restart(settings);
+    }
+
+    /// Starts it again with the wall clock that the file `clock` says.
+    pub(crate) fn restart_with_clock(&mut self, settings: &[&str], clock: &Path) {
+        let folder = folder("redis");
+        let mut command = Command::new("env");
+        command
+            .arg(format!("LD_PRELOAD={}", crate::process::program::faketime().display()))
+            .arg(format!("FAKETIME_TIMESTAMP_FILE={}", clock.display()))
+            .arg("FAKETIME_DONT_FAKE_MONOTONIC=1")
+            .arg("redis-server")
+            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--dir"])
+            .arg(&self.data)
+            .args(["--save", ""])
+            .args(settings);
+        let again = watch(&command, folder);
+        let port = self.port;
+        wait_for("a Redis server", || (cli(port, &["PING"]) == "PONG").then_some(()));
+        self.others.push(std::mem::replace(&mut self.watched, again));
+    }
+
     /// Starts it again on the same port with the same files.
     pub(crate) fn restart(&mut self, settings: &[&str]) {
         let again = start(self.port, &self.data, folder("redis"), settings);

@@ -51,8 +51,10 @@ impl RedisRepository {
             ));
         }
         let replication = Replication {
-            is_replicated: self.connection.has_sentinel()
-                || info.get("connected_slaves").is_some_and(|replicas| *replicas != "0"),
+            // A primary of a Cluster that hung stops taking changes by itself when it comes back.
+            is_replicated: !self.connection.is_clustered()
+                && (self.connection.has_sentinel()
+                    || info.get("connected_slaves").is_some_and(|replicas| *replicas != "0")),
             min_replicas_ack: self.options.min_replicas_ack,
         };
         for problem in problems(info, settings, replication) {

@@ -223,7 +223,7 @@ pub(crate) fn downloaded(name: &str) -> PathBuf {
 }
 
 /// The library that stands before the system's clock.
-fn faketime() -> PathBuf {
+pub(crate) fn faketime() -> PathBuf {
     let installed = std::fs::read_dir("/usr/lib").unwrap().map(|entry| entry.unwrap().path());
     installed
         .map(|folder| folder.join("faketime/libfaketimeMT.so.1"))

@@ -130,9 +130,6 @@ impl Checker {
     }
 
     fn raise(&self, world: &mut World, key: u8, cause: Cause, change: ChangeId) {
-        if cause == Cause::Creation && !self.has(Guard::CreationRaises) {
-            return;
-        }
         let dropped = [world.part.changes.dropped, world.part.creations.dropped];
         world.part.raise(key, cause, change);
         if !self.has(Guard::OverflowRaises) {
