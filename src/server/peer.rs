@@ -20,8 +20,8 @@ pub struct Peer {
 #[derive(Debug)]
 struct PeerCertificate {
     names: Vec<CertificateName>,
-    /// `None`: later than any instant that there is here.
-    not_after: Option<Timestamp>,
+    /// The first instant at which it is not valid any more; `None` if that is later than any [`Timestamp`].
+    expires_at: Option<Timestamp>,
 }
 
 /// A name of a certificate, in the extension `subjectAltName` (RFC 5280, section 4.2.1.6). The same text is another name if it
@@ -69,7 +69,7 @@ impl Peer {
     #[must_use]
     pub fn names(&self, now: Timestamp) -> &[CertificateName] {
         match self.certificate.as_deref() {
-            Some(certificate) if certificate.not_after.is_none_or(|not_after| now <= not_after) => {
+            Some(certificate) if certificate.expires_at.is_none_or(|expires_at| now < expires_at) => {
                 &certificate.names
             }
             _ => &[],
@@ -78,18 +78,19 @@ impl Peer {
 
     /// How long its certificate is still valid; `None` if it has none.
     pub(super) fn remaining_lifetime(&self) -> Option<Duration> {
-        let not_after = self.certificate.as_ref()?.not_after?;
-        Some(not_after.since(SystemClock.now()))
+        let expires_at = self.certificate.as_ref()?.expires_at?;
+        Some(expires_at.since(SystemClock.now()))
     }
 }
 
 impl PeerCertificate {
     fn read(certificate: &CertificateDer<'_>) -> Option<Self> {
         let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-        let not_after = certificate.validity().not_after.timestamp();
+        // The last second of the validity belongs to it (RFC 5280, section 4.1.2.5).
+        let expires_at = certificate.validity().not_after.timestamp().saturating_add(1);
         Some(Self {
             names: names(&certificate),
-            not_after: not_after.checked_mul(1_000_000).and_then(Timestamp::from_micros),
+            expires_at: expires_at.checked_mul(1_000_000).and_then(Timestamp::from_micros),
         })
     }
 }

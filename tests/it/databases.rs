@@ -46,6 +46,8 @@ pub(crate) struct Server {
     maintenance: &'static str,
     next_database: AtomicU32,
     watched: Watched,
+    /// What makes it shut down without waiting for its clients.
+    shutdown: Signal,
     /// What starts it, and what it says when it is ready.
     command: Command,
     ready: &'static str,
@@ -130,9 +132,9 @@ impl Server {
         }
     }
 
-    /// Copies its files, for which it is stopped for a moment.
+    /// Copies its files, for which it is shut down in between: so every commit is in them.
     pub(crate) fn keep_a_copy(&mut self) {
-        self.kill();
+        self.watched.shut_down(self.shutdown);
         let copy = self.data.with_extension("copy");
         run(Command::new("rm").arg("-rf").arg(&copy));
         run(Command::new("cp").arg("-a").arg(&self.data).arg(&copy));
@@ -147,6 +149,8 @@ impl Server {
     }
 
     fn start_again(&mut self) {
+        // The file of a server that was killed; PostgreSQL does not start while a process has the id in it.
+        let _ = std::fs::remove_file(self.data.join("postmaster.pid"));
         let temporary = folder("again");
         let log = temporary.path().to_owned();
         let mut command = Command::new(self.command.get_program());
@@ -195,9 +199,23 @@ impl Watched {
         self.signal(Signal::KILL);
     }
 
+    /// Shuts it down by `signal`, and waits until it has ended.
+    fn shut_down(&self, signal: Signal) {
+        let pid = self.pid();
+        signals::send(pid, signal);
+        let begun = Instant::now();
+        while signals::is_running(pid) {
+            assert!(begun.elapsed() < NEVER, "the server does not shut down");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     fn signal(&self, signal: Signal) {
-        let pid = std::fs::read_to_string(self.folder.join("pid")).unwrap();
-        signals::send_to_tree(pid.trim().parse().unwrap(), signal);
+        signals::send_to_tree(self.pid(), signal);
+    }
+
+    fn pid(&self) -> u32 {
+        std::fs::read_to_string(self.folder.join("pid")).unwrap().trim().parse().unwrap()
     }
 }
 
@@ -255,6 +273,7 @@ fn start_postgres(certificate: Option<&Certificate>) -> Server {
     Server {
         url,
         maintenance: "postgres",
+        shutdown: Signal::INT,
         next_database: AtomicU32::new(0),
         watched,
         command: server,
@@ -309,6 +328,7 @@ fn start_mariadb(certificate: Option<&Certificate>) -> Server {
     Server {
         url,
         maintenance: "mysql",
+        shutdown: Signal::TERM,
         next_database: AtomicU32::new(0),
         watched,
         command: server,

@@ -100,7 +100,9 @@ async fn nothing_is_lost(url: &str) {
     assert_eq!(contents(&repository).await, contents(&expected).await);
     for number in [1, 2, 3, 4, 9] {
         let hash = identity(number).hash;
-        assert_eq!(repository.get_by_hash(&hash).await.unwrap(), expected.get_by_hash(&hash).await.unwrap());
+        let found = repository.get_by_hash(&hash).await.unwrap().map(|key| ApiKey { nonce: 0, ..key });
+        let filled = expected.get_by_hash(&hash).await.unwrap().map(|key| ApiKey { nonce: 0, ..key });
+        assert_eq!(found, filled);
     }
     // And it goes on from there.
     let last = repository.changes(None, 100).await.unwrap();

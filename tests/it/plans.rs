@@ -172,7 +172,7 @@ fn fill(id: &str, hash: &str, numbers: &str, analyze: &str) -> [String; 4] {
     [
         format!(
             "INSERT INTO api_key SELECT {id}, {hash}, 'kv_', 'name', '', {owner}, '[]', '{{}}', i, i, NULL, NULL, NULL, \
-             NULL, NULL, i FROM {numbers}"
+             NULL, NULL, i, i, i FROM {numbers}"
         ),
         "INSERT INTO api_key_usage SELECT id, created_at FROM api_key WHERE revision > 1".to_owned(),
         format!(

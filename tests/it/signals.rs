@@ -17,6 +17,12 @@ pub(crate) fn send_to_tree(pid: u32, signal: Signal) {
     }
 }
 
+/// Whether the process `pid` runs. One that has ended and was not waited for does not.
+pub(crate) fn is_running(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !matches!(rest.trim_start().as_bytes(), [b'Z' | b'X', ..]))
+}
+
 fn to_pid(pid: u32) -> Pid {
     Pid::from_raw(pid.try_into().unwrap()).unwrap()
 }

@@ -260,7 +260,7 @@ async fn defaults_of_the_server_change_nothing(kind: Kind) {
     let defaults: Vec<String> = match kind {
         Kind::Postgres => [
             "default_transaction_isolation = 'serializable'",
-            "statement_timeout = '1ms'",
+            "statement_timeout = '20ms'",
             "enable_seqscan = on",
             "search_path = 'nowhere, public'",
         ]
@@ -279,7 +279,7 @@ async fn defaults_of_the_server_change_nothing(kind: Kind) {
     for default in defaults {
         database.execute_unprepared(&default).await.unwrap();
     }
-    let repository = SqlRepository::open(&url, SqlOptions::default()).await.unwrap();
+    let repository = SqlRepository::open(&url, patient()).await.unwrap();
     assert_eq!(repository.migrate().await.unwrap().len(), 2);
     assert_eq!(repository.schema_state().await.unwrap().pending, Vec::<String>::new());
     let creating = (0..8).map(|writer| {
@@ -303,7 +303,7 @@ async fn defaults_of_the_server_change_nothing(kind: Kind) {
     }
     repository.record_usage(&[(created[0].id, now())]).await.unwrap();
     // By a client whose own session has the defaults, but sees what is committed.
-    let committed = SqlRepository::open(&url, SqlOptions::default()).await.unwrap();
+    let committed = SqlRepository::open(&url, patient()).await.unwrap();
     assert_eq!(committed.usage(&[created[0].id]).await.unwrap(), [Some(now())]);
     assert_eq!(committed.changes(None, 100).await.unwrap().events.len(), 80);
 }

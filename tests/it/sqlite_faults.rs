@@ -86,7 +86,10 @@ fn a_server_whose_file_was_replaced_is_not_ready() {
     let file = home.path().join("keyvouch.db");
     std::fs::copy(&file, home.path().join("backup.db")).unwrap();
     std::fs::rename(home.path().join("backup.db"), &file).unwrap();
-    wait_for("health", || (home.run(&["healthcheck", "--addr", &server.address]).status != 0).then_some(()));
+    for service in ["keyvouch.v1.KeyStore", "keyvouch.v1.Validator"] {
+        let healthcheck = ["healthcheck", "--addr", &server.address, "--service", service];
+        wait_for("health", || (home.run(&healthcheck).status != 0).then_some(()));
+    }
     let arguments = ["validate", "--addr", &server.address];
     let done = home.run_with_input(&arguments, secret);
     assert!(done.stderr.contains("unavailable"), "{} {}", done.stdout, done.stderr);

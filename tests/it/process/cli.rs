@@ -163,7 +163,7 @@ fn keys_are_not_deleted_by_the_way() {
     assert!(refused.status == 1 && refused.stderr.contains("give --yes"), "{}", refused.stderr);
     assert_eq!(home.run(&["migrate", "down", "--dry-run"]).status, 0);
     assert_eq!(home.run(&["migrate", "status"]).status, 0);
-    assert_eq!(home.run(&["migrate", "down", "--yes"]).status, 0);
+    assert_eq!(home.run(&["migrate", "down", "--steps", "2", "--yes"]).status, 0);
     assert_eq!(home.run(&["migrate", "status"]).status, 3);
     assert_eq!(home.run(&["migrate", "up"]).status, 0);
     assert_eq!(home.run(&["migrate", "down"]).status, 0, "there is nothing to lose");
