@@ -91,19 +91,15 @@ fn drop_column(names: &Names, backend: DbBackend, column: &str) -> Vec<String> {
 }
 
 /// Returns statements that alter `table` if it has `column`, or has not: MySQL can't say that in one statement, and a
-/// migration that was cut off has to be repeatable.
+/// migration that was cut off has to be repeatable. They are sent together, because they share a session.
 fn on_mysql(table: &str, column: &str, if_it_has: bool, alteration: &str) -> Vec<String> {
     let found = i32::from(if_it_has);
-    vec![
-        format!(
-            "SET @keyvouch = IF((SELECT COUNT(*) FROM information_schema.columns WHERE table_schema = DATABASE() \
-             AND table_name = '{table}' AND column_name = '{column}') = {found}, \
-             'ALTER TABLE `{table}` {alteration}', 'DO 0')"
-        ),
-        "PREPARE keyvouch FROM @keyvouch".to_owned(),
-        "EXECUTE keyvouch".to_owned(),
-        "DEALLOCATE PREPARE keyvouch".to_owned(),
-    ]
+    vec![format!(
+        "SET @keyvouch = IF((SELECT COUNT(*) FROM information_schema.columns WHERE table_schema = DATABASE() \
+         AND table_name = '{table}' AND column_name = '{column}') = {found}, \
+         'ALTER TABLE `{table}` {alteration}', 'DO 0'); \
+         PREPARE keyvouch FROM @keyvouch; EXECUTE keyvouch; DEALLOCATE PREPARE keyvouch"
+    )]
 }
 
 /// The nonces of events that are still kept.

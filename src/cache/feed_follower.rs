@@ -319,6 +319,8 @@ impl FeedFollower {
     /// Rule 8: begins anew, as often as it takes.
     async fn restart(&mut self, empties: Empties) {
         self.knowledge.end_history();
+        // Nothing that was read before counts for readiness.
+        self.seen.send_modify(|seen| seen.as_of = None);
         for cache in &self.caches {
             if empties == Empties::All || cache.tier() == Tier::Local {
                 cache.clear().await;

@@ -201,10 +201,10 @@ impl Watched {
 
     /// Shuts it down by `signal`, and waits until it has ended.
     fn shut_down(&self, signal: Signal) {
-        let pid = self.pid();
-        signals::send(pid, signal);
+        let processes = signals::tree(self.pid());
+        self.signal(signal);
         let begun = Instant::now();
-        while signals::is_running(pid) {
+        while processes.iter().any(|pid| signals::is_running(*pid)) {
             assert!(begun.elapsed() < NEVER, "the server does not shut down");
             std::thread::sleep(Duration::from_millis(5));
         }

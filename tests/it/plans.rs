@@ -142,7 +142,7 @@ async fn sqlite() {
     let fill = [
         "with recursive n(i) as (select 2 union all select i + 1 from n where i < 100000) \
          insert into api_key select randomblob(16), randomblob(32), 'kv_', 'key', '', 'owner ' || i % 100, '[]', '{}', i, i, \
-         null, null, null, null, null, i from n",
+         null, null, null, null, null, i, i, i from n",
         "insert into api_key_usage select id, created_at from api_key where revision > 1",
         "insert into key_event select revision, revision, id, hash, owner_id, 'created', '', '', '', created_at \
          from api_key where revision > 1",

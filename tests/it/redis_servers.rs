@@ -149,25 +149,6 @@ impl RedisServer {
         self.restart(settings);
     }
 
-    /// Starts it again with the wall clock that the file `clock` says.
-    pub(crate) fn restart_with_clock(&mut self, settings: &[&str], clock: &Path) {
-        let folder = folder("redis");
-        let mut command = Command::new("env");
-        command
-            .arg(format!("LD_PRELOAD={}", crate::process::program::faketime().display()))
-            .arg(format!("FAKETIME_TIMESTAMP_FILE={}", clock.display()))
-            .arg("FAKETIME_DONT_FAKE_MONOTONIC=1")
-            .arg("redis-server")
-            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--dir"])
-            .arg(&self.data)
-            .args(["--save", ""])
-            .args(settings);
-        let again = watch(&command, folder);
-        let port = self.port;
-        wait_for("a Redis server", || (cli(port, &["PING"]) == "PONG").then_some(()));
-        self.others.push(std::mem::replace(&mut self.watched, again));
-    }
-
     /// Starts it again on the same port with the same files.
     pub(crate) fn restart(&mut self, settings: &[&str]) {
         let again = start(self.port, &self.data, folder("redis"), settings);

@@ -28,7 +28,7 @@ fn to_pid(pid: u32) -> Pid {
 }
 
 /// `pid`, its children, and theirs.
-fn tree(pid: u32) -> Vec<u32> {
+pub(crate) fn tree(pid: u32) -> Vec<u32> {
     let processes: Vec<(u32, u32)> = std::fs::read_dir("/proc")
         .unwrap()
         .filter_map(|entry| {

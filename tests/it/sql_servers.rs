@@ -262,7 +262,7 @@ async fn defaults_of_the_server_change_nothing(kind: Kind) {
             "default_transaction_isolation = 'serializable'",
             "statement_timeout = '20ms'",
             "enable_seqscan = on",
-            "search_path = 'nowhere, public'",
+            "search_path = nowhere, public",
         ]
         .map(|setting| format!("ALTER DATABASE {name} SET {setting}"))
         .into(),

@@ -320,7 +320,7 @@ impl Checker {
             };
             if !load.is_stored {
                 let mut stored = with(Load { is_stored: true, ..load });
-                if is_of_store && self.see(&mut stored, load, fact).is_err() {
+                if is_of_store && Self::see(&mut stored, load, fact).is_err() {
                     stored.close();
                     steps.push(("a load is of another history".into(), Ok(stored)));
                     continue;
@@ -345,8 +345,8 @@ impl Checker {
     }
 
     /// Rule 11 for what a load found in the store.
-    fn see(&self, world: &mut World, load: Load, fact: Fact) -> Result<(), Rewound> {
-        if world.kind(fact) == Kind::Absent || !self.has(Guard::LoadIsCompared) {
+    fn see(world: &mut World, load: Load, fact: Fact) -> Result<(), Rewound> {
+        if world.kind(fact) == Kind::Absent {
             return Ok(());
         }
         let last_change = world.states[fact.state].id;
