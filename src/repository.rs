@@ -18,7 +18,11 @@
 //!    then on, so whatever makes it durable (there: a synced file and a rename) comes before the answer.
 //! 4. **Be honest about failure.** `Ok(None)` says that there is no such key; when you could not look, it is an `Err`,
 //!    whose kind callers act on and whose cause goes to the log, without key, hash or password in it.
-//! 5. **Run the suite.** Each sentence of the contract is a clause of `conformance::repository` (feature `conformance`):
+//! 5. **Make changes recognisable.** A change is identified by its revision and a random nonce ([`ChangeId`]), which the
+//!    record and its event carry. A restored copy of the storage uses revisions again, and the nonce tells them apart. A backend
+//!    that remembers which request made which key offers [`key_of_request`](KeyRepository::key_of_request), so that creations can
+//!    be retried.
+//! 6. **Run the suite.** Each sentence of the contract is a clause of `conformance::repository` (feature `conformance`):
 //!
 //!    ```
 //!    # #[cfg(feature = "conformance")]
@@ -29,7 +33,7 @@
 //!        keyvouch::repository_conformance!(required: async { (Arc::new(MemoryRepository::new()) as _, ()) });
 //!    }
 //!    ```
-//! 6. **Serve it.** [`Store::new`](crate::app::Store::new) takes any backend and
+//! 7. **Serve it.** [`Store::new`](crate::app::Store::new) takes any backend and
 //!    [`App::with_store`](crate::app::App::with_store) serves it. [`OnRuntime`] keeps what waits for a disk or a network
 //!    off the threads that answer calls.
 //!

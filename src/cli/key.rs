@@ -273,7 +273,7 @@ async fn stream(arguments: ListArgs, output: &Output) -> Result<()> {
     };
     let mut keys = arguments.client.key_store().await?.stream_keys(request).await?.into_inner();
     while let Some(response) = keys.message().await? {
-        match output.message(&response, |response| show::streamed(response)) {
+        match output.message(&response, show::streamed) {
             // Who reads the list has seen enough: `keyvouch key list --all | head`.
             Err(error) if error.is::<ReaderGone>() => return Ok(()),
             printed => printed?,

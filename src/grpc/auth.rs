@@ -207,9 +207,12 @@ mod tests {
             validator: vec!["api.example.org".into()],
         };
         let caller = |names: &[&str]| {
-            let name = |&name: &&str| match name.contains(':') {
-                true => CertificateName::Uri(name.to_owned()),
-                false => CertificateName::Dns(name.to_owned()),
+            let name = |&name: &&str| {
+                if name.contains(':') {
+                    CertificateName::Uri(name.to_owned())
+                } else {
+                    CertificateName::Dns(name.to_owned())
+                }
             };
             by_certificate(&known, &names.iter().map(name).collect::<Vec<_>>(), "r")
         };

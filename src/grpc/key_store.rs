@@ -241,7 +241,7 @@ fn list_response(records: Vec<ListedRecord>, limit: usize, request: &PageRequest
         let position = listed.position();
         match listed {
             ListedRecord::Read(record) => {
-                let key = convert::key_message(record);
+                let key = convert::key_message(*record);
                 bytes += key.encoded_len();
                 if last.is_some() && bytes > MAX_PAGE_BYTES {
                     break;
@@ -261,7 +261,7 @@ fn list_response(records: Vec<ListedRecord>, limit: usize, request: &PageRequest
 fn stream_response(listed: ListedRecord) -> pb::StreamKeysResponse {
     match listed {
         ListedRecord::Read(record) => {
-            pb::StreamKeysResponse { key: Some(convert::key_message(record)), unreadable_id: String::new() }
+            pb::StreamKeysResponse { key: Some(convert::key_message(*record)), unreadable_id: String::new() }
         }
         ListedRecord::Unreadable(position) => {
             pb::StreamKeysResponse { key: None, unreadable_id: position.id.to_string() }

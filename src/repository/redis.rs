@@ -106,16 +106,15 @@ impl RedisRepository {
         let drawn = uuid::Builder::from_random_bytes(random).into_uuid().to_string();
         let name = self.keyspace.identity();
         let read = || self.connection.reads().get::<Option<String>, _>(name.clone());
-        let stored = match read().await.map_err(from_fred)? {
-            Some(stored) => stored,
-            None => {
-                let once = Some(SetOptions::NX);
-                let written = self.connection.reads().set(name.clone(), drawn.clone(), None, once, false);
-                let _: Option<String> = written.await.map_err(from_fred)?;
-                // Another replica may have been faster.
-                read().await.map_err(from_fred)?.unwrap_or(drawn)
-            }
-        };
+        let mut stored = read().await.map_err(from_fred)?;
+        if stored.is_none() {
+            let once = Some(SetOptions::NX);
+            let written = self.connection.reads().set(name.clone(), drawn.clone(), None, once, false);
+            let _: Option<String> = written.await.map_err(from_fred)?;
+            // Another replica may have been faster.
+            stored = read().await.map_err(from_fred)?;
+        }
+        let stored = stored.unwrap_or(drawn);
         let identity = stored.parse();
         identity.map(StoreIdentity).map_err(|_| record::corrupt("an identity that is not a UUID"))
     }

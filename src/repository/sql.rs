@@ -222,7 +222,7 @@ impl SqlRepository {
     }
 
     /// Runs a statement that is no change of a key.
-    async fn write_once(&self, statement: &(impl StatementBuilder + Sync)) -> Result<()> {
+    async fn write_once(&self, statement: &impl StatementBuilder) -> Result<()> {
         self.within_deadline(&self.writer, async {
             self.place.check()?;
             self.writer.connection.execute(statement).await.map_err(from_db).map(drop)

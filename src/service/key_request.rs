@@ -91,7 +91,7 @@ pub struct KeyRecord {
 #[derive(Clone, Debug)]
 pub enum ListedRecord {
     /// A key.
-    Read(KeyRecord),
+    Read(Box<KeyRecord>),
     /// A stored key that can't be read, at its place in the listing.
     Unreadable(PagePosition),
 }

@@ -293,7 +293,7 @@ impl KeyStoreService {
         let usage = self.repository.usage(&ids).await?;
         let as_of = self.clock.now();
         let records = listed.into_iter().zip(usage).map(|(listed, last_used_at)| match listed {
-            ListedKey::Read(key) => ListedRecord::Read(KeyRecord { key, last_used_at, as_of }),
+            ListedKey::Read(key) => ListedRecord::Read(Box::new(KeyRecord { key, last_used_at, as_of })),
             ListedKey::Unreadable(position) => ListedRecord::Unreadable(position),
         });
         Ok(records.collect())

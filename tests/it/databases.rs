@@ -339,6 +339,38 @@ fn start_mariadb(certificate: Option<&Certificate>) -> Server {
     }
 }
 
+/// Starts `PgBouncer` in front of the shared PostgreSQL server, with its defaults: session pooling. The URL is that of `url`'s
+/// database through it.
+pub(crate) fn pgbouncer(url: &str) -> (Watched, String) {
+    let (server, name) = url.rsplit_once('/').unwrap();
+    let (user, address) = server.trim_start_matches("postgres://").split_once('@').unwrap();
+    let (host, server_port) = address.split_once(':').unwrap();
+    let temporary = folder("pgbouncer");
+    let folder = temporary.path().to_owned();
+    let port = free_port();
+    let users = folder.join("users");
+    std::fs::write(&users, format!("\"{user}\" \"\"\n")).unwrap();
+    let configuration = folder.join("pgbouncer.ini");
+    let settings = format!(
+        "[databases]\n* = host={host} port={server_port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
+         unix_socket_dir =\nauth_type = trust\nauth_file = {}\n",
+        users.display()
+    );
+    std::fs::write(&configuration, settings).unwrap();
+    // It refuses to run as root.
+    let mut command = if rustix::process::geteuid().is_root() {
+        let mut command = Command::new("runuser");
+        command.args(["-u", "postgres", "--", "/usr/sbin/pgbouncer"]);
+        command
+    } else {
+        Command::new("/usr/sbin/pgbouncer")
+    };
+    command.arg(&configuration);
+    let watched = watch(&command, temporary);
+    wait_for("process up", &folder);
+    (watched, format!("postgres://{user}@127.0.0.1:{port}/{name}"))
+}
+
 /// A certificate authority, and a certificate of it for the name `localhost`.
 pub(crate) fn authority() -> (String, Certificate) {
     let mut params = CertificateParams::default();

@@ -13,7 +13,7 @@ use sea_orm::{ConnectionTrait as _, Database, DbBackend, Statement, TransactionT
 use tokio::time::Instant;
 
 use crate::cached::{Replica, options};
-use crate::databases::{Kind, on_each_server, patient};
+use crate::databases::{Kind, on_each_server, patient, pgbouncer};
 use crate::process::program::Home;
 use crate::sql::key;
 use crate::support::until;
@@ -348,6 +348,39 @@ async fn row_level_security_is_an_error_and_hides_no_key() {
     ] {
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     }
+}
+
+/// A pooler refuses or drops settings that come with the start of a connection: all tables would be in another schema.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pooler_keeps_the_schema_and_the_limits() {
+    let direct = Kind::Postgres.database().await;
+    let (_pooler, url) = pgbouncer(&direct);
+    let in_schema = || {
+        let mut options = patient();
+        options.schema = Some("vouch".to_owned());
+        options
+    };
+    let repository = SqlRepository::open(&url, in_schema()).await.unwrap();
+    repository.migrate().await.unwrap();
+    let created = repository.create(key("a"), &context()).await.unwrap();
+    let seen = SqlRepository::open(&direct, in_schema()).await.unwrap();
+    assert_eq!(seen.get(created.id).await.unwrap(), Some(created.clone()));
+    let database = Database::connect(&direct).await.unwrap();
+    let row = database
+        .query_one_raw(Statement::from_string(DbBackend::Postgres, "SELECT count(*) FROM vouch.api_key"))
+        .await
+        .unwrap();
+    assert_eq!(row.unwrap().try_get_by_index::<i64>(0).unwrap(), 1);
+
+    // A lock that is held too long ends the change, which a dropped `lock_timeout` would not.
+    let options = SqlOptions { lock_timeout: Duration::from_secs(1), ..in_schema() };
+    let quick = SqlRepository::open(&url, options).await.unwrap();
+    let held = database.begin().await.unwrap();
+    held.execute_unprepared("UPDATE vouch.revision_head SET revision = revision").await.unwrap();
+    let error = quick.create(key("b"), &context()).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout), "{error:?}");
+    held.rollback().await.unwrap();
+    quick.create(key("b"), &context()).await.unwrap();
 }
 
 /// In another encoding, names that are valid could not be stored.

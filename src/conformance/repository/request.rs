@@ -23,7 +23,7 @@ pub async fn it_makes_one_key_however_often_it_is_sent(subject: Subject) {
     let made = subject.create(key(first), &in_context(request)).await.unwrap();
     assert_eq!(subject.key_of_request(&request).await.unwrap(), Some(made.id));
     assert_eq!(kind(subject.create(key(second), &in_context(request)).await), ErrorKind::AlreadyExists);
-    assert_eq!(list(&subject, &owner("owner")).await, [made.clone()]);
+    assert_eq!(list(&subject, &owner("owner")).await, std::slice::from_ref(&made));
 
     let other = RequestDigest::of_creation("token:b", "request");
     let number = creatable_after(&subject, &other, second);

@@ -79,7 +79,7 @@ impl Change {
     pub(super) async fn insert(&mut self, key: ApiKey, context: &ChangeContext) -> Result<ApiKey> {
         let key = ApiKey { revision: self.revision, nonce: self.nonce()?, ..key };
         let revoked = self.revoked_hashes(std::slice::from_ref(&key)).await?;
-        let fields = self.revive(&key, &revoked, context)?;
+        let fields = Self::revive(&key, &revoked, context)?;
         if let Some(request) = context.request {
             self.execute(&query::insert_request(&self.tables, &request, &key, context.now)?).await?;
         }
@@ -105,7 +105,6 @@ impl Change {
 
     /// Returns what the creation of `key` changes beyond creating it: it may revive a revoked hash.
     fn revive(
-        &self,
         key: &ApiKey,
         revoked: &HashSet<KeyHash>,
         context: &ChangeContext,
@@ -133,7 +132,7 @@ impl Change {
             let changed = if is_taken {
                 Err(ErrorKind::AlreadyExists.into())
             } else {
-                self.revive(&key, &revoked, context)
+                Self::revive(&key, &revoked, context)
             };
             outcomes.push(match changed {
                 Ok(changed) => {

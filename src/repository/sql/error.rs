@@ -114,16 +114,15 @@ fn verdict_on_postgres(state: &str) -> Verdict {
         "25006" => (ErrorKind::Unavailable, Remedy::Reconnect),
         // lock_not_available, query_canceled
         "55P03" | "57014" => (ErrorKind::Timeout, Remedy::None),
-        // insufficient_privilege; also row-level security, which would hide rows
-        "42501" => (ErrorKind::Unavailable, Remedy::None),
+        // insufficient_privilege, also by row-level security, which would hide rows; invalid_catalog_name: there is no such
+        // database
+        "42501" | "3D000" => (ErrorKind::Unavailable, Remedy::None),
         // idle_in_transaction_session_timeout, transaction_timeout: the connection is closed
         "25P03" | "25P04" => (ErrorKind::Timeout, Remedy::Distrust),
         // admin_shutdown, crash_shutdown, cannot_connect_now, database_dropped, idle_session_timeout
         "57P01" | "57P02" | "57P03" | "57P04" | "57P05" => (ErrorKind::Unavailable, Remedy::Distrust),
         // data_corrupted, index_corrupted
         "XX001" | "XX002" => (ErrorKind::Corrupt, Remedy::None),
-        // invalid_catalog_name: there is no such database
-        "3D000" => (ErrorKind::Unavailable, Remedy::None),
         _ => match state.get(..2) {
             // connection_exception
             Some("08") => (ErrorKind::Unavailable, Remedy::Distrust),

@@ -165,6 +165,7 @@ async fn listen(pool: &PgPool, channel: &str, wake: &mpsc::Sender<()>) -> Result
 }
 
 fn named(server: &PgConnectOptions) -> PgConnectOptions {
-    let server = server.clone().disable_statement_logging();
+    // The driver would send `extra_float_digits` with the start of a connection, which PgBouncer rejects by default.
+    let server = server.clone().disable_statement_logging().extra_float_digits(None);
     if server.get_application_name().is_none() { server.application_name("keyvouch") } else { server }
 }

@@ -89,7 +89,7 @@ impl Fleet {
     }
 
     async fn with_database(&self, act: impl FnOnce(&mut Server)) {
-        let mut server = self.0.database.as_ref().expect("a SQL database").lock().await;
+        let mut server = self.0.database.as_ref().unwrap().lock().await;
         tokio::task::block_in_place(|| act(&mut server));
     }
 

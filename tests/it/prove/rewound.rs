@@ -86,9 +86,9 @@ pub(super) async fn lose_changes(fleet: &Fleet, random: &mut Random) -> Told {
         told.revocations += 1;
         revoked.push((secret, answered));
     }
-    let last = now();
+    let all_revoked = now();
     // Everywhere within the bound, and for good. Keys of the lost history end as well.
-    while last.elapsed() < BOUND * 4 {
+    while all_revoked.elapsed() < BOUND * 4 {
         for replica in 0..REPLICAS {
             for (secret, answered) in &revoked {
                 let begun = now();
@@ -104,7 +104,7 @@ pub(super) async fn lose_changes(fleet: &Fleet, random: &mut Random) -> Told {
                 let begun = now();
                 let reason = validate(fleet, replica, secret).await;
                 told.validations += 1;
-                let is_late = begun.duration_since(last) >= BOUND;
+                let is_late = begun.duration_since(all_revoked) >= BOUND;
                 assert!(
                     !is_late || matches!(reason, None | Some(pb::Reason::NotFound)),
                     "{reason:?} of a lost key"
