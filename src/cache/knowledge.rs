@@ -220,9 +220,12 @@ impl Knowledge {
     }
 
     /// How long ago the poll was sent that last said that nothing is missing; of the part that is furthest behind. `None`
-    /// without a feed, or before the first.
+    /// without a feed, before the first, and while the history is not known.
     #[must_use]
     pub fn feed_age(&self) -> Option<Duration> {
+        if self.history() == 0 {
+            return None;
+        }
         let oldest = self.parts.iter().map(|cell| cell.confirmed.load(Ordering::SeqCst)).min()?;
         (oldest > 0).then(|| self.moment().since(Moment::from_nanos(oldest)))
     }

@@ -82,6 +82,11 @@ fn context() -> ChangeContext {
     ChangeContext::new("token:tests", "r", SystemClock.now())
 }
 
+/// Creates a key again that was revoked and deleted.
+fn reviving() -> ChangeContext {
+    ChangeContext { may_revive: true, ..context() }
+}
+
 impl Replica {
     async fn find_within(&self, hash: &KeyHash, max_staleness: Duration) -> Result<Found> {
         self.source.find(hash, &Demand { asked_at: self.knowledge.moment(), max_staleness }).await
@@ -96,7 +101,7 @@ impl Replica {
     }
 
     async fn create(&self, secret: &str) -> ApiKey {
-        self.repository.create(key(secret), &context()).await.unwrap()
+        self.repository.create(key(secret), &reviving()).await.unwrap()
     }
 
     async fn revoke(&self, id: KeyId) {
@@ -131,7 +136,7 @@ async fn a_revocation_is_seen_by_the_other_replicas() {
     until("the deletion to be seen", async || a.find(&key.hash).await.entry.key.is_none()).await;
     // That there is none is not believed when it is made again.
     let again = ApiKey { revocation: None, ..self::key("secret") };
-    a.repository.create(again, &context()).await.unwrap();
+    a.repository.create(again, &reviving()).await.unwrap();
     until("the key to be seen again", async || b.is_active(&key.hash).await).await;
 }
 
@@ -230,7 +235,11 @@ async fn replicas_meet_in_one_new_epoch() {
         (Replica::start(store.clone(), &options).await, Replica::start(store.clone(), &options).await);
     let key = a.create("lost").await;
     until("the key", async || b.is_active(&key.hash).await).await;
-    let epoch = || crate::redis_servers::cli(redis_port(), &["GET", &format!("{prefix}epoch")]);
+    let cli = |arguments: &[&str]| crate::redis_servers::cli(redis_port(), arguments);
+    // Its name has the identity of the store in it.
+    let name = cli(&["KEYS", &format!("{prefix}*epoch")]);
+    assert!(name.starts_with(&prefix), "{name}");
+    let epoch = || cli(&["GET", &name]);
     let before = epoch();
     store.swap(MemoryRepository::new());
     until("a new epoch", async || epoch() != before).await;

@@ -149,8 +149,12 @@ impl Server {
     }
 
     fn start_again(&mut self) {
-        // The file of a server that was killed; PostgreSQL does not start while a process has the id in it.
-        let _ = std::fs::remove_file(self.data.join("postmaster.pid"));
+        // Files of a server that was killed. PostgreSQL does not start while a process has the id in them, which one that has
+        // ended keeps until someone waits for it.
+        let socket = self.data.with_file_name(format!(".s.PGSQL.{}.lock", self.port));
+        for left in [self.data.join("postmaster.pid"), socket] {
+            let _ = std::fs::remove_file(left);
+        }
         let temporary = folder("again");
         let log = temporary.path().to_owned();
         let mut command = Command::new(self.command.get_program());
