@@ -15,6 +15,16 @@
     reason = "a clause fails by panicking: these are tests"
 )]
 
+use std::time::Duration;
+
 pub mod api;
 pub mod cache;
 pub mod repository;
+
+/// How long one clause may take: far longer than it needs on the slowest backend.
+const LIMIT: Duration = Duration::from_mins(5);
+
+/// Runs one clause. It panics after five minutes, so that a backend that never gets where a clause waits for fails it.
+pub async fn within_limit(clause: impl Future<Output = ()>) {
+    tokio::time::timeout(LIMIT, clause).await.unwrap();
+}

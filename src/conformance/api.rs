@@ -197,7 +197,7 @@ macro_rules! api_conformance {
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $clause() {
                 let (api, _guard) = $subject.await;
-                $crate::conformance::api::$group::$clause(api).await;
+                $crate::conformance::within_limit($crate::conformance::api::$group::$clause(api)).await;
             }
         )*
     };

@@ -160,7 +160,7 @@ macro_rules! cache_conformance {
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $clause() {
                 let (subject, _guard) = $subject.await;
-                $crate::conformance::cache::$clause(subject).await;
+                $crate::conformance::within_limit($crate::conformance::cache::$clause(subject)).await;
             }
         )*
     };

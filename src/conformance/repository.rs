@@ -118,7 +118,7 @@ macro_rules! repository_conformance {
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $clause() {
                 let (subject, _guard) = $subject.await;
-                $crate::conformance::repository::$group::$clause(subject).await;
+                $crate::conformance::within_limit($crate::conformance::repository::$group::$clause(subject)).await;
             }
         )*
     };

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use keyvouch::conformance::api::new_key;
 
+use super::BOUND;
 use super::fleet::{Fleet, REPLICAS};
+use crate::support::until;
 
 /// Times, sorted.
 pub(super) struct Times(Vec<Duration>);
@@ -44,7 +46,7 @@ pub(super) async fn measure(fleet: &Fleet, revocations: u64, rate: u64) -> Times
         let (key, secret) = fleet.api(0).create(new_key()).await;
         // Known to all, and in all caches.
         for replica in 1..REPLICAS {
-            while !fleet.api(replica).validate(&secret).await.valid {}
+            until("the key", async || fleet.api(replica).validate(&secret).await.valid).await;
         }
         // Not in step with the polls.
         tokio::time::sleep(Duration::from_millis(number * 137 % 500)).await;
@@ -53,9 +55,12 @@ pub(super) async fn measure(fleet: &Fleet, revocations: u64, rate: u64) -> Times
         let refused = (1..REPLICAS).map(|replica| {
             let (fleet, secret) = (fleet.clone(), secret.clone());
             tokio::spawn(async move {
-                while fleet.api(replica).validate(&secret).await.valid {
-                    tokio::time::sleep(Duration::from_micros(200)).await;
-                }
+                let refused = async {
+                    while fleet.api(replica).validate(&secret).await.valid {
+                        tokio::time::sleep(Duration::from_micros(200)).await;
+                    }
+                };
+                tokio::time::timeout(BOUND * 10, refused).await.unwrap();
                 now().duration_since(answered)
             })
         });

@@ -13,7 +13,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::faulty::{Faulty, Mode};
-use crate::support::{TestServer, uncached};
+use crate::support::{TestServer, uncached, until};
 
 /// Far more than any drain here may take; only a server that never ends gets there.
 const NEVER: Duration = Duration::from_mins(1);
@@ -29,14 +29,10 @@ async fn calls_in_flight_are_answered() {
     store.set(Mode::Hang);
     let lookups = store.lookups();
     let call = tokio::spawn(async move { api.reason(&secret).await });
-    while store.lookups() == lookups {
-        tokio::task::yield_now().await;
-    }
+    until("the lookup", async || store.lookups() != lookups).await;
     server.begin_stop();
     // New connections are refused from now on; the call goes on.
-    while TcpStream::connect(server.address).await.is_ok() {
-        tokio::task::yield_now().await;
-    }
+    until("the end of listening", async || TcpStream::connect(server.address).await.is_err()).await;
     assert!(!call.is_finished());
     store.set(Mode::Work);
     assert_eq!(call.await.unwrap(), pb::Reason::Valid);
@@ -51,7 +47,8 @@ async fn a_silent_connection_and_an_open_watch_do_not_hold_it_up() {
     let mut silent = TcpStream::connect(server.address).await.unwrap();
     let mut health = HealthClient::new(server.channel().await);
     let mut watch = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
-    while watch.message().await.unwrap().unwrap().status() != ServingStatus::Serving {}
+    until("health", async || watch.message().await.unwrap().unwrap().status() == ServingStatus::Serving)
+        .await;
     server.begin_stop();
     let last = watch.message().await.unwrap().unwrap();
     assert_eq!(last.status(), ServingStatus::NotServing, "watchers are told first");
@@ -68,7 +65,8 @@ async fn open_watches_end_at_once_and_are_told_why() {
     let mut server = TestServer::start_with(MemoryRepository::new(), &config).await;
     let mut health = HealthClient::new(server.channel().await);
     let mut watch = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
-    while watch.message().await.unwrap().unwrap().status() != ServingStatus::Serving {}
+    until("health", async || watch.message().await.unwrap().unwrap().status() == ServingStatus::Serving)
+        .await;
     server.begin_stop();
     let mut end = watch.message().await;
     while end.is_ok() {

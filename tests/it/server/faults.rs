@@ -7,7 +7,7 @@ use tonic::Code;
 use tonic_types::StatusExt as _;
 
 use super::faulty::{DRIVER_TEXT, Faulty, Mode};
-use crate::support::{TestServer, uncached};
+use crate::support::{TestServer, uncached, until};
 
 fn ask(secret: &str) -> pb::ValidateRequest {
     pb::ValidateRequest { secret: secret.into(), ..pb::ValidateRequest::default() }
@@ -99,9 +99,7 @@ async fn a_usage_store_that_hangs_or_fails_holds_no_validation_up() {
     }
     // What could not be written is kept.
     store.set_usage(Mode::Work);
-    while api.get(&key.id).await.last_used_time.is_none() {
-        tokio::task::yield_now().await;
-    }
+    until("the last use", async || api.get(&key.id).await.last_used_time.is_some()).await;
 }
 
 #[tokio::test]

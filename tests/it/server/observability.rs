@@ -9,7 +9,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::faulty::{Faulty, Mode};
-use crate::support::{TestServer, uncached};
+use crate::support::{TestServer, uncached, until};
 
 #[tokio::test]
 async fn health_follows_the_store_service_by_service() {
@@ -47,9 +47,7 @@ async fn wait_for(
     expected: ServingStatus,
 ) {
     // A service that is not registered yet is NOT_FOUND.
-    while check(service).await.ok() != Some(expected) {
-        tokio::task::yield_now().await;
-    }
+    until(service, async || check(service).await.ok() == Some(expected)).await;
 }
 
 #[tokio::test]
