@@ -25,7 +25,7 @@ fn it_brings_a_database_up_and_down() {
     told(&["up", "--dry-run", "--table-prefix", "a_"], 0, "\"a_api_key\"");
     told(&["status"], 3, migration);
     let last = "m20261128_000002_change_ids";
-    told(&["up"], 0, &format!("applied: {migration}, {last}"));
+    told(&["up"], 0, &format!("applied: {migration}\napplied: {last}"));
     told(&["up"], 0, "applied: none");
     told(&["status"], 0, "pending: none");
     told(&["status", "--table-prefix", "a_"], 3, migration);
@@ -34,7 +34,7 @@ fn it_brings_a_database_up_and_down() {
     told(&["status"], 3, last);
     told(&["down"], 0, &format!("undone: {migration}"));
     told(&["status"], 3, migration);
-    told(&["up"], 0, &format!("applied: {migration}, {last}"));
+    told(&["up"], 0, &format!("applied: {migration}\napplied: {last}"));
 }
 
 #[test]
