@@ -79,7 +79,7 @@ pub use stored_key::StoredKey;
 pub use unreadable::unreadable_counts;
 
 use crate::domain::{
-    ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, RequestDigest, Revision,
+    ApiKey, ChangeContext, ChangeId, Entropy, KeyFilter, KeyHash, KeyId, OwnerId, RequestDigest, Revision,
     RevokeReason, Rotation, Timestamp,
 };
 
@@ -90,6 +90,15 @@ pub type KeyStream = BoxStream<'static, Result<ListedKey>>;
 /// Tells one installation from another one that shares a cache with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct StoreIdentity(pub Uuid);
+
+impl StoreIdentity {
+    /// Draws the identity of a new installation.
+    fn draw(entropy: &dyn Entropy) -> Result<Self> {
+        let mut random = [0; 16];
+        entropy.fill(&mut random)?;
+        Ok(Self(uuid::Builder::from_random_bytes(random).into_uuid()))
+    }
+}
 
 /// Stores keys. `Display` says where, without any credential.
 ///

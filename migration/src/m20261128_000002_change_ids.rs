@@ -1,4 +1,4 @@
-//! What tells histories, requests and installations apart.
+//! Nonces of changes, hashes of revoked keys, ids of requests, and the identity of the installation.
 //!
 //! - `api_key.nonce`: the nonce of the key's last change, which is also in `key_event`. It is valid only while
 //!   `nonce_revision` equals `revision`: releases before this one change a key without knowing either column.

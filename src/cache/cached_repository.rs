@@ -68,7 +68,7 @@ impl Effect {
 enum Target {
     /// One whose hash is not known.
     Unknown,
-    /// Those with these hashes.
+    /// The keys with these hashes.
     Hashes(Vec<KeyHash>),
 }
 
@@ -167,8 +167,8 @@ impl CacheParts {
     /// A change was not made, or it is not known whether it was.
     ///
     /// A change that was answered with an error promises nothing. If it was made all the same, this replica reads it from the
-    /// feed as all others do, within the same bound. So nothing but the cached records of its own keys has to go, and that
-    /// only so that whoever looks next sees what the store has.
+    /// feed as all others do, within the same bound; without a feed, its cached record ends with its `ttl`. So only the cached
+    /// records of the keys in `target` are evicted, so that the next lookup returns what the store has.
     async fn failed(&self, error: &RepositoryError, target: &Target) -> Result<()> {
         match error.kind() {
             // Another replica may have deleted it: then it must not be served here any more.

@@ -431,8 +431,7 @@ mod tests {
         part.see(change(3), change(5)).unwrap();
         assert_eq!(part.check_end(part.seen()), Err(Rewound));
         // Another change has its revision.
-        assert_eq!(part.clone().apply('b', Cause::Change, other(4)), Ok(()));
-        part.apply('b', Cause::Change, other(4)).unwrap();
+        assert_eq!(part.apply('b', Cause::Change, other(4)), Ok(()));
         assert_eq!(part.apply('b', Cause::Change, other(5)), Err(Rewound));
         // It was passed without being met.
         let mut part = following(3);
@@ -483,11 +482,7 @@ mod tests {
             forgetful.apply('a', Cause::Creation, change(number)).unwrap();
         }
         assert!(!forgetful.has_applied(change(1)), "not remembered any more");
-        assert!(part_without_events().has_applied(ChangeId::NONE));
-    }
-
-    fn part_without_events() -> Part<char> {
-        part(8)
+        assert!(self::part(8).has_applied(ChangeId::NONE), "there are no events yet");
     }
 
     #[test]

@@ -99,7 +99,7 @@ impl KeyStore for KeyStoreHandler {
         &self,
         request: Request<pb::StreamKeysRequest>,
     ) -> Result<Response<Self::StreamKeysStream>, Status> {
-        let recheck = Recheck::of(&request, Permission::Read);
+        let recheck = Recheck::of(&request, Permission::Read)?;
         let (_, request) = authenticated(request)?;
         let owner_id = convert::listed_owner(request.owner_id).map_err(status::invalid_field)?;
         let filter = convert::filter(&request.states, request.prefix, self.service.now())
@@ -110,7 +110,7 @@ impl KeyStore for KeyStoreHandler {
             Ok(listed) => Ok(stream_response(listed)),
             Err(error) => Err(call.in_scope(|| status::from_service(error))),
         });
-        Ok(Response::new(recheck?.every_so_often(keys.boxed())))
+        Ok(Response::new(recheck.every_so_often(keys.boxed())))
     }
 
     async fn update_key(
@@ -241,7 +241,7 @@ fn list_response(records: Vec<ListedRecord>, limit: usize, request: &PageRequest
         let position = listed.position();
         match listed {
             ListedRecord::Read(record) => {
-                let key = convert::key_message(*record);
+                let key = convert::key_message(record);
                 bytes += key.encoded_len();
                 if last.is_some() && bytes > MAX_PAGE_BYTES {
                     break;
@@ -261,7 +261,7 @@ fn list_response(records: Vec<ListedRecord>, limit: usize, request: &PageRequest
 fn stream_response(listed: ListedRecord) -> pb::StreamKeysResponse {
     match listed {
         ListedRecord::Read(record) => {
-            pb::StreamKeysResponse { key: Some(convert::key_message(*record)), unreadable_id: String::new() }
+            pb::StreamKeysResponse { key: Some(convert::key_message(record)), unreadable_id: String::new() }
         }
         ListedRecord::Unreadable(position) => {
             pb::StreamKeysResponse { key: None, unreadable_id: position.id.to_string() }

@@ -96,6 +96,12 @@ impl From<tokio::task::JoinError> for RepositoryError {
     }
 }
 
+impl From<crate::domain::EntropyError> for RepositoryError {
+    fn from(error: crate::domain::EntropyError) -> Self {
+        Self::new(ErrorKind::Internal, error)
+    }
+}
+
 impl From<crate::domain::ImmutableField> for RepositoryError {
     fn from(error: crate::domain::ImmutableField) -> Self {
         Self::new(ErrorKind::Refused, error)

@@ -19,7 +19,7 @@ pub struct EventPageRequest {
 }
 
 /// A place in the audit trail: right behind this event, which need not exist any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EventPosition {
     /// The event's revision.
     pub revision: Revision,
@@ -196,6 +196,14 @@ impl<T, P> Listed<T, P> {
             Self::Unreadable(_) => None,
         }
     }
+
+    /// Returns the same with `f` of what was read.
+    pub(crate) fn map<U>(self, f: impl FnOnce(T) -> U) -> Listed<U, P> {
+        match self {
+            Self::Read(item) => Listed::Read(f(item)),
+            Self::Unreadable(place) => Listed::Unreadable(place),
+        }
+    }
 }
 
 impl ListedKey {
@@ -233,10 +241,12 @@ impl FeedItem {
     }
 }
 
-/// Returns the events of `part` that could be read, and those that could not.
-pub(super) fn split(part: u8, items: Vec<FeedItem>) -> (Vec<KeyEvent>, Vec<UnreadableEvent>) {
-    let (mut events, mut unreadable) = (Vec::with_capacity(items.len()), Vec::new());
-    for item in items {
+/// Returns the events that could be read, and those that could not. Each item comes with the part of the feed that has it.
+pub(super) fn split(
+    items: impl IntoIterator<Item = (u8, FeedItem)>,
+) -> (Vec<KeyEvent>, Vec<UnreadableEvent>) {
+    let (mut events, mut unreadable) = (Vec::new(), Vec::new());
+    for (part, item) in items {
         match item {
             Listed::Read(event) => events.push(event),
             Listed::Unreadable(revision) => unreadable.push(UnreadableEvent { part, revision }),
@@ -285,7 +295,7 @@ impl RecentChanges {
             Some(last) => FeedPosition::of(last.change()),
             None => FeedPosition::after_missing(head),
         };
-        let (events, unreadable) = split(0, items);
+        let (events, unreadable) = split(items.into_iter().map(|item| (0, item)));
         Self { events, unreadable, position }
     }
 }

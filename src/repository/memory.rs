@@ -98,11 +98,11 @@ impl State {
 
     fn create(&mut self, mut key: ApiKey, context: &ChangeContext) -> Result<ApiKey> {
         self.check_creatable(&key, context)?;
-        let fields = if key.revocation.is_none() && self.revoked_hashes.remove(&key.hash) {
-            vec![ChangedField::Revocation]
-        } else {
-            Vec::new()
-        };
+        let mut fields = Vec::new();
+        if self.revives(&key) {
+            self.revoked_hashes.remove(&key.hash);
+            fields.push(ChangedField::Revocation);
+        }
         if let Some(request) = context.request {
             self.requests.insert(request, (key.id, context.now));
         }
@@ -120,11 +120,15 @@ impl State {
         if is_retry || self.keys.contains_key(&key.id) || self.ids_by_hash.contains_key(&key.hash) {
             return Err(ErrorKind::AlreadyExists.into());
         }
-        let revives = key.revocation.is_none() && self.revoked_hashes.contains(&key.hash);
-        if revives && !context.may_revive {
+        if self.revives(key) && !context.may_revive {
             return Err(ErrorKind::RevokedHash.into());
         }
         Ok(())
+    }
+
+    /// Whether `key` is active and has the hash of one that was revoked and deleted.
+    fn revives(&self, key: &ApiKey) -> bool {
+        key.revocation.is_none() && self.revoked_hashes.contains(&key.hash)
     }
 
     fn update(

@@ -31,8 +31,8 @@ use self::connection::Connection;
 use self::error::from_fred;
 use self::keyspace::{Keyspace, Shard};
 use super::{
-    Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, ListedEvent, ListedKey,
-    PageRequest, RecentChanges, RepositoryError, Result, StoreIdentity, pages, provided,
+    Changes, EventPageRequest, FeedPosition, KeyRepository, KeyStream, ListedEvent, ListedKey, PageRequest,
+    RecentChanges, Result, StoreIdentity, pages, provided,
 };
 use crate::domain::{
     ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, RequestDigest, Revision,
@@ -67,10 +67,9 @@ impl RedisRepository {
     /// Connects to the server of `url`: `redis://…`, `redis-sentinel://…`, `redis-cluster://…`, each with `rediss-` for TLS,
     /// or `redis+unix://…`.
     ///
-    /// # Errors
-    /// [`ErrorKind::Refused`] if the URL can't be used, or the server under
-    /// [`strict`](RedisOptions::strict) is one that may lose keys; [`ErrorKind::Unavailable`] if it can't be reached. No
-    /// error holds the URL.
+    /// [`ErrorKind::Refused`](super::ErrorKind::Refused) if the URL can't be used, or the server under
+    /// [`strict`](RedisOptions::strict) is one that may lose keys;
+    /// [`ErrorKind::Unavailable`](super::ErrorKind::Unavailable) if it can't be reached. No error holds the URL.
     pub async fn open(url: &str, options: RedisOptions) -> Result<Self> {
         let connection = Connection::open(url, &options).await?;
         let scripts = Scripts {
@@ -88,7 +87,7 @@ impl RedisRepository {
         Ok(repository)
     }
 
-    /// Closes the connections. Calls that come afterwards fail with [`ErrorKind::Unavailable`].
+    /// Closes the connections. Calls that come afterwards fail with [`ErrorKind::Unavailable`](super::ErrorKind::Unavailable).
     pub async fn close(&self) -> Result<()> {
         self.connection.close().await
     }
@@ -100,23 +99,19 @@ impl RedisRepository {
 
     /// Reads the identity of this installation, or writes one if there is none.
     async fn read_or_write_identity(&self) -> Result<StoreIdentity> {
-        let mut random = [0; 16];
-        let drawn = self.options.entropy.fill(&mut random);
-        drawn.map_err(|error| RepositoryError::new(ErrorKind::Internal, error))?;
-        let drawn = uuid::Builder::from_random_bytes(random).into_uuid().to_string();
         let name = self.keyspace.identity();
         let read = || self.connection.reads().get::<Option<String>, _>(name.clone());
         let mut stored = read().await.map_err(from_fred)?;
         if stored.is_none() {
+            let drawn = StoreIdentity::draw(self.options.entropy.as_ref())?.0.to_string();
             let once = Some(SetOptions::NX);
             let written = self.connection.reads().set(name.clone(), drawn.clone(), None, once, false);
             let _: Option<String> = written.await.map_err(from_fred)?;
             // Another replica may have been faster.
-            stored = read().await.map_err(from_fred)?;
+            stored = read().await.map_err(from_fred)?.or(Some(drawn));
         }
-        let stored = stored.unwrap_or(drawn);
-        let identity = stored.parse();
-        identity.map(StoreIdentity).map_err(|_| record::corrupt("an identity that is not a UUID"))
+        let identity = stored.and_then(|stored| stored.parse().ok());
+        identity.map(StoreIdentity).ok_or_else(|| record::corrupt("an identity that is not a UUID"))
     }
 
     /// The records of `hashes`, by their positions: by one command, or on a cluster by one for each shard, with an outcome of

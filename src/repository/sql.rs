@@ -432,13 +432,9 @@ impl KeyRepository for SqlRepository {
         if let Some(identity) = self.read_value(&select).await? {
             return Ok(Some(StoreIdentity(identity)));
         }
-        let mut random = [0; 16];
-        let drawn = self.options.entropy.fill(&mut random);
-        drawn.map_err(|error| RepositoryError::new(ErrorKind::Internal, error))?;
         // Of several replicas that do so at once, one writes its own.
-        let insert =
-            query::insert_identity(&self.tables, uuid::Builder::from_random_bytes(random).into_uuid())?;
-        self.write_once(&insert).await?;
+        let drawn = StoreIdentity::draw(self.options.entropy.as_ref())?;
+        self.write_once(&query::insert_identity(&self.tables, drawn.0)?).await?;
         Ok(self.read_value(&select).await?.map(StoreIdentity))
     }
 

@@ -2,8 +2,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::RepositoryError;
-use crate::domain::{KeyId, Revision};
+use super::{ErrorKind, RepositoryError, Result};
+use crate::domain::{
+    ApiKey, ChangeId, Description, InvalidField, KeyHash, KeyId, KeyName, KeyPrefix, Metadata, OwnerId,
+    Revision, Revocation, ScopeSet, Timestamp,
+};
 use crate::telemetry::{LogLimit, error_chain};
 
 static KEYS: AtomicU64 = AtomicU64::new(0);
@@ -13,6 +16,38 @@ static EVENTS: AtomicU64 = AtomicU64::new(0);
 #[must_use]
 pub fn unreadable_counts() -> (u64, u64) {
     (KEYS.load(Ordering::Relaxed), EVENTS.load(Ordering::Relaxed))
+}
+
+/// Stands for a name or an owner that can't be read.
+pub(super) const UNREADABLE: &str = "unreadable record";
+
+/// Returns a revoked key of which no more can be read than what is given, with defaults in place of the rest.
+pub(super) fn revoked_key(
+    id: KeyId,
+    hash: KeyHash,
+    owner_id: OwnerId,
+    created_at: Timestamp,
+    revocation: Revocation,
+) -> Result<ApiKey> {
+    let invalid = |error: InvalidField| RepositoryError::new(ErrorKind::Corrupt, error);
+    Ok(ApiKey {
+        id,
+        hash,
+        prefix: KeyPrefix::parse("prefix", "").map_err(invalid)?,
+        name: KeyName::parse("name", UNREADABLE).map_err(invalid)?,
+        description: Description::default(),
+        owner_id,
+        scopes: ScopeSet::default(),
+        metadata: Metadata::default(),
+        created_at,
+        updated_at: revocation.at,
+        expires_at: None,
+        revocation: Some(revocation),
+        rotated_from: None,
+        replaced_by: None,
+        revision: Revision::NONE,
+        nonce: ChangeId::UNKNOWN_NONCE,
+    })
 }
 
 /// Counts and logs a record that a listing skipped.

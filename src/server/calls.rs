@@ -147,7 +147,7 @@ impl Calls {
     /// Completes when the answer to `request` is to end, though there could be more.
     fn end_of(&self, request: &Request<Incoming>) -> End {
         let mut is_ending = self.is_ending.clone();
-        let grace = if ENDLESS.contains(&request.uri().path()) { None } else { Some(self.drain_timeout) };
+        let grace = (!ENDLESS.contains(&request.uri().path())).then_some(self.drain_timeout);
         Box::pin(async move {
             // A connection that is gone ends as well.
             let _ = is_ending.wait_for(|is_ending| *is_ending).await;

@@ -51,8 +51,7 @@ impl Serving {
     }
 
     /// Serves a connection to its end. It is told to end when the server drains, when it is old, when its client's
-    /// certificate expires, or when it is idle; calls
-    /// that run then are answered first, if their client reads the answers.
+    /// certificate expires, or when it is idle; calls that run then are answered first, if their client reads the answers.
     pub(super) async fn run(mut self, handed_over: (Accepted, Place), jitter: f64) {
         let tls = self.tls.as_ref().map(|tls| Arc::clone(&tls.borrow().config));
         let failures = self.failed_handshakes.clone();

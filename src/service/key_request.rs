@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::domain::{
     ApiKey, Description, InvalidField, KeyName, Metadata, OwnerId, ScopeSet, SecretKey, Timestamp,
 };
-use crate::repository::PagePosition;
+use crate::repository::{Listed, PagePosition};
 
 /// What a new key should be.
 #[derive(Clone, Debug)]
@@ -88,13 +88,7 @@ pub struct KeyRecord {
 }
 
 /// An item of a listing of keys.
-#[derive(Clone, Debug)]
-pub enum ListedRecord {
-    /// A key.
-    Read(Box<KeyRecord>),
-    /// A stored key that can't be read, at its place in the listing.
-    Unreadable(PagePosition),
-}
+pub type ListedRecord = Listed<KeyRecord, PagePosition>;
 
 impl ListedRecord {
     /// Returns the place right behind this item.

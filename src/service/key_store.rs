@@ -292,11 +292,9 @@ impl KeyStoreService {
         let ids: Vec<_> = listed.iter().map(|it| it.position().id).collect();
         let usage = self.repository.usage(&ids).await?;
         let as_of = self.clock.now();
-        let records = listed.into_iter().zip(usage).map(|(listed, last_used_at)| match listed {
-            ListedKey::Read(key) => ListedRecord::Read(Box::new(KeyRecord { key, last_used_at, as_of })),
-            ListedKey::Unreadable(position) => ListedRecord::Unreadable(position),
-        });
-        Ok(records.collect())
+        let record =
+            |(listed, last_used_at): (ListedKey, _)| listed.map(|key| KeyRecord { key, last_used_at, as_of });
+        Ok(listed.into_iter().zip(usage).map(record).collect())
     }
 
     async fn records_of_chunk(

@@ -19,7 +19,7 @@ use crate::domain::{KeyEvent, KeyId, Revision, Timestamp};
 use crate::repository::unreadable::skipped_event;
 use crate::repository::{
     Changes, ErrorKind, EventPageRequest, EventPosition, FeedItem, FeedPosition, ListedEvent, Mark,
-    RecentChanges, Result, UnreadableEvent, split, within,
+    RecentChanges, Result, split, within,
 };
 
 /// How many events are read at once while they are filtered or pruned.
@@ -39,10 +39,7 @@ impl RedisRepository {
         // The newest of all are among the newest of each.
         let parts = shards.into_iter().map(|shard| self.newest_events(shard, request));
         let mut events: Vec<_> = try_join_all(parts).await?.into_iter().flatten().collect();
-        events.sort_by_key(|event| {
-            let EventPosition { revision, key_id } = event.position();
-            std::cmp::Reverse((revision, key_id))
-        });
+        events.sort_by_key(|event| std::cmp::Reverse(event.position()));
         events.truncate(request.limit);
         Ok(events)
     }
@@ -50,10 +47,8 @@ impl RedisRepository {
     /// The newest events of one shard that `request` asks for, as many as it asks for.
     async fn newest_events(&self, shard: Shard, request: &EventPageRequest) -> Result<Vec<ListedEvent>> {
         let mut end = request.after.map_or_else(|| "+".to_owned(), |after| entry_id(after.revision));
-        let is_after = |position: EventPosition| {
-            let place = |it: EventPosition| (it.revision, it.key_id);
-            request.after.is_none_or(|after| place(position) < place(after))
-        };
+        // The newest come first.
+        let is_after = |position: EventPosition| request.after.is_none_or(|after| position < after);
         let asked_for = |item: FeedItem| match item {
             FeedItem::Read(event) => {
                 let is_asked_for = request.key_id.is_none_or(|id| id == event.key_id)
@@ -130,14 +125,10 @@ impl RedisRepository {
         // Within a shard that is their order; across shards it is about the order of time.
         items.sort_by_key(|(_, item)| item.change().revision);
         items.truncate(limit);
-        let (mut events, mut unreadable) = (Vec::with_capacity(items.len()), Vec::new());
-        for (part, item) in items {
-            position.advance(part, item.change());
-            match item {
-                FeedItem::Read(event) => events.push(event),
-                FeedItem::Unreadable(revision) => unreadable.push(UnreadableEvent { part, revision }),
-            }
+        for (part, item) in &items {
+            position.advance(*part, item.change());
         }
+        let (events, unreadable) = split(items);
         Ok(Changes { events, unreadable, position, unanswered })
     }
 
@@ -145,17 +136,16 @@ impl RedisRepository {
         let parts = try_join_all(Shard::all().map(|shard| self.newest_of(shard, limit))).await?;
         self.connection.check_role().await?;
         let mut position = FeedPosition::beginning();
-        let (mut events, mut unreadable) = (Vec::new(), Vec::new());
+        let mut items = Vec::new();
         for (shard, (part, missing)) in Shard::all().zip(parts) {
             let number = shard.number();
             match part.last() {
                 Some(last) => position.advance(number, last.change()),
                 None => position.start(number, missing),
             }
-            let (read, skipped) = split(number, part);
-            events.extend(read);
-            unreadable.extend(skipped);
+            items.extend(part.into_iter().map(|item| (number, item)));
         }
+        let (events, unreadable) = split(items);
         Ok(RecentChanges { events, unreadable, position })
     }
 

@@ -3,11 +3,8 @@
 use data_encoding::HEXLOWER;
 
 use super::keyspace::Member;
-use crate::domain::{
-    ApiKey, ChangeId, Description, InvalidField, KeyHash, KeyId, KeyName, KeyPrefix, Metadata, OwnerId,
-    Revision, Revocation, RevokeReason, ScopeSet, Timestamp,
-};
-use crate::repository::{ErrorKind, RepositoryError, Result, StoredKey};
+use crate::domain::{ApiKey, KeyHash, KeyId, OwnerId, Revision, Revocation, RevokeReason, Timestamp};
+use crate::repository::{ErrorKind, RepositoryError, Result, StoredKey, unreadable};
 
 /// A record without its revision, which the script that stores it draws.
 pub(super) fn body(key: &ApiKey) -> Result<String> {
@@ -55,26 +52,9 @@ impl Index {
 
     /// Returns a key that is revoked, with defaults in place of all that the index doesn't know.
     pub(super) fn revoked_key(&self, id: KeyId, reason: &RevokeReason, now: Timestamp) -> Result<ApiKey> {
-        let invalid = |error: InvalidField| RepositoryError::new(ErrorKind::Corrupt, error);
         let created_at = self.member.position().map_or(now, |position| position.created_at);
-        Ok(ApiKey {
-            id,
-            hash: self.hash,
-            prefix: KeyPrefix::parse("prefix", "").map_err(invalid)?,
-            name: KeyName::parse("name", "unreadable record").map_err(invalid)?,
-            description: Description::default(),
-            owner_id: self.owner_id.clone(),
-            scopes: ScopeSet::default(),
-            metadata: Metadata::default(),
-            created_at,
-            updated_at: now,
-            expires_at: None,
-            revocation: Some(Revocation { at: now, reason: reason.clone() }),
-            rotated_from: None,
-            replaced_by: None,
-            revision: Revision::NONE,
-            nonce: ChangeId::UNKNOWN_NONCE,
-        })
+        let revocation = Revocation { at: now, reason: reason.clone() };
+        unreadable::revoked_key(id, self.hash, self.owner_id.clone(), created_at, revocation)
     }
 
     pub(super) fn parse(text: &str) -> Result<Self> {

@@ -284,8 +284,7 @@ impl RedisRepository {
     }
 
     fn nonce(&self) -> Result<u64> {
-        let drawn = ChangeId::draw_nonce(self.options.entropy.as_ref());
-        drawn.map_err(|error| RepositoryError::new(ErrorKind::Internal, error))
+        Ok(ChangeId::draw_nonce(self.options.entropy.as_ref())?)
     }
 }
 

@@ -218,24 +218,16 @@ impl Change {
         if stub.revoked_at.is_some() {
             return Ok((stub.into_key(reason)?, false));
         }
+        let change = ChangeId::new(self.revision, self.nonce()?);
         let revoked = KeyStub {
-            revision: self.revision.get(),
-            nonce: Some(self.nonce()?.cast_signed()),
+            revision: change.revision.get(),
+            nonce: Some(change.nonce.cast_signed()),
             revoked_at: Some(context.now.as_micros()),
             ..stub
         };
         self.execute(&query::revoke_stub(&self.tables, &revoked, reason)).await?;
-        let event = NewEvent {
-            revision: self.revision,
-            nonce: revoked.nonce.unwrap_or_default().cast_unsigned(),
-            key_id: revoked.id,
-            hash: &revoked.hash,
-            owner_id: &revoked.owner_id.0,
-            kind: ChangeKind::Revoked,
-            changed_fields: &[ChangedField::Revocation],
-            context,
-        };
-        self.record(&[event]).await?;
+        let fields = [ChangedField::Revocation];
+        self.record(&[event_of_stub(&revoked, change, ChangeKind::Revoked, &fields, context)]).await?;
         Ok((revoked.into_key(reason)?, true))
     }
 
@@ -258,23 +250,12 @@ impl Change {
             self.execute(&delete).await?;
         }
         let change = ChangeId::new(self.revision, self.nonce()?);
-        let event = NewEvent {
-            revision: change.revision,
-            nonce: change.nonce,
-            key_id: row.id,
-            hash: &row.hash,
-            owner_id: &row.owner_id.0,
-            kind: ChangeKind::Deleted,
-            changed_fields: &[],
-            context,
-        };
-        self.record(&[event]).await?;
+        self.record(&[event_of_stub(&row, change, ChangeKind::Deleted, &[], context)]).await?;
         Ok(change)
     }
 
     fn nonce(&self) -> Result<u64> {
-        let drawn = ChangeId::draw_nonce(self.entropy.as_ref());
-        drawn.map_err(|error| RepositoryError::new(ErrorKind::Internal, error))
+        Ok(ChangeId::draw_nonce(self.entropy.as_ref())?)
     }
 
     async fn record(&self, events: &[NewEvent<'_>]) -> Result<()> {
@@ -311,6 +292,26 @@ fn event_of<'e>(
         key_id: key.id.as_uuid(),
         hash: key.hash.as_bytes(),
         owner_id: key.owner_id.as_str(),
+        kind,
+        changed_fields,
+        context,
+    }
+}
+
+/// Returns the event of `change` of a key that need not be readable.
+fn event_of_stub<'e>(
+    key: &'e KeyStub,
+    change: ChangeId,
+    kind: ChangeKind,
+    changed_fields: &'e [ChangedField],
+    context: &'e ChangeContext,
+) -> NewEvent<'e> {
+    NewEvent {
+        revision: change.revision,
+        nonce: change.nonce,
+        key_id: key.id,
+        hash: &key.hash,
+        owner_id: &key.owner_id.0,
         kind,
         changed_fields,
         context,

@@ -114,7 +114,7 @@ pub(super) async fn changes(
 /// The changes in `items`, which come after `position`.
 fn behind(position: &FeedPosition, items: Vec<FeedItem>) -> Changes {
     let position = items.last().map_or_else(|| position.clone(), |last| FeedPosition::of(last.change()));
-    let (events, unreadable) = split(PART, items);
+    let (events, unreadable) = split(items.into_iter().map(|item| (PART, item)));
     Changes { events, unreadable, position, unanswered: Vec::new() }
 }
 

@@ -97,8 +97,7 @@ impl Place {
             (_, Purpose::Reads) => options.pool.max_readers,
             (_, Purpose::Changes) => options.pool.max_writers,
         };
-        let health = PoolHealth::new(options, max_connections);
-        let health = Arc::new(health.map_err(|error| RepositoryError::new(ErrorKind::Internal, error))?);
+        let health = Arc::new(PoolHealth::new(options, max_connections)?);
         let connection = match self {
             Self::Sqlite(file) => sqlite::pool(file, &health, max_connections, options).await?,
             Self::Postgres(server) => postgres::pool(server, &health, max_connections, options),
@@ -127,9 +126,7 @@ impl Place {
         self.probe(options).await?;
         match self {
             Self::Sqlite(file) => {
-                let health = PoolHealth::new(options, 1)
-                    .map_err(|error| RepositoryError::new(ErrorKind::Internal, error))?;
-                sqlite::single(file, &Arc::new(health), options).await
+                sqlite::single(file, &Arc::new(PoolHealth::new(options, 1)?), options).await
             }
             Self::Postgres(server) => Ok(postgres::single(server, options)),
             Self::MySql(server) => Ok(mysql::single(server, options)),

@@ -12,7 +12,7 @@ use sea_orm::sqlx::{Connection as _, Database, Sqlite, SqliteConnection};
 use tokio::time::Instant;
 
 use super::SqlOptions;
-use crate::domain::EntropyError;
+use crate::repository::Result;
 
 /// How long a connection may take to answer a test.
 const TEST_TIMEOUT: Duration = Duration::from_millis(500);
@@ -36,7 +36,7 @@ pub(super) struct PoolHealth {
 }
 
 impl PoolHealth {
-    pub(super) fn new(options: &SqlOptions, max_connections: u32) -> Result<Self, EntropyError> {
+    pub(super) fn new(options: &SqlOptions, max_connections: u32) -> Result<Self> {
         let mut random = [0];
         options.entropy.fill(&mut random)?;
         let lifetime = options.pool.max_lifetime;

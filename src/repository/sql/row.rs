@@ -13,7 +13,7 @@ use crate::domain::{
     ApiKey, ChangeId, ChangeKind, ChangedField, Description, InvalidField, KeyEvent, KeyHash, KeyId, KeyName,
     KeyPrefix, Metadata, OwnerId, Revision, Revocation, RevokeReason, Scope, ScopeSet, Timestamp,
 };
-use crate::repository::unreadable::{skipped_event, skipped_key};
+use crate::repository::unreadable::{UNREADABLE, revoked_key, skipped_event, skipped_key};
 use crate::repository::{
     ErrorKind, EventPosition, FeedItem, ListedEvent, ListedKey, PagePosition, RepositoryError, Result,
 };
@@ -32,7 +32,7 @@ pub(super) struct KeyRow {
     created_at: i64,
     updated_at: i64,
     expires_at: Option<i64>,
-    pub revoked_at: Option<i64>,
+    revoked_at: Option<i64>,
     revoke_reason: Option<String>,
     rotated_from: Option<Uuid>,
     replaced_by: Option<Uuid>,
@@ -56,28 +56,17 @@ pub(super) struct KeyStub {
 impl KeyStub {
     /// Returns a key that is revoked for `reason`, with defaults in place of all that isn't here.
     pub(super) fn into_key(self, reason: &RevokeReason) -> Result<ApiKey> {
-        let unknown = Timestamp::MIN;
-        let at = self.revoked_at.and_then(Timestamp::from_micros).unwrap_or(unknown);
+        let at = self.revoked_at.and_then(Timestamp::from_micros).unwrap_or(Timestamp::MIN);
+        // A hash of another length belongs to no key string, so no cache has it either.
+        let hash = hash(self.hash).unwrap_or(KeyHash::from_bytes([0; KeyHash::BYTES]));
+        let owner_id = OwnerId::parse("owner_id", self.owner_id.0)
+            .or_else(|_| OwnerId::parse("owner_id", UNREADABLE))
+            .map_err(corrupt)?;
+        let revocation = Revocation { at, reason: reason.clone() };
         Ok(ApiKey {
-            id: KeyId::from_uuid(self.id),
-            // A hash of another length belongs to no key string, so no cache has it either.
-            hash: hash(self.hash).unwrap_or(KeyHash::from_bytes([0; KeyHash::BYTES])),
-            prefix: KeyPrefix::parse("prefix", "").map_err(corrupt)?,
-            name: KeyName::parse("name", "unreadable record").map_err(corrupt)?,
-            description: Description::default(),
-            owner_id: OwnerId::parse("owner_id", self.owner_id.0)
-                .or_else(|_| OwnerId::parse("owner_id", "unreadable record"))
-                .map_err(corrupt)?,
-            scopes: ScopeSet::default(),
-            metadata: Metadata::default(),
-            created_at: unknown,
-            updated_at: at,
-            expires_at: None,
-            revocation: Some(Revocation { at, reason: reason.clone() }),
-            rotated_from: None,
-            replaced_by: None,
             revision: Revision::new(self.revision),
             nonce: self.nonce.map_or(ChangeId::UNKNOWN_NONCE, i64::cast_unsigned),
+            ..revoked_key(KeyId::from_uuid(self.id), hash, owner_id, Timestamp::MIN, revocation)?
         })
     }
 }
