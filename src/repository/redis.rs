@@ -67,6 +67,7 @@ impl RedisRepository {
     /// Connects to the server of `url`: `redis://…`, `redis-sentinel://…`, `redis-cluster://…`, each with `rediss-` for TLS,
     /// or `redis+unix://…`.
     ///
+    /// # Errors
     /// [`ErrorKind::Refused`](super::ErrorKind::Refused) if the URL can't be used, or the server under
     /// [`strict`](RedisOptions::strict) is one that may lose keys;
     /// [`ErrorKind::Unavailable`](super::ErrorKind::Unavailable) if it can't be reached. No error holds the URL.

@@ -42,19 +42,25 @@ const NEVER: Duration = Duration::from_mins(1);
 pub(crate) struct Server {
     /// Its URL up to the name of the database.
     pub(crate) url: String,
-    /// A database that is always there.
-    maintenance: &'static str,
+    product: Product,
     next_database: AtomicU32,
     watched: Watched,
-    /// What makes it shut down without waiting for its clients.
-    shutdown: Signal,
-    /// What starts it, and what it says when it is ready.
+    /// What starts it.
     command: Command,
-    ready: &'static str,
     data: PathBuf,
     port: u16,
     /// Those that were killed: the files go with them.
     others: Vec<Watched>,
+}
+
+/// In what the kinds of database servers differ once their command is known.
+struct Product {
+    /// A database that is always there.
+    maintenance: &'static str,
+    /// What it logs when it takes connections.
+    ready: &'static str,
+    /// What makes it shut down without waiting for its clients.
+    shutdown: Signal,
 }
 
 /// The processes of a server, which are stopped when this is dropped, or this process ends.
@@ -122,6 +128,23 @@ pub(crate) struct Certificate {
 }
 
 impl Server {
+    /// Starts it by `command`, with its files in `data` of `folder`, and waits until it takes connections.
+    fn launch(product: Product, url: String, command: Command, folder: TempDir, port: u16) -> Self {
+        let (log, data) = (folder.path().to_owned(), folder.path().join("data"));
+        let watched = watch(&command, folder);
+        wait_for(product.ready, &log);
+        Self {
+            url,
+            product,
+            next_database: AtomicU32::new(0),
+            watched,
+            command,
+            data,
+            port,
+            others: Vec::new(),
+        }
+    }
+
     /// Ends it at once, as a power loss would.
     pub(crate) fn kill(&self) {
         self.watched.kill();
@@ -134,7 +157,7 @@ impl Server {
 
     /// Copies its files, for which it is shut down in between: so every commit is in them.
     pub(crate) fn keep_a_copy(&mut self) {
-        self.watched.shut_down(self.shutdown);
+        self.watched.shut_down(self.product.shutdown);
         let copy = self.data.with_extension("copy");
         run(Command::new("rm").arg("-rf").arg(&copy));
         run(Command::new("cp").arg("-a").arg(&self.data).arg(&copy));
@@ -161,7 +184,7 @@ impl Server {
         command.args(self.command.get_args());
         let again = watch(&command, temporary);
         self.others.push(std::mem::replace(&mut self.watched, again));
-        wait_for(self.ready, &log);
+        wait_for(self.product.ready, &log);
     }
 
     /// Stops it where it is: see [`Watched::freeze`].
@@ -177,7 +200,7 @@ impl Server {
     /// The URL of a new, empty database.
     pub(crate) async fn database(&self) -> String {
         let name = format!("test_{}", self.next_database.fetch_add(1, Ordering::Relaxed));
-        let url = format!("{}/{}", self.url, self.maintenance);
+        let url = format!("{}/{}", self.url, self.product.maintenance);
         let mut options = ConnectOptions::new(url);
         options.max_connections(1).acquire_timeout(NEVER);
         let maintenance = Database::connect(options).await.unwrap();
@@ -223,25 +246,24 @@ impl Watched {
     }
 }
 
+/// A command that runs `program` as another user than root, which PostgreSQL and `PgBouncer` refuse to run as.
+fn as_postgres(program: &Path) -> Command {
+    if !rustix::process::geteuid().is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("runuser");
+    command.args(["-u", "postgres", "--"]).arg(program);
+    command
+}
+
 fn start_postgres(certificate: Option<&Certificate>) -> Server {
     let temporary = folder("postgres");
     let folder = temporary.path().to_owned();
     let data = folder.join("data");
     let bin = postgres_bin();
-    // PostgreSQL refuses to run as root.
-    let is_root = rustix::process::geteuid().is_root();
-    let command = |program: &str| {
-        let program = bin.join(program);
-        if is_root {
-            let mut command = Command::new("runuser");
-            command.args(["-u", "postgres", "--"]).arg(program);
-            command
-        } else {
-            Command::new(program)
-        }
-    };
+    let command = |program: &str| as_postgres(&bin.join(program));
     let tls = certificate.map(|certificate| certificate.write(&folder));
-    if is_root {
+    if rustix::process::geteuid().is_root() {
         run(Command::new("chown").args(["-R", "postgres:"]).arg(&folder));
     }
     run(command("initdb").arg("-D").arg(&data).args([
@@ -270,22 +292,12 @@ fn start_postgres(certificate: Option<&Certificate>) -> Server {
         let rule = "hostssl all all 127.0.0.1/32 trust\n";
         std::fs::write(data.join("pg_hba.conf"), rule).unwrap();
     }
-    let watched = watch(&server, temporary);
-    let url = format!("postgres://postgres@127.0.0.1:{port}");
-    let ready = "database system is ready to accept connections";
-    wait_for(ready, &folder);
-    Server {
-        url,
+    let product = Product {
         maintenance: "postgres",
+        ready: "database system is ready to accept connections",
         shutdown: Signal::INT,
-        next_database: AtomicU32::new(0),
-        watched,
-        command: server,
-        ready,
-        data,
-        port,
-        others: Vec::new(),
-    }
+    };
+    Server::launch(product, format!("postgres://postgres@127.0.0.1:{port}"), server, temporary, port)
 }
 
 fn start_mariadb(certificate: Option<&Certificate>) -> Server {
@@ -325,22 +337,8 @@ fn start_mariadb(certificate: Option<&Certificate>) -> Server {
         .arg(format!("--datadir={}", data.display()))
         .arg(format!("--socket={}", socket.display()))
         .arg(format!("--port={port}"));
-    let watched = watch(&server, temporary);
-    let url = format!("mysql://root@127.0.0.1:{port}");
-    let ready = "ready for connections";
-    wait_for(ready, &folder);
-    Server {
-        url,
-        maintenance: "mysql",
-        shutdown: Signal::TERM,
-        next_database: AtomicU32::new(0),
-        watched,
-        command: server,
-        ready,
-        data,
-        port,
-        others: Vec::new(),
-    }
+    let product = Product { maintenance: "mysql", ready: "ready for connections", shutdown: Signal::TERM };
+    Server::launch(product, format!("mysql://root@127.0.0.1:{port}"), server, temporary, port)
 }
 
 /// Starts `PgBouncer` in front of the shared PostgreSQL server, with its defaults: session pooling. The URL is that of `url`'s
@@ -361,14 +359,7 @@ pub(crate) fn pgbouncer(url: &str) -> (Watched, String) {
         users.display()
     );
     std::fs::write(&configuration, settings).unwrap();
-    // It refuses to run as root.
-    let mut command = if rustix::process::geteuid().is_root() {
-        let mut command = Command::new("runuser");
-        command.args(["-u", "postgres", "--", "/usr/sbin/pgbouncer"]);
-        command
-    } else {
-        Command::new("/usr/sbin/pgbouncer")
-    };
+    let mut command = as_postgres(Path::new("/usr/sbin/pgbouncer"));
     command.arg(&configuration);
     let watched = watch(&command, temporary);
     wait_for("process up", &folder);

@@ -1,5 +1,11 @@
 //! A store or a Redis that is gone, slow or another one.
 
+use std::path::{Path, PathBuf};
+
+use keyvouch::repository::{SqlOptions, SqlRepository};
+use sea_orm::ConnectionTrait as _;
+use tempfile::TempDir;
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -94,30 +100,36 @@ async fn a_change_that_failed_costs_no_other_key() {
 }
 
 /// A store whose history can be rewound to what it was when this was called: a copy of its file.
-async fn copy_of(file: &std::path::Path, name: &str) -> keyvouch::repository::SqlRepository {
-    use sea_orm::ConnectionTrait as _;
+async fn copy_of(file: &Path, name: &str) -> SqlRepository {
     let copy = file.with_file_name(name);
     let database = sea_orm::Database::connect(format!("sqlite://{}", file.display())).await.unwrap();
     database.execute_unprepared(&format!("VACUUM INTO '{}'", copy.display())).await.unwrap();
-    keyvouch::repository::SqlRepository::open_sqlite(&copy, keyvouch::repository::SqlOptions::default())
-        .await
-        .unwrap()
+    SqlRepository::open_sqlite(&copy, SqlOptions::default()).await.unwrap()
 }
 
-async fn sqlite(file: &std::path::Path) -> keyvouch::repository::SqlRepository {
-    let options = keyvouch::repository::SqlOptions::default();
-    let store = keyvouch::repository::SqlRepository::open_sqlite(file, options).await.unwrap();
-    store.migrate().await.unwrap();
-    store
+/// A store with one key, and its file, to be copied.
+struct Rewindable {
+    folder: TempDir,
+    file: PathBuf,
+    store: SqlRepository,
+    kept: ApiKey,
+}
+
+impl Rewindable {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("kv.db");
+        let store = SqlRepository::open_sqlite(&file, SqlOptions::default()).await.unwrap();
+        store.migrate().await.unwrap();
+        let kept = store.create(key("kept"), &context()).await.unwrap();
+        Self { folder, file, store, kept }
+    }
 }
 
 /// A failover loses changes that this replica made and had not polled: their revisions are used again, and it notices.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failover_that_loses_unpolled_changes_is_noticed() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("kv.db");
-    let first = sqlite(&file).await;
-    let kept = first.create(key("kept"), &context()).await.unwrap();
+    let Rewindable { folder: _folder, file, store: first, kept } = Rewindable::new().await;
     let other = first.create(key("other"), &context()).await.unwrap();
     let store = Swapped::new(first);
     let a = Replica::start(store.clone(), &unpolled(options())).await;
@@ -148,10 +160,7 @@ async fn a_failover_that_loses_unpolled_changes_is_noticed() {
 /// The replica that saw the lost changes makes one itself, before any poll: nothing of the lost history is served after it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_in_a_rewound_history_is_honoured_at_once() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("kv.db");
-    let first = sqlite(&file).await;
-    let kept = first.create(key("kept"), &context()).await.unwrap();
+    let Rewindable { folder: _folder, file, store: first, kept } = Rewindable::new().await;
     let store = Swapped::new(first);
     let a = Replica::start(store.clone(), &unpolled(options())).await;
     a.poll().await;
@@ -170,10 +179,7 @@ async fn a_change_in_a_rewound_history_is_honoured_at_once() {
 /// it when its own cursor and fence have the same numbers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_record_in_redis_is_not_served() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("kv.db");
-    let first = sqlite(&file).await;
-    let kept = first.create(key("kept"), &context()).await.unwrap();
+    let Rewindable { folder: _folder, file, store: first, kept } = Rewindable::new().await;
     let store = Swapped::new(first);
     let shared = StackOptions {
         redis: Some(redis(&shared_url(Redis::Alone), &next_prefix())),
