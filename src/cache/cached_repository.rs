@@ -50,9 +50,10 @@ pub struct CacheParts {
 
 /// What a change did to one key.
 struct Effect {
-    hash: KeyHash,
+    /// `None`: it is not known which key that was.
+    hash: Option<KeyHash>,
     change: ChangeId,
-    /// Whether this call made the change; otherwise it stood already.
+    /// Whether the change was made after this call began; otherwise it stood already.
     is_new: bool,
     /// The record as it is now, if it is worth keeping.
     key: Option<ApiKey>,
@@ -60,16 +61,31 @@ struct Effect {
 
 impl Effect {
     fn of(key: &ApiKey) -> Self {
-        Self { hash: key.hash, change: key.last_change(), is_new: true, key: Some(key.clone()) }
+        Self { hash: Some(key.hash), change: key.last_change(), is_new: true, key: Some(key.clone()) }
     }
 }
 
-/// Which keys a change is about, as far as that is known before it is made.
+/// Which keys a change is about.
 enum Target {
-    /// One whose hash is not known.
-    Unknown,
-    /// The keys with these hashes.
+    /// The one with this id, whose hash is looked up first.
+    Id(KeyId),
+    /// Those with these hashes.
     Hashes(Vec<KeyHash>),
+}
+
+/// What is known of the keys that a change is about, before it is made.
+struct Known {
+    /// `None`: there is no such key, or its record can't be read.
+    hashes: Option<Vec<KeyHash>>,
+    /// The last change of the one key, if its record was read.
+    last_change: Option<ChangeId>,
+}
+
+impl Known {
+    /// The hash of the one key.
+    fn hash(&self) -> Option<KeyHash> {
+        self.hashes.as_ref().and_then(|hashes| hashes.first().copied())
+    }
 }
 
 impl CachedRepository {
@@ -85,7 +101,7 @@ impl CachedRepository {
         &self,
         target: Target,
         change: impl FnOnce(Arc<CacheParts>) -> F,
-        effects: impl FnOnce(&T) -> Vec<Effect> + Send + 'static,
+        effects: impl FnOnce(&T, &Known) -> Vec<Effect> + Send + 'static,
     ) -> Result<T>
     where
         T: Send + Sync + 'static,
@@ -95,10 +111,11 @@ impl CachedRepository {
         let begun = parts.knowledge.change_begins();
         let change = change(Arc::clone(&parts));
         let task = self.parts.handle.spawn(async move {
+            let known = parts.look_up(target).await?;
             let outcome = change.await;
             match &outcome {
-                Ok(changed) => parts.changed(effects(changed), &begun).await?,
-                Err(error) => parts.failed(error, &target).await?,
+                Ok(changed) => parts.changed(effects(changed, &known), &begun).await?,
+                Err(error) => parts.failed(error, &known).await?,
             }
             outcome
         });
@@ -108,37 +125,48 @@ impl CachedRepository {
     async fn delete_key<F>(
         &self,
         id: KeyId,
-        delete: impl FnOnce(Arc<dyn KeyRepository>) -> F + Send + 'static,
+        delete: impl FnOnce(Arc<dyn KeyRepository>) -> F,
     ) -> Result<ChangeId>
     where
         F: Future<Output = Result<ChangeId>> + Send + 'static,
     {
-        let change = move |parts: Arc<CacheParts>| async move {
-            let hash = match parts.repository.get(id).await {
-                Ok(key) => key.map(|key| key.hash),
-                // What can't be read can be deleted.
-                Err(error) if error.kind() == ErrorKind::Corrupt => None,
-                Err(error) => return Err(error),
-            };
-            let deletion = delete(Arc::clone(&parts.repository)).await?;
-            if hash.is_none() {
-                // The feed tells which it was.
-                parts.hear_of_changes().await?;
-            }
-            Ok((hash, deletion))
+        let deleted = |&change: &ChangeId, known: &Known| {
+            vec![Effect { hash: known.hash(), change, is_new: true, key: None }]
         };
-        let deleted = |&(hash, change): &(Option<KeyHash>, ChangeId)| {
-            let effect = |hash| Effect { hash, change, is_new: true, key: None };
-            hash.map(effect).into_iter().collect()
-        };
-        self.change(Target::Unknown, change, deleted).await.map(|(_, deletion)| deletion)
+        let delete = |parts: Arc<CacheParts>| delete(Arc::clone(&parts.repository));
+        self.change(Target::Id(id), delete, deleted).await
     }
 }
 
 impl CacheParts {
+    /// What is known of the keys that a change is about.
+    ///
+    /// # Errors
+    /// Those of the store: then the change need not be tried.
+    async fn look_up(&self, target: Target) -> Result<Known> {
+        let id = match target {
+            Target::Hashes(hashes) => return Ok(Known { hashes: Some(hashes), last_change: None }),
+            Target::Id(id) => id,
+        };
+        let key = match self.repository.get(id).await {
+            Ok(key) => key,
+            // What can't be read can be revoked and deleted.
+            Err(error) if error.kind() == ErrorKind::Corrupt => None,
+            Err(error) => return Err(error),
+        };
+        Ok(Known {
+            hashes: key.as_ref().map(|key| vec![key.hash]),
+            last_change: key.as_ref().map(ApiKey::last_change),
+        })
+    }
+
     /// A change was made: nothing older is served from now on.
     async fn changed(&self, effects: Vec<Effect>, begun: &ChangeBegun) -> Result<()> {
         for Effect { hash, change, is_new, key } in effects {
+            let Some(hash) = hash else {
+                self.any_key_changed().await?;
+                continue;
+            };
             let Made::Here(through) = self.knowledge.raise(begun, &hash, change, is_new) else {
                 // The store's history became another one meanwhile: what is left of the change is told by the feed.
                 self.hear_of_changes().await?;
@@ -167,18 +195,22 @@ impl CacheParts {
     /// A change was not made, or it is not known whether it was.
     ///
     /// A change that was answered with an error promises nothing. If it was made all the same, this replica reads it from the
-    /// feed as all others do, within the same bound; without a feed, its cached record ends with its `ttl`. So only the cached
-    /// records of the keys in `target` are evicted, so that the next lookup returns what the store has.
-    async fn failed(&self, error: &RepositoryError, target: &Target) -> Result<()> {
+    /// feed as all others do, within the same bound. So only the cached records of the keys that it is about are evicted, so
+    /// that the next lookup returns what the store has; without a feed, that is all that keeps them from being served until
+    /// their `ttl` ends.
+    async fn failed(&self, error: &RepositoryError, known: &Known) -> Result<()> {
         match error.kind() {
             // Another replica may have deleted it: then it must not be served here any more.
-            ErrorKind::NotFound => self.hear_of_changes().await,
+            ErrorKind::NotFound => {
+                self.forget(known.hashes.as_deref().unwrap_or_default()).await;
+                self.hear_of_changes().await
+            }
             ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Internal => {
-                let Target::Hashes(hashes) = target else { return Ok(()) };
-                for hash in hashes {
-                    for cache in &self.caches {
-                        cache.forget(hash).await;
-                    }
+                match &known.hashes {
+                    Some(hashes) => self.forget(hashes).await,
+                    // The feed tells which it was.
+                    None if self.feed.is_some() => {}
+                    None => self.clear().await,
                 }
                 Ok(())
             }
@@ -190,6 +222,28 @@ impl CacheParts {
             | ErrorKind::Overloaded
             | ErrorKind::Corrupt
             | ErrorKind::PositionLost => Ok(()),
+        }
+    }
+
+    /// A change was made, of a key whose hash is not known.
+    async fn any_key_changed(&self) -> Result<()> {
+        if self.feed.is_none() {
+            self.clear().await;
+        }
+        self.hear_of_changes().await
+    }
+
+    async fn forget(&self, hashes: &[KeyHash]) {
+        for hash in hashes {
+            for cache in &self.caches {
+                cache.forget(hash).await;
+            }
+        }
+    }
+
+    async fn clear(&self) {
+        for cache in &self.caches {
+            cache.clear().await;
         }
     }
 
@@ -242,7 +296,7 @@ impl KeyRepository for CachedRepository {
     async fn create(&self, key: ApiKey, context: &ChangeContext) -> Result<ApiKey> {
         let (target, context) = (Target::Hashes(vec![key.hash]), context.clone());
         let change = |parts: Arc<CacheParts>| async move { parts.repository.create(key, &context).await };
-        self.change(target, change, |created| vec![Effect::of(created)]).await
+        self.change(target, change, |created, _| vec![Effect::of(created)]).await
     }
 
     async fn create_many(&self, keys: Vec<ApiKey>, context: &ChangeContext) -> Result<Vec<Result<ApiKey>>> {
@@ -257,7 +311,7 @@ impl KeyRepository for CachedRepository {
         // An import is no use: its keys take nobody's place.
         let created = |key: &ApiKey| Effect { key: None, ..Effect::of(key) };
         let has_feed = self.parts.feed.is_some();
-        let effects = move |outcomes: &Vec<Result<ApiKey>>| {
+        let effects = move |outcomes: &Vec<Result<ApiKey>>, _: &Known| {
             if has_feed { Vec::new() } else { outcomes.iter().flatten().map(created).collect() }
         };
         self.change(target, change, effects).await
@@ -268,7 +322,7 @@ impl KeyRepository for CachedRepository {
         let change = move |parts: Arc<CacheParts>| async move {
             parts.repository.update(key, expected, &context).await
         };
-        self.change(target, change, |updated| vec![Effect::of(updated)]).await
+        self.change(target, change, |updated, _| vec![Effect::of(updated)]).await
     }
 
     async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<ChangeId> {
@@ -294,15 +348,15 @@ impl KeyRepository for CachedRepository {
     }
 
     async fn revoke(&self, id: KeyId, reason: RevokeReason, context: &ChangeContext) -> Result<ApiKey> {
-        let (context, now) = (context.clone(), context.now);
+        let context = context.clone();
         let change =
             move |parts: Arc<CacheParts>| async move { parts.repository.revoke(id, reason, &context).await };
         // One that changed nothing counts too: this replica may not have read the first one yet.
-        let effects = move |revoked: &ApiKey| {
-            let is_new = revoked.revocation.as_ref().is_some_and(|revocation| revocation.at == now);
+        let effects = |revoked: &ApiKey, known: &Known| {
+            let is_new = known.last_change.is_some_and(|before| before != revoked.last_change());
             vec![Effect { is_new, ..Effect::of(revoked) }]
         };
-        self.change(Target::Unknown, change, effects).await
+        self.change(Target::Id(id), change, effects).await
     }
 
     async fn rotate(&self, rotation: Rotation, context: &ChangeContext) -> Result<Rotation> {
@@ -311,7 +365,7 @@ impl KeyRepository for CachedRepository {
         let change =
             |parts: Arc<CacheParts>| async move { parts.repository.rotate(rotation, &context).await };
         let effects =
-            |rotated: &Rotation| vec![Effect::of(&rotated.replaced), Effect::of(&rotated.successor)];
+            |rotated: &Rotation, _: &Known| vec![Effect::of(&rotated.replaced), Effect::of(&rotated.successor)];
         self.change(target, change, effects).await
     }
 

@@ -11,7 +11,7 @@ use keyvouch::domain::{
 };
 use keyvouch::repository::{ErrorKind, KeyRepository, MemoryRepository, Result};
 
-use self::doubles::{SlowLookups, Swapped};
+use self::doubles::{SlowLookups, Swapped, WithoutFeed};
 use crate::cached::{Replica, options, redis};
 use crate::databases::Kind;
 use crate::redis_servers::{Redis, next_prefix, shared_url};

@@ -1,13 +1,14 @@
 //! Stores that do what a test needs.
 
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 
 use async_trait::async_trait;
 use keyvouch::domain::{ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, Revision};
 use keyvouch::repository::{
-    Changes, FeedPosition, KeyRepository, KeyStream, MemoryRepository, RecentChanges, Result, StoreIdentity,
+    Changes, ErrorKind, FeedPosition, KeyRepository, KeyStream, MemoryRepository, RecentChanges, Result,
+    StoreIdentity,
 };
 use tokio::sync::watch;
 
@@ -114,3 +115,63 @@ double!(SlowLookups, self => self.inner, hash => {
     }
     found
 });
+
+/// A store without a change feed.
+#[derive(Clone, Debug, Default)]
+pub(super) struct WithoutFeed {
+    inner: Arc<MemoryRepository>,
+    loses_answers: Arc<AtomicBool>,
+    is_unreadable: Arc<AtomicBool>,
+}
+
+impl WithoutFeed {
+    /// From now on changes are made and answered with a timeout.
+    pub(super) fn lose_answers(&self) {
+        self.loses_answers.store(true, Ordering::SeqCst);
+    }
+
+    /// From now on no record can be read by its id.
+    pub(super) fn break_records(&self) {
+        self.is_unreadable.store(true, Ordering::SeqCst);
+    }
+
+    fn answer<T>(&self, made: T) -> Result<T> {
+        if self.loses_answers.load(Ordering::SeqCst) { Err(ErrorKind::Timeout.into()) } else { Ok(made) }
+    }
+}
+
+impl fmt::Display for WithoutFeed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WithoutFeed")
+    }
+}
+
+#[async_trait]
+impl KeyRepository for WithoutFeed {
+    async fn get_by_hash(&self, hash: &KeyHash) -> Result<Option<ApiKey>> {
+        self.inner.get_by_hash(hash).await
+    }
+
+    async fn get(&self, id: KeyId) -> Result<Option<ApiKey>> {
+        if self.is_unreadable.load(Ordering::SeqCst) {
+            return Err(ErrorKind::Corrupt.into());
+        }
+        self.inner.get(id).await
+    }
+
+    async fn create(&self, key: ApiKey, context: &ChangeContext) -> Result<ApiKey> {
+        self.inner.create(key, context).await.and_then(|made| self.answer(made))
+    }
+
+    async fn update(&self, key: ApiKey, expected: Revision, context: &ChangeContext) -> Result<ApiKey> {
+        self.inner.update(key, expected, context).await.and_then(|made| self.answer(made))
+    }
+
+    async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<ChangeId> {
+        self.inner.delete(id, context).await.and_then(|made| self.answer(made))
+    }
+
+    fn list_by_owner(&self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream {
+        self.inner.list_by_owner(owner, filter)
+    }
+}

@@ -75,6 +75,55 @@ async fn an_uncertain_change_is_an_error_and_leaves_nothing_old_behind() {
     assert!(replica.is_active(&key.hash).await);
 }
 
+/// Without a feed nothing else would tell the replica before the record's `ttl` ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_uncertain_change_leaves_nothing_old_behind_without_a_feed() {
+    for is_readable in [true, false] {
+        let store = WithoutFeed::default();
+        let replica = Replica::start(store.clone(), &options()).await;
+        let (first, second) = (replica.create("first").await, replica.create("second").await);
+        assert!(replica.is_active(&first.hash).await && replica.is_active(&second.hash).await);
+        assert_eq!(replica.find(&second.hash).await.tier, Tier::Local);
+        store.lose_answers();
+        if is_readable {
+            let revoked = replica.repository.revoke(first.id, RevokeReason::default(), &context()).await;
+            assert_eq!(revoked.unwrap_err().kind(), ErrorKind::Timeout);
+            assert!(!replica.is_active(&first.hash).await);
+            assert_eq!(replica.find(&second.hash).await.tier, Tier::Local, "it costs no other key");
+        } else {
+            store.break_records();
+        }
+        let deleted = replica.repository.delete(second.id, &context()).await;
+        assert_eq!(deleted.unwrap_err().kind(), ErrorKind::Timeout);
+        assert!(replica.find(&second.hash).await.entry.key.is_none());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_can_not_be_read_is_deleted_from_the_caches_too() {
+    let store = WithoutFeed::default();
+    let replica = Replica::start(store.clone(), &options()).await;
+    let key = replica.create("secret").await;
+    assert!(replica.is_active(&key.hash).await);
+    store.break_records();
+    replica.repository.delete(key.id, &context()).await.unwrap();
+    assert!(replica.find(&key.hash).await.entry.key.is_none());
+}
+
+/// A second revocation in the same microsecond changes nothing, and is no sign of another history.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revocation_can_be_repeated_at_once() {
+    let replica = Replica::start(MemoryRepository::new(), &unpolled(options())).await;
+    let key = replica.create("secret").await;
+    replica.poll().await;
+    let (history, context) = (replica.knowledge.history(), context());
+    for _ in 0..2 {
+        replica.repository.revoke(key.id, RevokeReason::default(), &context).await.unwrap();
+        assert_eq!(replica.knowledge.history(), history);
+    }
+    assert!(!replica.is_active(&key.hash).await);
+}
+
 /// In an outage somebody always tries a change: it costs no other key its answers, and the replica not its readiness.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_that_failed_costs_no_other_key() {
