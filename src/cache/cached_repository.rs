@@ -364,8 +364,9 @@ impl KeyRepository for CachedRepository {
         let context = context.clone();
         let change =
             |parts: Arc<CacheParts>| async move { parts.repository.rotate(rotation, &context).await };
-        let effects =
-            |rotated: &Rotation, _: &Known| vec![Effect::of(&rotated.replaced), Effect::of(&rotated.successor)];
+        let effects = |rotated: &Rotation, _: &Known| {
+            vec![Effect::of(&rotated.replaced), Effect::of(&rotated.successor)]
+        };
         self.change(target, change, effects).await
     }
 

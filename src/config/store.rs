@@ -54,7 +54,7 @@ pub struct StoreConfig {
     pub redis_max_events_per_shard: u64,
     /// A file of certificates that Redis with TLS is verified against. Empty: the system's.
     pub redis_ca_file: String,
-    /// Refuse a Redis server that may lose keys, instead of warning.
+    /// Refuse a Redis server that may lose keys or answer from its past, instead of warning.
     pub redis_strict: bool,
 }
 

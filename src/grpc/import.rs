@@ -18,7 +18,7 @@ use crate::telemetry::{Refusal, refused};
 
 /// How many keys are stored at once, if so many have arrived.
 const BATCH: usize = 500;
-const METHOD: &str = "/keyvouch.v1.KeyStore/ImportKeys";
+pub(super) const METHOD: &str = "/keyvouch.v1.KeyStore/ImportKeys";
 
 type Answer = Result<pb::ImportKeysResponse, Status>;
 
@@ -48,7 +48,7 @@ pub(super) fn answers(
                 // The credential may have been revoked since the batch before, or have lost a scope.
                 let caller = recheck.caller().await?;
                 let answers = import(&service, batch, first, &caller, &refused_keys).await;
-                let answers = answers.map_err(|error| status::from_change(error, Repeat::Safe))?;
+                let answers = answers.map_err(|error| status::from_change(error, Repeat::AlreadyExists))?;
                 let next = first + i64::try_from(answers.len()).unwrap_or(0);
                 Ok(Some((stream::iter(answers.into_iter().map(Ok)), (batches, next))))
             };

@@ -15,9 +15,9 @@ use crate::domain::{
 use crate::repository::{EventPageRequest, ListedEvent, PageRequest};
 use crate::service::{
     Caller, ClientRequestId, KeyStoreService, KeyUpdate, ListedRecord, NewKey, Permission, RotateRequest,
-    ServiceError,
 };
 
+const STREAM_KEYS: &str = "/keyvouch.v1.KeyStore/StreamKeys";
 const DEFAULT_PAGE_SIZE: usize = 100;
 const MAX_PAGE_SIZE: usize = 1_000;
 /// A page ends before it is larger than this: most clients take no message above 4 MiB.
@@ -99,7 +99,7 @@ impl KeyStore for KeyStoreHandler {
         &self,
         request: Request<pb::StreamKeysRequest>,
     ) -> Result<Response<Self::StreamKeysStream>, Status> {
-        let recheck = Recheck::of(&request, Permission::Read)?;
+        let recheck = Recheck::of(&request, STREAM_KEYS, Permission::Read)?;
         let (_, request) = authenticated(request)?;
         let owner_id = convert::listed_owner(request.owner_id).map_err(status::invalid_field)?;
         let filter = convert::filter(&request.states, request.prefix, self.service.now())
@@ -120,7 +120,8 @@ impl KeyStore for KeyStoreHandler {
         let (caller, request) = authenticated(request)?;
         let expected = request.expected_revision.map(Revision::new);
         let (id, update) = key_update(request).map_err(status::invalid_field)?;
-        let record = self.service.update(id, update, expected, &caller).await.map_err(repeatable)?;
+        let record = self.service.update(id, update, expected, &caller).await;
+        let record = record.map_err(|error| status::from_change(error, Repeat::Overwrites))?;
         Ok(Response::new(pb::UpdateKeyResponse { key: Some(convert::key_message(record)) }))
     }
 
@@ -147,7 +148,8 @@ impl KeyStore for KeyStoreHandler {
         let (caller, request) = authenticated(request)?;
         let id = KeyId::parse("id", &request.id).map_err(status::invalid_field)?;
         let reason = RevokeReason::parse("reason", request.reason).map_err(status::invalid_field)?;
-        let record = self.service.revoke(id, reason, &caller).await.map_err(repeatable)?;
+        let record = self.service.revoke(id, reason, &caller).await;
+        let record = record.map_err(|error| status::from_change(error, Repeat::Safe))?;
         Ok(Response::new(pb::RevokeKeyResponse { key: Some(convert::key_message(record)) }))
     }
 
@@ -158,7 +160,8 @@ impl KeyStore for KeyStoreHandler {
         let (caller, request) = authenticated(request)?;
         let id = KeyId::parse("id", &request.id).map_err(status::invalid_field)?;
         let expected = request.expected_revision.map(Revision::new);
-        self.service.delete(id, expected, &caller).await.map_err(repeatable)?;
+        let deleted = self.service.delete(id, expected, &caller).await;
+        deleted.map_err(|error| status::from_change(error, Repeat::NotFound))?;
         Ok(Response::new(pb::DeleteKeyResponse {}))
     }
 
@@ -168,7 +171,7 @@ impl KeyStore for KeyStoreHandler {
         &self,
         request: Request<Streaming<pb::ImportKeysRequest>>,
     ) -> Result<Response<Self::ImportKeysStream>, Status> {
-        let recheck = Recheck::of(&request, Permission::Write)?;
+        let recheck = Recheck::of(&request, import::METHOD, Permission::Write)?;
         let (_, keys) = authenticated(request)?;
         let refused = self.refused_imports.clone();
         Ok(Response::new(import::answers(self.service.clone(), recheck, refused, keys)))
@@ -267,11 +270,6 @@ fn stream_response(listed: ListedRecord) -> pb::StreamKeysResponse {
             pb::StreamKeysResponse { key: None, unreadable_id: position.id.to_string() }
         }
     }
-}
-
-/// The status of a change that can be repeated.
-fn repeatable(error: ServiceError) -> Status {
-    status::from_change(error, Repeat::Safe)
 }
 
 fn new_key(request: pb::CreateKeyRequest) -> Result<NewKey, InvalidField> {

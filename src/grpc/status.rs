@@ -45,30 +45,26 @@ pub(super) fn from_service(error: ServiceError) -> Status {
     }
 }
 
-/// Of a call that changes keys: after a failure of the store it is not known whether the change was made. `repeat` says
-/// whether the call can be repeated all the same.
+/// Of a call that changes keys: after a failure of the store it is not known whether the change was made. `repeat` says what
+/// happens when the call is repeated.
 pub(super) fn from_change(error: ServiceError, repeat: Repeat) -> Status {
     let ServiceError::Repository(failure) = &error else { return from_service(error) };
-    match (failure.kind(), repeat) {
-        (ErrorKind::Unavailable, Repeat::Safe) => {
-            log(failure);
-            again_later(Code::Unavailable, ErrorReason::StoreUnavailable, STORE_UNAVAILABLE_SAFE)
+    let (code, reason, problem) = match failure.kind() {
+        ErrorKind::Unavailable => {
+            (Code::Unavailable, ErrorReason::StoreUnavailable, "the store is unavailable")
         }
-        (ErrorKind::Unavailable, Repeat::MakesAnother) => {
-            log(failure);
-            status(Code::Unavailable, ErrorReason::StoreUnavailable, STORE_UNAVAILABLE_UNSAFE)
+        ErrorKind::Timeout => {
+            (Code::DeadlineExceeded, ErrorReason::StoreTimeout, "the store did not answer in time")
         }
-        (ErrorKind::Timeout, _) => {
-            log(failure);
-            let message = "the store did not answer in time; the change may still have been applied";
-            status(Code::DeadlineExceeded, ErrorReason::StoreTimeout, message)
-        }
-        (ErrorKind::Internal, _) => {
-            log(failure);
-            let message = format!("{INTERNAL_MESSAGE}; the change may still have been applied");
-            status(Code::Internal, ErrorReason::Internal, message)
-        }
-        _ => from_service(error),
+        ErrorKind::Internal => (Code::Internal, ErrorReason::Internal, INTERNAL_MESSAGE),
+        _ => return from_service(error),
+    };
+    log(failure);
+    let message = format!("{problem}; the change may still have been applied: {}", repeat.advice());
+    if code == Code::Unavailable && repeat.is_harmless() {
+        again_later(code, reason, &message)
+    } else {
+        status(code, reason, message)
     }
 }
 
@@ -77,6 +73,12 @@ pub(super) fn from_change(error: ServiceError, repeat: Repeat) -> Status {
 pub(super) enum Repeat {
     /// The same as if it had been made once.
     Safe,
+    /// It answers `NOT_FOUND`.
+    NotFound,
+    /// It answers `ALREADY_EXISTS` for each key that was stored.
+    AlreadyExists,
+    /// What others changed meanwhile is overwritten, unless the call names the revision that it expects.
+    Overwrites,
     /// Another key is made.
     MakesAnother,
 }
@@ -86,12 +88,27 @@ impl Repeat {
     pub(super) fn of(request_id: &str) -> Self {
         if request_id.is_empty() { Self::MakesAnother } else { Self::Safe }
     }
-}
 
-const STORE_UNAVAILABLE_SAFE: &str =
-    "the store is unavailable; the change may still have been applied: repeat the call, which is safe";
-const STORE_UNAVAILABLE_UNSAFE: &str = "the store is unavailable; the change may still have been applied: look before you \
-                                        repeat the call, and set `request_id` so that a retry is safe";
+    /// Whether a client may repeat the call without looking.
+    fn is_harmless(self) -> bool {
+        match self {
+            Self::Safe | Self::NotFound | Self::AlreadyExists => true,
+            Self::Overwrites | Self::MakesAnother => false,
+        }
+    }
+
+    fn advice(self) -> &'static str {
+        match self {
+            Self::Safe => "repeat the call, which is safe",
+            Self::NotFound => "repeat the call; NOT_FOUND then means that the key is deleted",
+            Self::AlreadyExists => "repeat the call; ALREADY_EXISTS then means that a key is stored",
+            Self::Overwrites => "read the key, or repeat the call with `expected_revision`",
+            Self::MakesAnother => {
+                "look before you repeat the call, and set `request_id` so that a retry is safe"
+            }
+        }
+    }
+}
 
 pub(super) fn invalid_field(error: InvalidField) -> Status {
     let message = error.to_string();

@@ -6,6 +6,7 @@ use data_encoding::BASE64URL_NOPAD;
 use futures_util::stream::{BoxStream, StreamExt as _};
 use tonic::{Code, Request, Response, Status};
 
+use super::auth::Recheck;
 use super::pb::validator_server::Validator;
 use super::pb::{ErrorReason, ValidateRequest, ValidateResponse, WatchChangesRequest, WatchChangesResponse};
 use super::{Authenticator, convert, status};
@@ -24,6 +25,7 @@ pub struct ValidatorHandler {
     min_staleness: Duration,
 }
 
+const WATCH_CHANGES: &str = "/keyvouch.v1.Validator/WatchChanges";
 /// The first byte of a position's text.
 const POSITION_VERSION: u8 = 1;
 
@@ -90,17 +92,15 @@ impl Validator for ValidatorHandler {
         &self,
         request: Request<WatchChangesRequest>,
     ) -> Result<Response<Self::WatchChangesStream>, Status> {
-        let (auth, extensions) = (self.auth.clone(), request.extensions().clone());
-        let headers = request.metadata().as_ref().clone();
+        let recheck = Recheck::of(&request, WATCH_CHANGES, Permission::Read)?;
         let position = decode(&request.get_ref().position).map_err(status::invalid_field)?;
         let from_repository = |error| status::from_service(ServiceError::Repository(error));
         let news = self.watcher.watch(position).map_err(from_repository)?;
         let answers = news.then(move |news| {
-            let (auth, headers, extensions) = (auth.clone(), headers.clone(), extensions.clone());
+            let recheck = recheck.clone();
             async move {
                 // A credential may have been revoked since the stream began, or lost its scope.
-                let caller = auth.authorize(&headers, &extensions, "", Permission::Read).await;
-                caller.map_err(|refusal| refusal.status)?;
+                recheck.caller().await?;
                 let News { position, events, staleness } = news.map_err(from_repository)?;
                 Ok(convert::watch_response(encode(&position), events, staleness))
             }

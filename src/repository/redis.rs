@@ -94,8 +94,13 @@ impl RedisRepository {
     }
 
     async fn find(&self, hash: &KeyHash) -> Result<Option<ApiKey>> {
+        self.stored(hash).await?.map(|stored| record::parse(&stored)).transpose()
+    }
+
+    /// Reads a record as it is stored.
+    async fn stored(&self, hash: &KeyHash) -> Result<Option<Bytes>> {
         let stored = self.connection.read_primary(vec![self.keyspace.record(hash)]).await?;
-        stored.into_iter().next().flatten().map(|stored| record::parse(&stored)).transpose()
+        Ok(stored.into_iter().next().flatten())
     }
 
     /// Reads the identity of this installation, or writes one if there is none.

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::{ErrorKind, RepositoryError, Result};
@@ -94,6 +96,30 @@ impl StoredKey {
         self.parse().map_err(corrupt)
     }
 
+    /// Returns `stub` with those texts, scopes, metadata and times of `document` that break no rule. A revocation that can be
+    /// read stands.
+    pub(super) fn salvage(document: &[u8], stub: ApiKey) -> ApiKey {
+        let Ok(Value::Object(document)) = serde_json::from_slice(document) else { return stub };
+        let time = |name| document.get(name).and_then(Value::as_i64).and_then(Timestamp::from_micros);
+        let id = |name| read(&document, name, |_, id| Ok(KeyId::from_uuid(id)));
+        let reason = read::<String, _>(&document, "revoke_reason", RevokeReason::parse).unwrap_or_default();
+        let first = time("revoked_at").map(|at| Revocation { at, reason });
+        ApiKey {
+            prefix: read::<String, _>(&document, "prefix", KeyPrefix::parse).unwrap_or(stub.prefix),
+            name: read::<String, _>(&document, "name", KeyName::parse).unwrap_or(stub.name),
+            description: read::<String, _>(&document, "description", Description::parse)
+                .unwrap_or(stub.description),
+            scopes: read(&document, "scopes", |name, scopes: Vec<String>| ScopeSet::parse(name, scopes))
+                .unwrap_or(stub.scopes),
+            metadata: read(&document, "metadata", |_, pairs| Metadata::parse(pairs)).unwrap_or(stub.metadata),
+            expires_at: time("expires_at").or(stub.expires_at),
+            rotated_from: id("rotated_from").or(stub.rotated_from),
+            replaced_by: id("replaced_by").or(stub.replaced_by),
+            revocation: first.or(stub.revocation),
+            ..stub
+        }
+    }
+
     fn parse(self) -> std::result::Result<ApiKey, InvalidField> {
         let hash =
             KeyHash::from_hex(&self.hash).ok_or_else(|| InvalidField::new("hash", "is no SHA-256 digest"))?;
@@ -125,6 +151,16 @@ impl StoredKey {
     }
 }
 
+/// Returns the field `name` of a document, if it is there and breaks no rule.
+fn read<V: DeserializeOwned, T>(
+    document: &Map<String, Value>,
+    name: &str,
+    parse: impl Fn(&str, V) -> std::result::Result<T, InvalidField>,
+) -> Option<T> {
+    let value = serde_json::from_value(document.get(name)?.clone()).ok()?;
+    parse(name, value).ok()
+}
+
 /// Shows the id alone: a record holds the hash.
 impl fmt::Debug for StoredKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -143,7 +179,7 @@ fn corrupt(problem: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Repo
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
     use crate::domain::sample_key;
@@ -181,6 +217,33 @@ mod tests {
             let mut faulty = sound.clone();
             faulty[field] = fault;
             assert_eq!(read(faulty).unwrap_err().kind(), ErrorKind::Corrupt, "{field}");
+        }
+    }
+
+    #[test]
+    fn what_can_be_read_is_salvaged() {
+        let whole = ApiKey {
+            expires_at: Some(Timestamp::MAX),
+            replaced_by: Some(sample_key().id),
+            metadata: Metadata::parse([("k".into(), "v".into())].into()).unwrap(),
+            ..sample_key()
+        };
+        let stub = ApiKey {
+            name: KeyName::parse("name", "stub").unwrap(),
+            scopes: ScopeSet::default(),
+            ..sample_key().revoked(RevokeReason::parse("r", "leaked").unwrap(), Timestamp::MAX).unwrap()
+        };
+        let salvaged = |document: &Value| StoredKey::salvage(document.to_string().as_bytes(), stub.clone());
+        let mut document = serde_json::to_value(StoredKey::new(&whole)).unwrap();
+        document["scopes"] = json!(["a b"]);
+        document["format"] = json!(2);
+        let ApiKey { scopes, revocation, .. } = stub.clone();
+        assert_eq!(salvaged(&document), ApiKey { scopes: scopes.clone(), revocation, ..whole.clone() });
+        document["revoked_at"] = json!(1);
+        let first = Revocation { at: Timestamp::from_micros(1).unwrap(), reason: RevokeReason::default() };
+        assert_eq!(salvaged(&document), ApiKey { scopes, revocation: Some(first), ..whole });
+        for odd in [json!("text"), json!({}), json!({ "name": 1, "expires_at": "soon" })] {
+            assert_eq!(salvaged(&odd), stub);
         }
     }
 

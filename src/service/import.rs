@@ -138,8 +138,9 @@ impl KeyStoreService {
                 let record = stored.map(|key| KeyRecord { key, last_used_at, as_of: now });
                 outcomes[index] = Some(record.map_err(ServiceError::from));
             }
+            // Before the next part, which may fail.
+            self.record_last_uses(outcomes.iter().flatten().flatten()).await;
         }
-        self.record_last_uses(outcomes.iter().flatten().flatten()).await;
         let unanswered = || Err(ServiceError::Repository(ErrorKind::Internal.into()));
         Ok(outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(unanswered)).collect())
     }

@@ -491,6 +491,38 @@ async fn what_can_not_be_read_stops_nothing() {
     assert_eq!(revived.kind(), ErrorKind::RevokedHash);
 }
 
+/// A record that breaks one rule keeps the rest of itself when it is revoked, and a change that comes first is not lost: the
+/// others find a record that is revoked, and change nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_be_read_of_a_broken_record_outlives_its_revocation() {
+    let servers = Redis::Alone.start(&[]);
+    let repository = open(&servers, quick()).await;
+    let expires_at = Some(Timestamp::MAX);
+    let created = repository.create(ApiKey { expires_at, ..key("a") }, &context()).await.unwrap();
+    let port = servers.servers[0].port;
+    let name = format!("keyvouch:{{{:02}}}:key:{}", created.hash.as_bytes()[0] % 64, created.hash.to_hex());
+    let stored = cli(port, &["GET", &name]);
+    let broken = stored.replace(r#""prefix":""#, r#""prefix":"no prefix"#);
+    assert_ne!(stored, broken);
+    assert_eq!(cli(port, &["SET", &name, &broken]), "OK");
+    assert_eq!(repository.get(created.id).await.unwrap_err().kind(), ErrorKind::Corrupt);
+
+    let revoking = (0..20).map(|_| {
+        let repository = repository.clone();
+        async move { repository.revoke(created.id, RevokeReason::default(), &context()).await.unwrap() }
+    });
+    let revoked = futures_util::future::join_all(revoking).await;
+    let stored = repository.get(created.id).await.unwrap().unwrap();
+    for revoked in revoked {
+        assert_eq!(revoked, stored);
+    }
+    assert!(stored.revocation.is_some());
+    assert_eq!((&stored.name, stored.expires_at), (&created.name, expires_at));
+    let events = repository.changes(None, 100).await.unwrap().events;
+    let kinds: Vec<_> = events.iter().map(|event| event.kind).collect();
+    assert_eq!(kinds, [ChangeKind::Created, ChangeKind::Revoked]);
+}
+
 /// A clock that was far in the future for a moment leaves nothing behind that could not be changed any more, and a shard that
 /// lost its head keeps no replica from starting.
 #[tokio::test(flavor = "multi_thread")]
@@ -552,6 +584,17 @@ async fn a_cluster_that_reads_when_it_is_down_is_refused() {
     let error = RedisRepository::open(&servers.url, quick()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Refused);
     assert!(format!("{error:?}").contains("cluster-allow-reads-when-down no"), "{error:?}");
+}
+
+/// Managed servers don't tell their settings: what can't be seen is a warning, and an error if the options are strict.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_hides_its_settings_is_refused_by_strict_options() {
+    let servers = Redis::Cluster.start(&["--rename-command", "CONFIG", ""]);
+    RedisRepository::open(&servers.url, quick()).await.unwrap();
+    let strict = RedisOptions { strict: true, ..quick() };
+    let error = RedisRepository::open(&servers.url, strict).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert!(format!("{error:?}").contains("cluster-allow-reads-when-down"), "{error:?}");
 }
 
 /// Behind Sentinel, a primary that hangs and comes back takes changes that are lost: strict options demand a protection.

@@ -320,6 +320,15 @@ on_each_server!(
     defaults_of_the_server_change_nothing,
 );
 
+/// A limit that the server cuts down is a startup error that names it.
+#[tokio::test]
+async fn a_limit_that_the_server_does_not_take_is_refused() {
+    let url = Kind::MariaDb.database().await;
+    let options = SqlOptions { lock_timeout: Duration::from_secs(2_000_000_000), ..patient() };
+    let error = SqlRepository::open(&url, options).await.unwrap_err();
+    assert!(format!("{error:?}").contains("innodb_lock_wait_timeout"), "{error:?}");
+}
+
 /// PostgreSQL would hide the rows, and say of valid keys that there are none.
 #[tokio::test]
 async fn row_level_security_is_an_error_and_hides_no_key() {

@@ -7,9 +7,11 @@ use http::{Extensions, HeaderMap};
 use tokio::time::Instant;
 use tonic::{Request, Status};
 
-use super::Authenticator;
+use super::{Authenticator, Refusal};
 use crate::grpc::{RequestId, status};
-use crate::service::{Caller, Permission};
+use crate::server::Peer;
+use crate::service::{Actor, Caller, Permission};
+use crate::telemetry;
 
 /// After so many answers of a stream, and after so much time between two, the caller is asked for again.
 const ANSWERS: u32 = 100;
@@ -21,12 +23,17 @@ pub(crate) struct Recheck {
     auth: Authenticator,
     headers: HeaderMap,
     extensions: Extensions,
+    method: &'static str,
     needed: Permission,
 }
 
 impl Recheck {
-    /// Of the call `request`, which needs `needed`. The guard left what it takes in the request.
-    pub(crate) fn of<T>(request: &Request<T>, needed: Permission) -> Result<Self, Status> {
+    /// Of the call `request` of `method`, which needs `needed`. The guard left what it takes in the request.
+    pub(crate) fn of<T>(
+        request: &Request<T>,
+        method: &'static str,
+        needed: Permission,
+    ) -> Result<Self, Status> {
         let Some(auth) = request.extensions().get::<Authenticator>() else {
             return Err(status::internal("a stream reached its handler without being authenticated"));
         };
@@ -34,6 +41,7 @@ impl Recheck {
             auth: auth.clone(),
             headers: request.metadata().as_ref().clone(),
             extensions: request.extensions().clone(),
+            method,
             needed,
         })
     }
@@ -41,11 +49,25 @@ impl Recheck {
     /// Returns the caller as it is now.
     ///
     /// # Errors
-    /// The credential is not valid any more, or may not make this call any more.
+    /// The credential is not valid any more, or may not make this call any more: the audit log says so, for the call itself was
+    /// let through.
     pub(crate) async fn caller(&self) -> Result<Caller, Status> {
         let request_id = self.extensions.get().map_or("", RequestId::as_str);
         let caller = self.auth.authorize(&self.headers, &self.extensions, request_id, self.needed).await;
-        caller.map_err(|refusal| refusal.status)
+        caller.map_err(|refusal| {
+            self.report(&refusal);
+            refusal.status
+        })
+    }
+
+    fn report(&self, Refusal { status, actor }: &Refusal) {
+        telemetry::refused(&telemetry::Refusal {
+            method: self.method,
+            peer: self.extensions.get().and_then(Peer::address),
+            actor: actor.as_ref().map(|Actor(name)| name.as_str()),
+            code: status.code(),
+            reason: status.message(),
+        });
     }
 
     /// Passes on the answers of a stream, and asks again for its caller between them. Ends with the first error.

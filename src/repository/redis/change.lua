@@ -3,7 +3,7 @@
 -- KEYS: head, events, all, usage, request; then for each step: record, id index, owner index, revoked.
 -- ARGV: maximum number of events to keep, the channel that followers listen to, the id of the key that the request makes
 --   ("" for no request), for how many milliseconds the request is remembered, "1" if a revoked hash may be revived; then
---   for each step: what ("create", "replace" or "delete"), the expected revision ("" for any), the record without its
+--   for each step: what ("create", "replace" or "delete"), what the stored record has to begin with ("" for anything), the record without its
 --   revision, the member of the indexes, the value of the id index, the key's id, the event, "1" if the record to create
 --   is revoked itself.
 -- Answers the new revisions, one per step, or one word that says why nothing was done.
@@ -48,7 +48,7 @@ for step = 1, steps do
         if index ~= ARGV[at + 5] then
             return { 'conflict' }
         end
-        if expected ~= '' and string.sub(stored, 1, #expected + 1) ~= expected .. ' ' then
+        if string.sub(stored, 1, #expected) ~= expected then
             return { 'conflict' }
         end
     end

@@ -56,6 +56,7 @@ impl RedisRepository {
                 && (self.connection.has_sentinel()
                     || info.get("connected_slaves").is_some_and(|replicas| *replicas != "0")),
             min_replicas_ack: self.options.min_replicas_ack,
+            is_clustered: self.connection.is_clustered(),
         };
         for problem in problems(info, settings, replication) {
             if self.options.strict {
@@ -73,6 +74,7 @@ struct Replication {
     /// Whether another server can become the primary.
     is_replicated: bool,
     min_replicas_ack: u32,
+    is_clustered: bool,
 }
 
 /// What is wrong with a server that says `info` of itself, with the fix.
@@ -88,6 +90,12 @@ fn problems(
         problems.push(
             "a primary that hangs and comes back takes changes that the failover loses: set `store.redis_min_replicas_ack = 1`, \
              or `min-replicas-to-write 1` and `min-replicas-max-lag 2` on the servers",
+        );
+    }
+    if replication.is_clustered && !settings.contains_key(ALLOWS_STALE_READS) {
+        problems.push(
+            "the server does not tell its settings: make sure that `cluster-allow-reads-when-down` is `no`, or a node that \
+             is cut off from the Cluster answers revoked keys as valid",
         );
     }
     let policy = info.get("maxmemory_policy").copied().unwrap_or("noeviction");
@@ -123,7 +131,7 @@ mod tests {
         let own = |settings: &[(&str, &str)]| {
             settings.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()
         };
-        let alone = Replication { is_replicated: false, min_replicas_ack: 0 };
+        let alone = Replication { is_replicated: false, min_replicas_ack: 0, is_clustered: false };
         let told = |policy, aof, settings: &[(&str, &str)]| {
             let info = HashMap::from([("maxmemory_policy", policy), ("aof_enabled", aof)]);
             problems(&info, &own(settings), alone).join("; ")
@@ -135,7 +143,7 @@ mod tests {
         assert!(told("noeviction", "1", &[("appendfsync", "no")]).contains("appendfsync always"));
         let replicated = |min_replicas_ack, settings: &[(&str, &str)]| {
             let info = HashMap::from([("aof_enabled", "1")]);
-            let replication = Replication { is_replicated: true, min_replicas_ack };
+            let replication = Replication { is_replicated: true, min_replicas_ack, is_clustered: false };
             problems(&info, &own(settings), replication).join("; ")
         };
         assert!(replicated(0, &[]).contains("min-replicas-to-write"));

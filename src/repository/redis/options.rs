@@ -21,7 +21,8 @@ pub struct RedisOptions {
     /// How many events of each of the 64 shards are kept, about. Older ones are let go: a follower that was further behind
     /// is told.
     pub max_events_per_shard: u64,
-    /// Refuse a server that may lose keys, instead of warning: one that evicts keys or does not persist them.
+    /// Refuse a server that may lose keys, instead of warning: one that evicts keys, does not persist them, or loses changes in
+    /// a failover. The same for a Cluster that does not tell whether its nodes answer from their past.
     pub strict: bool,
     /// A file of PEM certificates that a server with TLS is verified against; `None`: the system's.
     pub ca_file: Option<PathBuf>,

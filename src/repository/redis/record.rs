@@ -23,6 +23,12 @@ pub(crate) fn parse(stored: &[u8]) -> Result<ApiKey> {
     Ok(ApiKey { revision: parse_revision(revision)?, ..document.into_key()? })
 }
 
+/// Returns `stub` with what can be read of a record that breaks a rule.
+pub(super) fn salvage(stored: &[u8], stub: ApiKey) -> ApiKey {
+    let space = stored.iter().position(|&byte| byte == b' ').map_or(0, |space| space + 1);
+    StoredKey::salvage(&stored[space..], stub)
+}
+
 pub(super) fn parse_revision(text: &str) -> Result<Revision> {
     text.parse().map(Revision::new).map_err(|_| corrupt("a revision that is no number"))
 }

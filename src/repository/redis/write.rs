@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use fred::types::{Key, Value};
+use prost::bytes::Bytes;
 
 use super::RedisRepository;
 use super::error::from_fred;
@@ -31,9 +32,19 @@ struct Step<'k> {
 
 enum What<'k> {
     Create(&'k ApiKey),
-    /// Of this revision; `None`: whatever is there.
-    Replace(&'k ApiKey, Option<Revision>),
+    /// Of the record that begins like this.
+    Replace(&'k ApiKey, Beginning),
     Delete(KeyId, &'k Index, Option<Revision>),
+}
+
+/// What a stored record begins with.
+struct Beginning(Bytes);
+
+impl Beginning {
+    /// Of the record with this revision.
+    fn of(revision: Revision) -> Self {
+        Self(format!("{} ", revision.get()).into())
+    }
 }
 
 impl RedisRepository {
@@ -46,13 +57,27 @@ impl RedisRepository {
 
     pub(super) async fn create_key(&self, key: ApiKey, context: &ChangeContext) -> Result<ApiKey> {
         let key = ApiKey { nonce: self.nonce()?, ..key };
-        // Looked up for the audit trail; the script decides.
-        let revives = context.may_revive && key.revocation.is_none() && self.is_revoked(&key.hash).await?;
-        let fields: &[_] = if revives { &[ChangedField::Revocation] } else { &[] };
-        let event = event(ChangeKind::Created, of(&key), fields, context, key.nonce)?;
-        let steps = [Step { what: What::Create(&key), event }];
-        let [revision] = self.change(Shard::of_hash(&key.hash), &steps, context).await?;
+        let careful = ChangeContext { may_revive: false, ..context.clone() };
+        let revision = match self.try_create(&key, &[], &careful).await {
+            // The audit trail tells of what the context allows.
+            Err(error) if error.kind() == ErrorKind::RevokedHash && context.may_revive => {
+                self.try_create(&key, &[ChangedField::Revocation], context).await?
+            }
+            outcome => outcome?,
+        };
         Ok(ApiKey { revision, ..key })
+    }
+
+    async fn try_create(
+        &self,
+        key: &ApiKey,
+        fields: &[ChangedField],
+        context: &ChangeContext,
+    ) -> Result<Revision> {
+        let event = event(ChangeKind::Created, of(key), fields, context, key.nonce)?;
+        let steps = [Step { what: What::Create(key), event }];
+        let [revision] = self.change(Shard::of_hash(&key.hash), &steps, context).await?;
+        Ok(revision)
     }
 
     /// Returns the key that `request` made.
@@ -60,10 +85,6 @@ impl RedisRepository {
         let id: Option<String> =
             self.connection.reads().get(self.keyspace.request(request)).await.map_err(from_fred)?;
         id.map(|id| KeyId::parse("id", &id).map_err(|_| corrupt("a request that made no key"))).transpose()
-    }
-
-    async fn is_revoked(&self, hash: &KeyHash) -> Result<bool> {
-        self.connection.reads().exists(self.keyspace.revoked(hash)).await.map_err(from_fred)
     }
 
     pub(super) async fn update_key(
@@ -86,7 +107,10 @@ impl RedisRepository {
         for _ in 0..MAX_ATTEMPTS {
             let stored = match self.existing(id).await {
                 Err(error) if error.kind() == ErrorKind::Corrupt => {
-                    return self.revoke_unreadable(id, &reason, context).await;
+                    match self.revoke_unreadable(id, &reason, context).await {
+                        Err(error) if error.kind() == ErrorKind::Conflict => continue,
+                        outcome => return outcome,
+                    }
                 }
                 stored => stored?,
             };
@@ -101,7 +125,10 @@ impl RedisRepository {
         Err(ErrorKind::Conflict.into())
     }
 
-    /// Replaces a record that can't be read by one that is revoked and has what the index knows.
+    /// Replaces a record that can't be read by one that is revoked, and has what the index knows and what can be read.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Conflict`] if the record was changed meanwhile, so that it may be readable.
     async fn revoke_unreadable(
         &self,
         id: KeyId,
@@ -109,9 +136,14 @@ impl RedisRepository {
         context: &ChangeContext,
     ) -> Result<ApiKey> {
         let index = self.index_of(id).await?.ok_or(ErrorKind::NotFound)?;
-        let key = ApiKey { nonce: self.nonce()?, ..index.revoked_key(id, reason, context.now)? };
+        let stored = self.stored(&index.hash).await?.ok_or(ErrorKind::NotFound)?;
+        if record::parse(&stored).is_ok() {
+            return Err(ErrorKind::Conflict.into());
+        }
+        let key = record::salvage(&stored, index.revoked_key(id, reason, context.now)?);
+        let key = ApiKey { nonce: self.nonce()?, ..key };
         let event = event(ChangeKind::Revoked, of(&key), &[ChangedField::Revocation], context, key.nonce)?;
-        let what = What::Replace(&key, None);
+        let what = What::Replace(&key, Beginning(stored));
         let [revision] = self.change(Shard::of_id(id), &[Step { what, event }], context).await?;
         Ok(ApiKey { revision, ..key })
     }
@@ -150,7 +182,7 @@ impl RedisRepository {
         let successor = ApiKey { nonce: self.nonce()?, ..successor };
         let steps = [
             Step {
-                what: What::Replace(&replaced, Some(expected)),
+                what: What::Replace(&replaced, Beginning::of(expected)),
                 event: event(ChangeKind::Rotated, of(&replaced), &fields, context, replaced.nonce)?,
             },
             Step {
@@ -202,7 +234,7 @@ impl RedisRepository {
     ) -> Result<ApiKey> {
         let next = ApiKey { nonce: self.nonce()?, ..next };
         let event = event(kind, of(&next), &stored.changed_fields(&next), context, next.nonce)?;
-        let what = What::Replace(&next, Some(stored.revision));
+        let what = What::Replace(&next, Beginning::of(stored.revision));
         let [revision] = self.change(Shard::of_hash(&next.hash), &[Step { what, event }], context).await?;
         Ok(ApiKey { revision, ..next })
     }
@@ -240,13 +272,12 @@ impl RedisRepository {
                 What::Delete(_, index, _) => (*index).clone(),
             };
             let (word, id, expected, body) = match what {
-                What::Create(key) => ("create", key.id, String::new(), record::body(key)?),
-                What::Replace(key, expected) => {
-                    let expected = expected.map_or_else(String::new, |expected| expected.get().to_string());
-                    ("replace", key.id, expected, record::body(key)?)
+                What::Create(key) => ("create", key.id, Bytes::new(), record::body(key)?),
+                What::Replace(key, Beginning(expected)) => {
+                    ("replace", key.id, expected.clone(), record::body(key)?)
                 }
                 What::Delete(id, _, expected) => {
-                    let expected = expected.map_or_else(String::new, |expected| expected.get().to_string());
+                    let expected = expected.map_or_else(Bytes::new, |expected| Beginning::of(expected).0);
                     ("delete", *id, expected, String::new())
                 }
             };
@@ -260,7 +291,7 @@ impl RedisRepository {
             keys.extend(touched.map(Key::from));
             arguments.extend([
                 Value::from(word),
-                Value::from(expected),
+                Value::Bytes(expected),
                 Value::from(body),
                 Value::Bytes(index.member.as_bytes().to_vec().into()),
                 Value::from(index.to_text()),

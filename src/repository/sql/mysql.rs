@@ -81,45 +81,60 @@ async fn begin_session(connection: &mut MySqlConnection, limits: Option<Limits>)
     if has_galera {
         wanted.push(("wsrep_sync_wait", "1".to_owned()));
     }
-    let mut set = vec!["SESSION sql_mode = CONCAT(@@SESSION.sql_mode, ',STRICT_ALL_TABLES')".to_owned()];
-    set.extend(wanted.iter().map(|(name, value)| match value.parse::<u64>() {
-        Ok(number) => format!("SESSION {name} = {number}"),
+    if let Some(limits) = limits {
+        wanted.extend(limits.settings(is_mariadb));
+    }
+    let mut set = vec![format!("SESSION sql_mode = CONCAT(@@SESSION.sql_mode, ',{STRICT}')")];
+    set.extend(wanted.iter().map(|(name, value)| match value.parse::<f64>() {
+        Ok(_) => format!("SESSION {name} = {value}"),
         Err(_) => format!("SESSION {name} = '{value}'"),
     }));
-    set.extend(limits.map(|limits| limits.assignments(is_mariadb)));
     connection.execute(AssertSqlSafe(format!("SET {}", set.join(", ")))).await?;
 
     // Texts are sent as UTF-8, so they must not be read as anything else.
     wanted.push(("character_set_client", "utf8mb4".to_owned()));
     wanted.push(("character_set_connection", "utf8mb4".to_owned()));
+    wanted.push(("sql_mode", STRICT.to_owned()));
     let columns: Vec<_> = wanted.iter().map(|(name, _)| format!("CONVERT(@@SESSION.{name}, CHAR)")).collect();
     let row = connection.fetch_one(AssertSqlSafe(format!("SELECT {}", columns.join(", ")))).await?;
     for (at, (name, wanted)) in wanted.iter().enumerate() {
         let value: String = row.try_get(at)?;
-        // MariaDB has words for a switch, MySQL numbers.
-        let is_on = wanted == "1" && value == "ON";
-        if value != *wanted && !is_on {
+        if !is_set(name, &value, wanted) {
             return Err(differs(name, &value, wanted));
         }
     }
     Ok(())
 }
 
+/// The mode in which a value that doesn't fit its column is an error.
+const STRICT: &str = "STRICT_ALL_TABLES";
+
+/// Returns whether the setting `name` is as wanted, now that the server says `value`.
+fn is_set(name: &str, value: &str, wanted: &str) -> bool {
+    if name == "sql_mode" {
+        return value.split(',').any(|mode| mode == wanted);
+    }
+    // MariaDB has words for a switch, MySQL numbers.
+    let value = if value == "ON" { "1" } else { value };
+    match (value.parse::<f64>(), wanted.parse::<f64>()) {
+        (Ok(value), Ok(wanted)) => value.total_cmp(&wanted).is_eq(),
+        _ => value == wanted,
+    }
+}
+
 impl Limits {
     /// The server ends a statement of ours that takes too long (MySQL: reads alone), and, on MariaDB, a transaction that
     /// stands still.
-    fn assignments(self, is_mariadb: bool) -> String {
-        let lock_seconds = self.lock_timeout.as_millis().div_ceil(1_000).max(1);
+    fn settings(self, is_mariadb: bool) -> Vec<(&'static str, String)> {
+        let lock_seconds = self.lock_timeout.as_millis().div_ceil(1_000).max(1).to_string();
         let millis = self.timeout.as_millis().max(1);
+        let mut settings = vec![("innodb_lock_wait_timeout", lock_seconds.clone())];
         if is_mariadb {
-            format!(
-                "SESSION max_statement_time = {millis} / 1000, SESSION innodb_lock_wait_timeout = {lock_seconds}, \
-                 SESSION idle_transaction_timeout = {lock_seconds}"
-            )
+            settings.push(("max_statement_time", format!("{}.{:03}", millis / 1_000, millis % 1_000)));
+            settings.push(("idle_transaction_timeout", lock_seconds));
         } else {
-            format!(
-                "SESSION max_execution_time = {millis}, SESSION innodb_lock_wait_timeout = {lock_seconds}"
-            )
+            settings.push(("max_execution_time", millis.to_string()));
         }
+        settings
     }
 }

@@ -4,6 +4,9 @@ use rustix::process::Signal;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 
+use keyvouch::conformance::api::Api;
+use keyvouch::grpc::pb;
+
 use super::program::{Home, wait_for};
 use crate::redis_servers::Redis;
 
@@ -198,6 +201,39 @@ fn who_was_refused_is_told_in_the_log() {
     let expected = expected.each_ref().map(String::as_str);
     assert_eq!(told, expected.map(|method| (actor.as_str(), method)), "{log}");
     assert!(!log.contains(secret));
+}
+
+/// Though the call itself was let through.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_in_an_open_stream_is_told_in_the_log() {
+    let home = Home::new();
+    let server = home.serve(&["telemetry.log_format=json", "cache.local.enabled=false"]);
+    let writer =
+        home.json(&server, &["key", "create", "--name", "n", "--owner", "o", "--scope", "keyvouch.write"]);
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", server.address)).unwrap();
+    let api = Api::new(endpoint.connect().await.unwrap(), writer["secret"].as_str().unwrap());
+    let row = |number: u8| pb::ImportKeysRequest {
+        hash: vec![number; 32],
+        key: Some(pb::Key { name: "n".into(), owner_id: "o".into(), ..pb::Key::default() }),
+        ..pb::ImportKeysRequest::default()
+    };
+    let (rows, sent) = tokio::sync::mpsc::channel(1);
+    rows.send(row(1)).await.unwrap();
+    let sent = tokio_stream::wrappers::ReceiverStream::new(sent);
+    let mut answers = api.key_store().import_keys(sent).await.unwrap().into_inner();
+    answers.message().await.unwrap().unwrap();
+    let id = writer["key"]["id"].as_str().unwrap();
+    home.json(&server, &["key", "update", id, "--scope", "keyvouch.read"]);
+    rows.send(row(2)).await.unwrap();
+    assert_eq!(answers.message().await.unwrap_err().code(), tonic::Code::PermissionDenied);
+    let log = home.read("stderr");
+    let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let told: Vec<_> = lines.filter(|line| line["target"] == "keyvouch::audit").collect();
+    assert_eq!(told.len(), 1, "{log}");
+    assert_eq!(told[0]["actor"], format!("key:{id}"));
+    assert_eq!(told[0]["method"], "/keyvouch.v1.KeyStore/ImportKeys");
+    assert_eq!(told[0]["code"], "PermissionDenied");
+    assert_eq!(told[0]["peer"], "127.0.0.1");
 }
 
 #[test]

@@ -377,12 +377,14 @@ async fn an_open_listing_ends_with_its_credential() {
     let server = TestServer::start(store).await;
     let admin = server.api().await;
     for _ in 0..700 {
-        // Large enough that the client's window does not hold all of them.
+        // Together they are larger than the client's window and the server's buffer.
         admin.create(pb::CreateKeyRequest { description: "x".repeat(1_000), ..new_key() }).await;
     }
     let reader = pb::CreateKeyRequest { scopes: vec!["keyvouch.read".into()], ..new_key() };
     let (key, secret) = admin.create(reader).await;
-    let mut key_store = Api::new(server.channel().await, &secret).key_store();
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", server.address)).unwrap();
+    let small = endpoint.initial_stream_window_size(65_535).initial_connection_window_size(65_535);
+    let mut key_store = Api::new(small.connect().await.unwrap(), &secret).key_store();
     let mut keys = key_store.stream_keys(pb::StreamKeysRequest::default()).await.unwrap().into_inner();
     keys.message().await.unwrap().unwrap();
     admin.revoke(&key.id, "stolen").await;

@@ -2,7 +2,7 @@
 
 use keyvouch::conformance::api::{new_key, refusal};
 use keyvouch::grpc::pb;
-use keyvouch::repository::ErrorKind;
+use keyvouch::repository::{ErrorKind, KeyRepository as _};
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
@@ -35,6 +35,72 @@ async fn an_outage_is_an_error_and_never_a_verdict() {
     }
     store.set(Mode::Work);
     assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
+}
+
+/// It says whether a client may repeat the call without looking.
+#[tokio::test]
+async fn a_change_that_may_have_been_applied_says_what_a_repetition_does() {
+    let store = Faulty::new();
+    let server = TestServer::start_with(store.clone(), &uncached()).await;
+    let api = server.api().await;
+    let (key, _) = api.create(new_key()).await;
+    store.set(Mode::Fail(ErrorKind::Unavailable));
+    let mut admin = api.key_store();
+    let id = || key.id.clone();
+    let row = pb::ImportKeysRequest {
+        hash: vec![7; 32],
+        key: Some(pb::Key { name: "n".into(), owner_id: "o".into(), ..pb::Key::default() }),
+        ..pb::ImportKeysRequest::default()
+    };
+    let mut imported = admin.import_keys(futures_util::stream::iter([row])).await.unwrap().into_inner();
+    let retried = pb::CreateKeyRequest { request_id: "once".into(), ..new_key() };
+    let update = pb::UpdateKeyRequest {
+        key: Some(pb::Key { name: "new".into(), ..key.clone() }),
+        update_mask: Some(prost_types::FieldMask { paths: vec!["name".into()] }),
+        ..pb::UpdateKeyRequest::default()
+    };
+    let rotate = pb::RotateKeyRequest { id: id(), ..pb::RotateKeyRequest::default() };
+    let delete = pb::DeleteKeyRequest { id: id(), expected_revision: None };
+    let revoke = pb::RevokeKeyRequest { id: id(), reason: String::new() };
+    for (name, outcome, is_harmless) in [
+        ("create", admin.create_key(new_key()).await.map(drop), false),
+        ("create with a request_id", admin.create_key(retried).await.map(drop), true),
+        ("update", admin.update_key(update).await.map(drop), false),
+        ("rotate", admin.rotate_key(rotate).await.map(drop), false),
+        ("revoke", admin.revoke_key(revoke).await.map(drop), true),
+        ("delete", admin.delete_key(delete).await.map(drop), true),
+        ("import", imported.message().await.map(drop), true),
+    ] {
+        let status = outcome.unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable, "{name}");
+        assert_eq!(status.get_details_retry_info().is_some(), is_harmless, "{name}: {status:?}");
+    }
+}
+
+/// Of a batch the first part is stored when the second one fails, with the last uses of its keys.
+#[tokio::test]
+async fn a_last_use_is_imported_with_its_key() {
+    let store = Faulty::new();
+    let server = TestServer::start_with(store.clone(), &uncached()).await;
+    let api = server.api().await;
+    store.refuse_revivals();
+    let used = prost_types::Timestamp { seconds: 1_600_000_000, nanos: 0 };
+    let row = |number: u8, allow_revoked_hash| pb::ImportKeysRequest {
+        hash: vec![number; 32],
+        key: Some(pb::Key {
+            name: "n".into(),
+            owner_id: "o".into(),
+            last_used_time: Some(used),
+            ..pb::Key::default()
+        }),
+        allow_revoked_hash,
+    };
+    let rows = futures_util::stream::iter([row(1, false), row(2, true)]);
+    let mut answers = api.key_store().import_keys(rows).await.unwrap().into_inner();
+    assert_eq!(answers.message().await.unwrap_err().code(), Code::DeadlineExceeded);
+    let stored = store.get_by_hash(&keyvouch::domain::KeyHash::from_bytes([1; 32])).await.unwrap().unwrap();
+    let known = store.usage(&[stored.id]).await.unwrap();
+    assert_eq!(known[0].unwrap().as_micros(), 1_600_000_000_000_000);
 }
 
 #[tokio::test]

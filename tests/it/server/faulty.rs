@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use keyvouch::domain::{
-    ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, Revision, Timestamp,
+    ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, RequestDigest, Revision, Timestamp,
 };
 use keyvouch::repository::{
     Changes, ErrorKind, FeedPosition, KeyRepository, KeyStream, MemoryRepository, RecentChanges,
@@ -30,6 +30,7 @@ pub(crate) struct Faulty {
     inner: MemoryRepository,
     mode: watch::Sender<Mode>,
     usage_mode: watch::Sender<Mode>,
+    refuses_revivals: Arc<AtomicBool>,
     panics: Arc<AtomicBool>,
     panics_in_background: Arc<AtomicBool>,
     lookups: Arc<AtomicUsize>,
@@ -43,6 +44,7 @@ impl Faulty {
             inner: MemoryRepository::new(),
             mode: watch::Sender::new(Mode::Work),
             usage_mode: watch::Sender::new(Mode::Work),
+            refuses_revivals: Arc::default(),
             panics: Arc::default(),
             panics_in_background: Arc::default(),
             lookups: Arc::default(),
@@ -59,6 +61,11 @@ impl Faulty {
     /// What the methods of usage do.
     pub(crate) fn set_usage(&self, mode: Mode) {
         self.usage_mode.send_replace(mode);
+    }
+
+    /// Makes creations fail that may revive a revoked hash.
+    pub(crate) fn refuse_revivals(&self) {
+        self.refuses_revivals.store(true, Ordering::SeqCst);
     }
 
     /// Makes the next look-up by hash panic.
@@ -131,6 +138,9 @@ impl KeyRepository for Faulty {
 
     async fn create(&self, key: ApiKey, context: &ChangeContext) -> Result<ApiKey> {
         obey(&self.mode).await?;
+        if context.may_revive && self.refuses_revivals.load(Ordering::SeqCst) {
+            return Err(RepositoryError::new(ErrorKind::Timeout, DRIVER_TEXT));
+        }
         self.inner.create(key, context).await
     }
 
@@ -167,6 +177,11 @@ impl KeyRepository for Faulty {
     async fn recent_changes(&self, limit: usize) -> Result<RecentChanges> {
         obey(&self.mode).await?;
         self.inner.recent_changes(limit).await
+    }
+
+    async fn key_of_request(&self, request: &RequestDigest) -> Result<Option<KeyId>> {
+        obey(&self.mode).await?;
+        self.inner.key_of_request(request).await
     }
 
     async fn prune_events(&self, before: Timestamp) -> Result<u64> {
