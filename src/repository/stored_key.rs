@@ -222,26 +222,30 @@ mod tests {
 
     #[test]
     fn what_can_be_read_is_salvaged() {
+        let bare = sample_key();
+        let revoked = bare.revoked(RevokeReason::parse("r", "leaked").unwrap(), Timestamp::MAX).unwrap();
+        let stub =
+            ApiKey { name: KeyName::parse("name", "stub").unwrap(), scopes: ScopeSet::default(), ..revoked };
         let whole = ApiKey {
             expires_at: Some(Timestamp::MAX),
-            replaced_by: Some(sample_key().id),
+            replaced_by: Some(bare.id),
             metadata: Metadata::parse([("k".into(), "v".into())].into()).unwrap(),
-            ..sample_key()
-        };
-        let stub = ApiKey {
-            name: KeyName::parse("name", "stub").unwrap(),
-            scopes: ScopeSet::default(),
-            ..sample_key().revoked(RevokeReason::parse("r", "leaked").unwrap(), Timestamp::MAX).unwrap()
+            ..bare
         };
         let salvaged = |document: &Value| StoredKey::salvage(document.to_string().as_bytes(), stub.clone());
         let mut document = serde_json::to_value(StoredKey::new(&whole)).unwrap();
         document["scopes"] = json!(["a b"]);
         document["format"] = json!(2);
-        let ApiKey { scopes, revocation, .. } = stub.clone();
-        assert_eq!(salvaged(&document), ApiKey { scopes: scopes.clone(), revocation, ..whole.clone() });
+        let expected = ApiKey {
+            scopes: stub.scopes.clone(),
+            updated_at: stub.updated_at,
+            revocation: stub.revocation.clone(),
+            ..whole
+        };
+        assert_eq!(salvaged(&document), expected);
         document["revoked_at"] = json!(1);
         let first = Revocation { at: Timestamp::from_micros(1).unwrap(), reason: RevokeReason::default() };
-        assert_eq!(salvaged(&document), ApiKey { scopes, revocation: Some(first), ..whole });
+        assert_eq!(salvaged(&document), ApiKey { revocation: Some(first), ..expected });
         for odd in [json!("text"), json!({}), json!({ "name": 1, "expires_at": "soon" })] {
             assert_eq!(salvaged(&odd), stub);
         }
