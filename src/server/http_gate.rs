@@ -13,9 +13,10 @@ use tonic::body::Body;
 const GRPC: &str = "application/grpc";
 
 /// Returns the answer to a request that is not a gRPC call; `None` for a call.
-pub(super) fn rejection<B>(request: &Request<B>) -> Option<Response<Body>> {
+pub(super) fn rejection<B: hyper::body::Body>(request: &Request<B>) -> Option<Response<Body>> {
     if request.method() != Method::POST {
         let text = "this server answers gRPC calls, which are sent by POST\n";
+        let text = if request.method() == Method::HEAD { "" } else { text };
         let mut answer = plain(StatusCode::METHOD_NOT_ALLOWED, text);
         answer.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
         return Some(answer);
@@ -23,6 +24,11 @@ pub(super) fn rejection<B>(request: &Request<B>) -> Option<Response<Body>> {
     if !request.headers().get(CONTENT_TYPE).is_some_and(is_grpc) {
         let text = "this server answers gRPC calls, which have the content-type application/grpc\n";
         return Some(plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, text));
+    }
+    // A gateway that forwards its client's method, content type and path, as Envoy can be told to, does not send its body.
+    if request.body().is_end_stream() {
+        let text = "this server answers gRPC calls, which have a message\n";
+        return Some(plain(StatusCode::BAD_REQUEST, text));
     }
     None
 }
@@ -50,7 +56,22 @@ mod tests {
         if let Some(content_type) = content_type {
             request = request.header(CONTENT_TYPE, content_type);
         }
-        rejection(&request.body(()).unwrap()).map(|answer| answer.status().as_u16())
+        let body = axum::body::Body::from("message");
+        rejection(&request.body(body).unwrap()).map(|answer| answer.status().as_u16())
+    }
+
+    #[test]
+    fn a_call_has_a_message() {
+        let request = Request::post("/").header(CONTENT_TYPE, GRPC).body(axum::body::Body::empty());
+        assert_eq!(rejection(&request.unwrap()).unwrap().status(), StatusCode::BAD_REQUEST);
+    }
+
+    #[test]
+    fn the_answer_to_head_has_no_body() {
+        let request = Request::head("/").body(axum::body::Body::empty()).unwrap();
+        let answer = rejection(&request).unwrap();
+        assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED);
+        assert!(hyper::body::Body::is_end_stream(answer.body()));
     }
 
     #[test]

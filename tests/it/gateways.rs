@@ -13,9 +13,9 @@ use crate::process::program::{tool, wait_for};
 use crate::support::TestServer;
 
 /// A process that is killed when this is dropped.
-struct Gateway {
+pub(crate) struct Gateway {
     child: Child,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
 }
 
 impl Drop for Gateway {
@@ -44,11 +44,13 @@ impl Gateway {
         gateway
     }
 
-    /// The status and the body of the answer to a request with these headers.
-    fn get(&self, headers: &str) -> (u16, String) {
+    /// The status and the whole answer to a request with these headers.
+    fn ask(&self, method: &str, path: &str, headers: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        let request = format!("GET /app HTTP/1.1\r\nhost: test\r\nconnection: close\r\n{headers}\r\n");
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: 0\r\n{headers}\r\n"
+        );
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
@@ -90,35 +92,50 @@ fn nginx(folder: &Path, upstream: SocketAddr, keyvouch: SocketAddr) -> Gateway {
     Gateway::start(command, folder, address)
 }
 
-/// `ext_authz` by HTTP looks at the status of its request.
+/// Envoy asks with `ext_authz` by HTTP, which looks at the status of its request. It forwards the method and the path of its
+/// client, and the headers that it is told to forward.
 fn envoy(folder: &Path, upstream: SocketAddr, keyvouch: SocketAddr) -> Gateway {
+    let filter = format!(
+        "          - name: envoy.filters.http.ext_authz\n            typed_config:\n              \
+         \"@type\": type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz\n              \
+         http_service: {{ server_uri: {{ uri: \"http://{keyvouch}\", cluster: keyvouch, timeout: 5s }}, \
+         authorization_request: {{ allowed_headers: {{ patterns: [{{ exact: content-type }}, {{ exact: te }}] }} }} }}\n"
+    );
+    let clusters = cluster("upstream", upstream, "") + &cluster("keyvouch", keyvouch, HTTP2);
+    start_envoy(folder, &filter, &clusters)
+}
+
+/// Envoy in front of gRPC.
+pub(crate) fn envoy_proxy(folder: &Path, upstream: SocketAddr) -> Gateway {
+    start_envoy(folder, "", &cluster("upstream", upstream, HTTP2))
+}
+
+const HTTP2: &str = "    typed_extension_protocol_options:\n      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:\n        \
+                     \"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions\n        \
+                     explicit_http_config: { http2_protocol_options: {} }\n";
+
+fn cluster(name: &str, to: SocketAddr, protocol: &str) -> String {
+    format!(
+        "  - name: {name}\n    type: STATIC\n    connect_timeout: 5s\n{protocol}    load_assignment:\n      \
+         cluster_name: {name}\n      endpoints: [{{ lb_endpoints: [{{ endpoint: {{ address: {{ socket_address: \
+         {{ address: {}, port_value: {} }} }} }} }}] }}]\n",
+        to.ip(),
+        to.port()
+    )
+}
+
+/// With a filter before that of routes, which lead to the cluster `upstream`.
+fn start_envoy(folder: &Path, filter: &str, clusters: &str) -> Gateway {
     let address = free_address();
-    let cluster = |name: &str, to: SocketAddr, protocol: &str| {
-        format!(
-            "  - name: {name}\n    type: STATIC\n    connect_timeout: 5s\n{protocol}    load_assignment:\n      \
-             cluster_name: {name}\n      endpoints: [{{ lb_endpoints: [{{ endpoint: {{ address: {{ socket_address: \
-             {{ address: {}, port_value: {} }} }} }} }}] }}]\n",
-            to.ip(),
-            to.port()
-        )
-    };
-    let http2 = "    typed_extension_protocol_options:\n      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:\n        \
-                 \"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions\n        \
-                 explicit_http_config: { http2_protocol_options: {} }\n";
     let configuration = format!(
         "static_resources:\n  listeners:\n  - address: {{ socket_address: {{ address: 127.0.0.1, port_value: {} }} }}\n    \
          filter_chains:\n    - filters:\n      - name: envoy.filters.network.http_connection_manager\n        \
          typed_config:\n          \"@type\": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager\n          \
-         stat_prefix: ingress\n          route_config:\n            virtual_hosts:\n            - name: all\n              \
-         domains: [\"*\"]\n              routes: [{{ match: {{ prefix: / }}, route: {{ cluster: upstream }} }}]\n          \
-         http_filters:\n          - name: envoy.filters.http.ext_authz\n            typed_config:\n              \
-         \"@type\": type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz\n              \
-         http_service: {{ server_uri: {{ uri: \"http://{keyvouch}\", cluster: keyvouch, timeout: 5s }} }}\n          \
-         - name: envoy.filters.http.router\n            typed_config:\n              \
-         \"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router\n  clusters:\n{}{}",
+         stat_prefix: ingress\n          stream_idle_timeout: 0s\n          route_config:\n            virtual_hosts:\n            - name: all\n              \
+         domains: [\"*\"]\n              routes: [{{ match: {{ prefix: / }}, route: {{ cluster: upstream, timeout: 0s }} }}]\n          \
+         http_filters:\n{filter}          - name: envoy.filters.http.router\n            typed_config:\n              \
+         \"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router\n  clusters:\n{clusters}",
         address.port(),
-        cluster("upstream", upstream, ""),
-        cluster("keyvouch", keyvouch, http2),
     );
     std::fs::write(folder.join("envoy.yaml"), configuration).unwrap();
     let mut command = Command::new(tool("envoy"));
@@ -142,11 +159,21 @@ async fn nobody_gets_past(gateway: fn(&Path, SocketAddr, SocketAddr) -> Gateway)
             format!("authorization: Bearer {secret}\r\n"),
             format!("authorization: Bearer {secret}\r\ncontent-type: application/grpc\r\n"),
         ] {
-            let (status, answer) = gateway.get(&headers);
-            // Envoy answers a refused gRPC call with 200 and a `grpc-status`.
-            let is_refused = status >= 400 || answer.contains("\r\ngrpc-status: 2\r\n");
-            assert!(is_refused, "{headers}: {answer}");
-            assert!(!answer.contains("SECRET DATA"), "{headers}: {answer}");
+            // Also with the path of a method.
+            for (method, path) in [
+                ("GET", "/app"),
+                ("HEAD", "/app"),
+                ("POST", "/app"),
+                ("POST", "/app/keyvouch.v1.Validator/Validate"),
+                ("POST", "/keyvouch.v1.Validator/Validate"),
+                ("POST", "/grpc.health.v1.Health/Check"),
+            ] {
+                let (status, answer) = gateway.ask(method, path, &headers);
+                // Envoy answers a refused gRPC call with 200 and a `grpc-status`.
+                let is_refused = status >= 400 || answer.contains("\r\ngrpc-status: ");
+                assert!(is_refused, "{method} {path} {headers}: {answer}");
+                assert!(!answer.contains("SECRET DATA"), "{method} {path} {headers}: {answer}");
+            }
         }
     })
     .await
