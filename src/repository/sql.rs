@@ -51,6 +51,8 @@ use crate::domain::{
     RevokeReason, Rotation, Timestamp,
 };
 
+use crate::telemetry::error_chain;
+
 pub use self::options::{PoolOptions, SqlOptions};
 
 /// How many ids one statement names, below SQLite's limit of 500 rows in a list.
@@ -107,11 +109,17 @@ impl SqlRepository {
         })
     }
 
-    /// Has listings (pages of keys and of events, and streams) read from the replica of `url`, which may lag behind.
-    /// Everything else, validation above all, stays with the primary.
+    /// Has listings (pages of keys and of events, and streams) read from the replica of `url`, which may lag behind, and need
+    /// not be there yet. Everything else, validation above all, stays with the primary.
     pub async fn with_replica(self, url: &str) -> Result<Self> {
         let replica = Place::parse(url)?;
-        replica.probe(&self.options).await?;
+        match replica.probe(&self.options).await {
+            // A dead replica is no reason not to start: it serves listings alone, which fail until it is back.
+            Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => {
+                tracing::warn!(error = %error_chain(&error), "the replica for listings can't be reached (store.replica_url)");
+            }
+            reached => reached?,
+        }
         let lister = replica.pool(Purpose::Reads, &self.options).await?;
         if lister.connection.get_database_backend() != self.tables.backend {
             return Err(RepositoryError::new(ErrorKind::Refused, "the replica is another kind of database"));
@@ -140,7 +148,7 @@ impl SqlRepository {
                 {
                     pool.health.replace_all();
                 }
-                outcome
+                outcome.map_err(|error| pool.explain(error))
             }
             Err(elapsed) => {
                 // Before the call is dropped and gives its connection back.
@@ -184,8 +192,8 @@ impl SqlRepository {
         F: Future<Output = Result<Option<T>>> + Send,
     {
         self.read(read).await?.ok_or_else(|| {
-            for pool in [&self.reader, &self.writer] {
-                pool.health.replace_all();
+            if self.reader.health.leave_server() {
+                self.writer.health.replace_all();
             }
             RepositoryError::new(ErrorKind::Unavailable, "the database server takes no changes")
         })
@@ -202,16 +210,14 @@ impl SqlRepository {
                 match self.try_write(&write, context).await {
                     Err(error) => match remedy(&error) {
                         Remedy::Retry => {}
-                        Remedy::Reconnect => {
-                            for pool in [&self.reader, &self.writer] {
-                                pool.health.replace_all();
-                            }
+                        Remedy::Reconnect if self.writer.health.leave_server() => {
+                            self.reader.health.replace_all();
                         }
                         Remedy::Distrust => {
                             self.writer.health.suspect();
                             return Err(error);
                         }
-                        Remedy::None => return Err(error),
+                        Remedy::Reconnect | Remedy::None => return Err(error),
                     },
                     outcome => return outcome,
                 }
@@ -238,9 +244,23 @@ impl SqlRepository {
 
     async fn try_write<W: Write>(&self, write: &W, context: &ChangeContext) -> Result<W::Output> {
         self.place.check()?;
-        let entropy = Arc::clone(&self.options.entropy);
-        let change = Change::begin(&self.writer.connection, Arc::clone(&self.tables), entropy).await?;
+        let change = self.begin().await?;
         write.run(change, context).await
+    }
+
+    /// Begins a change, on another connection if one turned out to be gone: nothing of the change was sent yet.
+    async fn begin(&self) -> Result<Change> {
+        let begin = || {
+            let (tables, entropy) = (Arc::clone(&self.tables), Arc::clone(&self.options.entropy));
+            Change::begin(&self.writer.connection, tables, entropy)
+        };
+        for _ in 1..MAX_ATTEMPTS {
+            match begin().await {
+                Err(error) if remedy(&error) == Remedy::Distrust => self.writer.health.suspect(),
+                outcome => return outcome,
+            }
+        }
+        begin().await
     }
 }
 
@@ -412,8 +432,6 @@ impl KeyRepository for SqlRepository {
                 Some(deleted) => pruned += deleted,
             }
         }
-        let requests = query::delete_requests(&self.tables, before);
-        self.write_once(&requests).await?;
         Ok(pruned)
     }
 
@@ -438,8 +456,21 @@ impl KeyRepository for SqlRepository {
         Ok(self.read_value(&select).await?.map(StoreIdentity))
     }
 
+    async fn check_changes(&self) -> Result<()> {
+        if self.read(|pool| async move { feed::is_writable(&pool.connection).await }).await? {
+            return Ok(());
+        }
+        Err(RepositoryError::new(ErrorKind::Unavailable, "the database takes no changes: it is read-only"))
+    }
+
     async fn ping(&self) -> Result<()> {
         self.place.check()?;
-        self.read(|pool| async move { read_head(&pool.connection, &self.tables).await.map(drop) }).await
+        self.read(|pool| async move {
+            // The keys too: row-level security can hide them alone.
+            let any = query::any_key(&self.tables);
+            pool.connection.query_one(&any).await.map_err(from_db)?;
+            read_head(&pool.connection, &self.tables).await.map(drop)
+        })
+        .await
     }
 }

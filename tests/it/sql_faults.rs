@@ -64,7 +64,7 @@ async fn connections(kind: Kind, url: &str) -> Vec<i64> {
     rows.iter().map(|row| row.try_get_by_index(0).unwrap()).collect()
 }
 
-/// Reads notice nothing; a change is told of it at most once, since it could have been made.
+/// Nobody notices: reads are repeated, and so is the beginning of a change.
 async fn connections_that_the_server_ended(kind: Kind) {
     let url = kind.database().await;
     let repository = open(&url, SqlOptions::default()).await;
@@ -82,10 +82,127 @@ async fn connections_that_the_server_ended(kind: Kind) {
         }
         assert_eq!(repository.get_by_hash(&created.hash).await.unwrap(), Some(created.clone()));
     }
-    if let Err(error) = repository.revoke(created.id, RevokeReason::default(), &context()).await {
-        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
-        repository.revoke(created.id, RevokeReason::default(), &context()).await.unwrap();
+    repository.revoke(created.id, RevokeReason::default(), &context()).await.unwrap();
+}
+
+/// The server ends what is idle for a second: the first change after that succeeds like any other.
+async fn a_change_after_a_pause(kind: Kind) {
+    let server = kind.start(None);
+    let url = server.database().await;
+    let (_, name) = url.rsplit_once('/').unwrap();
+    let end_idle = match kind {
+        Kind::Postgres => format!("ALTER DATABASE {name} SET idle_session_timeout = '1s'"),
+        Kind::MariaDb => "SET GLOBAL wait_timeout = 1".to_owned(),
+    };
+    Database::connect(&url).await.unwrap().execute_unprepared(&end_idle).await.unwrap();
+    let repository = open(&url, SqlOptions::default()).await;
+    for number in 0..3 {
+        repository.create(key(&number.to_string()), &context()).await.unwrap();
+        until("an end of idle sessions", async || connections(kind, &url).await.is_empty()).await;
     }
+}
+
+/// Changes that wait for one that takes long are refused for what it is, and nothing of them was made.
+async fn a_busy_pool(kind: Kind) {
+    let url = kind.database().await;
+    let mut options = patient();
+    options.pool.max_writers = 1;
+    options.pool.acquire_timeout = Duration::from_millis(100);
+    let repository = open(&url, options).await;
+    let stranger = Database::connect(&url).await.unwrap();
+    let holder = stranger.begin().await.unwrap();
+    holder.execute_unprepared("UPDATE revision_head SET revision = revision").await.unwrap();
+    let creating = |name: &'static str| {
+        let repository = repository.clone();
+        tokio::spawn(async move { repository.create(key(name), &context()).await })
+    };
+    let first = creating("first");
+    until("the first change to wait", async || {
+        repository
+            .connections()
+            .iter()
+            .any(|(pool, open, idle)| *pool == "changes" && *open == 1 && *idle == 0)
+    })
+    .await;
+    assert_eq!(creating("second").await.unwrap().unwrap_err().kind(), ErrorKind::Overloaded);
+    holder.rollback().await.unwrap();
+    first.await.unwrap().unwrap();
+    assert_eq!(repository.get_by_hash(&key("second").hash).await.unwrap(), None);
+    repository.create(key("second"), &context()).await.unwrap();
+}
+
+/// A server that takes no changes, as when its disk is full, is not stormed with new connections for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_only_primary_is_not_stormed() {
+    let url = Kind::Postgres.database().await;
+    let repository = open(&url, SqlOptions::default()).await;
+    let created = repository.create(key("a"), &context()).await.unwrap();
+    let stranger = Database::connect(&url).await.unwrap();
+    let (_, name) = url.rsplit_once('/').unwrap();
+    let read_only =
+        |is_on: &str| format!("ALTER DATABASE {name} SET default_transaction_read_only = {is_on}");
+    stranger.execute_unprepared(&read_only("on")).await.unwrap();
+    for connection in connections(Kind::Postgres, &url).await {
+        let _ = stranger.execute_unprepared(&format!("SELECT pg_terminate_backend({connection})")).await;
+    }
+    let stranger = Database::connect(&url).await.unwrap();
+    let sessions = async || {
+        // The counters come with a delay.
+        stranger
+            .execute_unprepared("SELECT pg_stat_clear_snapshot(); SELECT pg_stat_force_next_flush()")
+            .await
+            .unwrap();
+        let sql = "SELECT sessions FROM pg_stat_database WHERE datname = current_database()";
+        let row = stranger.query_one_raw(Statement::from_string(stranger.get_database_backend(), sql)).await;
+        row.unwrap().unwrap().try_get_by_index::<i64>(0).unwrap()
+    };
+    let before = sessions().await;
+    let begun = tokio::time::Instant::now();
+    for _ in 0..40 {
+        let refused = repository.revoke(created.id, RevokeReason::default(), &context()).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Unavailable);
+        assert!(repository.get_by_hash(&created.hash).await.unwrap().is_some());
+    }
+    assert_eq!(repository.check_changes().await.unwrap_err().kind(), ErrorKind::Unavailable);
+    repository.ping().await.unwrap();
+    // Each pool had to connect anew at first, leaves the server once, and again each two seconds; and there are two sessions of
+    // the test itself, whose counters come late.
+    let allowed = 6 + 4 * i64::try_from(begun.elapsed().as_secs() / 2).unwrap();
+    let made = sessions().await - before;
+    assert!(made <= allowed, "{made} of {allowed}");
+    let mut one_session = sea_orm::ConnectOptions::new(&url);
+    one_session.max_connections(1);
+    let writable = Database::connect(one_session).await.unwrap();
+    for sql in ["SET default_transaction_read_only = off".to_owned(), read_only("off")] {
+        writable.execute_unprepared(&sql).await.unwrap();
+    }
+    // Its sessions end with the setting that they began with.
+    for connection in connections(Kind::Postgres, &url).await {
+        let _ = writable.execute_unprepared(&format!("SELECT pg_terminate_backend({connection})")).await;
+    }
+    until("changes", async || {
+        repository.revoke(created.id, RevokeReason::default(), &context()).await.is_ok()
+    })
+    .await;
+    repository.check_changes().await.unwrap();
+}
+
+/// It serves listings alone: without it, the server starts and everything else works.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_replica_is_no_reason_not_to_start() {
+    let url = Kind::Postgres.database().await;
+    let mut options = SqlOptions::default();
+    options.pool.acquire_timeout = Duration::from_millis(200);
+    options.pool.connect_timeout = Duration::from_millis(200);
+    let repository = open(&url, options).await;
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let repository = repository.with_replica(&format!("postgres://u@127.0.0.1:{port}/d")).await.unwrap();
+    let created = repository.create(key("a"), &context()).await.unwrap();
+    assert_eq!(repository.get(created.id).await.unwrap(), Some(created.clone()));
+    repository.revoke(created.id, RevokeReason::default(), &context()).await.unwrap();
+    let filter = keyvouch::domain::KeyFilter::all(Timestamp::MIN);
+    let request = keyvouch::repository::PageRequest { owner_id: None, filter, after: None, limit: 1 };
+    assert_eq!(repository.list_page(&request).await.unwrap_err().kind(), ErrorKind::Unavailable);
 }
 
 /// None lives for longer than it may, however much it is used.
@@ -218,6 +335,8 @@ on_each_server!(
     changes_after_transactions_that_the_server_ended,
     a_frozen_server,
     connections_that_the_server_ended,
+    a_change_after_a_pause,
+    a_busy_pool,
     old_connections,
     a_locked_table_of_uses,
     tls_is_verified,

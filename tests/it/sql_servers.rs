@@ -271,7 +271,7 @@ async fn defaults_of_the_server_change_nothing(kind: Kind) {
             "completion_type = 'CHAIN'",
             "sql_select_limit = 1",
             "tx_isolation = 'SERIALIZABLE'",
-            "sql_mode = ''",
+            "sql_mode = 'ORACLE'",
         ]
         .map(|setting| format!("SET GLOBAL {setting}"))
         .into(),
@@ -357,6 +357,7 @@ async fn row_level_security_is_an_error_and_hides_no_key() {
     ] {
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     }
+    assert_eq!(runner.ping().await.unwrap_err().kind(), ErrorKind::Unavailable);
 }
 
 /// A pooler refuses or drops settings that come with the start of a connection: all tables would be in another schema.

@@ -5,8 +5,10 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use keyvouch::domain::{ChangeContext, KeyHash, KeyName, RevokeReason, Timestamp};
-use keyvouch::repository::{ErrorKind, FeedPosition, KeyRepository as _, SqlOptions, SqlRepository};
+use keyvouch::domain::{ChangeContext, KeyFilter, KeyHash, KeyName, RevokeReason, Timestamp};
+use keyvouch::repository::{
+    ErrorKind, FeedPosition, KeyRepository as _, ListedKey, PageRequest, SqlOptions, SqlRepository,
+};
 use sea_orm::{ConnectionTrait as _, Database};
 
 use crate::process::program::{Home, Server, wait_for};
@@ -76,6 +78,46 @@ async fn a_file_that_was_replaced_is_read_no_more() {
 }
 
 /// The same as a process: cached keys are not answered either, and the probe says so.
+/// SQLite stores in a column whatever it is given.
+#[tokio::test]
+async fn a_column_of_another_type_breaks_its_row_alone() {
+    for (column, value) in [
+        ("revoked_at", "'abc'"),
+        ("owner_id", "x'ff00'"),
+        ("hash", "'abc'"),
+        ("created_at", "'abc'"),
+        ("nonce", "'abc'"),
+        ("scopes", "7"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("kv.db");
+        let repository = SqlRepository::open_sqlite(&file, SqlOptions::default()).await.unwrap();
+        repository.migrate().await.unwrap();
+        let sound = repository.create(key("a"), &context()).await.unwrap();
+        let broken = repository.create(key("b"), &context()).await.unwrap();
+        let database = Database::connect(format!("sqlite://{}", file.display())).await.unwrap();
+        let sql = format!("UPDATE api_key SET {column} = {value} WHERE revision = 2");
+        database.execute_unprepared(&sql).await.unwrap();
+        let filter = KeyFilter::all(Timestamp::MIN);
+        let mut request = PageRequest { owner_id: None, filter, after: None, limit: 1 };
+        let (mut read, mut unreadable) = (Vec::new(), Vec::new());
+        loop {
+            let page = repository.list_page(&request).await.unwrap();
+            let Some(listed) = page.into_iter().next() else { break };
+            request.after = Some(listed.position());
+            match listed {
+                ListedKey::Read(key) => read.push(key),
+                ListedKey::Unreadable(position) => unreadable.push(position.id),
+            }
+        }
+        assert!(read.contains(&sound), "{column}");
+        assert_eq!(read.len() + unreadable.len(), 2, "{column}");
+        repository.revoke(broken.id, RevokeReason::default(), &context()).await.unwrap();
+        repository.delete(broken.id, &context()).await.unwrap();
+        assert_eq!(repository.get(broken.id).await.unwrap(), None, "{column}");
+    }
+}
+
 #[test]
 fn a_server_whose_file_was_replaced_is_not_ready() {
     let home = Home::new();

@@ -15,9 +15,9 @@ use super::row::{KeyRow, KeyStub, NewEvent};
 use super::tables::Tables;
 use crate::domain::{
     ApiKey, ChangeContext, ChangeId, ChangeKind, ChangedField, Entropy, KeyHash, KeyId, Revision,
-    RevokeReason,
+    RevokeReason, Timestamp,
 };
-use crate::repository::{ErrorKind, RepositoryError, Result};
+use crate::repository::{ErrorKind, REQUEST_RETENTION, RepositoryError, Result};
 
 /// A transaction that holds the row of `revision_head` to its end. Dropped without [`Change::commit`], it is rolled back.
 pub(super) struct Change {
@@ -67,7 +67,7 @@ impl Change {
     /// Reads what identifies a record, which need not break down with the rest of it.
     async fn find_stub(&self, id: KeyId) -> Result<KeyStub> {
         let row = self.row(&query::key_stub(&self.tables, id)).await?;
-        KeyStub::from_query_result(&row, "").map_err(from_db)
+        KeyStub::read(&row)
     }
 
     async fn row(&self, select: &SelectStatement) -> Result<QueryResult> {
@@ -81,6 +81,8 @@ impl Change {
         let revoked = self.revoked_hashes(std::slice::from_ref(&key)).await?;
         let fields = Self::revive(&key, &revoked, context)?;
         if let Some(request) = context.request {
+            let forgotten = context.now.checked_sub(REQUEST_RETENTION).unwrap_or(Timestamp::MIN);
+            self.execute(&query::delete_requests(&self.tables, forgotten)).await?;
             self.execute(&query::insert_request(&self.tables, &request, &key, context.now)?).await?;
         }
         if !fields.is_empty() {

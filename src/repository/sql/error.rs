@@ -2,7 +2,7 @@
 
 use std::error::Error as _;
 
-use sea_orm::{DbErr, RuntimeErr, sqlx};
+use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr, sqlx};
 
 use crate::repository::{ErrorKind, RepositoryError};
 
@@ -60,6 +60,12 @@ pub(super) fn is_held(error: &RepositoryError) -> bool {
     }
     // lock_not_available; SQLITE_BUSY
     matches!(error.code().as_deref(), Some("55P03" | "5"))
+}
+
+/// Whether a call waited in vain for a connection of its pool.
+pub(super) fn waited_in_vain(error: &RepositoryError) -> bool {
+    let source = error.source().and_then(|source| source.downcast_ref());
+    matches!(source, Some(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout)))
 }
 
 type Verdict = (ErrorKind, Remedy);

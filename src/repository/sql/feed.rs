@@ -51,9 +51,19 @@ pub(super) async fn of_the_primary<T>(
 }
 
 async fn takes_changes(connection: &impl ConnectionTrait) -> Result<bool> {
+    ask(connection, "SELECT NOT pg_is_in_recovery()", "SELECT NOT @@global.read_only").await
+}
+
+/// Whether the server takes changes from sessions like this one: also a primary may not, when its disk is full.
+pub(super) async fn is_writable(connection: &impl ConnectionTrait) -> Result<bool> {
+    let of_postgres = "SELECT current_setting('transaction_read_only') = 'off'";
+    ask(connection, of_postgres, "SELECT NOT @@global.read_only").await
+}
+
+async fn ask(connection: &impl ConnectionTrait, of_postgres: &str, of_mysql: &str) -> Result<bool> {
     let question = match connection.get_database_backend() {
-        DbBackend::Postgres => "SELECT NOT pg_is_in_recovery()",
-        DbBackend::MySql => "SELECT NOT @@global.read_only",
+        DbBackend::Postgres => of_postgres,
+        DbBackend::MySql => of_mysql,
         _ => return Ok(true),
     };
     let question = Statement::from_string(connection.get_database_backend(), question);

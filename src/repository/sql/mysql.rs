@@ -84,36 +84,34 @@ async fn begin_session(connection: &mut MySqlConnection, limits: Option<Limits>)
     if let Some(limits) = limits {
         wanted.extend(limits.settings(is_mariadb));
     }
-    let mut set = vec![format!("SESSION sql_mode = CONCAT(@@SESSION.sql_mode, ',{STRICT}')")];
-    set.extend(wanted.iter().map(|(name, value)| match value.parse::<f64>() {
+    wanted.push(("sql_mode", SQL_MODE.to_owned()));
+    let set = wanted.iter().map(|(name, value)| match value.parse::<f64>() {
         Ok(_) => format!("SESSION {name} = {value}"),
         Err(_) => format!("SESSION {name} = '{value}'"),
-    }));
+    });
+    let set: Vec<_> = set.collect();
     connection.execute(AssertSqlSafe(format!("SET {}", set.join(", ")))).await?;
 
     // Texts are sent as UTF-8, so they must not be read as anything else.
     wanted.push(("character_set_client", "utf8mb4".to_owned()));
     wanted.push(("character_set_connection", "utf8mb4".to_owned()));
-    wanted.push(("sql_mode", STRICT.to_owned()));
     let columns: Vec<_> = wanted.iter().map(|(name, _)| format!("CONVERT(@@SESSION.{name}, CHAR)")).collect();
     let row = connection.fetch_one(AssertSqlSafe(format!("SELECT {}", columns.join(", ")))).await?;
     for (at, (name, wanted)) in wanted.iter().enumerate() {
         let value: String = row.try_get(at)?;
-        if !is_set(name, &value, wanted) {
+        if !is_set(&value, wanted) {
             return Err(differs(name, &value, wanted));
         }
     }
     Ok(())
 }
 
-/// The mode in which a value that doesn't fit its column is an error.
-const STRICT: &str = "STRICT_ALL_TABLES";
+/// A value that doesn't fit its column is an error, and no other dialect of SQL is understood (such as ORACLE). sqlx needs the
+/// first and the last; the server names them in this order.
+const SQL_MODE: &str = "PIPES_AS_CONCAT,STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION";
 
-/// Returns whether the setting `name` is as wanted, now that the server says `value`.
-fn is_set(name: &str, value: &str, wanted: &str) -> bool {
-    if name == "sql_mode" {
-        return value.split(',').any(|mode| mode == wanted);
-    }
+/// Returns whether a setting is as wanted, now that the server says `value`.
+fn is_set(value: &str, wanted: &str) -> bool {
     // MariaDB has words for a switch, MySQL numbers.
     let value = if value == "ON" { "1" } else { value };
     match (value.parse::<f64>(), wanted.parse::<f64>()) {

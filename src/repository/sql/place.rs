@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use sea_orm::sqlx::mysql::MySqlConnectOptions;
 use sea_orm::sqlx::postgres::PgConnectOptions;
+use sea_orm::sqlx::{self, Database};
 use sea_orm::{DatabaseConnection, DbBackend};
 
+use super::error::waited_in_vain;
 use super::pool::PoolHealth;
 use super::sqlite::DatabaseFile;
 use super::{SqlOptions, SqlRepository, mysql, postgres, sqlite};
@@ -30,23 +32,36 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// How many connections are open, and how many of them are idle.
-    fn connections(&self) -> (u32, usize) {
+    fn connections(&self) -> Connections {
+        fn of<DB: Database>(pool: &sqlx::Pool<DB>) -> Connections {
+            let max = pool.options().get_max_connections();
+            Connections { open: pool.size(), idle: pool.num_idle(), max }
+        }
+
         match self.connection.get_database_backend() {
-            DbBackend::Postgres => {
-                let pool = self.connection.get_postgres_connection_pool();
-                (pool.size(), pool.num_idle())
-            }
-            DbBackend::MySql => {
-                let pool = self.connection.get_mysql_connection_pool();
-                (pool.size(), pool.num_idle())
-            }
-            _ => {
-                let pool = self.connection.get_sqlite_connection_pool();
-                (pool.size(), pool.num_idle())
-            }
+            DbBackend::Postgres => of(self.connection.get_postgres_connection_pool()),
+            DbBackend::MySql => of(self.connection.get_mysql_connection_pool()),
+            _ => of(self.connection.get_sqlite_connection_pool()),
         }
     }
+
+    /// Returns `error` as what it is if a call waited in vain for a connection: that the pool is busy, unless the server is what
+    /// it waited for.
+    pub(super) fn explain(&self, error: RepositoryError) -> RepositoryError {
+        let Connections { open, idle, max } = self.connections();
+        let is_busy = waited_in_vain(&error) && open >= max && idle == 0 && !self.health.is_suspect();
+        if is_busy {
+            return RepositoryError::new(ErrorKind::Overloaded, "all connections to the database are in use");
+        }
+        error
+    }
+}
+
+/// The connections of a pool.
+struct Connections {
+    open: u32,
+    idle: usize,
+    max: u32,
 }
 
 impl SqlRepository {
@@ -54,7 +69,7 @@ impl SqlRepository {
     #[must_use]
     pub fn connections(&self) -> [(&'static str, u32, usize); 2] {
         [("reads", &self.reader), ("changes", &self.writer)].map(|(name, pool)| {
-            let (open, idle) = pool.connections();
+            let Connections { open, idle, .. } = pool.connections();
             (name, open, idle)
         })
     }

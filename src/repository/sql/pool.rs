@@ -18,6 +18,8 @@ use crate::repository::Result;
 const TEST_TIMEOUT: Duration = Duration::from_millis(500);
 /// A connection that was idle for longer is tested before it is used: a firewall may have forgotten it.
 const TEST_AFTER_IDLE: Duration = Duration::from_secs(15);
+/// How long connections stay to a server that takes no changes.
+const LEAVE_INTERVAL: Duration = Duration::from_secs(2);
 /// How long after trouble every connection is tested.
 const SUSPICION: Duration = Duration::from_secs(10);
 
@@ -55,6 +57,18 @@ impl PoolHealth {
     /// Has all connections that exist replaced by new ones: the server is not what it was.
     pub(super) fn replace_all(&self) {
         self.replace_before.fetch_max(self.now(), Ordering::Relaxed);
+    }
+
+    /// Has all connections that exist replaced, because the server takes no changes: another one may, behind the same name.
+    /// Returns whether it did: not again within [`LEAVE_INTERVAL`], for a server that takes none for long is only left for
+    /// itself.
+    pub(super) fn leave_server(&self) -> bool {
+        let (now, last) = (self.now(), self.replace_before.load(Ordering::Relaxed));
+        let is_due = last == 0 || now >= last + micros(LEAVE_INTERVAL);
+        if is_due {
+            self.replace_all();
+        }
+        is_due
     }
 
     /// Has all connections tested for a while: one of them did not answer.
@@ -132,7 +146,8 @@ impl PoolHealth {
         made < self.replace_before.load(Ordering::Relaxed)
     }
 
-    fn is_suspect(&self) -> bool {
+    /// Whether one of the connections did not answer lately.
+    pub(super) fn is_suspect(&self) -> bool {
         self.now() < self.suspect_until.load(Ordering::Relaxed)
     }
 

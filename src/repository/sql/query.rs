@@ -109,6 +109,11 @@ pub(super) fn insert_request(
         .map_err(unbuildable)
 }
 
+/// Whether there is a key.
+pub(super) fn any_key(tables: &Tables) -> SelectStatement {
+    Query::select().expr(Expr::val(1)).from(tables.key.clone()).limit(1).take()
+}
+
 /// Which key `request` made.
 pub(super) fn key_of_request(tables: &Tables, request: &RequestDigest) -> SelectStatement {
     Query::select()

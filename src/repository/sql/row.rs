@@ -42,8 +42,8 @@ pub(super) struct KeyRow {
     nonce_revision: Option<i64>,
 }
 
-/// What identifies a key that can't be read otherwise.
-#[derive(FromQueryResult)]
+/// What identifies a key that can't be read otherwise. SQLite stores what it is given, whatever the column's type is, so only
+/// the id has to be right.
 pub(super) struct KeyStub {
     pub id: Uuid,
     pub hash: Vec<u8>,
@@ -54,6 +54,19 @@ pub(super) struct KeyStub {
 }
 
 impl KeyStub {
+    pub(super) fn read(row: &QueryResult) -> Result<Self> {
+        let time: std::result::Result<Option<i64>, _> = row.try_get("", "revoked_at");
+        Ok(Self {
+            id: row.try_get("", "id").map_err(from_db)?,
+            hash: row.try_get("", "hash").unwrap_or_default(),
+            owner_id: row.try_get("", "owner_id").unwrap_or(Exact(UNREADABLE.to_owned())),
+            // What is no time says nothing.
+            revoked_at: time.unwrap_or_default(),
+            revision: row.try_get("", "revision").unwrap_or_default(),
+            nonce: row.try_get("", "nonce").unwrap_or_default(),
+        })
+    }
+
     /// Returns a key that is revoked for `reason`, with defaults in place of all that isn't here.
     pub(super) fn into_key(self, reason: &RevokeReason) -> Result<ApiKey> {
         let at = self.revoked_at.and_then(Timestamp::from_micros).unwrap_or(Timestamp::MIN);
@@ -150,7 +163,8 @@ pub(super) fn listed_key(row: &QueryResult) -> Result<ListedKey> {
         Ok(key) => Ok(ListedKey::Read(key)),
         Err(error) => {
             let id = row.try_get("", "id").map_err(from_db)?;
-            let created_at: i64 = row.try_get("", "created_at").map_err(from_db)?;
+            // SQLite sorts what is no number after all numbers.
+            let created_at = row.try_get("", "created_at").unwrap_or(i64::MAX);
             // A time that breaks the rules is outside of all others, so it keeps its place.
             let limit = if created_at < 0 { Timestamp::MIN } else { Timestamp::MAX };
             let created_at = Timestamp::from_micros(created_at).unwrap_or(limit);
