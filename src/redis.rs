@@ -22,16 +22,16 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::repository::{ErrorKind, RepositoryError, Result};
 
-mod cluster;
+mod watch;
 
-pub(crate) use cluster::NodeWatch;
+pub(crate) use watch::Watch;
 
 /// How long to wait before the first and the last attempts to connect again, in milliseconds.
 const RECONNECT_MILLIS: (u32, u32) = (20, 500);
 /// Commands that wait for a connection; more are refused at once.
 const MAX_WAITING: usize = 50_000;
 
-/// For how long what was sent may stay unacknowledged by a machine of a cluster, not by its server.
+/// For how long what was sent may stay unacknowledged by a machine, not by its server.
 const HALF_OPEN: Duration = Duration::from_secs(5);
 
 /// What follows `redis` or `valkey` in the schemes of URLs: TLS or not, and what is there.
@@ -85,25 +85,28 @@ fn tls(ca_file: &Path) -> Result<ClientConfig> {
     Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
-/// A client that reconnects by itself for as long as it lives, and whose commands have a deadline.
-pub(crate) fn client(config: Config, timeout: Duration) -> Result<Client> {
-    let is_clustered = config.server.is_clustered();
+/// How often a command that can be repeated is redirected by a cluster at most.
+pub(crate) const MAX_REDIRECTIONS: u32 = 2;
+/// How often a command is sent at most. fred counts one that is redirected again, and its client ends if that is once too often.
+/// A command that must not be repeated when its connection broke says so itself (`fail_fast`).
+const MAX_ATTEMPTS: u32 = 2 * MAX_REDIRECTIONS + 4;
+
+/// A client that reconnects by itself for as long as it lives, and whose commands have a deadline and are redirected so often.
+pub(crate) fn client(config: Config, timeout: Duration, max_redirections: u32) -> Result<Client> {
     Builder::from_config(config)
         .with_performance_config(|performance: &mut PerformanceConfig| {
             performance.default_command_timeout = timeout;
         })
         .with_connection_config(|connection: &mut ConnectionConfig| {
-            let patience = if is_clustered { cluster::patience(timeout) } else { timeout };
+            let patience = watch::patience(timeout);
             connection.connection_timeout = patience;
             connection.internal_command_timeout = patience;
             connection.max_command_buffer_len = MAX_WAITING;
-            // A change whose connection broke may have been made: it is for the caller to find out.
-            connection.max_command_attempts = 1;
-            // Half-open connections are noticed: those of a cluster by the system, since only then are they left alone while
-            // no more than their server hangs.
-            connection.unresponsive =
-                UnresponsiveConfig { max_timeout: (!is_clustered).then_some(timeout), interval: timeout / 4 };
-            connection.tcp.user_timeout = is_clustered.then_some(HALF_OPEN.max(timeout));
+            connection.max_command_attempts = MAX_ATTEMPTS;
+            connection.max_redirections = max_redirections;
+            // The watch notices servers that hang, and the system machines that are gone.
+            connection.unresponsive = UnresponsiveConfig { max_timeout: None, interval: timeout };
+            connection.tcp.user_timeout = Some(HALF_OPEN.max(timeout));
         })
         .set_policy(reconnects())
         .build()
@@ -135,10 +138,9 @@ fn reconnects() -> ReconnectPolicy {
 pub(crate) fn wakes(config: &Config, timeout: Duration, channel: String) -> BoxStream<'static, ()> {
     let subscriber = Builder::from_config(config.clone())
         .with_connection_config(|connection: &mut ConnectionConfig| {
-            connection.connection_timeout = timeout;
-            connection.internal_command_timeout = timeout;
-            connection.unresponsive =
-                UnresponsiveConfig { max_timeout: Some(timeout), interval: timeout / 4 };
+            connection.connection_timeout = watch::patience(timeout);
+            connection.internal_command_timeout = watch::patience(timeout);
+            connection.tcp.user_timeout = Some(HALF_OPEN.max(timeout));
         })
         .set_policy(reconnects())
         .build_subscriber_client();
@@ -148,13 +150,14 @@ pub(crate) fn wakes(config: &Config, timeout: Duration, channel: String) -> BoxS
     };
     // One that waits stands for all that come meanwhile.
     let (wake, woken) = mpsc::channel(1);
-    tokio::spawn(listen(subscriber, channel, wake));
+    tokio::spawn(listen(subscriber, timeout, channel, wake));
     ReceiverStream::new(woken).boxed()
 }
 
-async fn listen(subscriber: SubscriberClient, channel: String, wake: mpsc::Sender<()>) {
+async fn listen(subscriber: SubscriberClient, timeout: Duration, channel: String, wake: mpsc::Sender<()>) {
     let (mut messages, mut reconnects) = (subscriber.message_rx(), subscriber.reconnect_rx());
-    drop(subscriber.connect());
+    let connected = subscriber.connect();
+    let _watch = Watch::of_listener(subscriber.clone(), connected, timeout);
     // fred's own task for this ends unnoticed when it falls behind.
     let subscribe = async || {
         while subscriber.subscribe(channel.clone()).await.is_err() {

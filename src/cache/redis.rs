@@ -26,7 +26,7 @@ use futures_util::stream::BoxStream;
 
 use super::{Entry, KeyCache, Knowledge, Tier};
 use crate::domain::{ApiKey, ChangeId, Entropy, KeyHash, Revision};
-use crate::redis::{NodeWatch, client, config, place};
+use crate::redis::{MAX_REDIRECTIONS, Watch, client, config, place};
 use crate::repository::{ErrorKind, RepositoryError, Result, StoreIdentity, StoredKey};
 
 /// What this release writes. What it does not know is a miss.
@@ -68,7 +68,7 @@ impl fmt::Debug for RedisCacheOptions {
 /// Keeps records in Redis. A server that can't be reached is a miss.
 pub struct RedisCache {
     client: Client,
-    _nodes: Option<NodeWatch>,
+    _watch: Watch,
     config: Config,
     options: RedisCacheOptions,
     place: String,
@@ -104,12 +104,12 @@ impl RedisCache {
         entropy: Arc<dyn Entropy>,
     ) -> Result<Self> {
         let config = config(&options.url, options.ca_file.as_deref())?;
-        let client = client(config.clone(), options.timeout)?;
+        let client = client(config.clone(), options.timeout, MAX_REDIRECTIONS)?;
         // It goes on trying for as long as the client lives.
-        drop(client.connect());
+        let task = client.connect();
         Ok(Self {
             place: place(&config.server),
-            _nodes: NodeWatch::start(vec![client.clone()], options.timeout),
+            _watch: Watch::start(vec![(client.clone(), task)], options.timeout),
             client,
             config,
             options,

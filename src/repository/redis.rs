@@ -55,6 +55,8 @@ pub struct RedisRepository {
 #[derive(Debug)]
 struct Scripts {
     change: Script,
+    /// The same for changes that have to be possible when the server's memory is full: revocations and deletions.
+    urgent: Script,
     usage: Script,
     count: Script,
 }
@@ -73,19 +75,19 @@ impl RedisRepository {
     /// [`ErrorKind::Unavailable`](super::ErrorKind::Unavailable) if it can't be reached. No error holds the URL.
     pub async fn open(url: &str, options: RedisOptions) -> Result<Self> {
         let connection = Connection::open(url, &options).await?;
+        let oldest = check::servers(&connection, &options).await?;
+        let keyspace = Keyspace::new(&options.key_prefix);
+        check::permissions(&connection, &keyspace).await?;
+        let change = include_str!("redis/change.lua");
+        // Older servers don't know the flag.
+        let flags = if oldest >= (7, 0) { "#!lua flags=allow-oom\n" } else { "" };
         let scripts = Scripts {
-            change: Script::from_lua(include_str!("redis/change.lua")),
+            change: Script::from_lua(change),
+            urgent: Script::from_lua(format!("{flags}{change}")),
             usage: Script::from_lua(include_str!("redis/usage.lua")),
             count: Script::from_lua(COUNT),
         };
-        let repository = Self {
-            connection,
-            keyspace: Keyspace::new(&options.key_prefix),
-            options: Arc::new(options),
-            scripts: Arc::new(scripts),
-        };
-        repository.check_server().await?;
-        Ok(repository)
+        Ok(Self { connection, keyspace, options: Arc::new(options), scripts: Arc::new(scripts) })
     }
 
     /// Closes the connections. Calls that come afterwards fail with [`ErrorKind::Unavailable`](super::ErrorKind::Unavailable).
@@ -313,6 +315,10 @@ impl KeyRepository for RedisRepository {
 
     async fn identity(&self) -> Result<Option<StoreIdentity>> {
         self.read_or_write_identity().await.map(Some)
+    }
+
+    async fn check_changes(&self) -> Result<()> {
+        check::memory(&self.connection).await
     }
 
     async fn ping(&self) -> Result<()> {

@@ -8,7 +8,7 @@ use keyvouch::repository::{
     PagePosition, PageRequest, RedisOptions, RedisRepository,
 };
 
-use crate::redis_servers::{Redis, RedisServers, cli};
+use crate::redis_servers::{Redis, RedisServer, RedisServers, cli};
 use crate::sql::key;
 use crate::support::until;
 
@@ -641,4 +641,160 @@ async fn a_lost_history_is_noticed() {
     assert!(replica.knowledge.history() > epoch);
     assert_eq!(replica.repository.get_by_hash(&lost.hash).await.unwrap(), None);
     assert_eq!(replica.repository.get_by_hash(&kept.hash).await.unwrap(), Some(kept));
+}
+
+/// With a full memory, what frees some or shuts somebody out is possible, and nothing else; and the store says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_memory_stops_no_revocation() {
+    let servers = Redis::Alone.start(&["--maxmemory-policy", "noeviction"]);
+    let repository = open(&servers, quick()).await;
+    let mut created = Vec::new();
+    for name in ["a", "b"] {
+        created.push(repository.create(key(name), &context()).await.unwrap());
+    }
+    repository.check_changes().await.unwrap();
+    let port = servers.servers[0].port;
+    cli(port, &["CONFIG", "SET", "maxmemory", "500kb"]);
+    assert_eq!(repository.check_changes().await.unwrap_err().kind(), ErrorKind::Unavailable);
+    repository.ping().await.unwrap();
+    let refused = repository.create(key("c"), &context()).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unavailable);
+    let next = ApiKey { updated_at: now(), expires_at: Some(Timestamp::MAX), ..created[0].clone() };
+    let refused = repository.update(next, created[0].revision, &context()).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unavailable);
+    repository.revoke(created[0].id, RevokeReason::default(), &context()).await.unwrap();
+    repository.delete(created[1].id, &context()).await.unwrap();
+    repository.delete(created[0].id, &context()).await.unwrap();
+    cli(port, &["CONFIG", "SET", "maxmemory", "0"]);
+    repository.check_changes().await.unwrap();
+    repository.create(key("c"), &context()).await.unwrap();
+}
+
+/// Each change would fail by itself, much later.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_who_lacks_a_command_is_refused_at_the_start() {
+    for kind in [Redis::Alone, Redis::Cluster] {
+        let servers = kind.start(&[]);
+        for server in &servers.servers {
+            let user = ["ACL", "SETUSER", "default", "-hmget", "-time", "-xtrim"];
+            assert_eq!(cli(server.port, &user), "OK");
+        }
+        let error = RedisRepository::open(&servers.url, quick()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        let told = format!("{error:?}");
+        assert!(told.contains("HMGET TIME XTRIM"), "{told}");
+        for server in &servers.servers {
+            assert_eq!(cli(server.port, &["ACL", "SETUSER", "default", "+@all"]), "OK");
+        }
+        let repository = open(&servers, quick()).await;
+        repository.create(key("a"), &context()).await.unwrap();
+    }
+}
+
+/// The primary of the slot of `name`, and another one.
+fn source_and_target<'s>(servers: &'s RedisServers, slot: &str) -> (&'s RedisServer, &'s RedisServer) {
+    let slot: u16 = slot.parse().unwrap();
+    let nodes = cli(servers.servers[0].port, &["CLUSTER", "NODES"]);
+    let mut primaries = (None, None);
+    for node in nodes.lines().filter(|node| node.contains("master")) {
+        let mut fields = node.split(' ');
+        let address = fields.nth(1).unwrap().split('@').next().unwrap();
+        let port: u16 = address.rsplit(':').next().unwrap().parse().unwrap();
+        let server = servers.servers.iter().find(|server| server.port == port).unwrap();
+        let has_slot = fields.skip(6).any(|range| {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            (first.parse::<u16>().unwrap()..=last.parse().unwrap()).contains(&slot)
+        });
+        if has_slot { primaries.0 = Some(server) } else { primaries.1 = Some(server) }
+    }
+    (primaries.0.unwrap(), primaries.1.unwrap())
+}
+
+/// A slot on its way to another node: what has moved is read and changed there, what has not here, and no client ends.
+async fn a_slot_that_moves_stops_nothing(min_replicas_ack: u32) {
+    let servers = Redis::Cluster.start(&[]);
+    let store = open(&servers, RedisOptions { min_replicas_ack, ..quick() }).await;
+    let moved = store.create(key("moved"), &context()).await.unwrap();
+    let other = store.create(key("other"), &context()).await.unwrap();
+    let shard = moved.hash.as_bytes()[0] % 64;
+    assert_ne!(shard, other.hash.as_bytes()[0] % 64);
+    let tag = format!("keyvouch:{{{shard:02}}}:");
+    let slot = cli(servers.servers[0].port, &["CLUSTER", "KEYSLOT", &tag]);
+    let (source, target) = source_and_target(&servers, &slot);
+    let id = |server: &RedisServer| cli(server.port, &["CLUSTER", "MYID"]);
+    assert_eq!(cli(target.port, &["CLUSTER", "SETSLOT", &slot, "IMPORTING", &id(source)]), "OK");
+    assert_eq!(cli(source.port, &["CLUSTER", "SETSLOT", &slot, "MIGRATING", &id(target)]), "OK");
+    let target_port = target.port.to_string();
+    let move_all = |pattern: &str| {
+        let names = cli(source.port, &["KEYS", pattern]);
+        for name in names.lines().filter(|name| !name.is_empty()) {
+            assert_eq!(cli(source.port, &["MIGRATE", "127.0.0.1", &target_port, name, "0", "5000"]), "OK");
+        }
+    };
+    move_all(&format!("{tag}key:*"));
+    for _ in 0..3 {
+        assert_eq!(store.get_by_hash(&moved.hash).await.unwrap(), Some(moved.clone()));
+        assert_eq!(store.get_by_hash(&other.hash).await.unwrap(), Some(other.clone()));
+        store.recent_changes(10).await.unwrap();
+    }
+    // Redis runs no change of several names, of which some are here, some there and some nowhere.
+    for pattern in ["nothing", "*"] {
+        move_all(&format!("{tag}{pattern}"));
+        let change = store.revoke(moved.id, RevokeReason::default(), &context()).await.unwrap_err();
+        assert_eq!(change.kind(), ErrorKind::Unavailable);
+    }
+    for server in [target, source] {
+        assert_eq!(cli(server.port, &["CLUSTER", "SETSLOT", &slot, "NODE", &id(target)]), "OK");
+    }
+    until("the slot's new node", async || {
+        store.revoke(moved.id, RevokeReason::default(), &context()).await.is_ok()
+    })
+    .await;
+    for name in 0..20 {
+        store.create(key(&name.to_string()), &context()).await.unwrap();
+    }
+    assert!(store.get_by_hash(&moved.hash).await.unwrap().unwrap().revocation.is_some());
+    assert!(store.get_by_hash(&other.hash).await.unwrap().unwrap().revocation.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_moves_stops_no_client() {
+    a_slot_that_moves_stops_nothing(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_moves_stops_no_client_that_waits_for_replicas() {
+    a_slot_that_moves_stops_nothing(1).await;
+}
+
+/// Behind Sentinel, a primary that hangs is left by reads and changes as soon as there is another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_primary_behind_sentinel_is_left() {
+    let servers = Redis::Sentinel.start(&[]);
+    let repository = open(&servers, RedisOptions::default()).await;
+    let created = repository.create(key("a"), &context()).await.unwrap();
+    let [primary, replica, ..] = &servers.servers[..] else { panic!("a primary and its replica come first") };
+    until("the replica", async || cli(replica.port, &["DBSIZE"]) == cli(primary.port, &["DBSIZE"])).await;
+    primary.watched.freeze();
+    // Reads go on all the time, so there is always something that was just written to the connection.
+    let reads = tokio::spawn({
+        let (repository, hash) = (repository.clone(), created.hash);
+        async move {
+            loop {
+                let _ = repository.get_by_hash(&hash).await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    });
+    until("another primary", async || cli(replica.port, &["ROLE"]).starts_with("master")).await;
+    let failover = tokio::time::Instant::now();
+    until("reads", async || repository.get_by_hash(&created.hash).await.is_ok()).await;
+    until("changes", async || {
+        let other = key(&format!("{:?}", failover.elapsed()));
+        repository.create(other, &context()).await.is_ok()
+    })
+    .await;
+    println!("reads and changes went on {:?} after the failover", failover.elapsed());
+    reads.abort();
+    primary.watched.thaw();
 }

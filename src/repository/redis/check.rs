@@ -1,71 +1,127 @@
 //! Whether the server is one that keeps keys: told at the start.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
-use super::RedisRepository;
-use super::connection::ALLOWS_STALE_READS;
+use fred::types::scripts::Script;
+use futures_util::future::join_all;
+
+use super::RedisOptions;
+use super::connection::{ALLOWS_STALE_READS, Connection};
 use super::error::NO_CLUSTER;
+use super::keyspace::{Keyspace, Shard};
 use crate::repository::{ErrorKind, RepositoryError, Result};
 
 /// The oldest release that has all commands used here.
-const OLDEST: (u32, u32) = (6, 2);
+const OLDEST: Version = (6, 2);
 
-impl RedisRepository {
-    /// Warns of a server that may lose keys, or refuses it if the options are strict.
-    pub(super) async fn check_server(&self) -> Result<()> {
-        for (info, settings) in self.connection.describe().await? {
-            let info: HashMap<_, _> =
-                info.lines().filter_map(|line| line.trim_end().split_once(':')).collect();
-            self.check_one(&info, &settings)?;
-        }
-        Ok(())
+/// A release: its first two numbers.
+type Version = (u32, u32);
+
+/// Warns of servers that may lose keys, or refuses them if the options are strict. Returns the oldest release among them.
+pub(super) async fn servers(connection: &Connection, options: &RedisOptions) -> Result<Version> {
+    let mut oldest = (u32::MAX, 0);
+    for (info, settings) in connection.describe().await? {
+        oldest = oldest.min(server(connection, options, &fields(&info), &settings)?);
     }
+    Ok(oldest)
+}
 
-    fn check_one(&self, info: &HashMap<&str, &str>, settings: &HashMap<String, String>) -> Result<()> {
-        let version = info.get("redis_version").copied().unwrap_or_default();
-        if version_of(version).is_some_and(|version| version < OLDEST) {
-            return Err(RepositoryError::new(
-                ErrorKind::Refused,
-                "the server is older than Redis 6.2: use a newer one",
-            ));
-        }
-        // Valkey calls the mode otherwise, and both say this.
-        let is_cluster = info.get("cluster_enabled").copied() == Some("1");
-        if is_cluster != self.connection.is_clustered() {
-            let problem = if is_cluster {
-                "the server is part of a Cluster: its URL begins with redis-cluster: or rediss-cluster:"
-            } else {
-                NO_CLUSTER
-            };
+fn server(
+    connection: &Connection,
+    options: &RedisOptions,
+    info: &HashMap<&str, &str>,
+    settings: &HashMap<String, String>,
+) -> Result<Version> {
+    let version = info.get("redis_version").copied().and_then(version_of).unwrap_or(OLDEST);
+    if version < OLDEST {
+        return Err(RepositoryError::new(
+            ErrorKind::Refused,
+            "the server is older than Redis 6.2: use a newer one",
+        ));
+    }
+    // Valkey calls the mode otherwise, and both say this.
+    let is_cluster = info.get("cluster_enabled").copied() == Some("1");
+    if is_cluster != connection.is_clustered() {
+        let problem = if is_cluster {
+            "the server is part of a Cluster: its URL begins with redis-cluster: or rediss-cluster:"
+        } else {
+            NO_CLUSTER
+        };
+        return Err(RepositoryError::new(ErrorKind::Refused, problem));
+    }
+    if info.get("role").copied() == Some("slave") {
+        let problem = "the server is a replica, which takes no changes: give the URL of the primary";
+        return Err(RepositoryError::new(ErrorKind::Unavailable, problem));
+    }
+    if settings.get(ALLOWS_STALE_READS).map(String::as_str) == Some("yes") {
+        return Err(RepositoryError::new(
+            ErrorKind::Refused,
+            "a node that is cut off from the Cluster would answer revoked keys as valid: set \
+             `cluster-allow-reads-when-down no`",
+        ));
+    }
+    let replication = Replication {
+        // A primary of a Cluster that hung stops taking changes by itself when it comes back.
+        is_replicated: !connection.is_clustered()
+            && (connection.has_sentinel()
+                || info.get("connected_slaves").is_some_and(|replicas| *replicas != "0")),
+        min_replicas_ack: options.min_replicas_ack,
+        is_clustered: connection.is_clustered(),
+    };
+    for problem in problems(info, settings, replication) {
+        if options.strict {
             return Err(RepositoryError::new(ErrorKind::Refused, problem));
         }
-        if info.get("role").copied() == Some("slave") {
-            let problem = "the server is a replica, which takes no changes: give the URL of the primary";
-            return Err(RepositoryError::new(ErrorKind::Unavailable, problem));
+        tracing::warn!(store = %connection, "{problem}");
+    }
+    Ok(version)
+}
+
+/// Refuses a user who may not run all commands that are needed: changes would fail, one by one, much later.
+pub(super) async fn permissions(connection: &Connection, keyspace: &Keyspace) -> Result<()> {
+    let probe = Script::from_lua(include_str!("permissions.lua"));
+    let asked = Shard::all().map(|shard| connection.try_out(&probe, vec![keyspace.probe(shard).into()]));
+    let mut forbidden = BTreeSet::new();
+    for answer in join_all(asked).await {
+        match answer {
+            Ok(commands) => forbidden.extend(commands),
+            // A node that is down is no reason not to start.
+            Err(error) if error.details().contains("NOPERM") => {
+                forbidden.extend(["EVAL", "EVALSHA"].map(str::to_owned));
+            }
+            Err(_) => {}
         }
-        if settings.get(ALLOWS_STALE_READS).map(String::as_str) == Some("yes") {
+    }
+    if forbidden.is_empty() {
+        return Ok(());
+    }
+    let commands: Vec<_> = forbidden.into_iter().collect();
+    let problem = format!(
+        "the Redis user may not run {} on names of store.redis_prefix: docs/configuration.md#redis lists what it needs",
+        commands.join(" ")
+    );
+    Err(RepositoryError::new(ErrorKind::Refused, problem))
+}
+
+/// Fails when the memory of a server is full, so that it takes no new keys.
+pub(super) async fn memory(connection: &Connection) -> Result<()> {
+    for info in connection.memory().await? {
+        let info = fields(&info);
+        let bytes = |name| info.get(name).and_then(|bytes| bytes.parse::<u64>().ok()).unwrap_or(0);
+        let (used, max) = (bytes("used_memory"), bytes("maxmemory"));
+        if max > 0 && used >= max && info.get("maxmemory_policy") == Some(&"noeviction") {
             return Err(RepositoryError::new(
-                ErrorKind::Refused,
-                "a node that is cut off from the Cluster would answer revoked keys as valid: set \
-                 `cluster-allow-reads-when-down no`",
+                ErrorKind::Unavailable,
+                "the memory of the Redis server is full: keys can be revoked and deleted alone",
             ));
         }
-        let replication = Replication {
-            // A primary of a Cluster that hung stops taking changes by itself when it comes back.
-            is_replicated: !self.connection.is_clustered()
-                && (self.connection.has_sentinel()
-                    || info.get("connected_slaves").is_some_and(|replicas| *replicas != "0")),
-            min_replicas_ack: self.options.min_replicas_ack,
-            is_clustered: self.connection.is_clustered(),
-        };
-        for problem in problems(info, settings, replication) {
-            if self.options.strict {
-                return Err(RepositoryError::new(ErrorKind::Refused, problem));
-            }
-            tracing::warn!(store = %self, "{problem}");
-        }
-        Ok(())
     }
+    Ok(())
+}
+
+/// The lines of `INFO`.
+fn fields(info: &str) -> HashMap<&str, &str> {
+    info.lines().filter_map(|line| line.trim_end().split_once(':')).collect()
 }
 
 /// How changes get to replicas.
@@ -117,7 +173,7 @@ fn problems(
     problems
 }
 
-fn version_of(text: &str) -> Option<(u32, u32)> {
+fn version_of(text: &str) -> Option<Version> {
     let mut parts = text.split('.').map(|part| part.parse().ok());
     Some((parts.next()??, parts.next()??))
 }

@@ -11,9 +11,10 @@ use fred::interfaces::{
     ClientLike, ClusterInterface as _, KeysInterface as _, LuaInterface as _, ServerInterface as _,
 };
 use fred::prelude::FromValue;
-use fred::types::config::{Config, Options};
+use fred::types::config::{Config, Options, Server};
 use fred::types::scripts::Script;
-use fred::types::{ClusterHash, CustomCommand, Key, Value};
+use fred::types::{ClusterHash, CustomCommand, InfoKind, Key, Value};
+use fred::util::redis_keyslot;
 use futures_util::future::join_all;
 use futures_util::stream::BoxStream;
 use prost::bytes::Bytes;
@@ -21,11 +22,13 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::RedisOptions;
-use super::error::{from_fred, from_start, is_read_only};
+use super::error::{from_fred, from_start, is_read_only, was_not_run};
 use super::keyspace::Shard;
-use crate::redis::{NodeWatch, client, config, place, wakes};
+use crate::redis::{MAX_REDIRECTIONS, Watch, client, config, place, wakes};
 use crate::repository::{ErrorKind, RepositoryError, Result};
 
+/// How long a change waits that was not run and can be sent again.
+const RETRY_DELAY: Duration = Duration::from_millis(20);
 /// How long connections stay as they are after they were made anew to find the primary.
 const SEARCH_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -64,7 +67,7 @@ pub(super) struct Connection {
     /// When the connections were last made anew to find the primary.
     last_search: Arc<Mutex<Option<Instant>>>,
     /// Ends with the last clone.
-    nodes: Arc<Option<NodeWatch>>,
+    watch: Option<Arc<Watch>>,
 }
 
 impl Connection {
@@ -73,21 +76,22 @@ impl Connection {
         let config = config(url, options.ca_file.as_deref())?;
         let mut connection = Self {
             place: place(&config.server),
-            reads: client(config.clone(), options.timeout)?,
+            reads: client(config.clone(), options.timeout, MAX_REDIRECTIONS)?,
+            // The wait for replicas would ask those of the node from where a change is redirected.
             changes: (0..options.change_connections.max(1))
-                .map(|_| client(config.clone(), options.timeout))
+                .map(|_| client(config.clone(), options.timeout, 0))
                 .collect::<Result<_>>()?,
             config,
             timeout: options.timeout,
             min_replicas_ack: options.min_replicas_ack,
             last_search: Arc::default(),
-            nodes: Arc::default(),
+            watch: None,
         };
+        let mut connected = Vec::new();
         for client in connection.all() {
-            client.init().await.map_err(from_start)?;
+            connected.push((client.clone(), client.init().await.map_err(from_start)?));
         }
-        let all = connection.all().cloned().collect();
-        connection.nodes = Arc::new(NodeWatch::start(all, options.timeout));
+        connection.watch = Some(Arc::new(Watch::start(connected, options.timeout)));
         Ok(connection)
     }
 
@@ -135,6 +139,29 @@ impl Connection {
         Ok(told)
     }
 
+    /// What `INFO memory` says: of the server, or of each primary of a cluster.
+    pub(super) async fn memory(&self) -> Result<Vec<String>> {
+        if !self.is_clustered() {
+            return Ok(vec![self.reads.info(Some(InfoKind::Memory)).await.map_err(from_fred)?]);
+        }
+        let primaries = self.reads.cached_cluster_state().map(|state| state.unique_primary_nodes());
+        let asked = primaries.unwrap_or_default().into_iter().map(|primary| async move {
+            self.reads.with_cluster_node(primary).info::<String>(Some(InfoKind::Memory)).await
+        });
+        // A node that is down is told elsewhere.
+        Ok(join_all(asked).await.into_iter().flatten().collect())
+    }
+
+    /// Runs a script by its text, and answers with texts.
+    pub(super) async fn try_out(
+        &self,
+        script: &Script,
+        keys: Vec<Key>,
+    ) -> std::result::Result<Vec<String>, fred::error::Error> {
+        let (_, text) = Evaluation::ByText.of(script);
+        self.reads.eval(text, keys, Vec::<Value>::new()).await
+    }
+
     /// Runs a script that changes keys and answers with revisions, or with a word that says why nothing was changed. A change
     /// is answered when enough replicas have it.
     pub(super) async fn change(
@@ -144,13 +171,18 @@ impl Connection {
         keys: Vec<Key>,
         arguments: Vec<Value>,
     ) -> Result<Vec<String>> {
-        if self.min_replicas_ack == 0 {
-            return self.evaluate(self.for_changes_of(shard), script, keys, arguments).await;
-        }
-        let changed = self.by_hash_or_text(|command| {
-            self.change_and_wait(shard, command.of(script), keys.clone(), arguments.clone())
-        });
-        let (answer, confirmed) = changed.await?;
+        let began = Instant::now();
+        let (answer, confirmed) = loop {
+            let changed = self.by_hash_or_text(|command| {
+                self.change_and_wait(shard, command.of(script), keys.clone(), arguments.clone())
+            });
+            match changed.await {
+                Err(error) if was_not_run(&error) && began.elapsed() < self.timeout => {
+                    tokio::time::sleep(RETRY_DELAY).await;
+                }
+                outcome => break outcome.map_err(from_fred)?,
+            }
+        };
         let is_change = answer.iter().all(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
         if is_change && confirmed < i64::from(self.min_replicas_ack) {
             return Err(RepositoryError::new(
@@ -163,6 +195,8 @@ impl Connection {
 
     /// The script and the wait for its replicas, sent together on one connection: on another one there would be nothing to
     /// wait for, and the answer would come at once.
+    ///
+    /// A change whose connection broke may have been made: it is not sent again, for it is for the caller to find out.
     async fn change_and_wait(
         &self,
         shard: Shard,
@@ -171,14 +205,19 @@ impl Connection {
         arguments: Vec<Value>,
     ) -> std::result::Result<(Vec<String>, i64), fred::error::Error> {
         let slot = keys.first().map(Key::cluster_hash).filter(|_| self.is_clustered());
-        let to_its_node = Options { cluster_hash: slot.map(ClusterHash::Custom), ..Options::default() };
-        let pipeline = Pipeline::from(self.for_changes_of(shard).with_options(&to_its_node));
+        let to_its_node =
+            Options { cluster_hash: slot.map(ClusterHash::Custom), fail_fast: true, ..Options::default() };
+        let client = self.for_changes_of(shard).with_options(&to_its_node);
         let hash = slot.map_or(ClusterHash::Random, ClusterHash::Custom);
         let mut all = vec![Value::from(script), Value::from(i64::try_from(keys.len()).unwrap_or(i64::MAX))];
         all.extend(keys.iter().map(|key| Value::from(key.as_bytes())));
         all.extend(arguments);
         // fred's pipelines have no functions for scripts.
         let command = CustomCommand::new_static(command, hash, false);
+        if self.min_replicas_ack == 0 {
+            return Ok((client.custom(command, all).await?, 0));
+        }
+        let pipeline = Pipeline::from(client);
         pipeline.custom::<(), _>(command, all).await?;
         let millis = i64::try_from(self.timeout.as_millis() / 2).unwrap_or(i64::MAX).max(1);
         pipeline.wait::<()>(self.min_replicas_ack.into(), millis).await?;
@@ -215,12 +254,15 @@ impl Connection {
                 }
             }
         });
-        evaluated.await
+        evaluated.await.map_err(from_fred)
     }
 
     /// By the hash of a script; where that is not known, as after a failover, the command itself loads it: a node of a
     /// cluster that is down must not stop the others from learning it.
-    async fn by_hash_or_text<T, F>(&self, evaluate: impl Fn(Evaluation) -> F) -> Result<T>
+    async fn by_hash_or_text<T, F>(
+        &self,
+        evaluate: impl Fn(Evaluation) -> F,
+    ) -> std::result::Result<T, fred::error::Error>
     where
         F: Future<Output = std::result::Result<T, fred::error::Error>>,
     {
@@ -231,7 +273,7 @@ impl Connection {
         if outcome.as_ref().is_err_and(is_read_only) {
             self.look_for_the_primary().await;
         }
-        outcome.map_err(from_fred)
+        outcome
     }
 
     /// Succeeds if the server takes changes. A replica answers reads too, from its own past, so it is asked what it is. Nodes
@@ -244,11 +286,15 @@ impl Connection {
         self.require_primary(role).await
     }
 
-    /// Reads the values of `names` from the primary: what a replica says counts for nothing, so the server is asked what it is
-    /// in the same round trip, and last. Nodes of a cluster send reads to the primary by themselves.
+    /// Reads the values of `names`, of one slot, from the primary: what a replica says counts for nothing, so the server is asked
+    /// what it is in the same round trip, and last. Nodes of a cluster send reads to the primary by themselves.
     pub(super) async fn read_primary(&self, names: Vec<String>) -> Result<Vec<Option<Bytes>>> {
         if self.is_clustered() {
-            return self.reads.mget(names).await.map_err(from_fred);
+            return match self.reads.mget(names.clone()).await {
+                Err(error) if was_not_run(&error) => self.read_moving(names).await,
+                values => values,
+            }
+            .map_err(from_fred);
         }
         let pipeline = self.reads.pipeline();
         pipeline.mget::<(), _>(names).await.map_err(from_fred)?;
@@ -256,6 +302,43 @@ impl Connection {
         let (values, role): (Vec<Option<Bytes>>, Vec<Value>) = pipeline.all().await.map_err(from_fred)?;
         self.require_primary(role).await?;
         Ok(values)
+    }
+
+    /// The same for a slot on its way to another node: what is not where it was is there. fred sends a command that is redirected
+    /// for once (`ASK`) to the node where it came from.
+    async fn read_moving(
+        &self,
+        names: Vec<String>,
+    ) -> std::result::Result<Vec<Option<Bytes>>, fred::error::Error> {
+        let mut values = Vec::with_capacity(names.len());
+        for name in names {
+            let slot = redis_keyslot(name.as_bytes());
+            values.push(match self.reads.get(name.clone()).await {
+                Err(error) if was_not_run(&error) => {
+                    let Some(target) = self.target_of(slot).await else { return Err(error) };
+                    let at_target = Options { cluster_node: Some(target), ..Options::default() };
+                    let pipeline = Pipeline::from(self.reads.with_options(&at_target));
+                    let asking = CustomCommand::new_static("ASKING", ClusterHash::Custom(slot), false);
+                    pipeline.custom::<(), _>(asking, Vec::<Value>::new()).await?;
+                    pipeline.get::<(), _>(name).await?;
+                    let (_, value): (Value, Option<Bytes>) = pipeline.all().await?;
+                    value
+                }
+                value => value?,
+            });
+        }
+        Ok(values)
+    }
+
+    /// The node that a slot is on its way to.
+    async fn target_of(&self, slot: u16) -> Option<Server> {
+        let primaries = self.reads.cached_cluster_state()?.unique_primary_nodes();
+        let asked = primaries.into_iter().map(|primary| async move {
+            let nodes: String = self.reads.with_cluster_node(primary.clone()).cluster_nodes().await.ok()?;
+            // A node tells of its own alone what it imports.
+            nodes.contains(&format!("[{slot}-<-")).then_some(primary)
+        });
+        join_all(asked).await.into_iter().flatten().next()
     }
 
     async fn require_primary(&self, role: Vec<Value>) -> Result<()> {

@@ -52,6 +52,14 @@ pub(super) fn is_read_only(error: &Error) -> bool {
     says(error, "READONLY")
 }
 
+/// Whether the command was certainly not run: it was not sent, or its slot is on its way to another node.
+pub(super) fn was_not_run(error: &Error) -> bool {
+    // fred's words for a command that finds no connection, and for one that may not be redirected.
+    let was_not_sent =
+        error.kind() == &FredKind::Canceled && error.details() == "Connection closed unexpectedly.";
+    was_not_sent || error.details() == "Too many redirections." || error.details().starts_with("TRYAGAIN")
+}
+
 /// Whether the answer begins with `code`; before Redis 7, what a command in a script says stands behind other words.
 fn says(error: &Error, code: &str) -> bool {
     let details = error.details();

@@ -112,6 +112,11 @@ impl Keyspace {
         format!("{}identity", self.prefix)
     }
 
+    /// A name that nothing has.
+    pub(super) fn probe(&self, shard: Shard) -> String {
+        self.name(shard, "probe")
+    }
+
     pub(super) fn all(&self, shard: Shard) -> String {
         self.name(shard, "all")
     }

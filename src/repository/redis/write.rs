@@ -1,7 +1,5 @@
 //! The changes of keys: each is one script on one shard.
 
-use std::time::Duration;
-
 use fred::types::{Key, Value};
 use prost::bytes::Bytes;
 
@@ -14,13 +12,11 @@ use crate::domain::{
     ApiKey, ChangeContext, ChangeId, ChangeKind, ChangedField, KeyHash, KeyId, OwnerId, RequestDigest,
     Revision, RevokeReason, Rotation, Timestamp,
 };
-use crate::repository::{ErrorKind, RepositoryError, Result};
+use crate::repository::{ErrorKind, REQUEST_RETENTION, RepositoryError, Result};
 use fred::interfaces::KeysInterface as _;
 
 /// How often a change that lost against another one is tried anew.
 const MAX_ATTEMPTS: usize = 64;
-/// How long it is remembered which key a request made.
-const REQUEST_RETENTION: Duration = Duration::from_hours(24);
 /// How many uses one script records: a script holds up all others.
 pub(super) const USAGE_BATCH: usize = 200;
 
@@ -300,8 +296,13 @@ impl RedisRepository {
                 flag(is_revoked),
             ]);
         }
-        let answer: Vec<String> =
-            self.connection.change(shard, &self.scripts.change, keys, arguments).await?;
+        let is_urgent = steps.iter().all(|step| match &step.what {
+            What::Create(_) => false,
+            What::Replace(key, _) => key.revocation.is_some(),
+            What::Delete(..) => true,
+        });
+        let script = if is_urgent { &self.scripts.urgent } else { &self.scripts.change };
+        let answer: Vec<String> = self.connection.change(shard, script, keys, arguments).await?;
         match answer.first().map(String::as_str) {
             Some("exists") => return Err(ErrorKind::AlreadyExists.into()),
             Some("revoked") => return Err(ErrorKind::RevokedHash.into()),

@@ -1,0 +1,22 @@
+-- Runs each command that Keyvouch sends about keys, on names that nothing has, and answers those that the user may not run.
+--
+-- KEYS: a name of the prefix.
+local name = KEYS[1]
+local commands = {
+    { 'GET', name }, { 'MGET', name }, { 'SET', name, '' }, { 'EXISTS', name }, { 'DEL', name },
+    { 'HSET', name, 'f', '1' }, { 'HGET', name, 'f' }, { 'HMGET', name, 'f' }, { 'HEXISTS', name, 'f' },
+    { 'HINCRBY', name, 'f', '1' }, { 'HDEL', name, 'f' },
+    { 'ZADD', name, '0', 'm' }, { 'ZREVRANGEBYLEX', name, '+', '-', 'LIMIT', '0', '1' }, { 'ZREM', name, 'm' },
+    { 'XADD', name, '1-1', 'f', 'v' }, { 'XRANGE', name, '-', '+', 'COUNT', '1' },
+    { 'XREVRANGE', name, '+', '-', 'COUNT', '1' }, { 'XLEN', name }, { 'XTRIM', name, 'MAXLEN', '0' }, { 'DEL', name },
+    { 'TIME' },
+}
+local forbidden = {}
+for _, command in ipairs(commands) do
+    local answer = redis.pcall(unpack(command))
+    local problem = type(answer) == 'table' and answer['err'] or ''
+    if string.find(problem, 'NOPERM') or string.find(problem, 'executing the script can') then
+        table.insert(forbidden, command[1])
+    end
+end
+return forbidden
