@@ -1,15 +1,15 @@
 //! Taking connections and spreading them evenly over the workers.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 
 use super::listener::Listener;
-use super::places::{Full, Places};
+use super::places::{Full, Guest, Places};
+use super::routes::Role;
 use super::worker::{Worker, WorkerHandle};
-use crate::telemetry::{ConnectionMetrics, ConnectionRefusal};
+use crate::telemetry::{ConnectionMetrics, ConnectionRefusal, LogLimit};
 
 /// How long to wait after a failed accept. Out of file descriptors, it would fail again at once, and spin.
 pub(super) const BACK_OFF: Duration = Duration::from_millis(50);
@@ -20,8 +20,7 @@ pub(super) struct Acceptor {
     workers: Vec<WorkerHandle>,
     places: Arc<Places>,
     connections: ConnectionMetrics,
-    /// Whether the last connection was turned away, so that only the first of many is logged.
-    is_full: AtomicBool,
+    refusals: LogLimit,
 }
 
 impl Acceptor {
@@ -40,7 +39,7 @@ impl Acceptor {
                 workers,
                 places: Arc::clone(places),
                 connections: connections.clone(),
-                is_full: AtomicBool::new(false),
+                refusals: LogLimit::new(),
             };
             tasks.spawn(acceptor.run());
         }
@@ -61,7 +60,11 @@ impl Acceptor {
 
     async fn accept(&self) -> std::io::Result<()> {
         let accepted = self.listener.accept().await?;
-        let permit = match self.places.take(accepted.address()) {
+        let address = accepted.address();
+        let is_for_administrators = address.is_none() || self.listener.role() == Role::KeyStore;
+        let guest =
+            if is_for_administrators { Guest::Administrator(address) } else { Guest::Anybody(address) };
+        let permit = match self.places.take(guest) {
             Ok(permit) => permit,
             Err(full) => {
                 let (refusal, setting) = match full {
@@ -69,13 +72,13 @@ impl Acceptor {
                     Full::Peer => (ConnectionRefusal::Peer, "server.max_connections_per_peer"),
                 };
                 self.connections.refused(refusal).inc();
-                if !self.is_full.swap(true, Ordering::Relaxed) {
-                    tracing::warn!("connections are closed at once: {setting} is reached");
+                if let Some(left_out) = self.refusals.admit() {
+                    let peer = address.map(tracing::field::display);
+                    tracing::warn!(peer, left_out, "a connection was closed at once: {setting} is reached");
                 }
                 return Ok(());
             }
         };
-        self.is_full.store(false, Ordering::Relaxed);
         if let Some(worker) = self.workers.iter().min_by_key(|worker| worker.connections()) {
             worker.hand_over(self.listener.role(), accepted, permit);
         }

@@ -16,8 +16,9 @@ use tonic::service::Routes;
 use tower::Service;
 
 use super::call_layer::CallService;
+use super::places::Seat;
 use super::{Peer, http_gate};
-use crate::grpc::connection_ends;
+use crate::grpc::{connection_ends, too_many_header_fields};
 
 /// Calls that have no end of their own: they are told to go on elsewhere when their connection is to end.
 const ENDLESS: [&str; 4] = [
@@ -27,11 +28,15 @@ const ENDLESS: [&str; 4] = [
     "/keyvouch.v1.Validator/WatchChanges",
 ];
 
+/// The most header fields of a call, those of HTTP/2 itself apart.
+const MAX_HEADER_FIELDS: usize = 64;
+
 /// What the calls of a connection do, for those who decide on its end.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Activity {
     running: watch::Sender<usize>,
     progress: Arc<Progress>,
+    seat: Seat,
 }
 
 #[derive(Debug, Default)]
@@ -43,6 +48,11 @@ struct Progress {
 }
 
 impl Activity {
+    /// Of a connection that has the place of `seat`.
+    pub(super) fn new(seat: Seat) -> Self {
+        Self { running: watch::Sender::default(), progress: Arc::default(), seat }
+    }
+
     /// Completes when no call has run for `timeout`.
     pub(super) async fn rests(&self, timeout: Duration) {
         let mut running = self.running.subscribe();
@@ -71,6 +81,7 @@ impl Activity {
 
     fn begin(&self) -> Running {
         self.running.send_modify(|running| *running += 1);
+        self.seat.set_busy(true);
         self.progress.at_work.fetch_add(1, Ordering::Relaxed);
         Running { activity: self.clone(), waits: Waits(Arc::default()) }
     }
@@ -117,7 +128,14 @@ impl Drop for Running {
     fn drop(&mut self) {
         // One that is over works no more; what is left of its request may be dropped later, and changes nothing.
         self.set(Waits::ROOM, true);
-        self.activity.running.send_modify(|running| *running -= 1);
+        let mut is_last = false;
+        self.activity.running.send_modify(|running| {
+            *running -= 1;
+            is_last = *running == 0;
+        });
+        if is_last {
+            self.activity.seat.set_busy(false);
+        }
     }
 }
 
@@ -169,6 +187,12 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
         let running = self.activity.begin();
         if let Some(rejection) = http_gate::rejection(&request) {
             let answer = rejection.map(|body| Counted { body, end: None, running });
+            return Box::pin(std::future::ready(Ok(answer)));
+        }
+        // What a field costs in memory is many times what it costs to send, and a call keeps its headers to its end.
+        if request.headers().len() > MAX_HEADER_FIELDS {
+            let answer =
+                too_many_header_fields().into_http().map(|body| Counted { body, end: None, running });
             return Box::pin(std::future::ready(Ok(answer)));
         }
         let end = Some(self.end_of(&request));

@@ -18,7 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::Peer;
-use super::places::Permit;
+use super::places::{Permit, Seat};
 
 /// A socket that no runtime owns yet.
 #[derive(Debug)]
@@ -41,13 +41,18 @@ impl Accepted {
 #[derive(Debug)]
 pub(super) struct Place {
     load: Gauge,
-    _permit: Permit,
+    permit: Permit,
 }
 
 impl Place {
     pub(super) fn take(load: &Gauge, permit: Permit) -> Self {
         load.inc();
-        Self { load: load.clone(), _permit: permit }
+        Self { load: load.clone(), permit }
+    }
+
+    /// What the connection tells of itself.
+    pub(super) fn seat(&self) -> Seat {
+        self.permit.seat()
     }
 }
 

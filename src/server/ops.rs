@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tower::ServiceExt as _;
 
 use super::acceptor::BACK_OFF;
-use super::places::{Permit, Places};
+use super::places::{Guest, Permit, Places};
 use crate::telemetry::Exposition;
 
 /// Connections at one time, and from one address: enough for probes and many collectors, too few to hurt.
@@ -64,8 +64,8 @@ impl OpsListener {
             tokio::select! {
                 accepted = self.0.accept() => match accepted {
                     Ok((stream, peer)) => {
-                        // One that has no place is closed.
-                        if let Ok(permit) = places.take(Some(peer.ip().to_canonical())) {
+                        // One that has no place is closed; the slowest ones give way before.
+                        if let Ok(permit) = places.take(Guest::Anybody(Some(peer.ip()))) {
                             connections.spawn(answer(stream, router.clone(), permit));
                         }
                     }
@@ -99,15 +99,20 @@ fn router(fitness: watch::Receiver<Fitness>, metrics: Exposition) -> Router {
         .with_state((fitness, metrics))
 }
 
-async fn answer(stream: TcpStream, router: Router, _place: Permit) {
+async fn answer(stream: TcpStream, router: Router, place: Permit) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service_fn(move |request| router.clone().oneshot(request)));
-    match tokio::time::timeout(TIMEOUT, connection).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "a connection for metrics or probes ended"),
-        Err(_) => tracing::debug!("a connection for metrics or probes took too long"),
+    let seat = place.seat();
+    tokio::select! {
+        ended = connection => {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a connection for metrics or probes ended");
+            }
+        }
+        () = tokio::time::sleep(TIMEOUT) => tracing::debug!("a connection for metrics or probes took too long"),
+        () = seat.gives_way() => tracing::debug!("a connection for metrics or probes gave way to another one"),
     }
 }
 

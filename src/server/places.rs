@@ -1,8 +1,19 @@
 //! How many connections there may be: in all, and from one address.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::domain::{BootClock, Moment, Stopwatch as _};
+
+/// Places beyond all others, for those who administer: whoever takes the others does not lock them out.
+const RESERVED: usize = 64;
+/// A connection that was idle for so long gives way when there is no place left.
+const GIVES_WAY_AFTER: Duration = Duration::from_secs(1);
 
 /// The places for connections.
 #[derive(Debug)]
@@ -14,14 +25,26 @@ pub(super) struct Places {
 
 #[derive(Debug, Default)]
 struct Taken {
-    all: usize,
+    last: u64,
+    reserved: usize,
     by_peer: HashMap<IpAddr, usize>,
+    /// Without those that were told to give way.
+    seats: HashMap<u64, (Option<IpAddr>, Seat)>,
+}
+
+/// Who takes a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Guest {
+    /// Anybody, from this address; those of Unix sockets have none.
+    Anybody(Option<IpAddr>),
+    /// Somebody who administers: by an address for that, or a Unix socket.
+    Administrator(Option<IpAddr>),
 }
 
 /// Why there is no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Full {
-    /// There are as many connections as there may be.
+    /// There are as many connections as there may be, and none is idle.
     All,
     /// There are as many from this address.
     Peer,
@@ -31,7 +54,44 @@ pub(super) enum Full {
 #[derive(Debug)]
 pub(super) struct Permit {
     places: Arc<Places>,
+    number: u64,
     peer: Option<IpAddr>,
+    is_reserved: bool,
+    seat: Seat,
+}
+
+/// What a connection tells its place, and is told by it.
+#[derive(Clone, Debug)]
+pub(super) struct Seat {
+    /// Since when it is idle; [`BUSY`].
+    idle_since: Arc<AtomicU64>,
+    gives_way: Arc<Notify>,
+}
+
+const BUSY: u64 = u64::MAX;
+
+impl Seat {
+    /// One that is idle from now on.
+    pub(super) fn new() -> Self {
+        let now = BootClock.moment().as_nanos();
+        Self { idle_since: Arc::new(AtomicU64::new(now)), gives_way: Arc::default() }
+    }
+
+    /// Says whether a call runs on the connection.
+    pub(super) fn set_busy(&self, is_busy: bool) {
+        let since = if is_busy { BUSY } else { BootClock.moment().as_nanos() };
+        self.idle_since.store(since, Ordering::Relaxed);
+    }
+
+    /// Completes when the connection has to give way.
+    pub(super) async fn gives_way(&self) {
+        self.gives_way.notified().await;
+    }
+
+    fn idle_since(&self) -> Option<Moment> {
+        let since = self.idle_since.load(Ordering::Relaxed);
+        (since != BUSY).then(|| Moment::from_nanos(since))
+    }
 }
 
 impl Places {
@@ -40,29 +100,73 @@ impl Places {
         Arc::new(Self { max, max_per_peer, taken: Mutex::default() })
     }
 
-    /// Takes one for a connection from `peer`; those of Unix sockets have none.
-    pub(super) fn take(self: &Arc<Self>, peer: Option<IpAddr>) -> Result<Permit, Full> {
-        // Counts are whole whatever panicked.
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        if taken.all >= self.max {
+    /// Takes one. If there is none left, the connection that was idle for longest gives way, of the address that has most.
+    pub(super) fn take(self: &Arc<Self>, guest: Guest) -> Result<Permit, Full> {
+        self.take_at(guest, BootClock.moment())
+    }
+
+    fn take_at(self: &Arc<Self>, guest: Guest, now: Moment) -> Result<Permit, Full> {
+        let (peer, is_administrator) = match guest {
+            Guest::Anybody(peer) => (peer, false),
+            Guest::Administrator(peer) => (peer, true),
+        };
+        let peer = peer.map(network);
+        let mut taken = self.lock();
+        let of_peer = peer.and_then(|peer| taken.by_peer.get(&peer).copied()).unwrap_or_default();
+        if peer.is_some() && of_peer >= self.max_per_peer {
+            return Err(Full::Peer);
+        }
+        let is_full = taken.seats.len() - taken.reserved >= self.max;
+        let is_reserved = is_full && is_administrator && taken.reserved < RESERVED;
+        if is_full && !is_reserved && !taken.make_room(now) {
             return Err(Full::All);
         }
         if let Some(peer) = peer {
-            let of_peer = taken.by_peer.get(&peer).copied().unwrap_or_default();
-            if of_peer >= self.max_per_peer {
-                return Err(Full::Peer);
-            }
             taken.by_peer.insert(peer, of_peer + 1);
         }
-        taken.all += 1;
-        Ok(Permit { places: Arc::clone(self), peer })
+        taken.last += 1;
+        taken.reserved += usize::from(is_reserved);
+        let (number, seat) = (taken.last, Seat::new());
+        taken.seats.insert(number, (peer, seat.clone()));
+        Ok(Permit { places: Arc::clone(self), number, peer, is_reserved, seat })
+    }
+
+    // Counts are whole whatever panicked.
+    fn lock(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Taken {
+    /// Tells a connection to give way, which does not count any more; returns whether there is one.
+    fn make_room(&mut self, now: Moment) -> bool {
+        let of_peer =
+            |peer: &Option<IpAddr>| peer.and_then(|peer| self.by_peer.get(&peer)).copied().unwrap_or(0);
+        let idle = self.seats.iter().filter_map(|(number, (peer, seat))| {
+            let since = seat.idle_since().filter(|since| now.since(*since) >= GIVES_WAY_AFTER)?;
+            Some((*number, of_peer(peer), since))
+        });
+        let longest = idle.max_by_key(|&(_, of_peer, since)| (of_peer, now.since(since)));
+        let Some((_, seat)) = longest.and_then(|(number, ..)| self.seats.remove(&number)) else {
+            return false;
+        };
+        seat.gives_way.notify_one();
+        true
+    }
+}
+
+impl Permit {
+    /// What the connection tells of itself.
+    pub(super) fn seat(&self) -> Seat {
+        self.seat.clone()
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.all -= 1;
+        let mut taken = self.places.lock();
+        taken.seats.remove(&self.number);
+        taken.reserved -= usize::from(self.is_reserved);
         if let Some(peer) = self.peer
             && let Some(of_peer) = taken.by_peer.get_mut(&peer)
         {
@@ -74,23 +178,90 @@ impl Drop for Permit {
     }
 }
 
+/// What counts as one address: who has one of IPv6 has a network of 64 bits (RFC 6177).
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+        }
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use futures_util::FutureExt as _;
 
     use super::*;
+
+    fn anybody(text: &str) -> Guest {
+        Guest::Anybody(Some(text.parse().unwrap()))
+    }
+
+    /// Makes `count` permits busy.
+    fn busy(permits: &[Permit]) {
+        for permit in permits {
+            permit.seat.set_busy(true);
+        }
+    }
 
     #[test]
     fn one_address_leaves_places_for_others_and_all_are_given_back() {
         let places = Places::new(3, 2);
-        let [a, b] = [1, 2].map(|last| Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, last))));
+        let (a, b) = (anybody("192.0.2.1"), anybody("192.0.2.2"));
         let first = places.take(a).unwrap();
-        let _second = places.take(a).unwrap();
+        let second = places.take(a).unwrap();
         assert_eq!(places.take(a).unwrap_err(), Full::Peer);
         let third = places.take(b).unwrap();
-        assert_eq!(places.take(None).unwrap_err(), Full::All);
+        let all = [first, second, third];
+        busy(&all);
+        assert_eq!(places.take(Guest::Anybody(None)).unwrap_err(), Full::All);
+        let [first, _second, third] = all;
         drop((first, third));
         let _again = places.take(a).unwrap();
-        assert_eq!(places.taken.lock().unwrap().by_peer.len(), 1, "nothing is kept of who left");
+        assert_eq!(places.lock().by_peer.len(), 1, "nothing is kept of who left");
+    }
+
+    #[test]
+    fn a_network_of_ipv6_counts_as_one_address() {
+        let places = Places::new(10, 2);
+        let _taken = ["2001:db8::1", "2001:db8::ffff:1"].map(|it| places.take(anybody(it)).unwrap());
+        assert_eq!(places.take(anybody("2001:db8:0:0:1::")).unwrap_err(), Full::Peer);
+        let _other = places.take(anybody("2001:db8:0:1::1")).unwrap();
+        let _mapped = ["::ffff:192.0.2.1", "192.0.2.1"].map(|it| places.take(anybody(it)).unwrap());
+        assert_eq!(places.take(anybody("::ffff:192.0.2.1")).unwrap_err(), Full::Peer);
+    }
+
+    #[test]
+    fn administrators_have_places_beyond_all_others() {
+        let places = Places::new(1, 100);
+        let first = [places.take(anybody("192.0.2.1")).unwrap()];
+        busy(&first);
+        let administrators: Vec<_> =
+            (0..RESERVED).map(|_| places.take(Guest::Administrator(None)).unwrap()).collect();
+        busy(&administrators);
+        assert_eq!(places.take(Guest::Administrator(None)).unwrap_err(), Full::All);
+        drop(administrators);
+        assert_eq!(places.take(anybody("192.0.2.1")).unwrap_err(), Full::All);
+        assert_eq!(places.lock().reserved, 0);
+    }
+
+    #[test]
+    fn the_longest_idle_connection_of_whoever_has_most_gives_way() {
+        let places = Places::new(3, 3);
+        let (many, few) = (anybody("192.0.2.1"), anybody("192.0.2.2"));
+        let of_few = places.take(few).unwrap();
+        let of_many = [places.take(many).unwrap(), places.take(many).unwrap()];
+        let now = BootClock.moment();
+        assert_eq!(places.take_at(few, now).unwrap_err(), Full::All, "none is idle for long");
+        of_many[0].seat.set_busy(true);
+        let later = now.after(GIVES_WAY_AFTER * 2);
+        let _new = places.take_at(few, later).unwrap();
+        let gives_way = |permit: &Permit| permit.seat.gives_way().now_or_never().is_some();
+        assert!(gives_way(&of_many[1]));
+        assert!(!gives_way(&of_many[0]) && !gives_way(&of_few));
+        let _newer = places.take_at(few, later).unwrap();
+        assert!(gives_way(&of_few));
     }
 }
