@@ -23,6 +23,13 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// The most bytes of a call's headers.
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
+/// Bytes that a client may send on one stream before they are read (RFC 9113, section 5.2): about the largest message of
+/// `Validator`.
+const STREAM_WINDOW: u32 = 64 * 1024;
+/// The same for all streams of a connection. h2 ends a connection (`too_many_data_frames`) when the frames that wait to be read
+/// are so small that what they lack to 256 bytes adds up to more than half of this. On a stream with rows of an import, of
+/// about 64 bytes each, that is 192 KiB.
+const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 /// Streams that a peer may reset before they were looked at, and that we may reset by its fault, before the connection is
 /// ended (CVE-2023-44487, CVE-2025-8671).
 const MAX_RESET_STREAMS: usize = 20;
@@ -51,19 +58,23 @@ impl Serving {
     }
 
     /// Serves a connection to its end. It is told to end when the server drains, when it is old, when its client's
-    /// certificate expires, or when it is idle; calls that run then are answered first, if their client reads the answers.
+    /// certificate expires, when it is idle, or when it has to give way; calls that run then are answered first, if their client reads the answers.
     pub(super) async fn run(mut self, handed_over: (Accepted, Place), jitter: f64) {
         let tls = self.tls.as_ref().map(|tls| Arc::clone(&tls.borrow().config));
         let failures = self.failed_handshakes.clone();
-        let connection = Connection::adopt(handed_over, tls, self.options.handshake_timeout, failures).await;
-        let connection = match connection {
+        let seat = handed_over.1.seat();
+        let adopted = tokio::select! {
+            adopted = Connection::adopt(handed_over, tls, self.options.handshake_timeout, failures) => adopted,
+            () = seat.gives_way() => return,
+        };
+        let connection = match adopted {
             Ok(connection) => connection,
             Err(error) => {
                 tracing::debug!(%error, "a connection did not come about");
                 return;
             }
         };
-        let activity = Activity::default();
+        let activity = Activity::new(seat.clone());
         let (ends, is_ending) = watch::channel(false);
         let calls = Calls::new(
             self.calls.clone(),
@@ -77,6 +88,8 @@ impl Serving {
             .timer(TokioTimer::new())
             .max_concurrent_streams(self.options.max_streams_per_connection)
             .max_header_list_size(MAX_HEADER_BYTES)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .max_pending_accept_reset_streams(MAX_RESET_STREAMS)
             .max_local_error_reset_streams(MAX_FAULTY_STREAMS)
             .keep_alive_interval(KEEPALIVE_INTERVAL)
@@ -95,6 +108,7 @@ impl Serving {
                 () = is_old => {}
                 () = has_expired => tracing::debug!("a connection ends: its client certificate has expired"),
                 () = is_idle => {}
+                () = seat.gives_way() => tracing::debug!("an idle connection gives way to another one"),
             }
         }
         serving.as_mut().graceful_shutdown();

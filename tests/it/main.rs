@@ -12,6 +12,7 @@ mod custom_backend;
 mod databases;
 mod fixtures;
 mod gateways;
+mod imports;
 mod plans;
 mod process;
 mod prove;

@@ -214,6 +214,14 @@ pub(crate) fn tool(name: &str) -> PathBuf {
     tool
 }
 
+/// Where `scripts/test` installs packages for Node.js, or another folder named by `KEYVOUCH_TEST_NODE_MODULES`.
+pub(crate) fn node_modules() -> PathBuf {
+    let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/node/node_modules");
+    let folder = std::env::var_os("KEYVOUCH_TEST_NODE_MODULES").map_or(installed, PathBuf::from);
+    assert!(folder.exists(), "{} is missing: run scripts/test, which installs it", folder.display());
+    folder
+}
+
 /// A program that `scripts/test` downloads, or one of another folder named by `KEYVOUCH_TEST_DOWNLOADS`.
 pub(crate) fn downloaded(name: &str) -> PathBuf {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin");

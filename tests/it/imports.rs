@@ -1,0 +1,160 @@
+//! `ImportKeys` by the clients that people use: they send faster than the backend stores, and flow control holds them back.
+
+use std::fmt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use keyvouch::conformance::api::new_key;
+use keyvouch::domain::{ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, Revision};
+use keyvouch::grpc::pb;
+use keyvouch::repository::{KeyRepository, KeyStream, MemoryRepository, Result};
+use prost::Message as _;
+
+use crate::gateways::envoy_proxy;
+use crate::process::program::{node_modules, tool};
+use crate::support::{TOKEN, TestServer};
+
+const ROWS: u32 = 100_000;
+
+/// Stores many keys slowly: a batch takes as long as a database far away would.
+#[derive(Debug, Default)]
+struct SlowImports(MemoryRepository);
+
+impl fmt::Display for SlowImports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SlowImports")
+    }
+}
+
+#[async_trait]
+impl KeyRepository for SlowImports {
+    async fn get_by_hash(&self, hash: &KeyHash) -> Result<Option<ApiKey>> {
+        self.0.get_by_hash(hash).await
+    }
+
+    async fn get(&self, id: KeyId) -> Result<Option<ApiKey>> {
+        self.0.get(id).await
+    }
+
+    async fn create(&self, key: ApiKey, context: &ChangeContext) -> Result<ApiKey> {
+        self.0.create(key, context).await
+    }
+
+    async fn create_many(&self, keys: Vec<ApiKey>, context: &ChangeContext) -> Result<Vec<Result<ApiKey>>> {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        self.0.create_many(keys, context).await
+    }
+
+    async fn update(&self, key: ApiKey, expected: Revision, context: &ChangeContext) -> Result<ApiKey> {
+        self.0.update(key, expected, context).await
+    }
+
+    async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<ChangeId> {
+        self.0.delete(id, context).await
+    }
+
+    fn list_by_owner(&self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream {
+        self.0.list_by_owner(owner, filter)
+    }
+}
+
+fn row(number: u32) -> pb::ImportKeysRequest {
+    pb::ImportKeysRequest {
+        key: Some(pb::Key { name: "n".into(), owner_id: "o".into(), ..pb::Key::default() }),
+        hash: [number.to_be_bytes(); 8].concat(),
+        allow_revoked_hash: false,
+    }
+}
+
+/// Runs a client that imports [`ROWS`] and validates beside that, and prints how many answers it had of each.
+async fn all_are_imported(client: fn(&Path, &str) -> Command, through_envoy: bool) {
+    let server = TestServer::start(SlowImports::default()).await;
+    let (_, secret) = server.api().await.create(new_key()).await;
+    let folder = crate::databases::folder("imports");
+    let mut rows = Vec::new();
+    for number in 0..ROWS {
+        let row = row(number).encode_to_vec();
+        rows.extend(u32::try_from(row.len()).unwrap().to_be_bytes());
+        rows.extend(row);
+    }
+    std::fs::write(folder.path().join("rows"), rows).unwrap();
+    let validate = pb::ValidateRequest { secret, ..pb::ValidateRequest::default() };
+    std::fs::write(folder.path().join("validate"), validate.encode_to_vec()).unwrap();
+    let address = server.address;
+    let printed = tokio::task::spawn_blocking(move || {
+        let gateway = through_envoy.then(|| envoy_proxy(folder.path(), address));
+        let address = gateway.as_ref().map_or(address, |gateway| gateway.address).to_string();
+        let mut command = client(folder.path(), &address);
+        let done = command.stdin(Stdio::null()).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8(done.stdout).unwrap()
+    })
+    .await
+    .unwrap();
+    let counts: Vec<u32> = printed.split_whitespace().map(|count| count.parse().unwrap()).collect();
+    let [imported, validated] = counts[..] else { panic!("{printed}") };
+    assert_eq!(imported, ROWS);
+    assert!(validated > 0);
+}
+
+fn grpcio(folder: &Path, address: &str) -> Command {
+    let mut command = Command::new(tool("python"));
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/imports/grpcio.py")).args([address, TOKEN]);
+    command.args([folder.join("rows"), folder.join("validate")]);
+    command
+}
+
+fn grpc_js(folder: &Path, address: &str) -> Command {
+    let mut command = Command::new("node");
+    command.env("NODE_PATH", node_modules());
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/imports/grpc_js.js")).args([address, TOKEN]);
+    command.args([folder.join("rows"), folder.join("validate")]);
+    command
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grpcio_is_held_back() {
+    all_are_imported(grpcio, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grpcio_through_envoy_is_held_back() {
+    all_are_imported(grpcio, true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grpc_js_is_held_back() {
+    all_are_imported(grpc_js, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grpc_js_through_envoy_is_held_back() {
+    all_are_imported(grpc_js, true).await;
+}
+
+/// It is written in Go, with another implementation of HTTP/2.
+#[tokio::test(flavor = "multi_thread")]
+async fn buf_curl_is_held_back() {
+    let server = TestServer::start(SlowImports::default()).await;
+    let folder = crate::databases::folder("imports");
+    let encoded = |number: u32| data_encoding::BASE64.encode(&row(number).hash);
+    let rows: Vec<String> = (0..ROWS)
+        .map(|number| format!(r#"{{"key":{{"name":"n","ownerId":"o"}},"hash":"{}"}}"#, encoded(number)))
+        .collect();
+    let file = folder.path().join("rows");
+    std::fs::write(&file, rows.join("\n")).unwrap();
+    let url = format!("http://{}/keyvouch.v1.KeyStore/ImportKeys", server.address);
+    let answers = tokio::task::spawn_blocking(move || {
+        let mut command = Command::new(tool("buf"));
+        command.args(["curl", "--protocol", "grpc", "--http2-prior-knowledge", "--data", "@-"]);
+        command.args(["--header", &format!("authorization: Bearer {TOKEN}"), &url]);
+        let done = command.stdin(std::fs::File::open(file).unwrap()).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8(done.stdout).unwrap()
+    })
+    .await
+    .unwrap();
+    assert_eq!(answers.matches("\"createTime\"").count(), usize::try_from(ROWS).unwrap());
+}

@@ -1,0 +1,57 @@
+// Imports the messages of a file as fast as grpc-js lets it, and validates beside it on the same channel.
+//
+// usage: node grpc_js.js ADDRESS TOKEN ROWS VALIDATE
+// ROWS has messages behind their lengths (4 bytes, big endian); VALIDATE is one. Prints the number of answers of the import and
+// that of the validations, and ends with an error if any call failed.
+const { readFileSync } = require('fs');
+const { once } = require('events');
+const grpc = require('@grpc/grpc-js');
+
+const [address, token, rows, validate] = process.argv.slice(2);
+const same = (bytes) => bytes;
+const client = new grpc.Client(address, grpc.credentials.createInsecure());
+
+async function main() {
+  const ask = readFileSync(validate);
+  let [answers, validations, isOver] = [0, 0, false];
+  const validateBeside = async () => {
+    while (!isOver) {
+      await new Promise((resolve, reject) => {
+        const path = '/keyvouch.v1.Validator/Validate';
+        client.makeUnaryRequest(path, same, same, ask, (error) => (error ? reject(error) : resolve()));
+      });
+      validations += 1;
+    }
+  };
+  const beside = validateBeside();
+  const metadata = new grpc.Metadata();
+  metadata.set('authorization', `Bearer ${token}`);
+  const call = client.makeBidiStreamRequest('/keyvouch.v1.KeyStore/ImportKeys', same, same, metadata);
+  call.on('data', () => (answers += 1));
+  const ended = new Promise((resolve, reject) => {
+    call.on('end', resolve);
+    call.on('error', reject);
+  });
+  ended.catch(() => {});
+  const data = readFileSync(rows);
+  for (let at = 0; at < data.length; ) {
+    const length = data.readUInt32BE(at);
+    if (!call.write(data.subarray(at + 4, at + 4 + length))) {
+      await Promise.race([once(call, 'drain'), ended]);
+    }
+    at += 4 + length;
+  }
+  call.end();
+  await ended;
+  isOver = true;
+  await beside;
+  console.log(answers, validations);
+}
+
+main().then(
+  () => process.exit(0),
+  (error) => {
+    console.error(error);
+    process.exit(1);
+  },
+);
