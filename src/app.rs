@@ -137,7 +137,12 @@ impl App {
             tls: tls.clone(),
         };
         let (metrics, exposition) = Metrics::new(
-            &[FILE_DESCRIPTOR_SET, tonic_health::pb::FILE_DESCRIPTOR_SET],
+            &[
+                FILE_DESCRIPTOR_SET,
+                tonic_health::pb::FILE_DESCRIPTOR_SET,
+                tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+                tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+            ],
             feed.as_ref().map(FeedHandle::propagation),
             Box::new(move || sources.read()),
         );
@@ -164,6 +169,7 @@ impl App {
             validator_auth,
             validator_access: config.validator.access,
             health: health.reporter(),
+            has_reflection: config.server.reflection,
         };
         let flush_interval = config.usage.flush_interval.0;
         Ok(Self {
@@ -216,7 +222,7 @@ impl App {
     /// Its services, to be called without a connection.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn routes(&self) -> Result<tonic::service::Routes> {
-        Ok(server::routes(&self.services, Role::Both)?)
+        Ok(server::routes(&self.services, Role::Both, &self.calls)?)
     }
 
     /// The store with all that is in front of it. Its `Display` is the stack.

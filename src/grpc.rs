@@ -3,6 +3,7 @@
 mod auth;
 mod codec;
 mod convert;
+mod field_limit;
 mod import;
 mod key_store;
 mod page_token;
@@ -22,5 +23,7 @@ pub use request_id::RequestId;
 pub use status::ERROR_DOMAIN;
 pub(crate) use status::{
     connection_ends, deadline_exceeded, from_transport, message_too_large, overloaded, panicked,
+    too_many_header_fields,
 };
+pub(crate) use validator::FromCacheAlone;
 pub use validator::ValidatorHandler;

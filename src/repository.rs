@@ -56,6 +56,7 @@ mod stored_key;
 mod unreadable;
 
 use std::fmt::{Debug, Display};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
@@ -86,6 +87,9 @@ use crate::domain::{
 /// A stream of keys that reads as it is polled, holds a bounded number of keys and stops when dropped. A record that
 /// can't be read is an item of it and doesn't end it.
 pub type KeyStream = BoxStream<'static, Result<ListedKey>>;
+
+/// How long it is remembered, at least, which key a request made.
+const REQUEST_RETENTION: Duration = Duration::from_hours(24);
 
 /// Tells one installation from another one that shares a cache with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -262,7 +266,7 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
     }
 
     /// Returns the key that `request` made, if [`create`](Self::create) or [`rotate`](Self::rotate) had it in its context
-    /// within the last 24 hours or within the time for which events are kept, whichever is shorter. `None`: it made none.
+    /// within the last 24 hours; it may know of older ones. `None`: it made none.
     /// The key may have been deleted meanwhile.
     ///
     /// # Errors
@@ -333,6 +337,14 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
     async fn prune_events(&self, before: Timestamp) -> Result<u64> {
         let _ = before;
         Err(RepositoryError::not_offered("an audit trail to prune"))
+    }
+
+    /// Succeeds if the store takes changes, as far as that is known without one. What it answers to reads is for
+    /// [`ping`](Self::ping).
+    ///
+    /// The provided form says yes.
+    async fn check_changes(&self) -> Result<()> {
+        Ok(())
     }
 
     /// Succeeds if the store can answer.

@@ -60,6 +60,8 @@ pub struct Services {
     pub validator_access: ValidatorAccess,
     /// What `grpc.health.v1` answers.
     pub health: HealthReporter,
+    /// Whether clients can ask which services and messages there are.
+    pub has_reflection: bool,
 }
 
 /// How it is served.
@@ -154,7 +156,7 @@ fn start_workers(
     (0..count)
         .map(|number| {
             let serving = |role| {
-                let routes = routes(services, role).map_err(ServeError::Reflection)?;
+                let routes = routes(services, role, calls).map_err(ServeError::Reflection)?;
                 let handshakes = connections.refused(ConnectionRefusal::Handshake);
                 Ok((role, Serving::new(routes, calls, options, handshakes, tls.cloned(), phase.subscribe())))
             };

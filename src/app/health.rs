@@ -3,7 +3,7 @@
 //! Three things are told apart. *Alive*: the process runs; an outage of the store is no reason to restart it. *Started*: the
 //! store was reached, its schema is right, and its change feed was read, once. *Ready*: calls are answered. `Validator` is
 //! ready as long as it can answer from what it knows, so an outage of the store, which all replicas see at once, does not take
-//! all of them out; `KeyStore` is ready while its store is.
+//! all of them out; `KeyStore` is ready while its store takes changes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,12 +81,14 @@ impl HealthMonitor {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut was_up, mut was_ready, mut has_started) = (None, None, false);
         let mut failures = 0;
+        let mut takes_changes = None;
         loop {
             ticks.tick().await;
             let ping = within(PATIENCE, self.repository.ping()).await;
             failures = if ping.is_ok() { 0 } else { failures + 1 };
             // Before it ever answered there is nothing to be patient about.
             let is_up = ping.is_ok() || (was_up == Some(true) && failures < FAILURES);
+            self.watch_changes(is_up, &mut takes_changes).await;
             if was_up != Some(is_up) {
                 self.is_up.send_replace(is_up);
                 match &ping {
@@ -95,7 +97,6 @@ impl HealthMonitor {
                         tracing::error!(error = %error_chain(error), "the store does not answer");
                     }
                 }
-                self.set(&[KEY_STORE], status(is_up)).await;
                 was_up = Some(is_up);
             }
             if !has_started && is_up && self.has_read_feed() {
@@ -115,6 +116,23 @@ impl HealthMonitor {
                 was_ready = Some(is_ready);
             }
         }
+    }
+
+    /// Says whether changes are taken: by a store that answers, and has room for them.
+    async fn watch_changes(&self, is_up: bool, took_changes: &mut Option<bool>) {
+        let refusal =
+            if is_up { within(PATIENCE, self.repository.check_changes()).await.err() } else { None };
+        let takes_changes = is_up && refusal.is_none();
+        if *took_changes == Some(takes_changes) {
+            return;
+        }
+        if let Some(error) = &refusal {
+            tracing::error!(error = %error_chain(error), "the store takes no changes");
+        } else if is_up && took_changes.is_some() {
+            tracing::info!("the store takes changes again");
+        }
+        self.set(&[KEY_STORE], status(takes_changes)).await;
+        *took_changes = Some(takes_changes);
     }
 
     /// Whether what was read of the feed counts, or there is none.

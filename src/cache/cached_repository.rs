@@ -150,8 +150,8 @@ impl CacheParts {
         };
         let key = match self.repository.get(id).await {
             Ok(key) => key,
-            // What can't be read can be revoked and deleted.
-            Err(error) if error.kind() == ErrorKind::Corrupt => None,
+            // What can't be read can be revoked and deleted, and changes may have room where reads have none.
+            Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Overloaded) => None,
             Err(error) => return Err(error),
         };
         Ok(Known {
@@ -420,6 +420,10 @@ impl KeyRepository for CachedRepository {
 
     async fn identity(&self) -> Result<Option<StoreIdentity>> {
         self.parts.repository.identity().await
+    }
+
+    async fn check_changes(&self) -> Result<()> {
+        self.parts.repository.check_changes().await
     }
 
     async fn ping(&self) -> Result<()> {

@@ -144,15 +144,8 @@ impl Expiry<KeyHash, Entry> for KeptUntil {
 
 /// Bytes, about.
 fn weight(entry: &Entry) -> u32 {
-    let texts = entry.key.as_deref().map_or(0, texts);
+    let texts = entry.key.as_deref().map_or(0, |key| key.size() - size_of::<ApiKey>());
     u32::try_from(ENTRY_BYTES + texts).unwrap_or(u32::MAX)
-}
-
-fn texts(key: &ApiKey) -> usize {
-    let pairs: usize = key.metadata.as_map().iter().map(|(name, value)| name.len() + value.len() + 64).sum();
-    let scopes: usize = key.scopes.iter().map(|scope| scope.as_str().len() + 24).sum();
-    let names = key.name.as_str().len() + key.description.as_str().len() + key.owner_id.as_str().len();
-    pairs + scopes + names
 }
 
 impl fmt::Display for MokaCache {

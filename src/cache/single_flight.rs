@@ -15,6 +15,8 @@ use super::{Demand, Found, KeySource, Knowledge};
 use crate::domain::{KeyHash, Moment};
 use crate::repository::{ErrorKind, RepositoryError, Result, within};
 
+/// How many calls wait for the load of one key at most; further ones are refused.
+const MAX_WAITERS: usize = 1_000;
 /// How often a call that got what it may not serve any more asks anew.
 const MAX_ATTEMPTS: usize = 16;
 
@@ -52,6 +54,8 @@ struct Flight {
     began: Moment,
     max_staleness: Duration,
     landed: watch::Receiver<Outcome>,
+    /// One for each call that waits, and one for the list.
+    waiters: Arc<()>,
 }
 
 impl SingleFlight {
@@ -79,6 +83,9 @@ impl SingleFlight {
             && flight.began >= demand.oldest()
             && flight.max_staleness <= demand.max_staleness
         {
+            if Arc::strong_count(&flight.waiters) > MAX_WAITERS {
+                return Err(RepositoryError::new(ErrorKind::Overloaded, "too many calls wait for one key"));
+            }
             return Ok(flight.clone());
         }
         let Ok(place) = Arc::clone(&self.free).try_acquire_owned() else {
@@ -87,7 +94,8 @@ impl SingleFlight {
         let number = self.flights.last.fetch_add(1, Ordering::Relaxed) + 1;
         let (land, landed) = watch::channel(None);
         let began = self.knowledge.moment();
-        let flight = Flight { number, began, max_staleness: demand.max_staleness, landed };
+        let max_staleness = demand.max_staleness;
+        let flight = Flight { number, began, max_staleness, landed, waiters: Arc::default() };
         flights.insert(*hash, flight.clone());
         drop(flights);
 

@@ -25,7 +25,7 @@ pub struct ServerConfig {
     pub admin_listen: Vec<String>,
     /// Single-threaded runtimes that serve connections; 0: one a core.
     pub workers: usize,
-    /// Connections at one time; further ones are closed at once.
+    /// Connections at one time. If there are as many, an idle one gives way to a new one; without one, the new one is closed.
     pub max_connections: usize,
     /// Connections at one time from one address.
     pub max_connections_per_peer: usize,
@@ -45,6 +45,8 @@ pub struct ServerConfig {
     pub settle_delay: HumanDuration,
     /// After that: how long calls in flight and open connections may take to end.
     pub drain_timeout: HumanDuration,
+    /// Whether clients can ask which services and messages there are (`grpc.reflection`), as grpcurl does.
+    pub reflection: bool,
     /// Encrypted connections.
     pub tls: TlsConfig,
 }
@@ -61,10 +63,11 @@ impl Default for ServerConfig {
             max_calls: 10_000,
             call_timeout: HumanDuration(Duration::from_secs(30)),
             max_connection_age: HumanDuration(Duration::from_mins(30)),
-            idle_timeout: HumanDuration(Duration::ZERO),
+            idle_timeout: HumanDuration(Duration::from_mins(15)),
             handshake_timeout: HumanDuration(Duration::from_secs(10)),
             settle_delay: HumanDuration(Duration::ZERO),
             drain_timeout: HumanDuration(Duration::from_secs(10)),
+            reflection: true,
             tls: TlsConfig::default(),
         }
     }

@@ -69,6 +69,17 @@ pub enum KeyState {
 pub struct ImmutableField(pub &'static str);
 
 impl ApiKey {
+    /// Returns how many bytes of memory the key takes, about.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        // What the maps need on top of the texts was measured.
+        let scopes: usize = self.scopes.iter().map(|scope| scope.as_str().len() + 24).sum();
+        let metadata = self.metadata.as_map().iter();
+        let metadata: usize = metadata.map(|(name, value)| name.len() + value.len() + 64).sum();
+        let texts = self.name.as_str().len() + self.description.as_str().len() + self.owner_id.as_str().len();
+        size_of::<Self>() + texts + scopes + metadata
+    }
+
     /// Returns the key's last change.
     #[must_use]
     pub fn last_change(&self) -> ChangeId {

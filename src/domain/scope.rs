@@ -18,14 +18,18 @@ impl Scope {
 
     /// Checks `token`, which came in `field`.
     pub fn parse(field: &str, token: impl Into<String>) -> Result<Self, InvalidField> {
+        Self::check(token).map_err(|problem| InvalidField::new(field, problem))
+    }
+
+    /// The same for a field whose name is made only if there is a problem.
+    fn check(token: impl Into<String>) -> Result<Self, String> {
         let token = token.into();
         if token.is_empty() || token.len() > Self::MAX_CHARS {
-            let problem = format!("has the wrong length: a scope has 1 to {} characters", Self::MAX_CHARS);
-            return Err(InvalidField::new(field, problem));
+            return Err(format!("has the wrong length: a scope has 1 to {} characters", Self::MAX_CHARS));
         }
         if !token.bytes().all(is_scope_byte) {
             let problem = "is no scope: use printable ASCII without space, \" and \\ (RFC 6749, section 3.3)";
-            return Err(InvalidField::new(field, problem));
+            return Err(problem.to_owned());
         }
         Ok(Self(token))
     }
@@ -61,18 +65,21 @@ impl ScopeSet {
     /// The largest number of different scopes.
     pub const MAX_SCOPES: usize = 64;
 
-    /// Checks the tokens, which came in the list `field`. Repeated ones count once.
+    /// Checks the tokens, which came in the list `field`. There are at most [`MAX_SCOPES`](Self::MAX_SCOPES) of them, repeated
+    /// ones counted each.
     pub fn parse<T: Into<String>>(
         field: &str,
         tokens: impl IntoIterator<Item = T>,
     ) -> Result<Self, InvalidField> {
         let mut scopes = BTreeSet::new();
         for (index, token) in tokens.into_iter().enumerate() {
-            scopes.insert(Scope::parse(&format!("{field}[{index}]"), token)?);
-            if scopes.len() > Self::MAX_SCOPES {
+            if index == Self::MAX_SCOPES {
                 let problem = format!("has too many scopes: give at most {}", Self::MAX_SCOPES);
                 return Err(InvalidField::new(field, problem));
             }
+            let scope = Scope::check(token)
+                .map_err(|problem| InvalidField::new(format!("{field}[{index}]"), problem))?;
+            scopes.insert(scope);
         }
         Ok(Self(scopes))
     }
@@ -157,10 +164,12 @@ mod tests {
     }
 
     #[test]
-    fn sixty_four_scopes_fit_and_repeats_count_once() {
-        let tokens = || (0..64).map(|i| format!("s{i}"));
-        assert_eq!(ScopeSet::parse("scopes", tokens().chain(tokens())).unwrap().len(), 64);
-        assert_eq!(ScopeSet::parse("scopes", (0..65).map(|i| i.to_string())).unwrap_err().field, "scopes");
+    fn sixty_four_scopes_fit_and_repeated_ones_are_kept_once() {
+        assert_eq!(ScopeSet::parse("scopes", (0..64).map(|i| i.to_string())).unwrap().len(), 64);
+        assert_eq!(ScopeSet::parse("scopes", vec!["a"; 64]).unwrap().len(), 1);
+        for more in [vec!["a".to_owned(); 65], (0..65).map(|i| i.to_string()).collect()] {
+            assert_eq!(ScopeSet::parse("scopes", more).unwrap_err().field, "scopes");
+        }
     }
 
     proptest! {

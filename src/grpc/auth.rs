@@ -7,7 +7,7 @@ mod token;
 use std::sync::Arc;
 
 use http::{Extensions, HeaderMap};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tonic::Status;
 
 pub use self::guard::{Guard, ValidatorAccess};
@@ -21,6 +21,10 @@ use crate::service::{Actor, Caller, Permission, ValidatorService};
 
 const NEEDED: &str = "this call needs a credential: the metadata `authorization: Bearer <admin token or key>`, or a client certificate that the server knows";
 const UNKNOWN: &str = "the credential is not one that this server knows";
+
+/// How many credentials are looked up at one time; further ones are refused. Whoever sends random ones takes these places, and
+/// not those of the keys that are validated.
+const MAX_LOOKUPS: usize = 32;
 
 /// What lets callers in.
 #[derive(Clone, Debug)]
@@ -73,13 +77,15 @@ pub(super) struct Refusal {
 pub struct Authenticator {
     door: Arc<Door>,
     keys: ValidatorService,
+    /// For credentials that have to be looked up.
+    lookups: Arc<Semaphore>,
 }
 
 impl Authenticator {
     /// By what `door` knows, and by keys with scopes `keyvouch.*` as `keys` judges them.
     #[must_use]
     pub fn new(door: Door, keys: ValidatorService) -> Self {
-        Self { door: Arc::new(door), keys }
+        Self { door: Arc::new(door), keys, lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)) }
     }
 
     /// Who makes the call `request_id` with `headers`; its connection's [`Peer`] is in `extensions`.
@@ -132,6 +138,11 @@ impl Authenticator {
     }
 
     async fn by_key(&self, secret: &str, request_id: &str) -> Result<Option<Caller>, Status> {
+        let _lookup = if self.keys.needs_lookup(secret) {
+            Some(self.lookups.try_acquire().map_err(|_| status::overloaded())?)
+        } else {
+            None
+        };
         let none = ScopeSet::default();
         let validation = self.keys.validate(secret.to_owned(), &none, ScopeMatch::All, None);
         let validation = validation.await.map_err(status::from_service)?;

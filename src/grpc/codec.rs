@@ -1,10 +1,15 @@
-//! How messages become bytes: as tonic does it by default, with smaller buffers.
+//! How messages become bytes: as tonic does it by default, with smaller buffers, and a limit for the fields of requests.
 
 use std::marker::PhantomData;
 
-use prost::Message;
-use tonic::codec::{BufferSettings, Codec};
+use prost::bytes::Buf as _;
+use prost::{Message, Name};
+use tonic::Status;
+use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder};
 use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
+
+use super::field_limit::RequestKind;
+use super::status;
 
 /// What a call's request and its answer get each, before anything is known of them; larger messages get more. That of tonic
 /// is 8 KiB: for messages of a hundred bytes, making room was the dearest single thing that a call asked of the allocator.
@@ -26,18 +31,43 @@ impl<T, U> Default for SmallCodec<T, U> {
 impl<T, U> Codec for SmallCodec<T, U>
 where
     T: Message + Send + 'static,
-    U: Message + Default + Send + 'static,
+    U: Message + Default + Name + Send + 'static,
 {
     type Encode = T;
     type Decode = U;
     type Encoder = ProstEncoder<T>;
-    type Decoder = ProstDecoder<U>;
+    type Decoder = LimitedDecoder<U>;
 
     fn encoder(&mut self) -> Self::Encoder {
         ProstCodec::<T, U>::raw_encoder(BufferSettings::new(BUFFER_BYTES, YIELD_BYTES))
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        ProstCodec::<T, U>::raw_decoder(BufferSettings::new(BUFFER_BYTES, YIELD_BYTES))
+        let settings = BufferSettings::new(BUFFER_BYTES, YIELD_BYTES);
+        LimitedDecoder { inner: ProstCodec::<T, U>::raw_decoder(settings), kind: RequestKind::find(U::NAME) }
+    }
+}
+
+/// Refuses a request that has too many fields.
+#[derive(Clone, Debug)]
+pub(super) struct LimitedDecoder<U> {
+    inner: ProstDecoder<U>,
+    kind: Option<RequestKind>,
+}
+
+impl<U: Message + Default> Decoder for LimitedDecoder<U> {
+    type Item = U;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
+        // The message is in one piece.
+        if self.kind.is_some_and(|kind| !kind.is_within_limit(buffer.chunk())) {
+            return Err(status::too_many_fields());
+        }
+        self.inner.decode(buffer)
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        self.inner.buffer_settings()
     }
 }

@@ -161,11 +161,17 @@ pub(super) fn listed_owner(owner_id: String) -> Result<Option<OwnerId>, InvalidF
     OwnerId::parse("owner_id", owner_id).map(Some)
 }
 
+/// How many states of keys there are.
+const STATES: usize = 3;
+
 pub(super) fn filter(
     states: &[i32],
     prefix: Option<String>,
     as_of: Timestamp,
 ) -> Result<KeyFilter, InvalidField> {
+    if states.len() > STATES {
+        return Err(InvalidField::new("states", "has too many states: name each once"));
+    }
     let states: Result<Vec<_>, _> =
         states.iter().enumerate().map(|(at, &state)| key_state(at, state)).collect();
     let prefix = prefix.map(|prefix| KeyPrefix::parse("prefix", prefix)).transpose()?;

@@ -85,12 +85,10 @@ impl KeyStore for KeyStoreHandler {
         request: Request<pb::ListKeysRequest>,
     ) -> Result<Response<pb::ListKeysResponse>, Status> {
         let (_, request) = authenticated(request)?;
-        let mut page = self.page_request(request).map_err(status::invalid_field)?;
-        let limit = page.limit;
-        // One more than asked for tells whether there is a next page.
-        page.limit += 1;
-        let records = self.service.list(&page).await.map_err(status::from_service)?;
-        Ok(Response::new(list_response(records, limit, &page)))
+        let page = self.page_request(request).map_err(status::invalid_field)?;
+        let listed = self.service.list(&page, MAX_PAGE_BYTES).await;
+        let (records, has_more) = listed.map_err(status::from_service)?;
+        Ok(Response::new(list_response(records, has_more, &page)))
     }
 
     type StreamKeysStream = BoxStream<'static, Result<pb::StreamKeysResponse, Status>>;
@@ -121,7 +119,8 @@ impl KeyStore for KeyStoreHandler {
         let expected = request.expected_revision.map(Revision::new);
         let (id, update) = key_update(request).map_err(status::invalid_field)?;
         let record = self.service.update(id, update, expected, &caller).await;
-        let record = record.map_err(|error| status::from_change(error, Repeat::Overwrites))?;
+        let repeat = if expected.is_some() { Repeat::Aborted } else { Repeat::Overwrites };
+        let record = record.map_err(|error| status::from_change(error, repeat))?;
         Ok(Response::new(pb::UpdateKeyResponse { key: Some(convert::key_message(record)) }))
     }
 
@@ -235,12 +234,12 @@ impl KeyStoreHandler {
 }
 
 /// A page of at most `limit` of `records`, and fewer if they are large; at least one, so that a listing always goes on.
-fn list_response(records: Vec<ListedRecord>, limit: usize, request: &PageRequest) -> pb::ListKeysResponse {
+fn list_response(records: Vec<ListedRecord>, has_more: bool, request: &PageRequest) -> pb::ListKeysResponse {
     let found = records.len();
     let mut response = pb::ListKeysResponse::default();
     let mut bytes = 0;
     let mut last = None;
-    for listed in records.into_iter().take(limit) {
+    for listed in records {
         let position = listed.position();
         match listed {
             ListedRecord::Read(record) => {
@@ -255,7 +254,7 @@ fn list_response(records: Vec<ListedRecord>, limit: usize, request: &PageRequest
         }
         last = Some(position);
     }
-    if response.keys.len() + response.unreadable_ids.len() < found {
+    if has_more || response.keys.len() + response.unreadable_ids.len() < found {
         response.next_page_token = last.map_or_else(String::new, |last| page_token::encode(last, request));
     }
     response
@@ -303,6 +302,11 @@ fn key_update(request: pb::UpdateKeyRequest) -> Result<(KeyId, KeyUpdate), Inval
     }
     let mut update = KeyUpdate::default();
     for (at, path) in paths.iter().enumerate() {
+        // So there are as few as there are fields.
+        if paths[..at].contains(path) {
+            let problem = format!("names `{path}` again: name each field once");
+            return Err(InvalidField::new(format!("update_mask.paths[{at}]"), problem));
+        }
         match path.as_str() {
             "name" => update.name = Some(KeyName::parse("key.name", &key.name)?),
             "description" => {

@@ -10,6 +10,7 @@ use prost::Message as _;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use super::field_limit::MAX_FIELDS;
 use super::pb::ErrorReason;
 use crate::domain::{EntropyError, InvalidField, RotationRefused};
 use crate::repository::{ErrorKind, RepositoryError};
@@ -77,7 +78,9 @@ pub(super) enum Repeat {
     NotFound,
     /// It answers `ALREADY_EXISTS` for each key that was stored.
     AlreadyExists,
-    /// What others changed meanwhile is overwritten, unless the call names the revision that it expects.
+    /// It answers `ABORTED`, since the key has another revision than the call expects.
+    Aborted,
+    /// What others changed meanwhile is overwritten.
     Overwrites,
     /// Another key is made.
     MakesAnother,
@@ -92,7 +95,7 @@ impl Repeat {
     /// Whether a client may repeat the call without looking.
     fn is_harmless(self) -> bool {
         match self {
-            Self::Safe | Self::NotFound | Self::AlreadyExists => true,
+            Self::Safe | Self::NotFound | Self::AlreadyExists | Self::Aborted => true,
             Self::Overwrites | Self::MakesAnother => false,
         }
     }
@@ -102,6 +105,9 @@ impl Repeat {
             Self::Safe => "repeat the call, which is safe",
             Self::NotFound => "repeat the call; NOT_FOUND then means that the key is deleted",
             Self::AlreadyExists => "repeat the call; ALREADY_EXISTS then means that a key is stored",
+            Self::Aborted => {
+                "repeat the call; ABORTED then means that the key was changed, perhaps by this one"
+            }
             Self::Overwrites => "read the key, or repeat the call with `expected_revision`",
             Self::MakesAnother => {
                 "look before you repeat the call, and set `request_id` so that a retry is safe"
@@ -139,21 +145,31 @@ pub(super) fn permission_denied(reason: ErrorReason, what: String) -> Status {
 
 /// The call took longer than it may.
 pub(crate) fn deadline_exceeded() -> Status {
-    status(
-        Code::DeadlineExceeded,
-        ErrorReason::DeadlineExceeded,
-        "deadline exceeded; the change may still have been applied",
-    )
+    let message = "deadline exceeded; if the call changes keys, the change may still have been applied";
+    status(Code::DeadlineExceeded, ErrorReason::DeadlineExceeded, message)
 }
 
 /// A stream whose connection is told to end.
 pub(crate) fn connection_ends() -> Status {
-    again_later(Code::Unavailable, ErrorReason::ConnectionEnds, "this connection is to end: connect anew")
+    let message = "this connection is to end: connect anew; keys of an import without an answer may still have been stored";
+    again_later(Code::Unavailable, ErrorReason::ConnectionEnds, message)
 }
 
 /// A message above the limit.
 pub(crate) fn message_too_large() -> Status {
     let message = "the request is larger than the server takes";
+    status(Code::ResourceExhausted, ErrorReason::MessageTooLarge, message)
+}
+
+/// A message of more fields than any that can be accepted.
+pub(super) fn too_many_fields() -> Status {
+    let message = format!("the request has more than {MAX_FIELDS} fields");
+    status(Code::ResourceExhausted, ErrorReason::MessageTooLarge, message)
+}
+
+/// A call with more header fields than any client or proxy sends.
+pub(crate) fn too_many_header_fields() -> Status {
+    let message = "the call has more than 64 header fields";
     status(Code::ResourceExhausted, ErrorReason::MessageTooLarge, message)
 }
 

@@ -16,6 +16,10 @@ use crate::service::{ChangeWatcher, News, Permission, ServiceError, ValidatorSer
 
 const FRESHNESS_NEEDS_CREDENTIAL: &str = "to ask for less than the server's cache.min_staleness, this call needs the metadata `authorization: Bearer <admin token or key>`, or a client certificate that the server knows";
 
+/// In the extensions of a request: it is answered from memory or not at all.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FromCacheAlone;
+
 /// Answers `Validator`.
 #[derive(Clone, Debug)]
 pub struct ValidatorHandler {
@@ -73,6 +77,10 @@ impl Validator for ValidatorHandler {
         &self,
         request: Request<ValidateRequest>,
     ) -> Result<Response<ValidateResponse>, Status> {
+        let from_cache_alone = request.extensions().get::<FromCacheAlone>().is_some();
+        if from_cache_alone && self.service.needs_lookup(&request.get_ref().secret) {
+            return Err(status::overloaded());
+        }
         let max_staleness = self.max_staleness(&request).await?;
         let request = request.into_inner();
         let scope_match = convert::scope_match(request.scope_match).map_err(status::invalid_field)?;
@@ -95,7 +103,8 @@ impl Validator for ValidatorHandler {
         let recheck = Recheck::of(&request, WATCH_CHANGES, Permission::Read)?;
         let position = decode(&request.get_ref().position).map_err(status::invalid_field)?;
         let from_repository = |error| status::from_service(ServiceError::Repository(error));
-        let news = self.watcher.watch(position).map_err(from_repository)?;
+        let caller = recheck.caller().await?;
+        let news = self.watcher.watch(position, &caller).map_err(from_repository)?;
         let answers = news.then(move |news| {
             let recheck = recheck.clone();
             async move {

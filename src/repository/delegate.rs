@@ -138,6 +138,10 @@ macro_rules! delegate {
                 (**self).identity().await
             }
 
+            async fn check_changes(&self) -> Result<()> {
+                (**self).check_changes().await
+            }
+
             async fn ping(&self) -> Result<()> {
                 (**self).ping().await
             }

@@ -426,6 +426,10 @@ impl KeyRepository for MemoryRepository {
         Ok(Some(self.read().identity))
     }
 
+    async fn check_changes(&self) -> Result<()> {
+        Ok(())
+    }
+
     async fn ping(&self) -> Result<()> {
         Ok(())
     }

@@ -216,6 +216,10 @@ impl<R: KeyRepository + 'static> KeyRepository for OnRuntime<R> {
         self.run(|inner| async move { inner.identity().await }).await
     }
 
+    async fn check_changes(&self) -> Result<()> {
+        self.run(|inner| async move { inner.check_changes().await }).await
+    }
+
     async fn ping(&self) -> Result<()> {
         self.run(|inner| async move { inner.ping().await }).await
     }

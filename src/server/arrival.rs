@@ -1,19 +1,22 @@
 //! Calls whose message came, told from those that only began.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
-use http::Request;
+use http::{Request, Response};
 use hyper::body::{Body as HttpBody, Bytes, Frame};
 use prost::bytes::BytesMut;
 use tonic::Status;
 use tonic::body::Body;
+use tonic::codegen::BoxFuture;
+use tonic::server::NamedService;
+use tower::Service;
 
-use super::routes::MAX_VALIDATE_BYTES;
 use crate::grpc::{message_too_large, overloaded};
 
 /// What stands before a message: whether it is compressed, and its length.
@@ -26,10 +29,11 @@ const MAX_PARTIAL_BYTES: usize = 64 * 1024 * 1024;
 pub(super) struct Partial(Arc<AtomicUsize>);
 
 impl Partial {
-    /// The request when its one message is there to its end. What sends nothing, or a byte, is not there.
-    pub(super) async fn whole(&self, request: Request<Body>) -> Result<Request<Body>, Status> {
+    /// The request when its one message, of at most `limit` bytes, is there to its end. What sends nothing, or a byte, is not
+    /// there.
+    pub(super) async fn whole(&self, request: Request<Body>, limit: usize) -> Result<Request<Body>, Status> {
         let (parts, mut rest) = request.into_parts();
-        let mut held = Held { total: &self.0, bytes: 0 };
+        let mut held = Held { total: &self.0, limit: limit + FRAME_HEADER_BYTES, bytes: 0 };
         // Copied: a byte would keep the whole buffer that it was read into.
         let mut message = BytesMut::new();
         let mut pieces = VecDeque::new();
@@ -67,6 +71,7 @@ impl Partial {
 /// The bytes of one message.
 struct Held<'p> {
     total: &'p AtomicUsize,
+    limit: usize,
     bytes: usize,
 }
 
@@ -76,7 +81,7 @@ impl Held<'_> {
         if self.total.fetch_add(bytes, Ordering::Relaxed) + bytes > MAX_PARTIAL_BYTES {
             return Err(overloaded());
         }
-        if self.bytes > MAX_VALIDATE_BYTES + FRAME_HEADER_BYTES {
+        if self.bytes > self.limit {
             return Err(message_too_large());
         }
         Ok(())
@@ -86,6 +91,55 @@ impl Held<'_> {
 impl Drop for Held<'_> {
     fn drop(&mut self) {
         self.total.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Calls a service when the one message of its request is there; those of `streaming`, a method, come one by one.
+#[derive(Clone, Debug)]
+pub(super) struct WithMessage<S> {
+    pub(super) inner: S,
+    pub(super) partial: Partial,
+    pub(super) limit: usize,
+    pub(super) streaming: &'static str,
+}
+
+impl<S: NamedService> NamedService for WithMessage<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S> Service<Request<Body>> for WithMessage<S>
+where
+    S: Service<
+            Request<Body>,
+            Response = Response<Body>,
+            Error = Infallible,
+            Future = BoxFuture<Response<Body>, Infallible>,
+        > + Clone
+        + Send
+        + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Response<Body>, Infallible>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        if request.uri().path().ends_with(self.streaming) {
+            return self.inner.call(request);
+        }
+        // The clone that was ready is the one to call.
+        let ready = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, ready);
+        let (partial, limit) = (self.partial.clone(), self.limit);
+        Box::pin(async move {
+            match partial.whole(request, limit).await {
+                Ok(request) => inner.call(request).await,
+                Err(refusal) => Ok(refusal.into_http()),
+            }
+        })
     }
 }
 

@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use prometheus_client::metrics::gauge::Gauge;
 use tonic::body::Body;
 use tonic::{Code, Status};
@@ -20,10 +20,17 @@ use tracing::Instrument as _;
 use tracing::field::Empty;
 
 use super::arrival::Partial;
+use super::routes::{MAX_SMALL_BYTES, MAX_VALIDATE_BYTES};
 use super::{Peer, grpc_timeout};
 use crate::domain::{BootClock, Entropy, EntropyError, Moment, Stopwatch as _};
-use crate::grpc::{Actor, RequestId, deadline_exceeded, from_transport, overloaded, panicked};
+use crate::grpc::{
+    Actor, FromCacheAlone, RequestId, deadline_exceeded, from_transport, overloaded, panicked,
+};
 use crate::telemetry::{CallMetrics, MethodMetrics, Refusal, continue_trace, note_status, refused};
+
+const VALIDATE: &str = "/keyvouch.v1.Validator/Validate";
+/// One place for administration for so many for validation, beside these.
+const ADMINISTRATION_SHARE: usize = 10;
 
 /// Gives each call its [`RequestId`]: the caller's `x-request-id` if it is sound, a new one otherwise. It is in the
 /// request's extensions, in the log's span and in the answer's metadata. A handler that panics fails its own call alone.
@@ -38,7 +45,8 @@ pub struct CallLayer {
 /// What calls may take.
 #[derive(Clone, Copy, Debug)]
 pub struct CallLimits {
-    /// Calls that run at one time, on all connections together; further ones are refused. Those for health always run.
+    /// Calls that run at one time, on all connections together; further ones are refused, unless they are answered from memory.
+    /// A tenth of it is for `KeyStore` alone, in addition. Those for health always run.
     pub max_calls: usize,
     /// How long a call may take until its answer begins, if its client does not say less.
     pub timeout: Duration,
@@ -64,6 +72,13 @@ impl CallLayer {
         entropy.fill(&mut process)?;
         let ids = Ids { process: u64::from_ne_bytes(process), next: AtomicU64::new(0) };
         Ok(Self { ids: Arc::new(ids), limits, partial: Partial::default(), metrics })
+    }
+}
+
+impl CallLayer {
+    /// What counts the bytes of messages that came in part.
+    pub(super) fn partial(&self) -> Partial {
+        self.partial.clone()
     }
 }
 
@@ -109,9 +124,12 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> CallFuture {
         let id = self.layer.ids.of(request.headers());
+        let counting = Counting::begin(&self.layer.metrics, request.uri().path());
+        // Of a method that there is not, no more than that: its name is whatever the client likes.
+        let method = Arc::clone(&counting.method);
         let span = tracing::info_span!(
             "call",
-            method = request.uri().path(),
+            method = method.name(),
             request_id = id.as_str(),
             otel.name = Empty,
             otel.kind = Empty,
@@ -120,23 +138,31 @@ where
         let header = HeaderValue::from_str(id.as_str()).ok();
         request.extensions_mut().insert(id);
 
-        let counting = Counting::begin(&self.layer.metrics, request.uri().path());
-        continue_trace(&span, counting.method.name(), request.headers());
-        let (uri, peer) = (request.uri().clone(), request.extensions().get().and_then(Peer::address));
+        continue_trace(&span, method.name(), request.headers());
+        let peer = request.extensions().get().and_then(Peer::address);
         let timeout = grpc_timeout::of(request.headers())
             .map_or(self.layer.limits.timeout, |asked| asked.min(self.layer.limits.timeout));
-        let (is_health, needs_message) = (is_health(&request), needs_message(&request));
+        let (lane, message_limit) = (Lane::of(&request), message_limit(&request));
         let (mut inner, layer) = (self.inner.clone(), self.layer.clone());
         // Boxed: it is handed on several times, and is large.
         let answer = Box::pin(async move {
             // A call whose message never comes is none, and takes no place.
-            let request = if needs_message { layer.partial.whole(request).await } else { Ok(request) };
+            let request = match message_limit {
+                Some(limit) => layer.partial.whole(request, limit).await,
+                None => Ok(request),
+            };
             let request = match request {
                 Ok(request) => request,
                 Err(refusal) => return Ok(refusal.into_http()),
             };
-            let _running = match layer.begin(is_health) {
+            let mut request = request;
+            let _running = match layer.begin(lane) {
                 Ok(running) => running,
+                // What is cached is answered without a place: it waits for nothing.
+                Err(_) if request.uri().path() == VALIDATE => {
+                    request.extensions_mut().insert(FromCacheAlone);
+                    None
+                }
                 Err(refusal) => return Ok(refusal.into_http()),
             };
             inner.call(request).await
@@ -146,7 +172,12 @@ where
             if let Some(clearer) =
                 Status::from_header_map(response.headers()).as_ref().and_then(from_transport)
             {
+                let is_unknown = clearer.code() == Code::Unimplemented;
                 response = clearer.into_http();
+                if is_unknown {
+                    // To clients the same as UNIMPLEMENTED, and to a gateway that asks by HTTP no permission.
+                    *response.status_mut() = StatusCode::NOT_FOUND;
+                }
             }
             if let Some(header) = header {
                 response.headers_mut().insert(RequestId::HEADER, header);
@@ -157,7 +188,7 @@ where
             note_status(&tracing::Span::current(), code);
             tracing::debug!(status, "answered");
             if matches!(code, Code::PermissionDenied | Code::Unauthenticated) {
-                tell_refusal(uri.path(), peer, code, &response);
+                tell_refusal(method.name(), peer, code, &response);
             }
             Ok(response)
         };
@@ -189,18 +220,18 @@ async fn answered(
 struct Running(Gauge);
 
 impl CallLayer {
-    /// Takes a place for a call. One for health needs none.
-    fn begin(&self, is_health: bool) -> Result<Option<Running>, Status> {
-        if is_health {
-            return Ok(None);
-        }
-        let before = self.metrics.running().inc();
-        let running = Running(self.metrics.running().clone());
-        if usize::try_from(before).unwrap_or_default() < self.limits.max_calls {
-            Ok(Some(running))
-        } else {
-            Err(overloaded())
-        }
+    /// Takes a place for a call.
+    fn begin(&self, lane: Lane) -> Result<Option<Running>, Status> {
+        let (gauge, max) = match lane {
+            Lane::Health => return Ok(None),
+            Lane::Administration => {
+                (self.metrics.administering(), (self.limits.max_calls / ADMINISTRATION_SHARE).max(1))
+            }
+            Lane::Validation => (self.metrics.running(), self.limits.max_calls),
+        };
+        let before = gauge.inc();
+        let running = Running(gauge.clone());
+        if usize::try_from(before).unwrap_or_default() < max { Ok(Some(running)) } else { Err(overloaded()) }
     }
 }
 
@@ -210,13 +241,38 @@ impl Drop for Running {
     }
 }
 
+/// Which places a call takes: those who validate can't take those of who administers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lane {
+    /// None: it always runs.
+    Health,
+    Administration,
+    Validation,
+}
+
+impl Lane {
+    fn of(request: &Request<Body>) -> Self {
+        if is_health(request) {
+            Self::Health
+        } else if request.uri().path().starts_with("/keyvouch.v1.KeyStore/") {
+            Self::Administration
+        } else {
+            Self::Validation
+        }
+    }
+}
+
 fn is_health(request: &Request<Body>) -> bool {
     request.uri().path().starts_with("/grpc.health.v1.Health/")
 }
 
-/// Whether a call begins with its one message. That of `KeyStore` may come later: an import is refused before it.
-fn needs_message(request: &Request<Body>) -> bool {
-    request.uri().path().starts_with("/keyvouch.v1.Validator/")
+/// Of how many bytes the message is with which a call begins. That of `KeyStore` comes later: who may not call it is refused
+/// before.
+fn message_limit(request: &Request<Body>) -> Option<usize> {
+    if request.uri().path().starts_with("/keyvouch.v1.Validator/") {
+        return Some(MAX_VALIDATE_BYTES);
+    }
+    is_health(request).then_some(MAX_SMALL_BYTES)
 }
 
 /// Counts a call, however it ends.

@@ -2,18 +2,21 @@
 
 use tonic::service::Routes;
 
-use super::Services;
+use super::arrival::WithMessage;
+use super::{CallLayer, Services};
 use crate::grpc::Guard;
 use crate::grpc::pb::FILE_DESCRIPTOR_SET;
 use crate::grpc::pb::key_store_server::KeyStoreServer;
 use crate::grpc::pb::validator_server::ValidatorServer;
 
-/// The largest message that `Validator` takes: far more than a key and 64 scopes.
-pub(super) const MAX_VALIDATE_BYTES: usize = 64 * 1024;
-/// The largest message that `KeyStore` takes: more than the largest key that the domain allows.
-const MAX_ADMIN_BYTES: usize = 256 * 1024;
+/// The largest message that `Validator` takes: more than a key and 64 scopes of 128 characters.
+pub(super) const MAX_VALIDATE_BYTES: usize = 16 * 1024;
+/// The largest message that `KeyStore` takes: more than the largest key that the domain allows, which has 90 KiB.
+const MAX_ADMIN_BYTES: usize = 128 * 1024;
+/// The largest message that health and reflection take: more than any name.
+pub(super) const MAX_SMALL_BYTES: usize = 4 * 1024;
 
-/// What an address is for. Health and reflection are everywhere.
+/// What an address is for. Health is everywhere, and so is reflection unless it is switched off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
     /// Both services.
@@ -29,8 +32,12 @@ impl Role {
     pub(super) const ALL: [Self; 3] = [Self::Both, Self::Validator, Self::KeyStore];
 }
 
-/// The services of `role`.
-pub(crate) fn routes(services: &Services, role: Role) -> Result<Routes, tonic_reflection::server::Error> {
+/// The services of `role`, called through `calls`.
+pub(crate) fn routes(
+    services: &Services,
+    role: Role,
+    calls: &CallLayer,
+) -> Result<Routes, tonic_reflection::server::Error> {
     let mut routes = Routes::builder();
     if role != Role::KeyStore {
         let validator =
@@ -44,17 +51,27 @@ pub(crate) fn routes(services: &Services, role: Role) -> Result<Routes, tonic_re
     if role != Role::Validator {
         let key_store =
             KeyStoreServer::new(services.key_store.clone()).max_decoding_message_size(MAX_ADMIN_BYTES);
+        let key_store = WithMessage {
+            inner: key_store,
+            partial: calls.partial(),
+            limit: MAX_ADMIN_BYTES,
+            streaming: "/ImportKeys",
+        };
         routes.add_service(Guard::key_store(key_store, services.key_store_auth.clone()));
     }
     let health = tonic_health::server::HealthService::from_health_reporter(services.health.clone());
-    routes.add_service(tonic_health::pb::health_server::HealthServer::new(health));
+    let health = tonic_health::pb::health_server::HealthServer::new(health);
+    routes.add_service(health.max_decoding_message_size(MAX_SMALL_BYTES));
+    if !services.has_reflection {
+        return Ok(routes.routes().prepare());
+    }
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    routes.add_service(reflection().build_v1()?);
+    routes.add_service(reflection().build_v1()?.max_decoding_message_size(MAX_SMALL_BYTES));
     // Older clients know no other: Python's grpcio-reflection, Postman before 2023.
-    routes.add_service(reflection().build_v1alpha()?);
+    routes.add_service(reflection().build_v1alpha()?.max_decoding_message_size(MAX_SMALL_BYTES));
     Ok(routes.routes().prepare())
 }

@@ -1,12 +1,14 @@
 //! Telling clients of changes, for caches of their own.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::stream::{self, BoxStream, StreamExt as _};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::{Actor, Caller};
 use crate::cache::{FeedHandle, Knowledge, Seen};
 use crate::domain::{KeyEvent, Moment};
 use crate::repository::{ErrorKind, FeedPosition, KeyRepository, RepositoryError, Result, within};
@@ -15,8 +17,10 @@ use crate::repository::{ErrorKind, FeedPosition, KeyRepository, RepositoryError,
 const BATCH: usize = 500;
 /// How long it is silent at most.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-/// How many clients can watch at one time: each asks the store for what is new.
+/// How many streams there can be at one time: each asks the store for what is new.
 const MAX_WATCHERS: usize = 64;
+/// How many of them one caller has at most.
+const MAX_WATCHERS_OF_ONE: usize = 16;
 /// How long after a failure of the store it is asked again.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
@@ -26,7 +30,48 @@ pub struct ChangeWatcher {
     repository: Arc<dyn KeyRepository>,
     knowledge: Arc<Knowledge>,
     feed: Option<FeedHandle>,
-    free: Arc<Semaphore>,
+    places: Arc<Places>,
+}
+
+/// The places for streams.
+#[derive(Debug, Default)]
+struct Places(Mutex<HashMap<String, usize>>);
+
+/// One of them, given back when dropped.
+#[derive(Debug)]
+struct Place {
+    places: Arc<Places>,
+    caller: String,
+}
+
+impl Places {
+    fn take(self: &Arc<Self>, caller: String) -> Option<Place> {
+        let mut taken = self.lock();
+        let all: usize = taken.values().sum();
+        let of_caller = taken.get(&caller).copied().unwrap_or(0);
+        if all >= MAX_WATCHERS || of_caller >= MAX_WATCHERS_OF_ONE {
+            return None;
+        }
+        taken.insert(caller.clone(), of_caller + 1);
+        Some(Place { places: Arc::clone(self), caller })
+    }
+
+    // Counts are whole whatever panicked.
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.places.lock();
+        if let Some(count) = taken.get_mut(&self.caller) {
+            *count -= 1;
+            if *count == 0 {
+                taken.remove(&self.caller);
+            }
+        }
+    }
 }
 
 /// What there is to tell.
@@ -49,7 +94,7 @@ struct Watching {
     /// Whether there may be events that were not asked for yet.
     is_behind: bool,
     next_heartbeat: Instant,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 impl ChangeWatcher {
@@ -59,18 +104,23 @@ impl ChangeWatcher {
         knowledge: Arc<Knowledge>,
         feed: Option<FeedHandle>,
     ) -> Self {
-        Self { repository, knowledge, feed, free: Arc::new(Semaphore::new(MAX_WATCHERS)) }
+        Self { repository, knowledge, feed, places: Arc::default() }
     }
 
-    /// What is new after `position`, as it comes; from now on without one.
+    /// What is new after `position`, as it comes, for `caller`; from now on without one.
     ///
     /// # Errors
     /// [`ErrorKind::NotOffered`] without a feed, [`ErrorKind::Overloaded`] with too many watchers. The stream ends with
     /// [`ErrorKind::PositionLost`] if events may be missing, and with [`ErrorKind::Unavailable`] when the server ends.
-    pub fn watch(&self, position: Option<FeedPosition>) -> Result<BoxStream<'static, Result<News>>> {
+    pub fn watch(
+        &self,
+        position: Option<FeedPosition>,
+        caller: &Caller,
+    ) -> Result<BoxStream<'static, Result<News>>> {
         let feed = self.feed.as_ref().ok_or_else(|| RepositoryError::not_offered("a change feed"))?;
-        let too_many = |_| RepositoryError::new(ErrorKind::Overloaded, "too many clients watch the changes");
-        let place = Arc::clone(&self.free).try_acquire_owned().map_err(too_many)?;
+        let Actor(name) = caller.actor();
+        let too_many = || RepositoryError::new(ErrorKind::Overloaded, "too many streams watch the changes");
+        let place = self.places.take(name).ok_or_else(too_many)?;
         let seen = feed.seen();
         let is_behind = position.is_some();
         let now = seen.borrow().clone();

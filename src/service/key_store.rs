@@ -15,7 +15,8 @@ use crate::domain::{
     SecretKey, Timestamp,
 };
 use crate::repository::{
-    ErrorKind, EventPageRequest, KeyRepository, ListedEvent, ListedKey, PageRequest, RepositoryError, pages,
+    ErrorKind, EventPageRequest, KeyRepository, ListedEvent, ListedKey, PageRequest, RepositoryError,
+    pages::{self, Stride},
 };
 use crate::telemetry::error_chain;
 
@@ -25,6 +26,8 @@ const MAX_ATTEMPTS: usize = 16;
 const USAGE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How many successors are drawn until one is where the old key is: one of 64 is, so that never ends without one.
 const MAX_DRAWS: usize = 10_000;
+/// How many bytes of keys a listing reads at once, about.
+const LIST_STEP_BYTES: usize = 512 * 1024;
 /// How many keys of a stream are looked up at once for their last use.
 const STREAM_CHUNK: usize = 200;
 
@@ -99,10 +102,24 @@ impl KeyStoreService {
         Ok(self.record(key, usage))
     }
 
-    /// Reads a page of keys, newest first.
-    pub async fn list(&self, request: &PageRequest) -> Result<Vec<ListedRecord>> {
-        let listed = self.repository.list_page(request).await?;
-        self.listed_records(listed).await
+    /// Reads a page of keys, newest first: no more than `request` asks for, and no more than `max_bytes` take, about, but one
+    /// at least. Returns whether there are more.
+    pub async fn list(&self, request: &PageRequest, max_bytes: usize) -> Result<(Vec<ListedRecord>, bool)> {
+        let mut stride = Stride::new(LIST_STEP_BYTES);
+        let mut step = request.clone();
+        let (mut listed, mut bytes, mut is_over) = (Vec::new(), 0, false);
+        // One more than asked for tells whether there are more.
+        let wanted = request.limit + 1;
+        while !is_over && listed.len() < wanted && bytes < max_bytes {
+            step.limit = stride.rows().min(wanted - listed.len());
+            let page = self.repository.list_page(&step).await?;
+            is_over = page.len() < step.limit;
+            bytes += stride.learn(&page);
+            step.after = page.last().map(ListedKey::position).or(step.after);
+            listed.extend(page);
+        }
+        listed.truncate(request.limit);
+        Ok((self.listed_records(listed).await?, !is_over))
     }
 
     /// Reads a page of the audit trail, newest first.
@@ -130,7 +147,8 @@ impl KeyStoreService {
             .boxed()
     }
 
-    /// Changes the attributes that `update` names: of whatever revision, or of `expected` alone.
+    /// Changes the attributes that `update` names: of whatever revision, or of `expected` alone. If they have these values
+    /// already, the key is returned as it is.
     pub async fn update(
         &self,
         id: KeyId,
@@ -142,6 +160,12 @@ impl KeyStoreService {
             let key = self.find(id).await?;
             let now = self.clock.now();
             let next = apply(&update, &key, now, caller)?;
+            if key.changed_fields(&next).is_empty() {
+                if expected.is_some_and(|expected| expected != key.revision) {
+                    return Err(conflict());
+                }
+                return Ok(self.changed_record(key).await);
+            }
             let updated =
                 self.repository.update(next, expected.unwrap_or(key.revision), &caller.context(now)).await;
             match updated {
@@ -166,7 +190,14 @@ impl KeyStoreService {
             let now = self.clock.now();
             let expires_at = resolve(request.expiry, now)?;
             let (identity, secret) = self.draw_successor(&old, now)?;
-            let rotation = Rotation::plan(&old, identity, request.overlap, expires_at, now)?;
+            let rotation = match Rotation::plan(&old, identity, request.overlap, expires_at, now) {
+                Ok(rotation) => rotation,
+                Err(refused) => {
+                    // It may be this request that replaced the key, a moment ago.
+                    self.check_not_applied(digest.as_ref()).await?;
+                    return Err(refused.into());
+                }
+            };
             let context = ChangeContext { request: digest, ..caller.context(now) };
             match self.repository.rotate(rotation, &context).await {
                 Ok(Rotation { replaced, successor }) => {

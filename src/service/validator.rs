@@ -65,6 +65,14 @@ impl ValidatorService {
         Self { metrics, ..self }
     }
 
+    /// Returns whether `secret` can't be judged without asking what is slower than memory.
+    #[must_use]
+    pub fn needs_lookup(&self, secret: &str) -> bool {
+        let Some(secret) = self.format.parse(secret.to_owned()) else { return false };
+        let demand = Demand { asked_at: self.knowledge.moment(), max_staleness: self.max_staleness };
+        self.source.peek(&secret.hash(), &demand).is_none()
+    }
+
     /// Judges the key string `secret`. A malformed one costs no look-up. The record is at most `max_staleness` old, and never
     /// older than the server allows.
     ///

@@ -51,6 +51,7 @@ pub struct Metrics {
 #[derive(Clone, Debug)]
 pub struct CallMetrics {
     running: Gauge,
+    administering: Gauge,
     answered: Family<CallLabels, Counter>,
     by_path: Arc<HashMap<String, Arc<MethodMetrics>>>,
     other: Arc<MethodMetrics>,
@@ -88,9 +89,14 @@ impl CallMetrics {
         Arc::clone(self.by_path.get(path).unwrap_or(&self.other))
     }
 
-    /// How many run.
+    /// How many run, but for those of [`administering`](Self::administering).
     pub(crate) fn running(&self) -> &Gauge {
         &self.running
+    }
+
+    /// How many of `KeyStore` run.
+    pub(crate) fn administering(&self) -> &Gauge {
+        &self.administering
     }
 
     /// Counts a call of `method` that was answered with `code`.
@@ -278,8 +284,14 @@ fn call_metrics(descriptors: &[&[u8]], registry: &mut Registry) -> CallMetrics {
     let running = Gauge::default();
     registry.register(
         "grpc_calls_running",
-        "Calls whose answers did not begin yet, but for those of health",
+        "Calls whose answers did not begin yet, but for those of KeyStore and of health",
         running.clone(),
+    );
+    let administering = Gauge::default();
+    registry.register(
+        "grpc_key_store_calls_running",
+        "Calls of KeyStore whose answers did not begin yet",
+        administering.clone(),
     );
     registry.register("grpc_calls", "Calls that were answered, by method and status", answered.clone());
     registry.register_with_unit(
@@ -298,7 +310,7 @@ fn call_metrics(descriptors: &[&[u8]], registry: &mut Registry) -> CallMetrics {
     };
     let paths = descriptors.iter().flat_map(|descriptors| pb::paths(descriptors));
     let by_path = paths.map(|path| (path.clone(), of(path.trim_start_matches('/')))).collect();
-    CallMetrics { other: of(OTHER), running, answered, by_path: Arc::new(by_path) }
+    CallMetrics { other: of(OTHER), running, administering, answered, by_path: Arc::new(by_path) }
 }
 
 /// The names of [gRPC's status codes](https://grpc.github.io/grpc/core/md_doc_statuscodes.html).

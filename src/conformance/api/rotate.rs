@@ -137,6 +137,31 @@ pub async fn a_request_id_makes_a_retry_of_a_rotation_safe(api: Api) {
     }
 }
 
+/// Attempts that overlap: one makes a successor, and all others are told which.
+pub async fn a_request_id_makes_overlapping_rotations_safe(api: Api) {
+    for overlap in [0, 60] {
+        let (old, _) = api.create(new_key()).await;
+        let request = pb::RotateKeyRequest { request_id: "once".into(), ..request(&old.id, overlap) };
+        let rotating = (0..12).map(|_| {
+            let (api, request) = (api.clone(), request.clone());
+            async move { api.key_store().rotate_key(request).await }
+        });
+        let (rotated, refused): (Vec<_>, Vec<_>) =
+            futures_util::future::join_all(rotating).await.into_iter().partition(Result::is_ok);
+        assert_eq!(rotated.len(), 1);
+        let successor = rotated[0].as_ref().unwrap().get_ref().key.as_ref().unwrap().id.clone();
+        for status in refused {
+            let status = status.unwrap_err();
+            let info = status.get_details_error_info().unwrap();
+            assert_eq!(
+                (status.code(), info.reason.as_str()),
+                (Code::AlreadyExists, "REQUEST_ALREADY_APPLIED")
+            );
+            assert_eq!(info.metadata["key_id"], successor);
+        }
+    }
+}
+
 /// Without an id, or by another request: the successor is named, which can be rotated.
 pub async fn a_rotated_key_names_its_successor(api: Api) {
     for overlap in [0, 60] {

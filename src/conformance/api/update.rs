@@ -45,6 +45,22 @@ pub async fn only_what_the_mask_names_is_changed(api: Api) {
     assert_eq!(api.get(&key.id).await, emptied);
 }
 
+/// It writes no event, and the key has the revision and the times that it had.
+pub async fn an_update_to_the_same_values_changes_nothing(api: Api) {
+    let scopes = vec!["read".into()];
+    let (key, _) = api.create(pb::CreateKeyRequest { scopes, ..new_key() }).await;
+    let all = ["name", "description", "scopes", "metadata", "expire_time"];
+    for _ in 0..3 {
+        assert_eq!(update(&api, request(key.clone(), &all)).await, key);
+    }
+    let events = pb::ListEventsRequest { key_id: key.id.clone(), ..pb::ListEventsRequest::default() };
+    assert_eq!(api.key_store().list_events(events).await.unwrap().into_inner().events.len(), 1);
+    let expected_revision = Some(key.revision + 1);
+    let conflict = pb::UpdateKeyRequest { expected_revision, ..request(key, &all) };
+    let refused = refusal(api.key_store().update_key(conflict).await);
+    assert_eq!(refused, (Code::Aborted, "REVISION_MISMATCH".to_owned()));
+}
+
 /// Nothing to change, everything, and what can't be changed.
 pub async fn the_mask_is_required_and_checked(api: Api) {
     let (key, _) = api.create(new_key()).await;
@@ -57,6 +73,8 @@ pub async fn the_mask_is_required_and_checked(api: Api) {
         let outcome = key_store.update_key(request(key.clone(), &["name", path])).await;
         assert_eq!(wrong_field(outcome), "update_mask.paths[1]", "{path}");
     }
+    let twice = key_store.update_key(request(key.clone(), &["name", "name"])).await;
+    assert_eq!(wrong_field(twice), "update_mask.paths[1]");
     let nobody = pb::UpdateKeyRequest { key: None, ..request(key.clone(), &["name"]) };
     assert_eq!(wrong_field(key_store.update_key(nobody).await), "key");
     let empty = pb::Key { name: String::new(), ..key.clone() };
