@@ -377,6 +377,7 @@ fn server_options(config: &ServerConfig) -> ServerOptions {
         max_connections: config.max_connections,
         max_connections_per_peer: config.max_connections_per_peer,
         max_streams_per_connection: config.max_streams_per_connection,
+        max_streams: config.max_streams,
         max_connection_age: unless_zero(config.max_connection_age.0),
         idle_timeout: unless_zero(config.idle_timeout.0),
         handshake_timeout: config.handshake_timeout.0,

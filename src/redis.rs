@@ -20,8 +20,10 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+use self::password_file::PasswordFile;
 use crate::repository::{ErrorKind, RepositoryError, Result};
 
+mod password_file;
 mod watch;
 
 pub(crate) use watch::Watch;
@@ -44,8 +46,23 @@ pub(crate) fn is_scheme(scheme: &str) -> bool {
         .any(|name| scheme.strip_prefix(name).is_some_and(|rest| SCHEMES.contains(&rest)))
 }
 
-/// What `url` says. No error holds any part of it.
-pub(crate) fn config(url: &str, ca_file: Option<&Path>) -> Result<Config> {
+/// What `url` says, with the certificates and the password of files. No error holds any part of it.
+pub(crate) fn config(url: &str, ca_file: Option<&Path>, password_file: Option<&Path>) -> Result<Config> {
+    let mut config = parse(url, ca_file)?;
+    let Some(password_file) = password_file else { return Ok(config) };
+    let refused = |problem: &'static str| Err(RepositoryError::new(ErrorKind::Refused, problem));
+    if config.password.is_some() {
+        return refused("there are two passwords: leave out that of the URL, or the file");
+    }
+    if config.server.is_sentinel() {
+        // fred would give it to the sentinels too.
+        return refused("a file of the password is not for Sentinel: write it into the URL");
+    }
+    config.credential_provider = Some(Arc::new(PasswordFile::open(config.username.clone(), password_file)?));
+    Ok(config)
+}
+
+fn parse(url: &str, ca_file: Option<&Path>) -> Result<Config> {
     let refused = |problem: &'static str| RepositoryError::new(ErrorKind::Refused, problem);
     // What the parser says can quote the URL.
     let parse = |url: &str| {

@@ -73,6 +73,8 @@ pub struct ServerOptions {
     pub max_connections: usize,
     /// Connections at one time from one address.
     pub max_connections_per_peer: usize,
+    /// Streams that are open at one time on all connections: calls that run, that wait for their message, and endless ones.
+    pub max_streams: usize,
     /// Calls at one time on one connection.
     pub max_streams_per_connection: u32,
     /// How long a new connection may take to begin with HTTP/2.
@@ -121,7 +123,7 @@ pub async fn serve(
     let (ended, mut all_ended) = mpsc::channel::<usize>(1);
     let workers = start_workers(&services, &calls, options, tls.as_ref(), connections, &phase, &ended)?;
     drop(ended);
-    let places = Places::new(options.max_connections, options.max_connections_per_peer);
+    let places = Places::new(options.max_connections, options.max_connections_per_peer, options.max_streams);
     let mut acceptors = Acceptor::spawn_all(listeners, &workers, &places, connections);
 
     tokio::select! {

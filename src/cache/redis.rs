@@ -56,6 +56,8 @@ pub struct RedisCacheOptions {
     pub timeout: Duration,
     /// A file of PEM certificates that a server with TLS is verified against; `None`: the system's.
     pub ca_file: Option<PathBuf>,
+    /// A file of the password, read again for each connection; `None`: that of the URL.
+    pub password_file: Option<PathBuf>,
 }
 
 /// The URL can hold a password.
@@ -103,7 +105,7 @@ impl RedisCache {
         knowledge: Arc<Knowledge>,
         entropy: Arc<dyn Entropy>,
     ) -> Result<Self> {
-        let config = config(&options.url, options.ca_file.as_deref())?;
+        let config = config(&options.url, options.ca_file.as_deref(), options.password_file.as_deref())?;
         let client = client(config.clone(), options.timeout, MAX_REDIRECTIONS)?;
         // It goes on trying for as long as the client lives.
         let task = client.connect();

@@ -66,6 +66,8 @@ pub struct RedisCacheConfig {
     pub timeout: HumanDuration,
     /// A file of certificates that a server with TLS is verified against. Empty: the system's.
     pub ca_file: String,
+    /// A file of the password, read again for each connection. Empty: that of the URL.
+    pub password_file: String,
 }
 
 impl Default for CacheConfig {
@@ -98,6 +100,7 @@ impl Default for RedisCacheConfig {
             prefix: "keyvouch-cache:".to_owned(),
             timeout: HumanDuration(Duration::from_millis(100)),
             ca_file: String::new(),
+            password_file: String::new(),
         }
     }
 }
@@ -182,6 +185,7 @@ impl CacheConfig {
             ttl: redis.ttl.unwrap_or(self.ttl).0,
             timeout: redis.timeout.0,
             ca_file: (!redis.ca_file.is_empty()).then(|| redis.ca_file.clone().into()),
+            password_file: (!redis.password_file.is_empty()).then(|| redis.password_file.clone().into()),
         })
     }
 }

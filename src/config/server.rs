@@ -31,6 +31,9 @@ pub struct ServerConfig {
     pub max_connections_per_peer: usize,
     /// Calls at one time on one connection; further ones wait in the client.
     pub max_streams_per_connection: u32,
+    /// Streams that are open at one time on all connections together: calls that run, that wait for their message, and endless
+    /// ones. Further ones are refused.
+    pub max_streams: usize,
     /// Calls at one time on all connections together; further ones are refused.
     pub max_calls: usize,
     /// How long a call may take until its answer begins, if its client does not say less.
@@ -60,6 +63,7 @@ impl Default for ServerConfig {
             max_connections: 10_000,
             max_connections_per_peer: 1_000,
             max_streams_per_connection: 250,
+            max_streams: 20_000,
             max_calls: 10_000,
             call_timeout: HumanDuration(Duration::from_secs(30)),
             max_connection_age: HumanDuration(Duration::from_mins(30)),
@@ -110,6 +114,7 @@ impl ServerConfig {
             ("server.max_connections", self.max_connections),
             ("server.max_connections_per_peer", self.max_connections_per_peer),
             ("server.max_calls", self.max_calls),
+            ("server.max_streams", self.max_streams),
         ] {
             if value == 0 {
                 return Err(ConfigError::invalid(setting, at_least_one));

@@ -54,6 +54,8 @@ pub struct StoreConfig {
     pub redis_max_events_per_shard: u64,
     /// A file of certificates that Redis with TLS is verified against. Empty: the system's.
     pub redis_ca_file: String,
+    /// A file of the password for Redis, read again for each connection. Empty: that of the URL.
+    pub redis_password_file: String,
     /// Refuse a Redis server that may lose keys or answer from its past, instead of warning.
     pub redis_strict: bool,
 }
@@ -93,6 +95,7 @@ impl Default for StoreConfig {
             redis_min_replicas_ack: redis.min_replicas_ack,
             redis_max_events_per_shard: redis.max_events_per_shard,
             redis_ca_file: String::new(),
+            redis_password_file: String::new(),
             redis_strict: redis.strict,
         }
     }
@@ -177,6 +180,8 @@ impl StoreConfig {
             max_events_per_shard: self.redis_max_events_per_shard,
             strict: self.redis_strict,
             ca_file: (!self.redis_ca_file.is_empty()).then(|| self.redis_ca_file.clone().into()),
+            password_file: (!self.redis_password_file.is_empty())
+                .then(|| self.redis_password_file.clone().into()),
             entropy,
         }
     }

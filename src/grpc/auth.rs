@@ -138,7 +138,7 @@ impl Authenticator {
     }
 
     async fn by_key(&self, secret: &str, request_id: &str) -> Result<Option<Caller>, Status> {
-        let _lookup = if self.keys.needs_lookup(secret) {
+        let _lookup = if self.keys.needs_lookup(secret, None) {
             Some(self.lookups.try_acquire().map_err(|_| status::overloaded())?)
         } else {
             None

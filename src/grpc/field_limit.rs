@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn repeated_fields_count_wherever_they_are() {
-        let many = |text: &str| vec![text.to_owned(); MAX_FIELDS];
+        let many = |text: &str| vec![text.to_owned(); MAX_FIELDS + 1];
         let key = pb::Key { scopes: many("a"), ..pb::Key::default() };
         assert!(!is_within_limit(&pb::ValidateRequest { required_scopes: many("a"), ..Default::default() }));
         assert!(!is_within_limit(&pb::ImportKeysRequest { key: Some(key), ..Default::default() }));

@@ -18,7 +18,7 @@ use crate::telemetry::{Refusal, refused};
 
 /// How many keys are stored at once, if so many have arrived.
 const BATCH: usize = 500;
-pub(super) const METHOD: &str = "/keyvouch.v1.KeyStore/ImportKeys";
+pub(super) const METHOD: &str = "keyvouch.v1.KeyStore/ImportKeys";
 
 type Answer = Result<pb::ImportKeysResponse, Status>;
 

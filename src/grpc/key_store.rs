@@ -17,7 +17,7 @@ use crate::service::{
     Caller, ClientRequestId, KeyStoreService, KeyUpdate, ListedRecord, NewKey, Permission, RotateRequest,
 };
 
-const STREAM_KEYS: &str = "/keyvouch.v1.KeyStore/StreamKeys";
+const STREAM_KEYS: &str = "keyvouch.v1.KeyStore/StreamKeys";
 const DEFAULT_PAGE_SIZE: usize = 100;
 const MAX_PAGE_SIZE: usize = 1_000;
 /// A page ends before it is larger than this: most clients take no message above 4 MiB.

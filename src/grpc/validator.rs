@@ -29,7 +29,7 @@ pub struct ValidatorHandler {
     min_staleness: Duration,
 }
 
-const WATCH_CHANGES: &str = "/keyvouch.v1.Validator/WatchChanges";
+const WATCH_CHANGES: &str = "keyvouch.v1.Validator/WatchChanges";
 /// The first byte of a position's text.
 const POSITION_VERSION: u8 = 1;
 
@@ -77,12 +77,12 @@ impl Validator for ValidatorHandler {
         &self,
         request: Request<ValidateRequest>,
     ) -> Result<Response<ValidateResponse>, Status> {
+        let max_staleness = self.max_staleness(&request).await?;
         let from_cache_alone = request.extensions().get::<FromCacheAlone>().is_some();
-        if from_cache_alone && self.service.needs_lookup(&request.get_ref().secret) {
+        let request = request.into_inner();
+        if from_cache_alone && self.service.needs_lookup(&request.secret, max_staleness) {
             return Err(status::overloaded());
         }
-        let max_staleness = self.max_staleness(&request).await?;
-        let request = request.into_inner();
         let scope_match = convert::scope_match(request.scope_match).map_err(status::invalid_field)?;
         let required =
             ScopeSet::parse("required_scopes", request.required_scopes).map_err(status::invalid_field)?;

@@ -73,9 +73,7 @@ impl CallLayer {
         let ids = Ids { process: u64::from_ne_bytes(process), next: AtomicU64::new(0) };
         Ok(Self { ids: Arc::new(ids), limits, partial: Partial::default(), metrics })
     }
-}
 
-impl CallLayer {
     /// What counts the bytes of messages that came in part.
     pub(super) fn partial(&self) -> Partial {
         self.partial.clone()
@@ -151,11 +149,10 @@ where
                 Some(limit) => layer.partial.whole(request, limit).await,
                 None => Ok(request),
             };
-            let request = match request {
+            let mut request = match request {
                 Ok(request) => request,
                 Err(refusal) => return Ok(refusal.into_http()),
             };
-            let mut request = request;
             let _running = match layer.begin(lane) {
                 Ok(running) => running,
                 // What is cached is answered without a place: it waits for nothing.

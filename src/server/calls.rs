@@ -16,9 +16,9 @@ use tonic::service::Routes;
 use tower::Service;
 
 use super::call_layer::CallService;
-use super::places::Seat;
+use super::places::{OpenStream, Seat};
 use super::{Peer, http_gate};
-use crate::grpc::{connection_ends, too_many_header_fields};
+use crate::grpc::{connection_ends, overloaded, too_many_header_fields};
 
 /// Calls that have no end of their own: they are told to go on elsewhere when their connection is to end.
 const ENDLESS: [&str; 4] = [
@@ -79,11 +79,11 @@ impl Activity {
         }
     }
 
-    fn begin(&self) -> Running {
+    fn begin(&self, stream: Option<OpenStream>) -> Running {
         self.running.send_modify(|running| *running += 1);
         self.seat.set_busy(true);
         self.progress.at_work.fetch_add(1, Ordering::Relaxed);
-        Running { activity: self.clone(), waits: Waits(Arc::default()) }
+        Running { activity: self.clone(), waits: Waits(Arc::default()), _stream: stream }
     }
 }
 
@@ -116,6 +116,8 @@ impl Waits {
 struct Running {
     activity: Activity,
     waits: Waits,
+    /// `None` for one that is refused at once.
+    _stream: Option<OpenStream>,
 }
 
 impl Running {
@@ -184,9 +186,15 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let running = self.activity.begin();
+        let stream = self.activity.seat.open_stream();
+        let is_refused = stream.is_none();
+        let running = self.activity.begin(stream);
         if let Some(rejection) = http_gate::rejection(&request) {
             let answer = rejection.map(|body| Counted { body, end: None, running });
+            return Box::pin(std::future::ready(Ok(answer)));
+        }
+        if is_refused {
+            let answer = overloaded().into_http().map(|body| Counted { body, end: None, running });
             return Box::pin(std::future::ready(Ok(answer)));
         }
         // What a field costs in memory is many times what it costs to send, and a call keeps its headers to its end.

@@ -58,7 +58,7 @@ impl OpsListener {
     /// Answers for ever: one request a connection.
     pub async fn serve(self, fitness: watch::Receiver<Fitness>, metrics: Exposition) -> Infallible {
         let router = router(fitness, metrics);
-        let places = Places::new(MAX_CONNECTIONS, MAX_CONNECTIONS_PER_PEER);
+        let places = Places::new(MAX_CONNECTIONS, MAX_CONNECTIONS_PER_PEER, MAX_CONNECTIONS);
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {

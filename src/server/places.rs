@@ -1,8 +1,8 @@
-//! How many connections there may be: in all, and from one address.
+//! How many connections and streams there may be: in all, and from one address.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +20,9 @@ const GIVES_WAY_AFTER: Duration = Duration::from_secs(1);
 pub(super) struct Places {
     max: usize,
     max_per_peer: usize,
+    max_streams: usize,
+    /// Streams that are open on all connections.
+    streams: Arc<AtomicUsize>,
     taken: Mutex<Taken>,
 }
 
@@ -27,9 +30,16 @@ pub(super) struct Places {
 struct Taken {
     last: u64,
     reserved: usize,
-    by_peer: HashMap<IpAddr, usize>,
+    by_peer: HashMap<IpAddr, Peer>,
     /// Without those that were told to give way.
     seats: HashMap<u64, (Option<IpAddr>, Seat)>,
+}
+
+/// What one address has.
+#[derive(Debug, Default)]
+struct Peer {
+    connections: usize,
+    streams: Arc<AtomicUsize>,
 }
 
 /// Who takes a place.
@@ -66,15 +76,64 @@ pub(super) struct Seat {
     /// Since when it is idle; [`BUSY`].
     idle_since: Arc<AtomicU64>,
     gives_way: Arc<Notify>,
+    /// `None`: as many as the connection may have.
+    streams: Option<Streams>,
 }
 
 const BUSY: u64 = u64::MAX;
 
+/// Which streams are open.
+#[derive(Clone, Debug)]
+struct Streams {
+    max: usize,
+    of_all: Arc<AtomicUsize>,
+    /// None for a Unix socket.
+    of_peer: Option<Arc<AtomicUsize>>,
+}
+
+/// An open stream. It counts until this is dropped.
+#[derive(Debug)]
+pub(super) struct OpenStream(Option<Streams>);
+
+impl Streams {
+    /// Half of what there is is for whoever comes; of the other half, one address has no more than the quarter of all.
+    fn open(&self) -> bool {
+        let of_all = self.of_all.fetch_add(1, Ordering::Relaxed);
+        let of_peer = self.of_peer.as_ref().map_or(0, |of_peer| of_peer.fetch_add(1, Ordering::Relaxed));
+        let is_free = of_all < self.max / 2 || (of_all < self.max && of_peer < self.max / 4);
+        if !is_free {
+            self.close();
+        }
+        is_free
+    }
+
+    fn close(&self) {
+        self.of_all.fetch_sub(1, Ordering::Relaxed);
+        if let Some(of_peer) = &self.of_peer {
+            of_peer.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        if let Some(streams) = &self.0 {
+            streams.close();
+        }
+    }
+}
+
 impl Seat {
     /// One that is idle from now on.
-    pub(super) fn new() -> Self {
+    fn new(streams: Option<Streams>) -> Self {
         let now = BootClock.moment().as_nanos();
-        Self { idle_since: Arc::new(AtomicU64::new(now)), gives_way: Arc::default() }
+        Self { idle_since: Arc::new(AtomicU64::new(now)), gives_way: Arc::default(), streams }
+    }
+
+    /// Opens a stream on the connection; `None` if there are too many on all connections together.
+    pub(super) fn open_stream(&self) -> Option<OpenStream> {
+        let is_open = self.streams.as_ref().is_none_or(Streams::open);
+        is_open.then(|| OpenStream(self.streams.clone()))
     }
 
     /// Says whether a call runs on the connection.
@@ -95,9 +154,11 @@ impl Seat {
 }
 
 impl Places {
-    /// `max` places, of which one address takes at most `max_per_peer`.
-    pub(super) fn new(max: usize, max_per_peer: usize) -> Arc<Self> {
-        Arc::new(Self { max, max_per_peer, taken: Mutex::default() })
+    /// `max` places, of which one address takes at most `max_per_peer`, and `max_streams` streams on all connections but those
+    /// of administrators.
+    pub(super) fn new(max: usize, max_per_peer: usize, max_streams: usize) -> Arc<Self> {
+        let (streams, taken) = (Arc::default(), Mutex::default());
+        Arc::new(Self { max, max_per_peer, max_streams, streams, taken })
     }
 
     /// Takes one. If there is none left, the connection that was idle for longest gives way, of the address that has most.
@@ -112,7 +173,7 @@ impl Places {
         };
         let peer = peer.map(network);
         let mut taken = self.lock();
-        let of_peer = peer.and_then(|peer| taken.by_peer.get(&peer).copied()).unwrap_or_default();
+        let of_peer = peer.and_then(|peer| taken.by_peer.get(&peer)).map_or(0, |peer| peer.connections);
         if peer.is_some() && of_peer >= self.max_per_peer {
             return Err(Full::Peer);
         }
@@ -121,12 +182,19 @@ impl Places {
         if is_full && !is_reserved && !taken.make_room(now) {
             return Err(Full::All);
         }
-        if let Some(peer) = peer {
-            taken.by_peer.insert(peer, of_peer + 1);
-        }
+        let streams_of_peer = peer.map(|peer| {
+            let peer = taken.by_peer.entry(peer).or_default();
+            peer.connections += 1;
+            Arc::clone(&peer.streams)
+        });
+        let streams = (!is_administrator).then(|| Streams {
+            max: self.max_streams,
+            of_all: Arc::clone(&self.streams),
+            of_peer: streams_of_peer,
+        });
         taken.last += 1;
         taken.reserved += usize::from(is_reserved);
-        let (number, seat) = (taken.last, Seat::new());
+        let (number, seat) = (taken.last, Seat::new(streams));
         taken.seats.insert(number, (peer, seat.clone()));
         Ok(Permit { places: Arc::clone(self), number, peer, is_reserved, seat })
     }
@@ -140,8 +208,9 @@ impl Places {
 impl Taken {
     /// Tells a connection to give way, which does not count any more; returns whether there is one.
     fn make_room(&mut self, now: Moment) -> bool {
-        let of_peer =
-            |peer: &Option<IpAddr>| peer.and_then(|peer| self.by_peer.get(&peer)).copied().unwrap_or(0);
+        let of_peer = |peer: &Option<IpAddr>| {
+            peer.and_then(|peer| self.by_peer.get(&peer)).map_or(0, |peer| peer.connections)
+        };
         let idle = self.seats.iter().filter_map(|(number, (peer, seat))| {
             let since = seat.idle_since().filter(|since| now.since(*since) >= GIVES_WAY_AFTER)?;
             Some((*number, of_peer(peer), since))
@@ -170,8 +239,8 @@ impl Drop for Permit {
         if let Some(peer) = self.peer
             && let Some(of_peer) = taken.by_peer.get_mut(&peer)
         {
-            *of_peer -= 1;
-            if *of_peer == 0 {
+            of_peer.connections -= 1;
+            if of_peer.connections == 0 {
                 taken.by_peer.remove(&peer);
             }
         }
@@ -208,7 +277,7 @@ mod tests {
 
     #[test]
     fn one_address_leaves_places_for_others_and_all_are_given_back() {
-        let places = Places::new(3, 2);
+        let places = Places::new(3, 2, 10);
         let (a, b) = (anybody("192.0.2.1"), anybody("192.0.2.2"));
         let first = places.take(a).unwrap();
         let second = places.take(a).unwrap();
@@ -225,7 +294,7 @@ mod tests {
 
     #[test]
     fn a_network_of_ipv6_counts_as_one_address() {
-        let places = Places::new(10, 2);
+        let places = Places::new(10, 2, 10);
         let _taken = ["2001:db8::1", "2001:db8::ffff:1"].map(|it| places.take(anybody(it)).unwrap());
         assert_eq!(places.take(anybody("2001:db8:0:0:1::")).unwrap_err(), Full::Peer);
         let _other = places.take(anybody("2001:db8:0:1::1")).unwrap();
@@ -234,8 +303,26 @@ mod tests {
     }
 
     #[test]
+    fn one_address_leaves_streams_for_others() {
+        let places = Places::new(10, 10, 8);
+        let many = [anybody("192.0.2.1"), anybody("192.0.2.1")].map(|it| places.take(it).unwrap());
+        let mut open: Vec<_> = (0..4).map(|number| many[number % 2].seat.open_stream().unwrap()).collect();
+        assert!(many[0].seat.open_stream().is_none(), "half of all, and more than its quarter");
+        let other = places.take(anybody("192.0.2.2")).unwrap();
+        open.extend([(); 2].map(|()| other.seat.open_stream().unwrap()));
+        assert!(other.seat.open_stream().is_none(), "its quarter");
+        let third = places.take(Guest::Anybody(None)).unwrap();
+        open.extend([(); 2].map(|()| third.seat.open_stream().unwrap()));
+        assert!(third.seat.open_stream().is_none(), "all");
+        let administrator = places.take(Guest::Administrator(None)).unwrap();
+        let _more: Vec<_> = (0..10).map(|_| administrator.seat.open_stream().unwrap()).collect();
+        drop(open);
+        assert!(many[0].seat.open_stream().is_some());
+    }
+
+    #[test]
     fn administrators_have_places_beyond_all_others() {
-        let places = Places::new(1, 100);
+        let places = Places::new(1, 100, 10);
         let first = [places.take(anybody("192.0.2.1")).unwrap()];
         busy(&first);
         let administrators: Vec<_> =
@@ -249,7 +336,7 @@ mod tests {
 
     #[test]
     fn the_longest_idle_connection_of_whoever_has_most_gives_way() {
-        let places = Places::new(3, 3);
+        let places = Places::new(3, 3, 10);
         let (many, few) = (anybody("192.0.2.1"), anybody("192.0.2.2"));
         let of_few = places.take(few).unwrap();
         let of_many = [places.take(many).unwrap(), places.take(many).unwrap()];

@@ -21,6 +21,8 @@ use super::{CallLayer, ServerOptions};
 /// A peer that is gone without a word is noticed after an interval and a time-out.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a connection that gives way has to say good-bye.
+const GIVES_WAY_WITHIN: Duration = Duration::from_secs(1);
 /// The most bytes of a call's headers.
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
 /// Bytes that a client may send on one stream before they are read (RFC 9113, section 5.2): about the largest message of
@@ -84,6 +86,7 @@ impl Serving {
             self.options.drain_timeout,
         );
         let lifetime = connection.peer().remaining_lifetime();
+        let mut patience = None;
         let serving = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_concurrent_streams(self.options.max_streams_per_connection)
@@ -108,13 +111,17 @@ impl Serving {
                 () = is_old => {}
                 () = has_expired => tracing::debug!("a connection ends: its client certificate has expired"),
                 () = is_idle => {}
-                () = seat.gives_way() => tracing::debug!("an idle connection gives way to another one"),
+                () = seat.gives_way() => {
+                    tracing::debug!("an idle connection gives way to another one");
+                    patience = Some(GIVES_WAY_WITHIN);
+                }
             }
         }
         serving.as_mut().graceful_shutdown();
         ends.send_replace(true);
         tokio::select! {
             outcome = serving => ended(outcome),
+            () = after(patience) => {}
             () = activity.stalls(self.options.drain_timeout) => {
                 tracing::debug!("a connection was cut: its client does not read its answers");
             }

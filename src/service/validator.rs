@@ -65,12 +65,17 @@ impl ValidatorService {
         Self { metrics, ..self }
     }
 
-    /// Returns whether `secret` can't be judged without asking what is slower than memory.
+    /// Returns whether [`validate`](Self::validate) has to ask what is slower than memory.
     #[must_use]
-    pub fn needs_lookup(&self, secret: &str) -> bool {
+    pub fn needs_lookup(&self, secret: &str, max_staleness: Option<Duration>) -> bool {
         let Some(secret) = self.format.parse(secret.to_owned()) else { return false };
-        let demand = Demand { asked_at: self.knowledge.moment(), max_staleness: self.max_staleness };
-        self.source.peek(&secret.hash(), &demand).is_none()
+        self.source.peek(&secret.hash(), &self.demand(max_staleness)).is_none()
+    }
+
+    /// What is asked for now. A record may never be older than the server allows.
+    fn demand(&self, max_staleness: Option<Duration>) -> Demand {
+        let max_staleness = max_staleness.map_or(self.max_staleness, |asked| asked.min(self.max_staleness));
+        Demand { asked_at: self.knowledge.moment(), max_staleness }
     }
 
     /// Judges the key string `secret`. A malformed one costs no look-up. The record is at most `max_staleness` old, and never
@@ -105,8 +110,7 @@ impl ValidatorService {
             return Ok(Validation { verdict, key: None, freshness: None });
         };
         let hash = secret.hash();
-        let max_staleness = max_staleness.map_or(self.max_staleness, |asked| asked.min(self.max_staleness));
-        let demand = Demand { asked_at: self.knowledge.moment(), max_staleness };
+        let demand = self.demand(max_staleness);
         let found = if let Some(found) = self.source.peek(&hash, &demand) {
             found
         } else {

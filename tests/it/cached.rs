@@ -41,6 +41,7 @@ pub(crate) fn redis(url: &str, prefix: &str) -> RedisCacheOptions {
         ttl: Duration::from_mins(5),
         timeout: Duration::from_millis(500),
         ca_file: None,
+        password_file: None,
     }
 }
 

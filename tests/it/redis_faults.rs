@@ -670,6 +670,39 @@ async fn a_full_memory_stops_no_revocation() {
     repository.create(key("c"), &context()).await.unwrap();
 }
 
+/// A password that is changed on the server and in its file is used for the connections that are made next. Until then the log
+/// says what is wrong.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_can_change_while_the_store_is_open() {
+    let servers = Redis::Alone.start(&[]);
+    let port = servers.servers[0].port;
+    let user = |password: &str| {
+        assert_eq!(cli(port, &["ACL", "SETUSER", "kv", "reset", "on", "~*", "&*", "+@all", password]), "OK");
+        cli(port, &["CLIENT", "KILL", "USER", "kv"]);
+    };
+    user(">old");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("password");
+    std::fs::write(&file, "old\n").unwrap();
+    let url = format!("redis://kv@127.0.0.1:{port}");
+    let options = || RedisOptions { password_file: Some(file.clone()), ..quick() };
+    let repository = RedisRepository::open(&url, options()).await.unwrap();
+    let created = repository.create(key("a"), &context()).await.unwrap();
+    user(">new");
+    until("the old password to be refused", async || repository.ping().await.is_err()).await;
+    std::fs::write(&file, "new\n").unwrap();
+    until("the new password", async || repository.get_by_hash(&created.hash).await.is_ok()).await;
+    until("changes", async || {
+        repository.revoke(created.id, RevokeReason::default(), &context()).await.is_ok()
+    })
+    .await;
+
+    let refused = RedisRepository::open(&format!("redis://kv:new@127.0.0.1:{port}"), options()).await;
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Refused);
+    let missing = RedisOptions { password_file: Some(folder.path().join("missing")), ..quick() };
+    assert_eq!(RedisRepository::open(&url, missing).await.unwrap_err().kind(), ErrorKind::Refused);
+}
+
 /// Each change would fail by itself, much later.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_who_lacks_a_command_is_refused_at_the_start() {

@@ -73,7 +73,7 @@ pub(super) struct Connection {
 impl Connection {
     /// Connects to the server of `url`. No error holds any part of it.
     pub(super) async fn open(url: &str, options: &RedisOptions) -> Result<Self> {
-        let config = config(url, options.ca_file.as_deref())?;
+        let config = config(url, options.ca_file.as_deref(), options.password_file.as_deref())?;
         let mut connection = Self {
             place: place(&config.server),
             reads: client(config.clone(), options.timeout, MAX_REDIRECTIONS)?,

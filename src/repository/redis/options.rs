@@ -26,6 +26,8 @@ pub struct RedisOptions {
     pub strict: bool,
     /// A file of PEM certificates that a server with TLS is verified against; `None`: the system's.
     pub ca_file: Option<PathBuf>,
+    /// A file of the password, read again for each connection; `None`: that of the URL.
+    pub password_file: Option<PathBuf>,
     /// Where the nonces of events come from.
     pub entropy: Arc<dyn Entropy>,
 }
@@ -40,6 +42,7 @@ impl Default for RedisOptions {
             max_events_per_shard: 10_000,
             strict: false,
             ca_file: None,
+            password_file: None,
             entropy: Arc::new(SystemEntropy),
         }
     }

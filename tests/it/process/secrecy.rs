@@ -63,7 +63,7 @@ fn neither_secrets_nor_hashes_nor_tokens_are_logged_or_stored() {
         assert_eq!(server.ended(), Some(0));
 
         let printed = [bytes_of_files(home.path(), "std"), home.read("stdout").into_bytes()].concat();
-        assert!(contains(&printed, b"TRACE") && contains(&printed, b"/keyvouch.v1.KeyStore/CreateKey"));
+        assert!(contains(&printed, b"TRACE") && contains(&printed, b"keyvouch.v1.KeyStore/CreateKey"));
         let token = home.read("keyvouch.admin-token").trim().to_owned();
         assert!(!contains(&printed, PASSWORD.as_bytes()));
         for form in secrets.iter().chain([&token, &imported]).flat_map(|secret| forms(secret)) {

@@ -163,7 +163,7 @@ fn logs_are_json_for_machines() {
         .lines()
         .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}")))
         .collect();
-    let call = lines.iter().find(|line| line["span"]["method"] == "/keyvouch.v1.KeyStore/ListKeys").unwrap();
+    let call = lines.iter().find(|line| line["span"]["method"] == "keyvouch.v1.KeyStore/ListKeys").unwrap();
     assert!(!call["span"]["request_id"].as_str().unwrap().is_empty());
 }
 
@@ -197,7 +197,7 @@ fn who_was_refused_is_told_in_the_log() {
         .iter()
         .map(|line| (line["actor"].as_str().unwrap(), line["method"].as_str().unwrap()))
         .collect();
-    let expected = ["CreateKey", "ListKeys", "ImportKeys"].map(|it| format!("/keyvouch.v1.KeyStore/{it}"));
+    let expected = ["CreateKey", "ListKeys", "ImportKeys"].map(|it| format!("keyvouch.v1.KeyStore/{it}"));
     let expected = expected.each_ref().map(String::as_str);
     assert_eq!(told, expected.map(|method| (actor.as_str(), method)), "{log}");
     assert!(!log.contains(secret));
@@ -231,7 +231,7 @@ async fn a_refusal_in_an_open_stream_is_told_in_the_log() {
     let told: Vec<_> = lines.filter(|line| line["target"] == "keyvouch::audit").collect();
     assert_eq!(told.len(), 1, "{log}");
     assert_eq!(told[0]["actor"], format!("key:{id}"));
-    assert_eq!(told[0]["method"], "/keyvouch.v1.KeyStore/ImportKeys");
+    assert_eq!(told[0]["method"], "keyvouch.v1.KeyStore/ImportKeys");
     assert_eq!(told[0]["code"], "PermissionDenied");
     assert_eq!(told[0]["peer"], "127.0.0.1");
 }

@@ -72,7 +72,8 @@ async fn open_watches_end_at_once_and_are_told_why() {
     while end.is_ok() {
         end = watch.message().await;
     }
-    assert_eq!(end.unwrap_err().message(), "this connection is to end: connect anew");
+    let info = tonic_types::StatusExt::get_details_error_info(&end.unwrap_err()).unwrap();
+    assert_eq!(info.reason, "CONNECTION_ENDS");
     drop(health);
     tokio::time::timeout(NEVER, server.ended()).await.unwrap().unwrap();
 }

@@ -1,10 +1,11 @@
 //! Nobody can take all there is.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use keyvouch::config::HumanDuration;
 use keyvouch::conformance::api::{Api, new_key, refusal, wrong_field};
+use keyvouch::domain::{KeyPrefix, SecretKey, SystemEntropy};
 use keyvouch::grpc::pb;
 use keyvouch::repository::MemoryRepository;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -18,34 +19,166 @@ use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 
 use super::faulty::{Faulty, Mode};
 use super::slow_clients::{raw_call, raw_client};
-use crate::support::{TOKEN, TestServer, config, uncached};
+use crate::support::{TOKEN, TestServer, config, uncached, until};
 
 #[tokio::test]
 async fn connections_above_the_limit_are_closed_at_once() {
     let mut config = uncached();
-    config.server.max_connections = 3;
-    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
-    let api = server.api().await;
-    api.create(new_key()).await;
-    let mut silent = Vec::new();
-    for _ in 0..2 {
-        silent.push(TcpStream::connect(server.address).await.unwrap());
-    }
+    config.server.max_connections = 2;
+    let store = Faulty::new();
+    let server = TestServer::start_with(store.clone(), &config).await;
+    let (first, second) = (server.api().await, server.api().await);
+    let (_, secret) = first.create(new_key()).await;
+    // Both are busy, so neither gives way.
+    store.set(Mode::Hang);
+    let lookups = store.lookups();
+    let calls = [first, second].map(|api| {
+        let secret = secret.clone();
+        tokio::spawn(async move { api.reason(&secret).await })
+    });
+    until("both calls", async || store.lookups() == lookups + 2).await;
     let mut refused = TcpStream::connect(server.address).await.unwrap();
     assert_eq!(refused.read(&mut [0; 64]).await.unwrap(), 0, "closed by the server");
-    api.create(new_key()).await;
+    store.set(Mode::Work);
+    for call in calls {
+        assert_eq!(call.await.unwrap(), pb::Reason::Valid);
+    }
+}
 
-    // A place that is given back can be taken.
-    drop(silent);
-    let channel = loop {
+/// Whoever takes all places and does nothing with them shuts nobody out.
+#[tokio::test]
+async fn idle_connections_give_way_to_new_ones() {
+    let mut config = uncached();
+    config.server.max_connections = 3;
+    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    let mut silent = Vec::new();
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream
+            .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+            .await
+            .unwrap();
+        silent.push(stream);
+    }
+    until("a place", async || {
         let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", server.address)).unwrap();
-        let Ok(channel) = endpoint.connect().await else { continue };
+        let Ok(channel) = endpoint.connect().await else { return false };
         let request = pb::ListKeysRequest::default();
-        if Api::new(channel.clone(), TOKEN).key_store().list_keys(request).await.is_ok() {
-            break channel;
-        }
+        Api::new(channel, TOKEN).key_store().list_keys(request).await.is_ok()
+    })
+    .await;
+    let mut ended = 0;
+    for mut stream in silent {
+        let mut frames = Vec::new();
+        let end = tokio::time::timeout(Duration::from_secs(3), stream.read_to_end(&mut frames));
+        ended += usize::from(end.await.is_ok());
+    }
+    assert!((1..=2).contains(&ended), "{ended}");
+}
+
+/// A key string that could be one of this server's.
+fn unknown() -> String {
+    let prefix = KeyPrefix::parse("prefix", "kv_").unwrap();
+    SecretKey::generate(&prefix, &SystemEntropy).unwrap().expose().to_owned()
+}
+
+/// Whatever waits for the store, what is known is answered, and administrators are let in.
+#[tokio::test]
+async fn calls_that_wait_for_the_store_take_no_place_of_others() {
+    let mut config = config();
+    config.server.max_calls = 10;
+    let store = Faulty::new();
+    let server = TestServer::start_with(store.clone(), &config).await;
+    let api = server.api().await;
+    let (_, secret) = api.create(new_key()).await;
+    assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
+    store.set(Mode::Hang);
+    let overloaded = (Code::ResourceExhausted, "OVERLOADED".to_owned());
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..11 {
+        let mut validator = api.validator();
+        waiting.spawn(async move {
+            let request = pb::ValidateRequest { secret: unknown(), ..pb::ValidateRequest::default() };
+            refusal(validator.validate(request).await)
+        });
+    }
+    assert_eq!(waiting.join_next().await.unwrap().unwrap(), overloaded, "one too many");
+    assert_eq!(api.reason(&secret).await, pb::Reason::Valid, "cached");
+    let get = pb::GetKeyRequest { id: "nonsense".into() };
+    assert_eq!(wrong_field(api.key_store().get_key(get).await), "id");
+    assert!(waiting.try_join_next().is_none());
+    store.set(Mode::Work);
+}
+
+/// Random credentials take no place of the keys that are validated, nor of other credentials that are known.
+#[tokio::test]
+async fn credentials_that_are_looked_up_have_places_of_their_own() {
+    let store = Faulty::new();
+    let server = TestServer::start_with(store.clone(), &config()).await;
+    let api = server.api().await;
+    let (_, reader) =
+        api.create(pb::CreateKeyRequest { scopes: vec!["keyvouch.read".into()], ..new_key() }).await;
+    let list = async |secret: &str| {
+        let api = Api::new(server.channel().await, secret);
+        api.key_store().get_key(pb::GetKeyRequest { id: "nonsense".into() }).await
     };
-    Api::new(channel, TOKEN).create(new_key()).await;
+    assert_eq!(wrong_field(list(&reader).await), "id");
+    store.set(Mode::Hang);
+    let mut calls = Vec::new();
+    for _ in 0..40 {
+        let caller = Api::new(server.channel().await, &unknown());
+        calls.push(tokio::spawn(async move {
+            refusal(caller.key_store().get_key(pb::GetKeyRequest { id: "nonsense".into() }).await)
+        }));
+    }
+    until("refusals", async || calls.iter().filter(|call| call.is_finished()).count() == 8).await;
+    assert_eq!(wrong_field(list(&reader).await), "id", "cached");
+    assert_eq!(wrong_field(list(TOKEN).await), "id");
+    store.set(Mode::Work);
+    let mut reasons = HashMap::<_, usize>::new();
+    for call in calls {
+        *reasons.entry(call.await.unwrap().1).or_default() += 1;
+    }
+    assert_eq!((reasons["OVERLOADED"], reasons["CREDENTIAL_INVALID"]), (8, 32));
+}
+
+/// One caller leaves streams for others.
+#[tokio::test]
+async fn watches_of_one_caller_are_limited() {
+    let server = TestServer::start(MemoryRepository::new()).await;
+    let api = server.api().await;
+    let (_, reader) =
+        api.create(pb::CreateKeyRequest { scopes: vec!["keyvouch.read".into()], ..new_key() }).await;
+    let reader = Api::new(server.channel().await, &reader);
+    let watch =
+        async |api: &Api| api.admin_validator().watch_changes(pb::WatchChangesRequest::default()).await;
+    let mut open = Vec::new();
+    for _ in 0..16 {
+        open.push(watch(&reader).await.unwrap());
+    }
+    assert_eq!(refusal(watch(&reader).await), (Code::ResourceExhausted, "OVERLOADED".to_owned()));
+    open.push(watch(&api).await.unwrap());
+    drop(open);
+    until("a place", async || watch(&reader).await.is_ok()).await;
+}
+
+/// Calls that only begin are streams too.
+#[tokio::test]
+async fn streams_above_the_limit_are_refused() {
+    let mut config = config();
+    config.server.max_streams = 8;
+    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    let begun = super::slow_clients::begin_calls(&server, "/grpc.health.v1.Health/Check", 4).await;
+    let api = server.api().await;
+    let ask = || pb::ValidateRequest { secret: "nonsense".into(), ..pb::ValidateRequest::default() };
+    let overloaded = (Code::ResourceExhausted, "OVERLOADED".to_owned());
+    until("the begun calls", async || {
+        let answer = api.validator().validate(ask()).await;
+        answer.is_err() && refusal(answer) == overloaded
+    })
+    .await;
+    drop(begun);
+    until("their end", async || api.validator().validate(ask()).await.is_ok()).await;
 }
 
 #[tokio::test]

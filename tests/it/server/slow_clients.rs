@@ -30,7 +30,7 @@ pub(super) fn raw_call(server: &TestServer, path: &str) -> http::request::Builde
 }
 
 /// Begins `count` calls of `path` on one connection that have no message yet.
-async fn begin_calls(server: &TestServer, path: &str, count: u32) -> Vec<SendStream<Bytes>> {
+pub(super) async fn begin_calls(server: &TestServer, path: &str, count: u32) -> Vec<SendStream<Bytes>> {
     let mut client = raw_client(server).await;
     let mut bodies = Vec::new();
     for _ in 0..count {
