@@ -30,7 +30,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// So often in a row it does not, before the client connects anew: what is on its way is lost then.
 const MAX_SILENCES: u32 = 2;
 /// How long to wait before a client whose task ended is started again.
-const RESTART_DELAY: Duration = Duration::from_millis(100);
+const RESTART_DELAY: Duration = Duration::from_millis(500);
 
 /// Watches clients until it is dropped.
 pub(crate) struct Watch(#[expect(dead_code, reason = "dropped with it")] JoinSet<()>);
@@ -71,7 +71,12 @@ pub(super) fn patience(timeout: Duration) -> Duration {
 /// Starts the task of a client again when it ends by an error; it ends by itself when the client is closed.
 async fn restart(client: impl ClientLike, mut task: ConnectHandle) {
     while let Ok(Err(error)) = task.await {
-        tracing::warn!(%error, "a client of Redis ended and is started again");
+        // Servers that can't be reached are told elsewhere, once.
+        if matches!(error.kind(), ErrorKind::IO | ErrorKind::Timeout | ErrorKind::Auth) {
+            tracing::debug!(%error, "a client of Redis ended and is started again");
+        } else {
+            tracing::warn!(%error, "a client of Redis ended and is started again");
+        }
         tokio::time::sleep(RESTART_DELAY).await;
         task = client.connect();
     }

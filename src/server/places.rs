@@ -31,7 +31,7 @@ struct Taken {
     last: u64,
     reserved: usize,
     by_peer: HashMap<IpAddr, Peer>,
-    /// Without those that were told to give way.
+    /// Those that count against the maximum: without the reserved ones, and without those that were told to give way.
     seats: HashMap<u64, (Option<IpAddr>, Seat)>,
 }
 
@@ -177,7 +177,7 @@ impl Places {
         if peer.is_some() && of_peer >= self.max_per_peer {
             return Err(Full::Peer);
         }
-        let is_full = taken.seats.len() - taken.reserved >= self.max;
+        let is_full = taken.seats.len() >= self.max;
         let is_reserved = is_full && is_administrator && taken.reserved < RESERVED;
         if is_full && !is_reserved && !taken.make_room(now) {
             return Err(Full::All);
@@ -195,7 +195,9 @@ impl Places {
         taken.last += 1;
         taken.reserved += usize::from(is_reserved);
         let (number, seat) = (taken.last, Seat::new(streams));
-        taken.seats.insert(number, (peer, seat.clone()));
+        if !is_reserved {
+            taken.seats.insert(number, (peer, seat.clone()));
+        }
         Ok(Permit { places: Arc::clone(self), number, peer, is_reserved, seat })
     }
 
