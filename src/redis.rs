@@ -46,17 +46,17 @@ pub(crate) fn is_scheme(scheme: &str) -> bool {
         .any(|name| scheme.strip_prefix(name).is_some_and(|rest| SCHEMES.contains(&rest)))
 }
 
-/// What `url` says, with the certificates and the password of files. No error holds any part of it.
+/// Parses `url`, and reads certificates and the password from files. Errors contain no part of the URL.
 pub(crate) fn config(url: &str, ca_file: Option<&Path>, password_file: Option<&Path>) -> Result<Config> {
     let mut config = parse(url, ca_file)?;
     let Some(password_file) = password_file else { return Ok(config) };
     let refused = |problem: &'static str| Err(RepositoryError::new(ErrorKind::Refused, problem));
     if config.password.is_some() {
-        return refused("there are two passwords: leave out that of the URL, or the file");
+        return refused("both the URL and the password file have a password; remove one of them");
     }
     if config.server.is_sentinel() {
-        // fred would give it to the sentinels too.
-        return refused("a file of the password is not for Sentinel: write it into the URL");
+        // fred sends the credentials of a provider to the sentinels as well.
+        return refused("a password file is not supported with Sentinel; put the password into the URL");
     }
     config.credential_provider = Some(Arc::new(PasswordFile::open(config.username.clone(), password_file)?));
     Ok(config)
@@ -102,13 +102,13 @@ fn tls(ca_file: &Path) -> Result<ClientConfig> {
     Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
-/// How often a command that can be repeated is redirected by a cluster at most.
+/// Maximum number of redirections by a cluster of a command that can be repeated.
 pub(crate) const MAX_REDIRECTIONS: u32 = 2;
-/// How often a command is sent at most. fred counts one that is redirected again, and its client ends if that is once too often.
-/// A command that must not be repeated when its connection broke says so itself (`fail_fast`).
+/// Maximum number of times that a command is sent. fred counts redirections, and stops its client when this number is exceeded.
+/// Commands that must not be repeated after their connection broke set `fail_fast`.
 const MAX_ATTEMPTS: u32 = 2 * MAX_REDIRECTIONS + 4;
 
-/// A client that reconnects by itself for as long as it lives, and whose commands have a deadline and are redirected so often.
+/// Returns a client that reconnects by itself. Its commands end after `timeout` and follow at most `max_redirections`.
 pub(crate) fn client(config: Config, timeout: Duration, max_redirections: u32) -> Result<Client> {
     Builder::from_config(config)
         .with_performance_config(|performance: &mut PerformanceConfig| {
@@ -121,7 +121,7 @@ pub(crate) fn client(config: Config, timeout: Duration, max_redirections: u32) -
             connection.max_command_buffer_len = MAX_WAITING;
             connection.max_command_attempts = MAX_ATTEMPTS;
             connection.max_redirections = max_redirections;
-            // The watch notices servers that hang, and the system machines that are gone.
+            // `Watch` detects servers that hang; the kernel detects hosts that are gone.
             connection.unresponsive = UnresponsiveConfig { max_timeout: None, interval: timeout };
             connection.tcp.user_timeout = Some(HALF_OPEN.max(timeout));
         })

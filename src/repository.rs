@@ -88,7 +88,7 @@ use crate::domain::{
 /// can't be read is an item of it and doesn't end it.
 pub type KeyStream = BoxStream<'static, Result<ListedKey>>;
 
-/// How long it is remembered, at least, which key a request made.
+/// Minimum time for which the key that a request created can be found by the request.
 const REQUEST_RETENTION: Duration = Duration::from_hours(24);
 
 /// Tells one installation from another one that shares a cache with it.
@@ -339,10 +339,12 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
         Err(RepositoryError::not_offered("an audit trail to prune"))
     }
 
-    /// Succeeds if the store takes changes, as far as that is known without one. What it answers to reads is for
-    /// [`ping`](Self::ping).
+    /// Checks, without making a change, whether the backend accepts changes. [`ping`](Self::ping) checks reads.
     ///
-    /// The provided form says yes.
+    /// The default implementation succeeds.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] if the backend rejects changes, for example because it is read-only or out of memory.
     async fn check_changes(&self) -> Result<()> {
         Ok(())
     }

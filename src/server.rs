@@ -60,7 +60,7 @@ pub struct Services {
     pub validator_access: ValidatorAccess,
     /// What `grpc.health.v1` answers.
     pub health: HealthReporter,
-    /// Whether clients can ask which services and messages there are.
+    /// Serve `grpc.reflection`.
     pub has_reflection: bool,
 }
 
@@ -73,7 +73,7 @@ pub struct ServerOptions {
     pub max_connections: usize,
     /// Connections at one time from one address.
     pub max_connections_per_peer: usize,
-    /// Streams that are open at one time on all connections: calls that run, that wait for their message, and endless ones.
+    /// Maximum number of open streams on all connections.
     pub max_streams: usize,
     /// Calls at one time on one connection.
     pub max_streams_per_connection: u32,

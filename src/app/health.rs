@@ -118,7 +118,7 @@ impl HealthMonitor {
         }
     }
 
-    /// Says whether changes are taken: by a store that answers, and has room for them.
+    /// Reports `KeyStore` as serving while the backend answers and accepts changes.
     async fn watch_changes(&self, is_up: bool, took_changes: &mut Option<bool>) {
         let refusal =
             if is_up { within(PATIENCE, self.repository.check_changes()).await.err() } else { None };
@@ -127,9 +127,9 @@ impl HealthMonitor {
             return;
         }
         if let Some(error) = &refusal {
-            tracing::error!(error = %error_chain(error), "the store takes no changes");
+            tracing::error!(error = %error_chain(error), "the backend accepts no changes");
         } else if is_up && took_changes.is_some() {
-            tracing::info!("the store takes changes again");
+            tracing::info!("the backend accepts changes again");
         }
         self.set(&[KEY_STORE], status(takes_changes)).await;
         *took_changes = Some(takes_changes);

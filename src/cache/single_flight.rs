@@ -15,7 +15,7 @@ use super::{Demand, Found, KeySource, Knowledge};
 use crate::domain::{KeyHash, Moment};
 use crate::repository::{ErrorKind, RepositoryError, Result, within};
 
-/// How many calls wait for the load of one key at most; further ones are refused.
+/// Maximum number of calls that wait for the load of one key. Further calls are rejected.
 const MAX_WAITERS: usize = 1_000;
 /// How often a call that got what it may not serve any more asks anew.
 const MAX_ATTEMPTS: usize = 16;
@@ -54,7 +54,7 @@ struct Flight {
     began: Moment,
     max_staleness: Duration,
     landed: watch::Receiver<Outcome>,
-    /// One for each call that waits, and one for the list.
+    /// Counted by its references: one per waiting call, and one in the map of flights.
     waiters: Arc<()>,
 }
 
@@ -84,7 +84,10 @@ impl SingleFlight {
             && flight.max_staleness <= demand.max_staleness
         {
             if Arc::strong_count(&flight.waiters) > MAX_WAITERS {
-                return Err(RepositoryError::new(ErrorKind::Overloaded, "too many calls wait for one key"));
+                return Err(RepositoryError::new(
+                    ErrorKind::Overloaded,
+                    "too many concurrent calls for one key",
+                ));
             }
             return Ok(flight.clone());
         }

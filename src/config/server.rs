@@ -25,14 +25,15 @@ pub struct ServerConfig {
     pub admin_listen: Vec<String>,
     /// Single-threaded runtimes that serve connections; 0: one a core.
     pub workers: usize,
-    /// Connections at one time. If there are as many, an idle one gives way to a new one; without one, the new one is closed.
+    /// Maximum number of connections. At the limit, an idle connection is closed to make room; if none is idle, the new one is
+    /// rejected.
     pub max_connections: usize,
     /// Connections at one time from one address.
     pub max_connections_per_peer: usize,
     /// Calls at one time on one connection; further ones wait in the client.
     pub max_streams_per_connection: u32,
-    /// Streams that are open at one time on all connections together: calls that run, that wait for their message, and endless
-    /// ones. Further ones are refused.
+    /// Maximum number of open streams on all connections: calls in flight, calls whose message is incomplete, and watches. Further
+    /// ones are rejected.
     pub max_streams: usize,
     /// Calls at one time on all connections together; further ones are refused.
     pub max_calls: usize,
@@ -48,7 +49,7 @@ pub struct ServerConfig {
     pub settle_delay: HumanDuration,
     /// After that: how long calls in flight and open connections may take to end.
     pub drain_timeout: HumanDuration,
-    /// Whether clients can ask which services and messages there are (`grpc.reflection`), as grpcurl does.
+    /// Serve `grpc.reflection`, which clients such as grpcurl need.
     pub reflection: bool,
     /// Encrypted connections.
     pub tls: TlsConfig,

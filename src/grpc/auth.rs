@@ -22,8 +22,8 @@ use crate::service::{Actor, Caller, Permission, ValidatorService};
 const NEEDED: &str = "this call needs a credential: the metadata `authorization: Bearer <admin token or key>`, or a client certificate that the server knows";
 const UNKNOWN: &str = "the credential is not one that this server knows";
 
-/// How many credentials are looked up at one time; further ones are refused. Whoever sends random ones takes these places, and
-/// not those of the keys that are validated.
+/// Maximum number of concurrent lookups of credentials. Further calls are rejected, so that random credentials can't use up the
+/// lookups of validations.
 const MAX_LOOKUPS: usize = 32;
 
 /// What lets callers in.
@@ -77,7 +77,7 @@ pub(super) struct Refusal {
 pub struct Authenticator {
     door: Arc<Door>,
     keys: ValidatorService,
-    /// For credentials that have to be looked up.
+    /// Limits concurrent lookups of credentials.
     lookups: Arc<Semaphore>,
 }
 

@@ -1,4 +1,4 @@
-//! How messages become bytes: as tonic does it by default, with smaller buffers, and a limit for the fields of requests.
+//! The codec of all services: that of tonic with smaller buffers, and with a limit for the fields of requests.
 
 use std::marker::PhantomData;
 
@@ -48,7 +48,7 @@ where
     }
 }
 
-/// Refuses a request that has too many fields.
+/// Rejects requests with too many fields.
 #[derive(Clone, Debug)]
 pub(super) struct LimitedDecoder<U> {
     inner: ProstDecoder<U>,
@@ -60,7 +60,7 @@ impl<U: Message + Default> Decoder for LimitedDecoder<U> {
     type Error = Status;
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        // The message is in one piece.
+        // tonic buffers a message in one contiguous chunk.
         if self.kind.is_some_and(|kind| !kind.is_within_limit(buffer.chunk())) {
             return Err(status::too_many_fields());
         }

@@ -161,7 +161,7 @@ pub(super) fn listed_owner(owner_id: String) -> Result<Option<OwnerId>, InvalidF
     OwnerId::parse("owner_id", owner_id).map(Some)
 }
 
-/// How many states of keys there are.
+/// Number of key states.
 const STATES: usize = 3;
 
 pub(super) fn filter(
@@ -170,7 +170,7 @@ pub(super) fn filter(
     as_of: Timestamp,
 ) -> Result<KeyFilter, InvalidField> {
     if states.len() > STATES {
-        return Err(InvalidField::new("states", "has too many states: name each once"));
+        return Err(InvalidField::new("states", "has more than 3 states; list each state once"));
     }
     let states: Result<Vec<_>, _> =
         states.iter().enumerate().map(|(at, &state)| key_state(at, state)).collect();

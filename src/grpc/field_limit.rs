@@ -1,4 +1,4 @@
-//! How many fields a request may have, counted before any of them is stored: a field of two bytes costs a hundred in memory.
+//! Limits the number of fields of a request before it is decoded: a field of two encoded bytes can take a hundred in memory.
 
 use std::sync::LazyLock;
 
@@ -9,47 +9,47 @@ use prost_types::{DescriptorProto, FileDescriptorSet};
 
 use super::pb::FILE_DESCRIPTOR_SET;
 
-/// The most fields of a request, with those of the messages in it. The largest key has 64 scopes and 32 pairs of metadata: less
-/// than half of this.
+/// Maximum number of fields of a request, including those of nested messages. The largest key, with 64 scopes and 32 metadata
+/// pairs, has less than half as many.
 pub(super) const MAX_FIELDS: usize = 512;
 
-/// Messages of messages end here, as they do in prost.
+/// Maximum nesting of messages; the same as in prost.
 const MAX_DEPTH: usize = 100;
 
 static MESSAGES: LazyLock<Messages> =
     LazyLock::new(|| Messages::of(&FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap_or_default()));
 
-/// What the fields of a kind of request hold.
+/// The type of a request message.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RequestKind(usize);
 
 impl RequestKind {
-    /// The kind of the message `name` of this package; `None` if it is not the request of a method.
+    /// Finds the message `name` of this package. Returns `None` if no method takes it as its request.
     pub(super) fn find(name: &str) -> Option<Self> {
         let found = MESSAGES.requests.iter().find(|(known, _)| known == name);
         found.map(|&(_, message)| Self(message))
     }
 
-    /// Returns whether the encoded request has at most [`MAX_FIELDS`] fields. What is malformed is left to the decoder.
+    /// Returns whether the encoded request has at most [`MAX_FIELDS`] fields. Malformed requests are left to the decoder.
     pub(super) fn is_within_limit(self, request: &[u8]) -> bool {
         let mut left = MAX_FIELDS;
         MESSAGES.count(self.0, request, &mut left, MAX_DEPTH).is_some()
     }
 }
 
-/// The messages of all files, by numbers.
+/// All messages, identified by their index in `fields`.
 #[derive(Debug, Default)]
 struct Messages {
-    /// The names of requests, without their package.
+    /// The requests of all methods: name without the package, and index.
     requests: Vec<(String, usize)>,
     fields: Vec<Vec<(usize, Content)>>,
 }
 
-/// What a field of bytes holds, if that is fields again.
+/// The content of a length-delimited field, if it has to be counted.
 #[derive(Clone, Copy, Debug)]
 enum Content {
     Message(usize),
-    /// Numbers one behind the other, of a byte at least.
+    /// Packed numbers, of at least one byte each.
     Numbers,
 }
 
@@ -78,7 +78,7 @@ impl Messages {
         Self { requests, fields }
     }
 
-    /// Takes the fields of `bytes` off `left`; `None` if there are more.
+    /// Subtracts the number of fields in `bytes` from `left`. Returns `None` if there are more.
     fn count(&self, message: usize, mut bytes: &[u8], left: &mut usize, depth: usize) -> Option<()> {
         while let Ok(tag) = prost::decode_length_delimiter(&mut bytes) {
             *left = left.checked_sub(1)?;
@@ -87,7 +87,7 @@ impl Messages {
                 1 => Some(8),
                 2 => prost::decode_length_delimiter(&mut bytes).ok(),
                 5 => Some(4),
-                // The fields of a group stand between its two tags.
+                // The fields of a group follow its start tag.
                 _ => Some(0),
             };
             let Some(value) = length.and_then(|length| bytes.get(..length)) else { return Some(()) };
@@ -105,7 +105,7 @@ impl Messages {
     }
 }
 
-/// Those fields of `message` that hold fields.
+/// Returns the fields of `message` whose content has to be counted.
 fn contents(
     message: &DescriptorProto,
     number: impl Fn(&str) -> Option<usize> + Copy,

@@ -302,9 +302,9 @@ fn key_update(request: pb::UpdateKeyRequest) -> Result<(KeyId, KeyUpdate), Inval
     }
     let mut update = KeyUpdate::default();
     for (at, path) in paths.iter().enumerate() {
-        // So there are as few as there are fields.
+        // Bounds the work: each path is parsed once.
         if paths[..at].contains(path) {
-            let problem = format!("names `{path}` again: name each field once");
+            let problem = format!("repeats `{path}`; list each field once");
             return Err(InvalidField::new(format!("update_mask.paths[{at}]"), problem));
         }
         match path.as_str() {

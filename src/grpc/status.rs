@@ -102,15 +102,15 @@ impl Repeat {
 
     fn advice(self) -> &'static str {
         match self {
-            Self::Safe => "repeat the call, which is safe",
-            Self::NotFound => "repeat the call; NOT_FOUND then means that the key is deleted",
-            Self::AlreadyExists => "repeat the call; ALREADY_EXISTS then means that a key is stored",
+            Self::Safe => "retry the call, which is safe",
+            Self::NotFound => "retry the call; NOT_FOUND then means that the key is deleted",
+            Self::AlreadyExists => "retry the call; ALREADY_EXISTS then means that a key is stored",
             Self::Aborted => {
-                "repeat the call; ABORTED then means that the key was changed, perhaps by this one"
+                "retry the call; ABORTED then means that the key was changed, perhaps by this call"
             }
-            Self::Overwrites => "read the key, or repeat the call with `expected_revision`",
+            Self::Overwrites => "read the key before you retry, or set `expected_revision`",
             Self::MakesAnother => {
-                "look before you repeat the call, and set `request_id` so that a retry is safe"
+                "list the keys before you retry, and set `request_id` so that a retry is safe"
             }
         }
     }
@@ -151,7 +151,7 @@ pub(crate) fn deadline_exceeded() -> Status {
 
 /// A stream whose connection is told to end.
 pub(crate) fn connection_ends() -> Status {
-    let message = "this connection is to end: connect anew; keys of an import without an answer may still have been stored";
+    let message = "the server is closing this connection; reconnect and resume (keys of an import without an answer may still have been stored)";
     again_later(Code::Unavailable, ErrorReason::ConnectionEnds, message)
 }
 
@@ -161,13 +161,13 @@ pub(crate) fn message_too_large() -> Status {
     status(Code::ResourceExhausted, ErrorReason::MessageTooLarge, message)
 }
 
-/// A message of more fields than any that can be accepted.
+/// A request with more fields than the largest valid one.
 pub(super) fn too_many_fields() -> Status {
     let message = format!("the request has more than {MAX_FIELDS} fields");
     status(Code::ResourceExhausted, ErrorReason::MessageTooLarge, message)
 }
 
-/// A call with more header fields than any client or proxy sends.
+/// A call with more header fields than clients and proxies send.
 pub(crate) fn too_many_header_fields() -> Status {
     let message = "the call has more than 64 header fields";
     status(Code::ResourceExhausted, ErrorReason::MessageTooLarge, message)

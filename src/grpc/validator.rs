@@ -16,7 +16,7 @@ use crate::service::{ChangeWatcher, News, Permission, ServiceError, ValidatorSer
 
 const FRESHNESS_NEEDS_CREDENTIAL: &str = "to ask for less than the server's cache.min_staleness, this call needs the metadata `authorization: Bearer <admin token or key>`, or a client certificate that the server knows";
 
-/// In the extensions of a request: it is answered from memory or not at all.
+/// Request extension: the call is rejected if it would have to wait for a lookup.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FromCacheAlone;
 

@@ -1,4 +1,4 @@
-//! A password that changes while the server runs: it is read from its file again for each connection.
+//! A password that changes while the process runs. The file is read again for each new connection.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use fred::types::config::{CredentialProvider, Server};
 
 use crate::repository::{ErrorKind, RepositoryError, Result};
 
-/// The file of a user's password.
+/// The file with the password of a user.
 #[derive(Debug)]
 pub(super) struct PasswordFile {
     user: Option<String>,
@@ -24,7 +24,7 @@ impl PasswordFile {
         Ok(file)
     }
 
-    /// The password, without the end of its line.
+    /// Returns the password without trailing line breaks.
     fn read(&self) -> std::io::Result<String> {
         let text = std::fs::read_to_string(&self.path)?;
         Ok(text.trim_end_matches(['\r', '\n']).to_owned())
@@ -37,10 +37,10 @@ impl CredentialProvider for PasswordFile {
         &self,
         _: Option<&Server>,
     ) -> std::result::Result<(Option<String>, Option<String>), Error> {
-        // A small local file, and rarely.
-        let password = self.read().map_err(|error| {
-            Error::new(FredKind::Auth, format!("the file of the password can't be read: {error}"))
-        })?;
+        // Blocking is acceptable: the file is small and local, and connections are rare.
+        let password = self
+            .read()
+            .map_err(|error| Error::new(FredKind::Auth, format!("can't read the password file: {error}")))?;
         Ok((self.user.clone(), Some(password)))
     }
 }

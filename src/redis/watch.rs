@@ -1,15 +1,15 @@
-//! What keeps clients going that fred would leave as they are.
+//! Supervision of Redis clients beyond what fred does.
 //!
-//! - A connection whose server hangs, or whose machine is gone without a word. fred notices only one to which nothing was
-//!   written for a while, and one that is used is written to all the time. So each server is asked whether it answers, which
-//!   also keeps connections in use that a load balancer would drop. If one does not, the client connects anew: Sentinel, or the
-//!   name of the server, may lead to another one by now.
-//! - A client whose task in fred ended by an error.
-//! - A password that the server no longer takes: it is told in the log.
+//! - *Servers that hang, and hosts that vanish.* fred treats a connection as dead only if nothing was written to it for a while,
+//!   and connections in use are written to all the time. So each server is pinged once per second, which also keeps idle
+//!   connections open in load balancers. After two pings without an answer the client reconnects; Sentinel, or DNS, may lead it
+//!   to another server.
+//! - *Clients whose task in fred ended with an error* are started again.
+//! - *Rejected credentials* are logged.
 //!
-//! In a cluster, a client that connects anew to a node that hangs holds up the commands to all others
-//! ([fred.rs#363](https://github.com/aembke/fred.rs/issues/363)). So there the nodes are asked, and if one does not answer, the
-//! cluster is asked whether another one has taken its place.
+//! In a cluster, a client that reconnects to a hanging node delays the commands to all other nodes
+//! ([fred.rs#363](https://github.com/aembke/fred.rs/issues/363)). So nodes are pinged, and if one does not answer, the cluster's
+//! topology is read again.
 
 use std::time::Duration;
 
@@ -25,18 +25,18 @@ use tokio::time::MissedTickBehavior;
 
 use crate::telemetry::LogLimit;
 
-/// How often each server is asked whether it answers.
+/// Interval between two pings of a server.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// So often in a row it does not, before the client connects anew: what is on its way is lost then.
+/// Number of unanswered pings in a row after which the client reconnects. Commands in flight fail then.
 const MAX_SILENCES: u32 = 2;
-/// How long to wait before a client whose task ended is started again.
+/// Delay before a client whose task ended is started again.
 const RESTART_DELAY: Duration = Duration::from_millis(500);
 
-/// Watches clients until it is dropped.
-pub(crate) struct Watch(#[expect(dead_code, reason = "dropped with it")] JoinSet<()>);
+/// Supervises clients until it is dropped.
+pub(crate) struct Watch(#[expect(dead_code, reason = "aborts the tasks when dropped")] JoinSet<()>);
 
 impl Watch {
-    /// Watches `clients`, which have the same servers and whose commands may take `timeout`, and their tasks.
+    /// Supervises `clients` of the same servers, and their tasks. `timeout` is the deadline of their commands.
     pub(crate) fn start(clients: Vec<(Client, ConnectHandle)>, timeout: Duration) -> Self {
         let mut tasks = JoinSet::new();
         let is_clustered = clients.first().is_some_and(|(client, _)| client.is_clustered());
@@ -54,7 +54,7 @@ impl Watch {
         Self(tasks)
     }
 
-    /// Watches the one connection of a client that listens.
+    /// Supervises a subscriber, which has one connection.
     pub(super) fn of_listener(client: SubscriberClient, task: ConnectHandle, timeout: Duration) -> Self {
         let mut tasks = JoinSet::new();
         tasks.spawn(watch_connection(client.clone(), patience(timeout)));
@@ -63,26 +63,26 @@ impl Watch {
     }
 }
 
-/// How long a server may take to say that it is there, where commands may take `timeout`.
+/// Returns the deadline of a ping, given that of commands.
 pub(super) fn patience(timeout: Duration) -> Duration {
     (timeout / 4).max(Duration::from_millis(100))
 }
 
-/// Starts the task of a client again when it ends by an error; it ends by itself when the client is closed.
+/// Starts the task of a client again when it ends with an error. Closing the client ends it without one.
 async fn restart(client: impl ClientLike, mut task: ConnectHandle) {
     while let Ok(Err(error)) = task.await {
-        // Servers that can't be reached are told elsewhere, once.
+        // Unreachable servers are logged elsewhere, once.
         if matches!(error.kind(), ErrorKind::IO | ErrorKind::Timeout | ErrorKind::Auth) {
-            tracing::debug!(%error, "a client of Redis ended and is started again");
+            tracing::debug!(%error, "a Redis client ended and is started again");
         } else {
-            tracing::warn!(%error, "a client of Redis ended and is started again");
+            tracing::warn!(%error, "a Redis client ended and is started again");
         }
         tokio::time::sleep(RESTART_DELAY).await;
         task = client.connect();
     }
 }
 
-/// Tells in the log when a server does not take the credentials. Commands only learn that there is no connection.
+/// Logs rejected credentials. Commands only report that there is no connection.
 async fn report(client: Client) {
     static LIMIT: LogLimit = LogLimit::new();
     let mut errors = client.error_rx();
@@ -90,7 +90,7 @@ async fn report(client: Client) {
         match errors.recv().await {
             Ok((error, _)) if error.kind() == &ErrorKind::Auth => {
                 if let Some(left_out) = LIMIT.admit() {
-                    tracing::error!(%error, left_out, "Redis does not take the credentials");
+                    tracing::error!(%error, left_out, "Redis rejects the credentials");
                 }
             }
             Ok(_) | Err(RecvError::Lagged(_)) => {}
@@ -104,13 +104,13 @@ async fn watch_connection(client: impl ClientLike, patience: Duration) {
     let mut silences = 0;
     loop {
         ticks.tick().await;
-        // Where there is no connection, fred is about to make one.
+        // Without a connection, fred is already reconnecting.
         let is_silent = client.state() == ClientState::Connected
             && tokio::time::timeout(patience, client.ping::<()>(None)).await.is_err();
         silences = if is_silent { silences + 1 } else { 0 };
         if silences == MAX_SILENCES {
             silences = 0;
-            // fred goes on with it by itself.
+            // fred continues in the background.
             let _ = tokio::time::timeout(patience, client.force_reconnection()).await;
         }
     }
@@ -126,7 +126,7 @@ async fn watch_cluster(clients: Vec<Client>, patience: Duration) {
             primaries.iter().map(move |primary| node_answers(client, primary.clone(), patience))
         });
         if !join_all(asked).await.into_iter().all(|answers| answers) {
-            // What fails now is tried again with the next tick.
+            // A failure is retried with the next tick.
             join_all(clients.iter().map(Client::sync_cluster)).await;
         }
     }

@@ -5,14 +5,14 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use super::{KeyRepository, KeyStream, ListedKey, PageRequest, RepositoryError};
 use crate::domain::{KeyFilter, OwnerId};
 
-/// How many bytes of keys a stream reads at once, about.
+/// Approximate number of bytes that a stream reads per page.
 const STREAM_BYTES: usize = 128 * 1024;
-/// The most keys that are read at once.
+/// Maximum number of keys per page.
 const MAX_ROWS: usize = 500;
-/// How many are read before it is known how large they are.
+/// Number of keys of the first page, before their size is known.
 const FIRST_ROWS: usize = 16;
 
-/// How many keys are read at once, by how large they are: the largest ones have 300 times the size of most.
+/// Adapts the number of keys per page to their size. The largest keys take about 300 times as much memory as typical ones.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stride {
     bytes: usize,
@@ -20,17 +20,17 @@ pub(crate) struct Stride {
 }
 
 impl Stride {
-    /// Of about so many bytes.
+    /// Aims at pages of `bytes`.
     pub(crate) fn new(bytes: usize) -> Self {
         Self { bytes, rows: FIRST_ROWS }
     }
 
-    /// How many keys to read next.
+    /// Returns the number of keys of the next page.
     pub(crate) fn rows(self) -> usize {
         self.rows
     }
 
-    /// Takes note of a page that was read; returns how many bytes it has, about.
+    /// Adapts to a page that was read, and returns its approximate size in bytes.
     pub(crate) fn learn(&mut self, page: &[ListedKey]) -> usize {
         let size = |listed: &ListedKey| match listed {
             ListedKey::Read(key) => key.size(),
@@ -38,7 +38,7 @@ impl Stride {
         };
         let bytes: usize = page.iter().map(size).sum();
         let average = (bytes / page.len().max(1)).max(1);
-        // Four times as many at most: the next ones may be larger.
+        // Grows by a factor of four at most, since the next keys may be larger.
         self.rows = (self.bytes / average).clamp(1, MAX_ROWS.min(4 * self.rows));
         bytes
     }

@@ -114,9 +114,9 @@ impl SqlRepository {
     pub async fn with_replica(self, url: &str) -> Result<Self> {
         let replica = Place::parse(url)?;
         match replica.probe(&self.options).await {
-            // A dead replica is no reason not to start: it serves listings alone, which fail until it is back.
+            // Startup does not depend on the replica: it serves listings only, which fail until it is back.
             Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => {
-                tracing::warn!(error = %error_chain(&error), "the replica for listings can't be reached (store.replica_url)");
+                tracing::warn!(error = %error_chain(&error), "can't reach the read replica for listings (store.replica_url)");
             }
             reached => reached?,
         }
@@ -248,7 +248,7 @@ impl SqlRepository {
         write.run(change, context).await
     }
 
-    /// Begins a change, on another connection if one turned out to be gone: nothing of the change was sent yet.
+    /// Begins a change, and retries on another connection if the first one was dead. Nothing of the change was sent by then.
     async fn begin(&self) -> Result<Change> {
         let begin = || {
             let (tables, entropy) = (Arc::clone(&self.tables), Arc::clone(&self.options.entropy));
@@ -460,7 +460,7 @@ impl KeyRepository for SqlRepository {
         if self.read(|pool| async move { feed::is_writable(&pool.connection).await }).await? {
             return Ok(());
         }
-        Err(RepositoryError::new(ErrorKind::Unavailable, "the database takes no changes: it is read-only"))
+        Err(RepositoryError::new(ErrorKind::Unavailable, "the database is read-only"))
     }
 
     async fn ping(&self) -> Result<()> {

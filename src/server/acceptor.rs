@@ -74,7 +74,7 @@ impl Acceptor {
                 self.connections.refused(refusal).inc();
                 if let Some(left_out) = self.refusals.admit() {
                     let peer = address.map(tracing::field::display);
-                    tracing::warn!(peer, left_out, "a connection was closed at once: {setting} is reached");
+                    tracing::warn!(peer, left_out, "rejected a connection: {setting} is reached");
                 }
                 return Ok(());
             }

@@ -29,8 +29,7 @@ const MAX_PARTIAL_BYTES: usize = 64 * 1024 * 1024;
 pub(super) struct Partial(Arc<AtomicUsize>);
 
 impl Partial {
-    /// The request when its one message, of at most `limit` bytes, is there to its end. What sends nothing, or a byte, is not
-    /// there.
+    /// Returns the request once its message, of at most `limit` bytes, has arrived completely.
     pub(super) async fn whole(&self, request: Request<Body>, limit: usize) -> Result<Request<Body>, Status> {
         let (parts, mut rest) = request.into_parts();
         let mut held = Held { total: &self.0, limit: limit + FRAME_HEADER_BYTES, bytes: 0 };
@@ -94,7 +93,7 @@ impl Drop for Held<'_> {
     }
 }
 
-/// Calls a service when the one message of its request is there; those of `streaming`, a method, come one by one.
+/// Calls a service once the message of its request has arrived. The method `streaming` is called at once.
 #[derive(Clone, Debug)]
 pub(super) struct WithMessage<S> {
     pub(super) inner: S,

@@ -29,7 +29,7 @@ use crate::grpc::{
 use crate::telemetry::{CallMetrics, MethodMetrics, Refusal, continue_trace, note_status, refused};
 
 const VALIDATE: &str = "/keyvouch.v1.Validator/Validate";
-/// One place for administration for so many for validation, beside these.
+/// `KeyStore` has one slot of its own for each of so many slots of `Validator`.
 const ADMINISTRATION_SHARE: usize = 10;
 
 /// Gives each call its [`RequestId`]: the caller's `x-request-id` if it is sound, a new one otherwise. It is in the
@@ -74,7 +74,7 @@ impl CallLayer {
         Ok(Self { ids: Arc::new(ids), limits, partial: Partial::default(), metrics })
     }
 
-    /// What counts the bytes of messages that came in part.
+    /// Returns the counter of the bytes of incomplete messages.
     pub(super) fn partial(&self) -> Partial {
         self.partial.clone()
     }
@@ -123,7 +123,7 @@ where
     fn call(&mut self, mut request: Request<Body>) -> CallFuture {
         let id = self.layer.ids.of(request.headers());
         let counting = Counting::begin(&self.layer.metrics, request.uri().path());
-        // Of a method that there is not, no more than that: its name is whatever the client likes.
+        // Unknown methods share one name, so that clients can't write text of their choice into the log.
         let method = Arc::clone(&counting.method);
         let span = tracing::info_span!(
             "call",
@@ -155,7 +155,7 @@ where
             };
             let _running = match layer.begin(lane) {
                 Ok(running) => running,
-                // What is cached is answered without a place: it waits for nothing.
+                // A cache hit needs no slot, since it does not wait.
                 Err(_) if request.uri().path() == VALIDATE => {
                     request.extensions_mut().insert(FromCacheAlone);
                     None
@@ -172,7 +172,7 @@ where
                 let is_unknown = clearer.code() == Code::Unimplemented;
                 response = clearer.into_http();
                 if is_unknown {
-                    // To clients the same as UNIMPLEMENTED, and to a gateway that asks by HTTP no permission.
+                    // gRPC clients map it to UNIMPLEMENTED; a gateway that authorizes by HTTP status denies the request.
                     *response.status_mut() = StatusCode::NOT_FOUND;
                 }
             }
@@ -217,7 +217,7 @@ async fn answered(
 struct Running(Gauge);
 
 impl CallLayer {
-    /// Takes a place for a call.
+    /// Reserves a slot for a call.
     fn begin(&self, lane: Lane) -> Result<Option<Running>, Status> {
         let (gauge, max) = match lane {
             Lane::Health => return Ok(None),
@@ -238,10 +238,10 @@ impl Drop for Running {
     }
 }
 
-/// Which places a call takes: those who validate can't take those of who administers.
+/// The slots that a call counts against. Validations can't exhaust the slots of administrators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lane {
-    /// None: it always runs.
+    /// Not limited.
     Health,
     Administration,
     Validation,
@@ -263,8 +263,8 @@ fn is_health(request: &Request<Body>) -> bool {
     request.uri().path().starts_with("/grpc.health.v1.Health/")
 }
 
-/// Of how many bytes the message is with which a call begins. That of `KeyStore` comes later: who may not call it is refused
-/// before.
+/// Returns the maximum size of the message that has to arrive before the call counts; `None` for `KeyStore`, which authorizes
+/// its callers first.
 fn message_limit(request: &Request<Body>) -> Option<usize> {
     if request.uri().path().starts_with("/keyvouch.v1.Validator/") {
         return Some(MAX_VALIDATE_BYTES);

@@ -28,7 +28,7 @@ const ENDLESS: [&str; 4] = [
     "/keyvouch.v1.Validator/WatchChanges",
 ];
 
-/// The most header fields of a call, those of HTTP/2 itself apart.
+/// Maximum number of header fields of a call, without the pseudo-header fields of HTTP/2.
 const MAX_HEADER_FIELDS: usize = 64;
 
 /// What the calls of a connection do, for those who decide on its end.
@@ -48,7 +48,7 @@ struct Progress {
 }
 
 impl Activity {
-    /// Of a connection that has the place of `seat`.
+    /// Tracks the connection with the slot `seat`.
     pub(super) fn new(seat: Seat) -> Self {
         Self { running: watch::Sender::default(), progress: Arc::default(), seat }
     }
@@ -116,7 +116,7 @@ impl Waits {
 struct Running {
     activity: Activity,
     waits: Waits,
-    /// `None` for one that is refused at once.
+    /// `None` if the call is rejected.
     _stream: Option<OpenStream>,
 }
 
@@ -197,7 +197,7 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
             let answer = overloaded().into_http().map(|body| Counted { body, end: None, running });
             return Box::pin(std::future::ready(Ok(answer)));
         }
-        // What a field costs in memory is many times what it costs to send, and a call keeps its headers to its end.
+        // A header field takes many times its encoded size in memory, until the call ends.
         if request.headers().len() > MAX_HEADER_FIELDS {
             let answer =
                 too_many_header_fields().into_http().map(|body| Counted { body, end: None, running });

@@ -25,9 +25,9 @@ pub(super) fn rejection<B: hyper::body::Body>(request: &Request<B>) -> Option<Re
         let text = "this server answers gRPC calls, which have the content-type application/grpc\n";
         return Some(plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, text));
     }
-    // A gateway that forwards its client's method, content type and path, as Envoy can be told to, does not send its body.
+    // Envoy's `ext_authz` can forward the client's method, content type and path, but sends no body.
     if request.body().is_end_stream() {
-        let text = "this server answers gRPC calls, which have a message\n";
+        let text = "expected a gRPC message in the request body\n";
         return Some(plain(StatusCode::BAD_REQUEST, text));
     }
     None

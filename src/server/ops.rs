@@ -64,7 +64,7 @@ impl OpsListener {
             tokio::select! {
                 accepted = self.0.accept() => match accepted {
                     Ok((stream, peer)) => {
-                        // One that has no place is closed; the slowest ones give way before.
+                        // Slow connections are closed first to make room.
                         if let Ok(permit) = places.take(Guest::Anybody(Some(peer.ip()))) {
                             connections.spawn(answer(stream, router.clone(), permit));
                         }
@@ -112,7 +112,7 @@ async fn answer(stream: TcpStream, router: Router, place: Permit) {
             }
         }
         () = tokio::time::sleep(TIMEOUT) => tracing::debug!("a connection for metrics or probes took too long"),
-        () = seat.gives_way() => tracing::debug!("a connection for metrics or probes gave way to another one"),
+        () = seat.gives_way() => tracing::debug!("closed a slow connection for metrics or probes to make room for a new one"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! How many connections and streams there may be: in all, and from one address.
+//! Limits the number of connections and streams, in total and per client address.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -10,18 +10,18 @@ use tokio::sync::Notify;
 
 use crate::domain::{BootClock, Moment, Stopwatch as _};
 
-/// Places beyond all others, for those who administer: whoever takes the others does not lock them out.
+/// Additional connections for administrators, so that other clients can't lock them out.
 const RESERVED: usize = 64;
-/// A connection that was idle for so long gives way when there is no place left.
+/// Minimum idle time after which a connection may be closed to make room for a new one.
 const GIVES_WAY_AFTER: Duration = Duration::from_secs(1);
 
-/// The places for connections.
+/// The limits, and the connections that count against them.
 #[derive(Debug)]
 pub(super) struct Places {
     max: usize,
     max_per_peer: usize,
     max_streams: usize,
-    /// Streams that are open on all connections.
+    /// Number of open streams, without those of administrators.
     streams: Arc<AtomicUsize>,
     taken: Mutex<Taken>,
 }
@@ -31,36 +31,36 @@ struct Taken {
     last: u64,
     reserved: usize,
     by_peer: HashMap<IpAddr, Peer>,
-    /// Those that count against the maximum: without the reserved ones, and without those that were told to give way.
+    /// Connections that count against `max`: without reserved ones, and without those that are being closed to make room.
     seats: HashMap<u64, (Option<IpAddr>, Seat)>,
 }
 
-/// What one address has.
+/// Connections and streams of one address.
 #[derive(Debug, Default)]
 struct Peer {
     connections: usize,
     streams: Arc<AtomicUsize>,
 }
 
-/// Who takes a place.
+/// The kind of client that connects, and its address; Unix sockets have none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Guest {
-    /// Anybody, from this address; those of Unix sockets have none.
+    /// A client of a public listener.
     Anybody(Option<IpAddr>),
-    /// Somebody who administers: by an address for that, or a Unix socket.
+    /// A client of a listener for administrators or of a Unix socket.
     Administrator(Option<IpAddr>),
 }
 
-/// Why there is no place.
+/// The limit that rejects a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Full {
-    /// There are as many connections as there may be, and none is idle.
+    /// The total limit; no connection is idle.
     All,
-    /// There are as many from this address.
+    /// The limit of the address.
     Peer,
 }
 
-/// A place, given back when dropped.
+/// A connection that counts until this is dropped.
 #[derive(Debug)]
 pub(super) struct Permit {
     places: Arc<Places>,
@@ -70,33 +70,33 @@ pub(super) struct Permit {
     seat: Seat,
 }
 
-/// What a connection tells its place, and is told by it.
+/// Shared state of a connection and the limits.
 #[derive(Clone, Debug)]
 pub(super) struct Seat {
-    /// Since when it is idle; [`BUSY`].
+    /// Start of the idle period in nanoseconds, or [`BUSY`].
     idle_since: Arc<AtomicU64>,
     gives_way: Arc<Notify>,
-    /// `None`: as many as the connection may have.
+    /// `None` for administrators, whose streams are only limited per connection.
     streams: Option<Streams>,
 }
 
 const BUSY: u64 = u64::MAX;
 
-/// Which streams are open.
+/// The counters that a stream counts against.
 #[derive(Clone, Debug)]
 struct Streams {
     max: usize,
     of_all: Arc<AtomicUsize>,
-    /// None for a Unix socket.
+    /// `None` for a Unix socket.
     of_peer: Option<Arc<AtomicUsize>>,
 }
 
-/// An open stream. It counts until this is dropped.
+/// A stream that counts until this is dropped.
 #[derive(Debug)]
 pub(super) struct OpenStream(Option<Streams>);
 
 impl Streams {
-    /// Half of what there is is for whoever comes; of the other half, one address has no more than the quarter of all.
+    /// Counts a stream. While more than half of all streams are open, one address has at most a quarter of them.
     fn open(&self) -> bool {
         let of_all = self.of_all.fetch_add(1, Ordering::Relaxed);
         let of_peer = self.of_peer.as_ref().map_or(0, |of_peer| of_peer.fetch_add(1, Ordering::Relaxed));
@@ -124,25 +124,25 @@ impl Drop for OpenStream {
 }
 
 impl Seat {
-    /// One that is idle from now on.
+    /// Creates the state of a connection that is idle from now on.
     fn new(streams: Option<Streams>) -> Self {
         let now = BootClock.moment().as_nanos();
         Self { idle_since: Arc::new(AtomicU64::new(now)), gives_way: Arc::default(), streams }
     }
 
-    /// Opens a stream on the connection; `None` if there are too many on all connections together.
+    /// Counts a new stream of the connection. Returns `None` if a limit rejects it.
     pub(super) fn open_stream(&self) -> Option<OpenStream> {
         let is_open = self.streams.as_ref().is_none_or(Streams::open);
         is_open.then(|| OpenStream(self.streams.clone()))
     }
 
-    /// Says whether a call runs on the connection.
+    /// Sets whether calls are in flight on the connection.
     pub(super) fn set_busy(&self, is_busy: bool) {
         let since = if is_busy { BUSY } else { BootClock.moment().as_nanos() };
         self.idle_since.store(since, Ordering::Relaxed);
     }
 
-    /// Completes when the connection has to give way.
+    /// Completes when the connection has to be closed to make room.
     pub(super) async fn gives_way(&self) {
         self.gives_way.notified().await;
     }
@@ -154,14 +154,15 @@ impl Seat {
 }
 
 impl Places {
-    /// `max` places, of which one address takes at most `max_per_peer`, and `max_streams` streams on all connections but those
-    /// of administrators.
+    /// Creates limits of `max` connections, `max_per_peer` connections per address, and `max_streams` streams. Streams of
+    /// administrators don't count.
     pub(super) fn new(max: usize, max_per_peer: usize, max_streams: usize) -> Arc<Self> {
         let (streams, taken) = (Arc::default(), Mutex::default());
         Arc::new(Self { max, max_per_peer, max_streams, streams, taken })
     }
 
-    /// Takes one. If there is none left, the connection that was idle for longest gives way, of the address that has most.
+    /// Counts a new connection. If the limit is reached, closes an idle connection to make room: of the address with the most
+    /// connections the one that was idle for longest.
     pub(super) fn take(self: &Arc<Self>, guest: Guest) -> Result<Permit, Full> {
         self.take_at(guest, BootClock.moment())
     }
@@ -208,7 +209,7 @@ impl Places {
 }
 
 impl Taken {
-    /// Tells a connection to give way, which does not count any more; returns whether there is one.
+    /// Closes an idle connection, which no longer counts. Returns false if there is none.
     fn make_room(&mut self, now: Moment) -> bool {
         let of_peer = |peer: &Option<IpAddr>| {
             peer.and_then(|peer| self.by_peer.get(&peer)).map_or(0, |peer| peer.connections)
@@ -227,7 +228,7 @@ impl Taken {
 }
 
 impl Permit {
-    /// What the connection tells of itself.
+    /// Returns the shared state of the connection.
     pub(super) fn seat(&self) -> Seat {
         self.seat.clone()
     }
@@ -249,7 +250,7 @@ impl Drop for Permit {
     }
 }
 
-/// What counts as one address: who has one of IPv6 has a network of 64 bits (RFC 6177).
+/// Returns the address that connections are counted by: for IPv6 the /64 network, which sites are assigned as a whole (RFC 6177).
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {

@@ -21,16 +21,15 @@ use super::{CallLayer, ServerOptions};
 /// A peer that is gone without a word is noticed after an interval and a time-out.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a connection that gives way has to say good-bye.
+/// Time for the GOAWAY handshake of a connection that is closed to make room.
 const GIVES_WAY_WITHIN: Duration = Duration::from_secs(1);
 /// The most bytes of a call's headers.
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
-/// Bytes that a client may send on one stream before they are read (RFC 9113, section 5.2): about the largest message of
-/// `Validator`.
+/// Flow-control window per stream in bytes (RFC 9113, section 5.2).
 const STREAM_WINDOW: u32 = 64 * 1024;
-/// The same for all streams of a connection. h2 ends a connection (`too_many_data_frames`) when the frames that wait to be read
-/// are so small that what they lack to 256 bytes adds up to more than half of this. On a stream with rows of an import, of
-/// about 64 bytes each, that is 192 KiB.
+/// Flow-control window per connection in bytes. h2 closes a connection (`too_many_data_frames`) when the unread frames are small:
+/// the differences of their sizes to 256 bytes may add up to half of this window. A full stream window of import rows, of about
+/// 64 bytes each, adds 192 KiB.
 const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 /// Streams that a peer may reset before they were looked at, and that we may reset by its fault, before the connection is
 /// ended (CVE-2023-44487, CVE-2025-8671).
@@ -112,7 +111,7 @@ impl Serving {
                 () = has_expired => tracing::debug!("a connection ends: its client certificate has expired"),
                 () = is_idle => {}
                 () = seat.gives_way() => {
-                    tracing::debug!("an idle connection gives way to another one");
+                    tracing::debug!("closing an idle connection to make room for a new one");
                     patience = Some(GIVES_WAY_WITHIN);
                 }
             }

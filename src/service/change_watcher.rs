@@ -17,9 +17,9 @@ use crate::repository::{ErrorKind, FeedPosition, KeyRepository, RepositoryError,
 const BATCH: usize = 500;
 /// How long it is silent at most.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-/// How many streams there can be at one time: each asks the store for what is new.
+/// Maximum number of concurrent streams. Each reads changes from the backend.
 const MAX_WATCHERS: usize = 64;
-/// How many of them one caller has at most.
+/// Maximum number of concurrent streams per caller.
 const MAX_WATCHERS_OF_ONE: usize = 16;
 /// How long after a failure of the store it is asked again.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
@@ -33,11 +33,11 @@ pub struct ChangeWatcher {
     places: Arc<Places>,
 }
 
-/// The places for streams.
+/// Number of streams per caller.
 #[derive(Debug, Default)]
 struct Places(Mutex<HashMap<String, usize>>);
 
-/// One of them, given back when dropped.
+/// A stream that counts until this is dropped.
 #[derive(Debug)]
 struct Place {
     places: Arc<Places>,
@@ -119,7 +119,8 @@ impl ChangeWatcher {
     ) -> Result<BoxStream<'static, Result<News>>> {
         let feed = self.feed.as_ref().ok_or_else(|| RepositoryError::not_offered("a change feed"))?;
         let Actor(name) = caller.actor();
-        let too_many = || RepositoryError::new(ErrorKind::Overloaded, "too many streams watch the changes");
+        let too_many =
+            || RepositoryError::new(ErrorKind::Overloaded, "too many concurrent WatchChanges streams");
         let place = self.places.take(name).ok_or_else(too_many)?;
         let seen = feed.seen();
         let is_behind = position.is_some();

@@ -26,7 +26,7 @@ const MAX_ATTEMPTS: usize = 16;
 const USAGE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How many successors are drawn until one is where the old key is: one of 64 is, so that never ends without one.
 const MAX_DRAWS: usize = 10_000;
-/// How many bytes of keys a listing reads at once, about.
+/// Approximate number of bytes that a listing reads per step.
 const LIST_STEP_BYTES: usize = 512 * 1024;
 /// How many keys of a stream are looked up at once for their last use.
 const STREAM_CHUNK: usize = 200;
@@ -102,13 +102,12 @@ impl KeyStoreService {
         Ok(self.record(key, usage))
     }
 
-    /// Reads a page of keys, newest first: no more than `request` asks for, and no more than `max_bytes` take, about, but one
-    /// at least. Returns whether there are more.
+    /// Reads a page of keys, newest first, until it has `request.limit` keys or about `max_bytes`, and whether more keys may follow.
     pub async fn list(&self, request: &PageRequest, max_bytes: usize) -> Result<(Vec<ListedRecord>, bool)> {
         let mut stride = Stride::new(LIST_STEP_BYTES);
         let mut step = request.clone();
         let (mut listed, mut bytes, mut is_over) = (Vec::new(), 0, false);
-        // One more than asked for tells whether there are more.
+        // One more than requested, to find out whether more follow.
         let wanted = request.limit + 1;
         while !is_over && listed.len() < wanted && bytes < max_bytes {
             step.limit = stride.rows().min(wanted - listed.len());
@@ -147,8 +146,8 @@ impl KeyStoreService {
             .boxed()
     }
 
-    /// Changes the attributes that `update` names: of whatever revision, or of `expected` alone. If they have these values
-    /// already, the key is returned as it is.
+    /// Changes the attributes in `update`, if `expected` is unset or the current revision. Returns the key unchanged, and writes no
+    /// event, if it already has these values.
     pub async fn update(
         &self,
         id: KeyId,
@@ -193,7 +192,7 @@ impl KeyStoreService {
             let rotation = match Rotation::plan(&old, identity, request.overlap, expires_at, now) {
                 Ok(rotation) => rotation,
                 Err(refused) => {
-                    // It may be this request that replaced the key, a moment ago.
+                    // An earlier attempt of the same request may just have rotated the key.
                     self.check_not_applied(digest.as_ref()).await?;
                     return Err(refused.into());
                 }

@@ -65,14 +65,14 @@ impl ValidatorService {
         Self { metrics, ..self }
     }
 
-    /// Returns whether [`validate`](Self::validate) has to ask what is slower than memory.
+    /// Returns whether [`validate`](Self::validate) would have to wait for a lookup.
     #[must_use]
     pub fn needs_lookup(&self, secret: &str, max_staleness: Option<Duration>) -> bool {
         let Some(secret) = self.format.parse(secret.to_owned()) else { return false };
         self.source.peek(&secret.hash(), &self.demand(max_staleness)).is_none()
     }
 
-    /// What is asked for now. A record may never be older than the server allows.
+    /// Returns the demand of a call that begins now, capped by the configured maximum staleness.
     fn demand(&self, max_staleness: Option<Duration>) -> Demand {
         let max_staleness = max_staleness.map_or(self.max_staleness, |asked| asked.min(self.max_staleness));
         Demand { asked_at: self.knowledge.moment(), max_staleness }

@@ -165,9 +165,9 @@ async fn a_read_only_primary_is_not_stormed() {
     }
     assert_eq!(repository.check_changes().await.unwrap_err().kind(), ErrorKind::Unavailable);
     repository.ping().await.unwrap();
-    // Each pool had to connect anew at first, leaves the server once, and again each two seconds; and there are two sessions of
-    // the test itself, whose counters come late.
-    let allowed = 6 + 4 * i64::try_from(begun.elapsed().as_secs() / 2).unwrap();
+    // Without a limit, each rejected change made five sessions. Both pools reconnect at first, and are replaced once and then every
+    // two seconds; slow answers of a busy machine and the sessions of the test itself add a few.
+    let allowed = 12 + 4 * i64::try_from(begun.elapsed().as_secs() / 2).unwrap();
     let made = sessions().await - before;
     assert!(made <= allowed, "{made} of {allowed}");
     let mut one_session = sea_orm::ConnectOptions::new(&url);

@@ -14,10 +14,10 @@ use crate::repository::{ErrorKind, RepositoryError, Result};
 /// The oldest release that has all commands used here.
 const OLDEST: Version = (6, 2);
 
-/// A release: its first two numbers.
+/// Major and minor version.
 type Version = (u32, u32);
 
-/// Warns of servers that may lose keys, or refuses them if the options are strict. Returns the oldest release among them.
+/// Warns about servers that may lose keys, or rejects them if the options are strict. Returns the oldest version.
 pub(super) async fn servers(connection: &Connection, options: &RedisOptions) -> Result<Version> {
     let mut oldest = (u32::MAX, 0);
     for (info, settings) in connection.describe().await? {
@@ -77,7 +77,7 @@ fn server(
     Ok(version)
 }
 
-/// Refuses a user who may not run all commands that are needed: changes would fail, one by one, much later.
+/// Rejects a user who lacks a required command. Otherwise the first change that needs it would fail.
 pub(super) async fn permissions(connection: &Connection, keyspace: &Keyspace) -> Result<()> {
     let probe = Script::from_lua(include_str!("permissions.lua"));
     let asked = Shard::all().map(|shard| connection.try_out(&probe, vec![keyspace.probe(shard).into()]));
@@ -85,7 +85,7 @@ pub(super) async fn permissions(connection: &Connection, keyspace: &Keyspace) ->
     for answer in join_all(asked).await {
         match answer {
             Ok(commands) => forbidden.extend(commands),
-            // A node that is down is no reason not to start.
+            // Startup does not depend on every node of a cluster.
             Err(error) if error.details().contains("NOPERM") => {
                 forbidden.extend(["EVAL", "EVALSHA"].map(str::to_owned));
             }
@@ -97,13 +97,13 @@ pub(super) async fn permissions(connection: &Connection, keyspace: &Keyspace) ->
     }
     let commands: Vec<_> = forbidden.into_iter().collect();
     let problem = format!(
-        "the Redis user may not run {} on names of store.redis_prefix: docs/configuration.md#redis lists what it needs",
+        "the Redis user lacks permission for {} on names that begin with store.redis_prefix; grant the commands listed in docs/configuration.md#redis",
         commands.join(" ")
     );
     Err(RepositoryError::new(ErrorKind::Refused, problem))
 }
 
-/// Fails when the memory of a server is full, so that it takes no new keys.
+/// Fails if a server is out of memory and therefore rejects new keys.
 pub(super) async fn memory(connection: &Connection) -> Result<()> {
     for info in connection.memory().await? {
         let info = fields(&info);
@@ -112,14 +112,14 @@ pub(super) async fn memory(connection: &Connection) -> Result<()> {
         if max > 0 && used >= max && info.get("maxmemory_policy") == Some(&"noeviction") {
             return Err(RepositoryError::new(
                 ErrorKind::Unavailable,
-                "the memory of the Redis server is full: keys can be revoked and deleted alone",
+                "the Redis server is out of memory; only revocations and deletions are possible",
             ));
         }
     }
     Ok(())
 }
 
-/// The lines of `INFO`.
+/// Parses the lines of `INFO`.
 fn fields(info: &str) -> HashMap<&str, &str> {
     info.lines().filter_map(|line| line.trim_end().split_once(':')).collect()
 }

@@ -62,7 +62,7 @@ pub(super) fn is_held(error: &RepositoryError) -> bool {
     matches!(error.code().as_deref(), Some("55P03" | "5"))
 }
 
-/// Whether a call waited in vain for a connection of its pool.
+/// Returns whether no connection of the pool was available in time.
 pub(super) fn waited_in_vain(error: &RepositoryError) -> bool {
     let source = error.source().and_then(|source| source.downcast_ref());
     matches!(source, Some(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout)))

@@ -45,8 +45,8 @@ impl Pool {
         }
     }
 
-    /// Returns `error` as what it is if a call waited in vain for a connection: that the pool is busy, unless the server is what
-    /// it waited for.
+    /// Converts the timeout of a call that waited for a connection into [`ErrorKind::Overloaded`] if the pool was exhausted and the
+    /// server answered lately.
     pub(super) fn explain(&self, error: RepositoryError) -> RepositoryError {
         let Connections { open, idle, max } = self.connections();
         let is_busy = waited_in_vain(&error) && open >= max && idle == 0 && !self.health.is_suspect();

@@ -18,7 +18,7 @@ use crate::repository::Result;
 const TEST_TIMEOUT: Duration = Duration::from_millis(500);
 /// A connection that was idle for longer is tested before it is used: a firewall may have forgotten it.
 const TEST_AFTER_IDLE: Duration = Duration::from_secs(15);
-/// How long connections stay to a server that takes no changes.
+/// Minimum time between two replacements of all connections to a server that accepts no changes.
 const LEAVE_INTERVAL: Duration = Duration::from_secs(2);
 /// How long after trouble every connection is tested.
 const SUSPICION: Duration = Duration::from_secs(10);
@@ -59,9 +59,9 @@ impl PoolHealth {
         self.replace_before.fetch_max(self.now(), Ordering::Relaxed);
     }
 
-    /// Has all connections that exist replaced, because the server takes no changes: another one may, behind the same name.
-    /// Returns whether it did: not again within [`LEAVE_INTERVAL`], for a server that takes none for long is only left for
-    /// itself.
+    /// Replaces all connections, because the server accepts no changes and the same name may lead to another one by now. Does
+    /// nothing and returns false within [`LEAVE_INTERVAL`] after the last time, so that a read-only server is not flooded with
+    /// new connections.
     pub(super) fn leave_server(&self) -> bool {
         let (now, last) = (self.now(), self.replace_before.load(Ordering::Relaxed));
         let is_due = last == 0 || now >= last + micros(LEAVE_INTERVAL);
