@@ -22,4 +22,4 @@ pub use key_request::{
 pub use key_store::KeyStoreService;
 pub use pruner::EventPruner;
 pub use usage::UsageRecorder;
-pub use validator::{Freshness, Validation, ValidatorService};
+pub use validator::{Freshness, Lookups, Validation, ValidatorService};

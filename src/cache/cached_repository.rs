@@ -73,9 +73,9 @@ enum Target {
     Hashes(Vec<KeyHash>),
 }
 
-/// What is known of the keys that a change is about, before it is made.
+/// The keys of a change, read before the change.
 struct Known {
-    /// `None`: there is no such key, or its record can't be read.
+    /// `None` if the key does not exist or its record can't be read.
     hashes: Option<Vec<KeyHash>>,
     /// The last change of the one key, if its record was read.
     last_change: Option<ChangeId>,
@@ -139,10 +139,10 @@ impl CachedRepository {
 }
 
 impl CacheParts {
-    /// What is known of the keys that a change is about.
+    /// Reads the keys of a change.
     ///
     /// # Errors
-    /// Those of the store: then the change need not be tried.
+    /// Those of the backend; the change is not attempted then.
     async fn look_up(&self, target: Target) -> Result<Known> {
         let id = match target {
             Target::Hashes(hashes) => return Ok(Known { hashes: Some(hashes), last_change: None }),
@@ -150,7 +150,7 @@ impl CacheParts {
         };
         let key = match self.repository.get(id).await {
             Ok(key) => key,
-            // What can't be read can be revoked and deleted, and changes may have room where reads have none.
+            // Unreadable records can be revoked and deleted, and an exhausted pool of readers does not affect the writers.
             Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Overloaded) => None,
             Err(error) => return Err(error),
         };

@@ -72,7 +72,7 @@ impl ApiKey {
     /// Returns how many bytes of memory the key takes, about.
     #[must_use]
     pub fn size(&self) -> usize {
-        // What the maps need on top of the texts was measured.
+        // The overhead of the maps per item was measured.
         let scopes: usize = self.scopes.iter().map(|scope| scope.as_str().len() + 24).sum();
         let metadata = self.metadata.as_map().iter();
         let metadata: usize = metadata.map(|(name, value)| name.len() + value.len() + 64).sum();

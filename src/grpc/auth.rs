@@ -17,7 +17,7 @@ use super::pb::ErrorReason;
 use super::status;
 use crate::domain::{Clock as _, KeyHash, ScopeMatch, ScopeSet, SystemClock, Verdict};
 use crate::server::{CertificateName, Peer};
-use crate::service::{Actor, Caller, Permission, ValidatorService};
+use crate::service::{Actor, Caller, Lookups, Permission, ValidatorService};
 
 const NEEDED: &str = "this call needs a credential: the metadata `authorization: Bearer <admin token or key>`, or a client certificate that the server knows";
 const UNKNOWN: &str = "the credential is not one that this server knows";
@@ -138,13 +138,9 @@ impl Authenticator {
     }
 
     async fn by_key(&self, secret: &str, request_id: &str) -> Result<Option<Caller>, Status> {
-        let _lookup = if self.keys.needs_lookup(secret, None) {
-            Some(self.lookups.try_acquire().map_err(|_| status::overloaded())?)
-        } else {
-            None
-        };
+        let lookups = Lookups::Limited(&self.lookups);
         let none = ScopeSet::default();
-        let validation = self.keys.validate(secret.to_owned(), &none, ScopeMatch::All, None);
+        let validation = self.keys.validate(secret.to_owned(), &none, ScopeMatch::All, None, lookups);
         let validation = validation.await.map_err(status::from_service)?;
         let key = validation.key.filter(|_| validation.verdict == Verdict::Allowed);
         Ok(key.map(|key| Caller::with_scopes(format!("key:{}", key.id), request_id, &key.scopes)))

@@ -12,7 +12,7 @@ use super::pb::{ErrorReason, ValidateRequest, ValidateResponse, WatchChangesRequ
 use super::{Authenticator, convert, status};
 use crate::domain::{InvalidField, ScopeSet};
 use crate::repository::FeedPosition;
-use crate::service::{ChangeWatcher, News, Permission, ServiceError, ValidatorService};
+use crate::service::{ChangeWatcher, Lookups, News, Permission, ServiceError, ValidatorService};
 
 const FRESHNESS_NEEDS_CREDENTIAL: &str = "to ask for less than the server's cache.min_staleness, this call needs the metadata `authorization: Bearer <admin token or key>`, or a client certificate that the server knows";
 
@@ -80,15 +80,13 @@ impl Validator for ValidatorHandler {
         let max_staleness = self.max_staleness(&request).await?;
         let from_cache_alone = request.extensions().get::<FromCacheAlone>().is_some();
         let request = request.into_inner();
-        if from_cache_alone && self.service.needs_lookup(&request.secret, max_staleness) {
-            return Err(status::overloaded());
-        }
+        let lookups = if from_cache_alone { Lookups::Rejected } else { Lookups::Unlimited };
         let scope_match = convert::scope_match(request.scope_match).map_err(status::invalid_field)?;
         let required =
             ScopeSet::parse("required_scopes", request.required_scopes).map_err(status::invalid_field)?;
         let validation = self
             .service
-            .validate(request.secret, &required, scope_match, max_staleness)
+            .validate(request.secret, &required, scope_match, max_staleness, lookups)
             .await
             .map_err(status::from_service)?;
         Ok(Response::new(convert::validate_response(validation)))

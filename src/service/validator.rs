@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tracing::Instrument as _;
+
 use super::{ServiceError, UsageRecorder};
 use crate::cache::{Demand, KeySource, Knowledge, Tier};
 use crate::domain::{ApiKey, Clock, Denial, KeyFormat, Revision, ScopeMatch, ScopeSet, Verdict, judge};
-use tracing::Instrument as _;
-
+use crate::repository::{ErrorKind, RepositoryError};
 use crate::telemetry::ValidationMetrics;
 
 /// Decides whether keys may be used.
@@ -44,6 +46,29 @@ pub struct Freshness {
     pub revision: Revision,
 }
 
+/// Limits the lookups of validations that the local cache can't answer.
+#[derive(Clone, Copy, Debug)]
+pub enum Lookups<'l> {
+    /// Not limited here.
+    Unlimited,
+    /// Rejected unless the semaphore has a permit, which is held for the duration of the lookup.
+    Limited(&'l Semaphore),
+    /// Rejected.
+    Rejected,
+}
+
+impl<'l> Lookups<'l> {
+    fn begin(self) -> Result<Option<SemaphorePermit<'l>>, ServiceError> {
+        let permit = match self {
+            Self::Unlimited => return Ok(None),
+            Self::Limited(semaphore) => semaphore.try_acquire().ok(),
+            Self::Rejected => None,
+        };
+        let rejected = || RepositoryError::new(ErrorKind::Overloaded, "too many concurrent lookups");
+        permit.map(Some).ok_or_else(|| rejected().into())
+    }
+}
+
 impl ValidatorService {
     /// Judges the keys of `source`, by default as they were at most `max_staleness` ago as far as `knowledge` goes, by
     /// `clock`, and notes their use in `usage`.
@@ -65,32 +90,20 @@ impl ValidatorService {
         Self { metrics, ..self }
     }
 
-    /// Returns whether [`validate`](Self::validate) would have to wait for a lookup.
-    #[must_use]
-    pub fn needs_lookup(&self, secret: &str, max_staleness: Option<Duration>) -> bool {
-        let Some(secret) = self.format.parse(secret.to_owned()) else { return false };
-        self.source.peek(&secret.hash(), &self.demand(max_staleness)).is_none()
-    }
-
-    /// Returns the demand of a call that begins now, capped by the configured maximum staleness.
-    fn demand(&self, max_staleness: Option<Duration>) -> Demand {
-        let max_staleness = max_staleness.map_or(self.max_staleness, |asked| asked.min(self.max_staleness));
-        Demand { asked_at: self.knowledge.moment(), max_staleness }
-    }
-
     /// Judges the key string `secret`. A malformed one costs no look-up. The record is at most `max_staleness` old, and never
     /// older than the server allows.
     ///
     /// # Errors
-    /// The store could not be asked: neither allowed nor denied.
+    /// The store could not be asked, or `lookups` rejects a lookup: neither allowed nor denied.
     pub async fn validate(
         &self,
         secret: String,
         required: &ScopeSet,
         scope_match: ScopeMatch,
         max_staleness: Option<Duration>,
+        lookups: Lookups<'_>,
     ) -> Result<Validation, ServiceError> {
-        let validation = self.judge(secret, required, scope_match, max_staleness).await?;
+        let validation = self.judge(secret, required, scope_match, max_staleness, lookups).await?;
         self.metrics.verdict(match validation.verdict {
             Verdict::Allowed => "allowed",
             Verdict::Denied(denial) => denial.name(),
@@ -104,16 +117,19 @@ impl ValidatorService {
         required: &ScopeSet,
         scope_match: ScopeMatch,
         max_staleness: Option<Duration>,
+        lookups: Lookups<'_>,
     ) -> Result<Validation, ServiceError> {
         let Some(secret) = self.format.parse(secret) else {
             let verdict = Verdict::Denied(Denial::Malformed);
             return Ok(Validation { verdict, key: None, freshness: None });
         };
         let hash = secret.hash();
-        let demand = self.demand(max_staleness);
+        let max_staleness = max_staleness.map_or(self.max_staleness, |asked| asked.min(self.max_staleness));
+        let demand = Demand { asked_at: self.knowledge.moment(), max_staleness };
         let found = if let Some(found) = self.source.peek(&hash, &demand) {
             found
         } else {
+            let _slot = lookups.begin()?;
             let found = self.source.find(&hash, &demand).instrument(tracing::debug_span!("lookup")).await?;
             self.metrics.looked_up(self.knowledge.moment().since(demand.asked_at));
             found

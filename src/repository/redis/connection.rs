@@ -129,9 +129,8 @@ impl Connection {
             let info: String = self.reads.info(None).await.map_err(from_fred)?;
             return Ok(vec![(info, settings(&self.reads).await)]);
         }
-        let primaries = self.reads.cached_cluster_state().map(|state| state.unique_primary_nodes());
         let mut told = Vec::new();
-        for primary in primaries.unwrap_or_default() {
+        for primary in self.primaries() {
             let node = self.reads.with_cluster_node(primary);
             let info: String = node.info(None).await.map_err(from_fred)?;
             told.push((info, settings(&node).await));
@@ -139,16 +138,21 @@ impl Connection {
         Ok(told)
     }
 
-    /// What `INFO memory` says: of the server, or of each primary of a cluster.
+    /// Returns the primaries of a cluster.
+    fn primaries(&self) -> Vec<Server> {
+        let state = self.reads.cached_cluster_state();
+        state.map(|state| state.unique_primary_nodes()).unwrap_or_default()
+    }
+
+    /// Returns the output of `INFO memory`: of the server, or of each primary of a cluster.
     pub(super) async fn memory(&self) -> Result<Vec<String>> {
         if !self.is_clustered() {
             return Ok(vec![self.reads.info(Some(InfoKind::Memory)).await.map_err(from_fred)?]);
         }
-        let primaries = self.reads.cached_cluster_state().map(|state| state.unique_primary_nodes());
-        let asked = primaries.unwrap_or_default().into_iter().map(|primary| async move {
+        let asked = self.primaries().into_iter().map(|primary| async move {
             self.reads.with_cluster_node(primary).info::<String>(Some(InfoKind::Memory)).await
         });
-        // A node that is down is told elsewhere.
+        // Nodes that are down are reported elsewhere.
         Ok(join_all(asked).await.into_iter().flatten().collect())
     }
 
@@ -332,8 +336,7 @@ impl Connection {
 
     /// The node that a slot is on its way to.
     async fn target_of(&self, slot: u16) -> Option<Server> {
-        let primaries = self.reads.cached_cluster_state()?.unique_primary_nodes();
-        let asked = primaries.into_iter().map(|primary| async move {
+        let asked = self.primaries().into_iter().map(|primary| async move {
             let nodes: String = self.reads.with_cluster_node(primary.clone()).cluster_nodes().await.ok()?;
             // A node tells of its own alone what it imports.
             nodes.contains(&format!("[{slot}-<-")).then_some(primary)
