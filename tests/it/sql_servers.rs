@@ -493,16 +493,23 @@ async fn statements_prepared_on_empty_tables_read_no_full_ones() {
 async fn connections_to_a_server_that_takes_no_writes_are_replaced() {
     let url = Kind::Postgres.database().await;
     let (_, name) = url.rsplit_once('/').unwrap();
-    let repository = SqlRepository::open(&url, SqlOptions::default()).await.unwrap();
+    let mut options = patient();
+    // With a single connection it is the one that is replaced.
+    options.pool.max_writers = 1;
+    let repository = SqlRepository::open(&url, options).await.unwrap();
     repository.migrate().await.unwrap();
     let stranger = Database::connect(&url).await.unwrap();
     let make_read_only = |on: bool| format!("ALTER DATABASE {name} SET default_transaction_read_only = {on}");
     stranger.execute_unprepared(&make_read_only(true)).await.unwrap();
     let error = repository.create(key("a"), &context()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
-    // The sessions that exist stay as they were made: only new ones can write.
+    // The sessions that exist stay as they were made: only new ones can write. They are made every two seconds at most.
     stranger.execute_unprepared(&make_read_only(false)).await.unwrap();
-    repository.create(key("a"), &context()).await.unwrap();
+    until("a change", async || match repository.create(key("a"), &context()).await {
+        Err(error) if error.kind() == ErrorKind::Unavailable => false,
+        outcome => outcome.unwrap().revision == Revision::new(1),
+    })
+    .await;
 }
 
 #[tokio::test]
