@@ -105,7 +105,7 @@ fn tls(ca_file: &Path) -> Result<ClientConfig> {
 /// Maximum number of redirections by a cluster of a command that can be repeated.
 pub(crate) const MAX_REDIRECTIONS: u32 = 2;
 /// Maximum number of times that a command is sent. fred counts redirections, and stops its client when this number is exceeded.
-/// Commands that must not be repeated after their connection broke set `fail_fast`.
+/// Commands that must not be repeated after their connection broke set `fail_fast` and a limit of their own.
 const MAX_ATTEMPTS: u32 = 2 * MAX_REDIRECTIONS + 4;
 
 /// Returns a client that reconnects by itself. Its commands end after `timeout` and follow at most `max_redirections`.

@@ -63,6 +63,29 @@ async fn a_frozen_server_is_told_in_time() {
     assert_eq!(until_it_answers(&repository, &created).await.id, created.id);
 }
 
+/// A change whose connection was given up is not sent again: its repetition would fail, though the key was made.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_in_flight_is_sent_once() {
+    let servers = Redis::Alone.start(&[]);
+    let options = RedisOptions { timeout: Duration::from_secs(4), ..RedisOptions::default() };
+    let repository = open(&servers, options).await;
+    repository.create(key("first"), &context()).await.unwrap();
+    servers.servers[0].watched.freeze();
+    let creating = tokio::spawn({
+        let repository = repository.clone();
+        async move { repository.create(key("second"), &context()).await }
+    });
+    // By now, pings had no answer, and the client reconnects.
+    tokio::time::sleep(Duration::from_millis(3_300)).await;
+    servers.servers[0].watched.thaw();
+    let error = creating.await.unwrap().unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout), "{error:?}");
+    until("the change", async || {
+        repository.get_by_hash(&key("second").hash).await.is_ok_and(|it| it.is_some())
+    })
+    .await;
+}
+
 /// However many wait for keys of a shard that hangs, the keys of other shards are found.
 #[tokio::test]
 async fn a_frozen_shard_holds_up_no_look_up_of_another() {

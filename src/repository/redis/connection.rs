@@ -209,8 +209,13 @@ impl Connection {
         arguments: Vec<Value>,
     ) -> std::result::Result<(Vec<String>, i64), fred::error::Error> {
         let slot = keys.first().map(Key::cluster_hash).filter(|_| self.is_clustered());
-        let to_its_node =
-            Options { cluster_hash: slot.map(ClusterHash::Custom), fail_fast: true, ..Options::default() };
+        // Without a limit of attempts, a client that is told to reconnect sends commands again that were in flight.
+        let to_its_node = Options {
+            cluster_hash: slot.map(ClusterHash::Custom),
+            fail_fast: true,
+            max_attempts: Some(1),
+            ..Options::default()
+        };
         let client = self.for_changes_of(shard).with_options(&to_its_node);
         let hash = slot.map_or(ClusterHash::Random, ClusterHash::Custom);
         let mut all = vec![Value::from(script), Value::from(i64::try_from(keys.len()).unwrap_or(i64::MAX))];
