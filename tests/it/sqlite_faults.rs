@@ -175,7 +175,7 @@ impl SmallDisk {
         if !rustix::process::geteuid().is_root() {
             starter.extend(["--user".to_owned(), "--preserve-credentials".to_owned()]);
         }
-        starter.extend(["--mount".to_owned(), "--wd".to_owned()]);
+        starter.extend(["--mount".to_owned(), "--root".to_owned(), "--wd".to_owned()]);
         starter
     }
 
