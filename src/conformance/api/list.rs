@@ -1,6 +1,9 @@
 //! ListKeys and StreamKeys.
 
+use futures_util::stream;
+
 use super::{Api, new_key, wrong_field};
+use crate::domain::KeyHash;
 use crate::grpc::pb;
 
 fn request() -> pb::ListKeysRequest {
@@ -175,23 +178,26 @@ async fn read_stream(api: &Api, request: pb::StreamKeysRequest) -> Vec<String> {
 
 /// All of them, of one owner and of all.
 pub async fn ten_thousand_keys_are_streamed(api: Api) {
-    const COUNT: usize = 10_000;
-    let writers: Vec<_> = (0..16)
-        .map(|_| {
-            let api = api.clone();
-            tokio::spawn(async move {
-                let mut ids = Vec::new();
-                for _ in 0..COUNT / 16 {
-                    ids.push(api.create(new_key()).await.0.id);
-                }
-                ids
-            })
-        })
-        .collect();
+    let request = |number: u32| pb::ImportKeysRequest {
+        key: Some(pb::Key {
+            name: "name".into(),
+            owner_id: "owner".into(),
+            prefix: "kv_".into(),
+            ..pb::Key::default()
+        }),
+        hash: KeyHash::of(&number.to_string()).as_bytes().to_vec(),
+        allow_revoked_hash: false,
+    };
+    let requests = stream::iter((0..10_000).map(request));
+    let mut answers = api.key_store().import_keys(requests).await.unwrap().into_inner();
     let mut expected = Vec::new();
-    for writer in writers {
-        expected.extend(writer.await.unwrap());
+    while let Some(answer) = answers.message().await.unwrap() {
+        match answer.result {
+            Some(pb::import_keys_response::Result::Key(key)) => expected.push(key.id),
+            other => panic!("{other:?}"),
+        }
     }
+    assert_eq!(expected.len(), 10_000);
     expected.sort();
     for owner_id in ["owner", ""] {
         let request = pb::StreamKeysRequest { owner_id: owner_id.into(), ..pb::StreamKeysRequest::default() };
