@@ -148,7 +148,10 @@ impl SqlRepository {
                 {
                     pool.health.replace_all();
                 }
-                outcome.map_err(|error| pool.explain(error))
+                match outcome {
+                    Err(error) => Err(pool.explain(error, &self.options).await),
+                    outcome => outcome,
+                }
             }
             Err(elapsed) => {
                 // Before the call is dropped and gives its connection back.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use keyvouch::domain::{ChangeContext, KeyHash, RevokeReason, Timestamp};
 use keyvouch::grpc::pb;
 use keyvouch::repository::{ErrorKind, KeyRepository as _, OnRuntime, SqlOptions, SqlRepository};
-use sea_orm::{ConnectionTrait as _, Database, Statement, TransactionTrait as _};
+use sea_orm::{ConnectOptions, ConnectionTrait as _, Database, Statement, TransactionTrait as _};
 
 use crate::databases::{Kind, authority, on_each_server, patient};
 use crate::sql::key;
@@ -131,6 +131,29 @@ async fn a_busy_pool(kind: Kind) {
     repository.create(key("second"), &context()).await.unwrap();
 }
 
+/// A server that rejects connections because it has too many is reported as such, not as a slow pool.
+async fn a_server_without_free_connections(kind: Kind) {
+    let server = kind.start(None);
+    let url = server.database().await;
+    let mut options = patient();
+    options.pool.acquire_timeout = Duration::from_millis(500);
+    let repository = SqlRepository::open(&url, options).await.unwrap();
+    let mut greedy = ConnectOptions::new(&url);
+    greedy.max_connections(300).acquire_timeout(Duration::from_secs(1));
+    let greedy = Database::connect(greedy).await.unwrap();
+    let mut held = Vec::new();
+    while let Ok(transaction) = greedy.begin().await {
+        held.push(transaction);
+    }
+    let error = repository.get_by_hash(&key("a").hash).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    let code = match kind {
+        Kind::Postgres => "53300",
+        Kind::MariaDb => "1040",
+    };
+    assert!(format!("{error:?}").contains(code), "{error:?}");
+}
+
 /// A server that takes no changes, as when its disk is full, is not stormed with new connections for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_only_primary_is_not_stormed() {
@@ -170,7 +193,7 @@ async fn a_read_only_primary_is_not_stormed() {
     let allowed = 12 + 4 * i64::try_from(begun.elapsed().as_secs() / 2).unwrap();
     let made = sessions().await - before;
     assert!(made <= allowed, "{made} of {allowed}");
-    let mut one_session = sea_orm::ConnectOptions::new(&url);
+    let mut one_session = ConnectOptions::new(&url);
     one_session.max_connections(1);
     let writable = Database::connect(one_session).await.unwrap();
     for sql in ["SET default_transaction_read_only = off".to_owned(), read_only("off")] {
@@ -231,7 +254,7 @@ async fn a_locked_table_of_uses(kind: Kind) {
     let server = TestServer::start(OnRuntime::new(repository, tokio::runtime::Handle::current())).await;
     let api = server.api().await;
     let (key, secret) = api.create(keyvouch::conformance::api::new_key()).await;
-    let mut options = sea_orm::ConnectOptions::new(url);
+    let mut options = ConnectOptions::new(url);
     options.max_connections(1);
     let stranger = Database::connect(options).await.unwrap();
     let (lock, unlock) = match kind {
@@ -337,6 +360,7 @@ on_each_server!(
     connections_that_the_server_ended,
     a_change_after_a_pause,
     a_busy_pool,
+    a_server_without_free_connections,
     old_connections,
     a_locked_table_of_uses,
     tls_is_verified,

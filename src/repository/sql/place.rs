@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sea_orm::sqlx::mysql::MySqlConnectOptions;
 use sea_orm::sqlx::postgres::PgConnectOptions;
@@ -29,7 +30,11 @@ pub(super) enum Place {
 pub(super) struct Pool {
     pub connection: DatabaseConnection,
     pub health: Arc<PoolHealth>,
+    place: Arc<Place>,
 }
+
+/// Maximum time for finding out why a pool can't connect.
+const EXPLAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Pool {
     fn connections(&self) -> Connections {
@@ -45,15 +50,24 @@ impl Pool {
         }
     }
 
-    /// Converts the timeout of a call that waited for a connection into [`ErrorKind::Overloaded`] if the pool was exhausted and the
-    /// server answered lately.
-    pub(super) fn explain(&self, error: RepositoryError) -> RepositoryError {
+    /// Replaces the timeout of a call that waited for a connection by its cause: [`ErrorKind::Overloaded`] if the pool was exhausted
+    /// and the server answered lately, or the server's reason for rejecting connections. A pool retries without reporting that
+    /// reason, so one call per second connects to learn it.
+    pub(super) async fn explain(&self, error: RepositoryError, options: &SqlOptions) -> RepositoryError {
+        if !waited_in_vain(&error) {
+            return error;
+        }
         let Connections { open, idle, max } = self.connections();
-        let is_busy = waited_in_vain(&error) && open >= max && idle == 0 && !self.health.is_suspect();
-        if is_busy {
+        if open >= max && idle == 0 && !self.health.is_suspect() {
             return RepositoryError::new(ErrorKind::Overloaded, "all connections to the database are in use");
         }
-        error
+        if !self.health.takes_explanation() {
+            return error;
+        }
+        match tokio::time::timeout(EXPLAIN_TIMEOUT, self.place.probe(options)).await {
+            Ok(Err(cause)) => cause,
+            Ok(Ok(())) | Err(_) => error,
+        }
     }
 }
 
@@ -118,7 +132,7 @@ impl Place {
             Self::Postgres(server) => postgres::pool(server, &health, max_connections, options),
             Self::MySql(server) => mysql::pool(server, &health, max_connections, options),
         };
-        Ok(Pool { connection, health })
+        Ok(Pool { connection, health, place: Arc::new(self.clone()) })
     }
 
     /// Connects once, for the sake of the error: a pool tells only that it timed out.

@@ -20,6 +20,8 @@ const TEST_TIMEOUT: Duration = Duration::from_millis(500);
 const TEST_AFTER_IDLE: Duration = Duration::from_secs(15);
 /// Minimum time between two replacements of all connections to a server that accepts no changes.
 const LEAVE_INTERVAL: Duration = Duration::from_secs(2);
+/// Minimum time between two attempts to find out why connecting fails.
+const EXPLANATION_INTERVAL: Duration = Duration::from_secs(1);
 /// How long after trouble every connection is tested.
 const SUSPICION: Duration = Duration::from_secs(10);
 
@@ -33,6 +35,8 @@ pub(super) struct PoolHealth {
     suspect_until: AtomicU64,
     /// No connection is renewed before this instant.
     next_renewal: AtomicU64,
+    /// Earliest instant for finding out again why connecting fails.
+    next_explanation: AtomicU64,
     renew_after: Duration,
     renewal_interval: Duration,
 }
@@ -49,6 +53,7 @@ impl PoolHealth {
             replace_before: AtomicU64::new(0),
             suspect_until: AtomicU64::new(0),
             next_renewal: AtomicU64::new(0),
+            next_explanation: AtomicU64::new(0),
             renew_after,
             renewal_interval: lifetime / 8 / max_connections.max(1),
         })
@@ -158,6 +163,14 @@ impl PoolHealth {
         age > self.renew_after
             && now >= due
             && self.next_renewal.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// Returns whether the caller may find out why connecting fails: one may per [`EXPLANATION_INTERVAL`].
+    pub(super) fn takes_explanation(&self) -> bool {
+        let (now, due) = (self.now(), self.next_explanation.load(Ordering::Relaxed));
+        let next = now + micros(EXPLANATION_INTERVAL);
+        now >= due
+            && self.next_explanation.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// Whether the connection answers. If it doesn't, those of its age won't either, and are not asked one by one.
