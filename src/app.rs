@@ -222,7 +222,7 @@ impl App {
     /// Its services, to be called without a connection.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn routes(&self) -> Result<tonic::service::Routes> {
-        Ok(server::routes(&self.services, Role::Both, &self.calls)?)
+        Ok(server::routes(&self.services, Role::Both)?)
     }
 
     /// The store with all that is in front of it. Its `Display` is the stack.

@@ -5,6 +5,7 @@
 //! costs 7.5 µs of CPU a call against 13.5 µs on one multi-threaded runtime.
 
 mod acceptor;
+mod answer;
 mod arrival;
 mod call_layer;
 mod calls;
@@ -15,9 +16,11 @@ mod listener;
 mod ops;
 mod peer;
 mod places;
+mod quota;
 mod routes;
 mod serving;
 mod tls;
+mod unread;
 mod worker;
 
 use std::future::Future;
@@ -43,7 +46,7 @@ use self::places::Places;
 use self::serving::Serving;
 use self::worker::{Life, Phase, Worker};
 use crate::grpc::{Authenticator, KeyStoreHandler, ValidatorAccess, ValidatorHandler};
-use crate::telemetry::{ConnectionMetrics, ConnectionRefusal};
+use crate::telemetry::ConnectionMetrics;
 
 /// What is served.
 #[derive(Clone, Debug)]
@@ -158,9 +161,8 @@ fn start_workers(
     (0..count)
         .map(|number| {
             let serving = |role| {
-                let routes = routes(services, role, calls).map_err(ServeError::Reflection)?;
-                let handshakes = connections.refused(ConnectionRefusal::Handshake);
-                Ok((role, Serving::new(routes, calls, options, handshakes, tls.cloned(), phase.subscribe())))
+                let routes = routes(services, role).map_err(ServeError::Reflection)?;
+                Ok((role, Serving::new(routes, calls, options, connections, tls.cloned(), phase.subscribe())))
             };
             let servings = Role::ALL.into_iter().map(serving).collect::<Result<_, ServeError>>()?;
             let life = Life { number, phase: phase.subscribe(), ended: ended.clone() };

@@ -1,6 +1,7 @@
 //! The work of the two services, free of any protocol: rules and orchestration between the domain and the repository.
 
 mod caller;
+mod caller_slots;
 mod change_watcher;
 mod error;
 mod import;
@@ -12,6 +13,7 @@ mod usage;
 mod validator;
 
 pub use caller::{Actor, Caller, Permission};
+pub(crate) use caller_slots::{CallerSlot, CallerSlots};
 pub use change_watcher::{ChangeWatcher, News};
 pub use error::{Precondition, ServiceError};
 pub use import::ImportedKey;

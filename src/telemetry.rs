@@ -13,7 +13,7 @@ pub(crate) use audit::{Refusal, refused};
 pub use log_limit::LogLimit;
 pub use logs::{LogFilterError, LogFormat, init_logs, parse_filter};
 pub use metrics::{CallMetrics, ConnectionMetrics, Exposition, Metrics, ReloadMetrics, ValidationMetrics};
-pub(crate) use metrics::{ConnectionRefusal, MethodMetrics, Reading, seconds};
+pub(crate) use metrics::{ConnectionClosure, ConnectionRefusal, MethodMetrics, Reading, seconds};
 pub use traces::{TraceError, TraceOptions, Traces};
 pub(crate) use traces::{continue_trace, note_status};
 

@@ -1,6 +1,6 @@
 # What the benchmarks share. To be sourced in the root of the project, with `set -euo pipefail`.
 
-readonly KEYVOUCH=$PWD/target/release/keyvouch
+readonly KEYVOUCH=${KEYVOUCH:-$PWD/target/release/keyvouch}
 HZ=$(getconf CLK_TCK)
 readonly HZ
 

@@ -1,8 +1,11 @@
 //! The service `KeyStore`.
 
+use std::sync::Arc;
+
 use futures_util::{StreamExt as _, stream::BoxStream};
 use prometheus_client::metrics::counter::Counter;
 use prost::Message as _;
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::auth::Recheck;
@@ -14,27 +17,44 @@ use crate::domain::{
 };
 use crate::repository::{EventPageRequest, ListedEvent, PageRequest};
 use crate::service::{
-    Caller, ClientRequestId, KeyStoreService, KeyUpdate, ListedRecord, NewKey, Permission, RotateRequest,
+    Caller, CallerSlot, CallerSlots, ClientRequestId, KeyStoreService, KeyUpdate, ListedRecord, NewKey,
+    Permission, RotateRequest,
 };
 
 const STREAM_KEYS: &str = "keyvouch.v1.KeyStore/StreamKeys";
 const DEFAULT_PAGE_SIZE: usize = 100;
 const MAX_PAGE_SIZE: usize = 1_000;
-/// A page ends before it is larger than this: most clients take no message above 4 MiB.
-const MAX_PAGE_BYTES: usize = 3 * 1024 * 1024;
+/// Maximum size of a page, unless it has a single item. A thousand typical keys take a third of it.
+const MAX_PAGE_BYTES: usize = 1024 * 1024;
+/// Maximum number of pages that are put together at the same time; further calls wait. A page takes about twice its encoded size.
+const CONCURRENT_PAGES: usize = 4;
+/// Maximum number of concurrent `StreamKeys` streams, and of `ImportKeys` streams: each keeps several of the largest keys in memory.
+const MAX_STREAMS: usize = 32;
+/// Maximum number of them per caller.
+const MAX_STREAMS_OF_ONE: usize = 16;
 
 /// Answers the calls of administrators.
 #[derive(Clone, Debug)]
 pub struct KeyStoreHandler {
     service: KeyStoreService,
     refused_imports: Counter,
+    pages: Arc<Semaphore>,
+    listings: Arc<CallerSlots>,
+    imports: Arc<CallerSlots>,
 }
 
 impl KeyStoreHandler {
     /// Answers by `service`. The caller has to be in the request's extensions: see [`Guard`](super::Guard).
     #[must_use]
     pub fn new(service: KeyStoreService) -> Self {
-        Self { service, refused_imports: Counter::default() }
+        let slots = || CallerSlots::new(MAX_STREAMS, MAX_STREAMS_OF_ONE, None);
+        Self {
+            service,
+            refused_imports: Counter::default(),
+            pages: Arc::new(Semaphore::new(CONCURRENT_PAGES)),
+            listings: slots(),
+            imports: slots(),
+        }
     }
 
     /// Counts keys of imports that are refused for who brings them.
@@ -86,6 +106,8 @@ impl KeyStore for KeyStoreHandler {
     ) -> Result<Response<pb::ListKeysResponse>, Status> {
         let (_, request) = authenticated(request)?;
         let page = self.page_request(request).map_err(status::invalid_field)?;
+        // The semaphore is never closed.
+        let _page = self.pages.acquire().await.ok();
         let listed = self.service.list(&page, MAX_PAGE_BYTES).await;
         let (records, has_more) = listed.map_err(status::from_service)?;
         Ok(Response::new(list_response(records, has_more, &page)))
@@ -98,17 +120,18 @@ impl KeyStore for KeyStoreHandler {
         request: Request<pb::StreamKeysRequest>,
     ) -> Result<Response<Self::StreamKeysStream>, Status> {
         let recheck = Recheck::of(&request, STREAM_KEYS, Permission::Read)?;
-        let (_, request) = authenticated(request)?;
+        let (caller, request) = authenticated(request)?;
         let owner_id = convert::listed_owner(request.owner_id).map_err(status::invalid_field)?;
         let filter = convert::filter(&request.states, request.prefix, self.service.now())
             .map_err(status::invalid_field)?;
+        let slot = self.listings.take(&caller).ok_or_else(status::overloaded)?;
         // The stream is read after this method returned: what it logs belongs to the call all the same.
         let call = tracing::Span::current();
         let keys = self.service.stream(owner_id, filter).map(move |listed| match listed {
             Ok(listed) => Ok(stream_response(listed)),
             Err(error) => Err(call.in_scope(|| status::from_service(error))),
         });
-        Ok(Response::new(recheck.every_so_often(keys.boxed())))
+        Ok(Response::new(holding(slot, recheck.every_so_often(keys.boxed()))))
     }
 
     async fn update_key(
@@ -171,9 +194,10 @@ impl KeyStore for KeyStoreHandler {
         request: Request<Streaming<pb::ImportKeysRequest>>,
     ) -> Result<Response<Self::ImportKeysStream>, Status> {
         let recheck = Recheck::of(&request, import::METHOD, Permission::Write)?;
-        let (_, keys) = authenticated(request)?;
+        let (caller, keys) = authenticated(request)?;
+        let slot = self.imports.take(&caller).ok_or_else(status::overloaded)?;
         let refused = self.refused_imports.clone();
-        Ok(Response::new(import::answers(self.service.clone(), recheck, refused, keys)))
+        Ok(Response::new(holding(slot, import::answers(self.service.clone(), recheck, refused, keys))))
     }
 
     async fn list_events(
@@ -185,6 +209,7 @@ impl KeyStore for KeyStoreHandler {
         let limit = page.limit;
         // One more than asked for tells whether there is a next page.
         page.limit += 1;
+        let _page = self.pages.acquire().await.ok();
         let mut events = self.service.events(&page).await.map_err(status::from_service)?;
         let has_more = events.len() > limit;
         events.truncate(limit);
@@ -201,6 +226,16 @@ impl KeyStore for KeyStoreHandler {
         }
         Ok(Response::new(response))
     }
+}
+
+/// Keeps `slot` as long as the stream.
+fn holding<T: Send + 'static>(slot: CallerSlot, stream: BoxStream<'static, T>) -> BoxStream<'static, T> {
+    stream
+        .map(move |item| {
+            let _held = &slot;
+            item
+        })
+        .boxed()
 }
 
 fn page_size(asked: i32) -> Result<usize, InvalidField> {

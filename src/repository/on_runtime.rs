@@ -13,6 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tracing::Instrument as _;
 
 use super::lookup_queue::LookupQueue;
+use super::pages;
 use super::{
     Changes, EventPageRequest, FeedPosition, KeyRepository, KeyStream, ListedEvent, ListedKey, PageRequest,
     RecentChanges, Result, StoreIdentity,
@@ -21,9 +22,6 @@ use crate::domain::{
     ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, RequestDigest, Revision,
     RevokeReason, Rotation, Timestamp,
 };
-
-/// How many keys of a stream wait between the two runtimes.
-const STREAM_BUFFER: usize = 64;
 
 /// How long a look-up by hash takes at most, where several go to the store together.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -126,10 +124,11 @@ impl<R: KeyRepository + 'static> KeyRepository for OnRuntime<R> {
 
     fn list_by_owner(&self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream {
         let mut keys = self.inner.list_by_owner(owner, filter);
-        let (sender, receiver) = mpsc::channel(STREAM_BUFFER);
+        let (sender, receiver) = mpsc::channel(1);
         let task = self.handle.spawn(async move {
-            while let Some(key) = keys.next().await {
-                if sender.send(key).await.is_err() {
+            loop {
+                let chunk = pages::next_chunk(&mut keys).await;
+                if chunk.is_empty() || sender.send(chunk).await.is_err() {
                     return;
                 }
             }
@@ -139,7 +138,7 @@ impl<R: KeyRepository + 'static> KeyRepository for OnRuntime<R> {
             Ok(()) => None,
             Err(stopped) => Some(Err(stopped.into())),
         });
-        ReceiverStream::new(receiver).chain(end).boxed()
+        ReceiverStream::new(receiver).flat_map(stream::iter).chain(end).boxed()
     }
 
     async fn revoke(&self, id: KeyId, reason: RevokeReason, context: &ChangeContext) -> Result<ApiKey> {

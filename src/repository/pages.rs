@@ -2,17 +2,17 @@
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::{KeyRepository, KeyStream, ListedKey, PageRequest, RepositoryError};
+use super::{KeyRepository, KeyStream, ListedKey, PageRequest, RepositoryError, Result};
 use crate::domain::{KeyFilter, OwnerId};
 
-/// Approximate number of bytes that a stream reads per page.
-const STREAM_BYTES: usize = 128 * 1024;
-/// Maximum number of keys per page.
-const MAX_ROWS: usize = 500;
-/// Number of keys of the first page, before their size is known.
+/// Approximate number of bytes of keys that a stream keeps for its reader.
+const STREAM_BYTES: usize = 32 * 1024;
+/// Maximum number of keys that are read at once. They may all be as large as keys can be: 90 KiB.
+const MAX_ROWS: usize = 128;
+/// Number of keys that are read first, before their size is known.
 const FIRST_ROWS: usize = 16;
 
-/// Adapts the number of keys per page to their size. The largest keys take about 300 times as much memory as typical ones.
+/// Reads keys in steps that adapt to their size. The largest keys take about 300 times as much memory as typical ones.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stride {
     bytes: usize,
@@ -20,24 +20,32 @@ pub(crate) struct Stride {
 }
 
 impl Stride {
-    /// Aims at pages of `bytes`.
+    /// Aims at steps of `bytes`.
     pub(crate) fn new(bytes: usize) -> Self {
         Self { bytes, rows: FIRST_ROWS }
     }
 
-    /// Returns the number of keys of the next page.
+    /// Returns the number of keys to read next.
     pub(crate) fn rows(self) -> usize {
         self.rows
     }
 
-    /// Adapts to a page that was read, and returns its approximate size in bytes.
-    pub(crate) fn learn(&mut self, page: &[ListedKey]) -> usize {
+    /// Adapts to the keys that were read, and removes those beyond the aim, so that they are read again when they are needed.
+    /// Keeps at least one key. Returns the approximate size in bytes of the others.
+    pub(crate) fn fit(&mut self, keys: &mut Vec<ListedKey>) -> usize {
         let size = |listed: &ListedKey| match listed {
             ListedKey::Read(key) => key.size(),
             ListedKey::Unreadable(_) => 0,
         };
-        let bytes: usize = page.iter().map(size).sum();
-        let average = (bytes / page.len().max(1)).max(1);
+        let mut bytes = 0;
+        let fitting = keys.iter().take_while(|key| {
+            let is_fitting = bytes == 0 || bytes + size(key) <= self.bytes;
+            bytes += if is_fitting { size(key) } else { 0 };
+            is_fitting
+        });
+        let fitting = fitting.count();
+        keys.truncate(fitting);
+        let average = (bytes / fitting.max(1)).max(1);
         // Grows by a factor of four at most, since the next keys may be larger.
         self.rows = (self.bytes / average).clamp(1, MAX_ROWS.min(4 * self.rows));
         bytes
@@ -65,10 +73,11 @@ pub(crate) fn stream_pages(
         let Some(mut request) = request else {
             return Ok::<_, RepositoryError>(None);
         };
-        let page = repository.list_page(&request).await?;
-        stride.learn(&page);
+        let mut page = repository.list_page(&request).await?;
+        let found = page.len();
+        stride.fit(&mut page);
         let next = match page.last() {
-            Some(last) if page.len() == request.limit => {
+            Some(last) if found == request.limit || page.len() < found => {
                 request.after = Some(last.position());
                 request.limit = stride.rows();
                 Some(request)
@@ -79,4 +88,20 @@ pub(crate) fn stream_pages(
     })
     .try_flatten()
     .boxed()
+}
+
+/// Waits for keys until they have about [`STREAM_BYTES`], or until the stream ends or fails. Returns an empty chunk at the end.
+pub(crate) async fn next_chunk(keys: &mut KeyStream) -> Vec<Result<ListedKey>> {
+    let (mut chunk, mut bytes) = (Vec::new(), 0);
+    while bytes < STREAM_BYTES
+        && let Some(key) = keys.next().await
+    {
+        bytes += match &key {
+            Ok(ListedKey::Read(key)) => key.size(),
+            Ok(ListedKey::Unreadable(_)) => 0,
+            Err(_) => STREAM_BYTES,
+        };
+        chunk.push(key);
+    }
+    chunk
 }

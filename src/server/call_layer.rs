@@ -19,7 +19,7 @@ use tower::{Layer, Service};
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
-use super::arrival::Partial;
+use super::arrival::whole;
 use super::routes::{MAX_SMALL_BYTES, MAX_VALIDATE_BYTES};
 use super::{Peer, grpc_timeout};
 use crate::domain::{BootClock, Entropy, EntropyError, Moment, Stopwatch as _};
@@ -38,7 +38,6 @@ const ADMINISTRATION_SHARE: usize = 10;
 pub struct CallLayer {
     ids: Arc<Ids>,
     limits: CallLimits,
-    partial: Partial,
     metrics: CallMetrics,
 }
 
@@ -71,12 +70,7 @@ impl CallLayer {
         let mut process = [0; 8];
         entropy.fill(&mut process)?;
         let ids = Ids { process: u64::from_ne_bytes(process), next: AtomicU64::new(0) };
-        Ok(Self { ids: Arc::new(ids), limits, partial: Partial::default(), metrics })
-    }
-
-    /// Returns the counter of the bytes of incomplete messages.
-    pub(super) fn partial(&self) -> Partial {
-        self.partial.clone()
+        Ok(Self { ids: Arc::new(ids), limits, metrics })
     }
 }
 
@@ -146,7 +140,7 @@ where
         let answer = Box::pin(async move {
             // A call whose message never comes is none, and takes no place.
             let request = match message_limit {
-                Some(limit) => layer.partial.whole(request, limit).await,
+                Some(limit) => whole(request, limit).await,
                 None => Ok(request),
             };
             let mut request = match request {

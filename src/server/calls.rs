@@ -8,17 +8,20 @@ use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{HeaderMap, Request, Response};
-use hyper::body::{Frame, Incoming, SizeHint};
+use http::{Request, Response};
+use hyper::body::{Bytes, Frame, Incoming, SizeHint};
 use tokio::sync::watch;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tower::Service;
 
+use super::answer::{Answer, End};
+use super::arrival::PartialQuota;
 use super::call_layer::CallService;
-use super::places::{OpenStream, Seat};
+use super::places::{Seat, StreamKind};
+use super::quota::Taken;
 use super::{Peer, http_gate};
-use crate::grpc::{connection_ends, overloaded, too_many_header_fields};
+use crate::grpc::{overloaded, too_many_header_fields};
 
 /// Calls that have no end of their own: they are told to go on elsewhere when their connection is to end.
 const ENDLESS: [&str; 4] = [
@@ -79,7 +82,7 @@ impl Activity {
         }
     }
 
-    fn begin(&self, stream: Option<OpenStream>) -> Running {
+    fn begin(&self, stream: Option<Taken>) -> Running {
         self.running.send_modify(|running| *running += 1);
         self.seat.set_busy(true);
         self.progress.at_work.fetch_add(1, Ordering::Relaxed);
@@ -113,23 +116,41 @@ impl Waits {
 }
 
 /// A call that runs.
-struct Running {
+pub(super) struct Running {
     activity: Activity,
     waits: Waits,
     /// `None` if the call is rejected.
-    _stream: Option<OpenStream>,
+    _stream: Option<Taken>,
 }
 
 impl Running {
     fn set(&self, bit: u8, is_set: bool) {
         self.waits.set(bit, is_set, &self.activity.progress);
     }
+
+    /// Sets whether the call waits for its client to read the answer.
+    pub(super) fn waits_for_room(&self, waits: bool) {
+        self.set(Waits::ROOM, waits);
+    }
+
+    /// Notes that the client read a part of the answer.
+    pub(super) fn has_moved(&self) {
+        self.activity.progress.moved.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts `data` of the answer as unread for as long as it exists. Those of administrators don't count.
+    pub(super) fn count_unread(&self, data: Bytes) -> Bytes {
+        match self.activity.seat.unread() {
+            Some(unread) => unread.count(data),
+            None => data,
+        }
+    }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
         // One that is over works no more; what is left of its request may be dropped later, and changes nothing.
-        self.set(Waits::ROOM, true);
+        self.waits_for_room(true);
         let mut is_last = false;
         self.activity.running.send_modify(|running| {
             *running -= 1;
@@ -178,40 +199,39 @@ impl Calls {
     }
 }
 
-type End = Pin<Box<dyn Future<Output = ()> + Send>>;
-
 impl hyper::service::Service<Request<Incoming>> for Calls {
-    type Response = Response<Counted<Body>>;
+    type Response = Response<Answer>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let stream = self.activity.seat.open_stream();
+        let is_reflection = request.uri().path().starts_with("/grpc.reflection.");
+        let kind = if is_reflection { StreamKind::Reflection } else { StreamKind::Other };
+        let stream = self.activity.seat.open_stream(kind);
         let is_refused = stream.is_none();
         let running = self.activity.begin(stream);
         if let Some(rejection) = http_gate::rejection(&request) {
-            let answer = rejection.map(|body| Counted { body, end: None, running });
+            let answer = rejection.map(|body| Answer::new(body, None, running));
             return Box::pin(std::future::ready(Ok(answer)));
         }
         if is_refused {
-            let answer = overloaded().into_http().map(|body| Counted { body, end: None, running });
+            let answer = overloaded().into_http().map(|body| Answer::new(body, None, running));
             return Box::pin(std::future::ready(Ok(answer)));
         }
         // A header field takes many times its encoded size in memory, until the call ends.
         if request.headers().len() > MAX_HEADER_FIELDS {
-            let answer =
-                too_many_header_fields().into_http().map(|body| Counted { body, end: None, running });
+            let answer = too_many_header_fields().into_http().map(|body| Answer::new(body, None, running));
             return Box::pin(std::future::ready(Ok(answer)));
         }
         let end = Some(self.end_of(&request));
         let (waits, progress) = (running.waits.clone(), Arc::clone(&self.activity.progress));
         let mut request = request.map(|body| Body::new(Asked { body, waits, progress }));
         request.extensions_mut().insert(self.peer.clone());
+        request.extensions_mut().insert(PartialQuota(self.activity.seat.partial()));
         let answer = self.service.clone().call(request);
         Box::pin(async move {
             let answer = answer.await?;
-            running.set(Waits::ROOM, true);
-            Ok(answer.map(|body| Counted { body, end, running }))
+            Ok(answer.map(|body| Answer::new(body, end, running)))
         })
     }
 }
@@ -235,58 +255,6 @@ impl hyper::body::Body for Asked {
         self.waits.set(Waits::REQUEST, next.is_pending(), &self.progress);
         if next.is_ready() {
             self.progress.moved.fetch_add(1, Ordering::Relaxed);
-        }
-        next
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// The next piece of a body; `None` at its end.
-type Next<B> = Option<Result<Frame<<B as hyper::body::Body>::Data>, <B as hyper::body::Body>::Error>>;
-
-/// The body of an answer. Its call runs until it is sent.
-pub(super) struct Counted<B> {
-    body: B,
-    /// When it ends though there could be more.
-    end: Option<End>,
-    running: Running,
-}
-
-impl<B: hyper::body::Body + Unpin> Counted<B> {
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Next<B>> {
-        // Asked first: a stream that always has more would never come to its end.
-        let has_ended = self.end.as_mut().is_some_and(|end| end.as_mut().poll(cx).is_ready());
-        if !has_ended {
-            return Pin::new(&mut self.body).poll_frame(cx);
-        }
-        self.end = None;
-        let mut trailers = HeaderMap::new();
-        // Texts of ours are header values.
-        let _ = connection_ends().add_header(&mut trailers);
-        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
-    }
-}
-
-impl<B: hyper::body::Body + Unpin> hyper::body::Body for Counted<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        self.running.set(Waits::ROOM, false);
-        let next = self.poll_next(cx);
-        if next.is_ready() {
-            self.running.set(Waits::ROOM, true);
-            self.running.activity.progress.moved.fetch_add(1, Ordering::Relaxed);
         }
         next
     }

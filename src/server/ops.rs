@@ -58,13 +58,12 @@ impl OpsListener {
     /// Answers for ever: one request a connection.
     pub async fn serve(self, fitness: watch::Receiver<Fitness>, metrics: Exposition) -> Infallible {
         let router = router(fitness, metrics);
-        let places = Places::new(MAX_CONNECTIONS, MAX_CONNECTIONS_PER_PEER, MAX_CONNECTIONS);
+        let places = Places::for_probes(MAX_CONNECTIONS, MAX_CONNECTIONS_PER_PEER);
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
                 accepted = self.0.accept() => match accepted {
                     Ok((stream, peer)) => {
-                        // Slow connections are closed first to make room.
                         if let Ok(permit) = places.take(Guest::Anybody(Some(peer.ip()))) {
                             connections.spawn(answer(stream, router.clone(), permit));
                         }

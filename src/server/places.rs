@@ -8,12 +8,18 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use super::quota::{Quota, Taken};
+use super::unread::{Unread, UnreadAnswers};
 use crate::domain::{BootClock, Moment, Stopwatch as _};
 
 /// Additional connections for administrators, so that other clients can't lock them out.
 const RESERVED: usize = 64;
 /// Minimum idle time after which a connection may be closed to make room for a new one.
 const GIVES_WAY_AFTER: Duration = Duration::from_secs(1);
+/// Maximum number of bytes of incomplete messages. Most messages arrive at once, and don't count.
+const MAX_PARTIAL_BYTES: usize = 8 * 1024 * 1024;
+/// Number of streams that a stream of reflection counts as: it can hold 64 KiB of requests that the server has not read.
+const REFLECTION_WEIGHT: usize = 16;
 
 /// The limits, and the connections that count against them.
 #[derive(Debug)]
@@ -21,13 +27,19 @@ pub(super) struct Places {
     max: usize,
     max_per_peer: usize,
     max_streams: usize,
+    gives_way_after: Duration,
+    /// Whether an address at its limit makes room by one of its own connections.
+    peers_make_room: bool,
     /// Number of open streams, without those of administrators.
     streams: Arc<AtomicUsize>,
-    taken: Mutex<Taken>,
+    /// Bytes of incomplete messages, without those of administrators.
+    partial: Arc<AtomicUsize>,
+    unread: Arc<UnreadAnswers>,
+    connections: Mutex<Connections>,
 }
 
 #[derive(Debug, Default)]
-struct Taken {
+struct Connections {
     last: u64,
     reserved: usize,
     by_peer: HashMap<IpAddr, Peer>,
@@ -35,11 +47,12 @@ struct Taken {
     seats: HashMap<u64, (Option<IpAddr>, Seat)>,
 }
 
-/// Connections and streams of one address.
-#[derive(Debug, Default)]
+/// What the clients of one address have taken.
+#[derive(Clone, Debug, Default)]
 struct Peer {
     connections: usize,
     streams: Arc<AtomicUsize>,
+    partial: Arc<AtomicUsize>,
 }
 
 /// The kind of client that connects, and its address; Unix sockets have none.
@@ -76,64 +89,48 @@ pub(super) struct Seat {
     /// Start of the idle period in nanoseconds, or [`BUSY`].
     idle_since: Arc<AtomicU64>,
     gives_way: Arc<Notify>,
-    /// `None` for administrators, whose streams are only limited per connection.
-    streams: Option<Streams>,
+    /// Open streams. Those of administrators are only limited per connection.
+    streams: Quota,
+    /// Bytes of incomplete messages.
+    partial: Quota,
+    /// `None` for administrators.
+    unread: Option<Arc<Unread>>,
 }
 
 const BUSY: u64 = u64::MAX;
 
-/// The counters that a stream counts against.
-#[derive(Clone, Debug)]
-struct Streams {
-    max: usize,
-    of_all: Arc<AtomicUsize>,
-    /// `None` for a Unix socket.
-    of_peer: Option<Arc<AtomicUsize>>,
-}
-
-/// A stream that counts until this is dropped.
-#[derive(Debug)]
-pub(super) struct OpenStream(Option<Streams>);
-
-impl Streams {
-    /// Counts a stream. While more than half of all streams are open, one address has at most a quarter of them.
-    fn open(&self) -> bool {
-        let of_all = self.of_all.fetch_add(1, Ordering::Relaxed);
-        let of_peer = self.of_peer.as_ref().map_or(0, |of_peer| of_peer.fetch_add(1, Ordering::Relaxed));
-        let is_free = of_all < self.max / 2 || (of_all < self.max && of_peer < self.max / 4);
-        if !is_free {
-            self.close();
-        }
-        is_free
-    }
-
-    fn close(&self) {
-        self.of_all.fetch_sub(1, Ordering::Relaxed);
-        if let Some(of_peer) = &self.of_peer {
-            of_peer.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-}
-
-impl Drop for OpenStream {
-    fn drop(&mut self) {
-        if let Some(streams) = &self.0 {
-            streams.close();
-        }
-    }
+/// The kind of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StreamKind {
+    /// Counts as [`REFLECTION_WEIGHT`] streams.
+    Reflection,
+    Other,
 }
 
 impl Seat {
     /// Creates the state of a connection that is idle from now on.
-    fn new(streams: Option<Streams>) -> Self {
+    fn new(streams: Quota, partial: Quota, unread: Option<Arc<Unread>>) -> Self {
         let now = BootClock.moment().as_nanos();
-        Self { idle_since: Arc::new(AtomicU64::new(now)), gives_way: Arc::default(), streams }
+        Self {
+            idle_since: Arc::new(AtomicU64::new(now)),
+            gives_way: Arc::default(),
+            streams,
+            partial,
+            unread,
+        }
     }
 
     /// Counts a new stream of the connection. Returns `None` if a limit rejects it.
-    pub(super) fn open_stream(&self) -> Option<OpenStream> {
-        let is_open = self.streams.as_ref().is_none_or(Streams::open);
-        is_open.then(|| OpenStream(self.streams.clone()))
+    pub(super) fn open_stream(&self, kind: StreamKind) -> Option<Taken> {
+        self.streams.take(match kind {
+            StreamKind::Reflection => REFLECTION_WEIGHT,
+            StreamKind::Other => 1,
+        })
+    }
+
+    /// Returns the quota for bytes of incomplete messages.
+    pub(super) fn partial(&self) -> Quota {
+        self.partial.clone()
     }
 
     /// Sets whether calls are in flight on the connection.
@@ -147,6 +144,19 @@ impl Seat {
         self.gives_way.notified().await;
     }
 
+    /// Returns the unread answers of the connection; `None` for administrators.
+    pub(super) fn unread(&self) -> Option<&Arc<Unread>> {
+        self.unread.as_ref()
+    }
+
+    /// Completes when the connection has to be closed at once, because its client reads too little.
+    pub(super) async fn is_closed(&self) {
+        match &self.unread {
+            Some(unread) => unread.is_closed().await,
+            None => std::future::pending().await,
+        }
+    }
+
     fn idle_since(&self) -> Option<Moment> {
         let since = self.idle_since.load(Ordering::Relaxed);
         (since != BUSY).then(|| Moment::from_nanos(since))
@@ -157,8 +167,33 @@ impl Places {
     /// Creates limits of `max` connections, `max_per_peer` connections per address, and `max_streams` streams. Streams of
     /// administrators don't count.
     pub(super) fn new(max: usize, max_per_peer: usize, max_streams: usize) -> Arc<Self> {
-        let (streams, taken) = (Arc::default(), Mutex::default());
-        Arc::new(Self { max, max_per_peer, max_streams, streams, taken })
+        Arc::new(Self {
+            max,
+            max_per_peer,
+            max_streams,
+            gives_way_after: GIVES_WAY_AFTER,
+            peers_make_room: false,
+            streams: Arc::default(),
+            partial: Arc::default(),
+            unread: Arc::default(),
+            connections: Mutex::default(),
+        })
+    }
+
+    /// Creates limits for connections that are never idle for a purpose: a new connection always finds room, at the expense of
+    /// the oldest connection of the address with the most. So an address with few connections keeps them.
+    pub(super) fn for_probes(max: usize, max_per_peer: usize) -> Arc<Self> {
+        Arc::new(Self {
+            max,
+            max_per_peer,
+            max_streams: max,
+            gives_way_after: Duration::ZERO,
+            peers_make_room: true,
+            streams: Arc::default(),
+            partial: Arc::default(),
+            unread: Arc::default(),
+            connections: Mutex::default(),
+        })
     }
 
     /// Counts a new connection. If the limit is reached, closes an idle connection to make room: of the address with the most
@@ -173,49 +208,57 @@ impl Places {
             Guest::Administrator(peer) => (peer, true),
         };
         let peer = peer.map(network);
-        let mut taken = self.lock();
-        let of_peer = peer.and_then(|peer| taken.by_peer.get(&peer)).map_or(0, |peer| peer.connections);
-        if peer.is_some() && of_peer >= self.max_per_peer {
+        let mut connections = self.lock();
+        let of_peer = peer.and_then(|peer| connections.by_peer.get(&peer)).map_or(0, |peer| peer.connections);
+        let is_peer_full = peer.is_some() && of_peer >= self.max_per_peer;
+        if is_peer_full && !(self.peers_make_room && connections.make_room(now, self.gives_way_after, peer)) {
             return Err(Full::Peer);
         }
-        let is_full = taken.seats.len() >= self.max;
-        let is_reserved = is_full && is_administrator && taken.reserved < RESERVED;
-        if is_full && !is_reserved && !taken.make_room(now) {
+        let is_full = connections.seats.len() >= self.max;
+        let is_reserved = is_full && is_administrator && connections.reserved < RESERVED;
+        if is_full && !is_reserved && !connections.make_room(now, self.gives_way_after, None) {
             return Err(Full::All);
         }
-        let streams_of_peer = peer.map(|peer| {
-            let peer = taken.by_peer.entry(peer).or_default();
-            peer.connections += 1;
-            Arc::clone(&peer.streams)
+        let of_peer = peer.map(|peer| {
+            let of_peer = connections.by_peer.entry(peer).or_default();
+            of_peer.connections += 1;
+            of_peer.clone()
         });
-        let streams = (!is_administrator).then(|| Streams {
-            max: self.max_streams,
-            of_all: Arc::clone(&self.streams),
-            of_peer: streams_of_peer,
-        });
-        taken.last += 1;
-        taken.reserved += usize::from(is_reserved);
-        let (number, seat) = (taken.last, Seat::new(streams));
+        connections.last += 1;
+        connections.reserved += usize::from(is_reserved);
+        let number = connections.last;
+        let seat = if is_administrator {
+            Seat::new(Quota::unlimited(), Quota::unlimited(), None)
+        } else {
+            let of_peer = of_peer.as_ref();
+            Seat::new(
+                Quota::new(self.max_streams, &self.streams, of_peer.map(|peer| &peer.streams)),
+                Quota::new(MAX_PARTIAL_BYTES, &self.partial, of_peer.map(|peer| &peer.partial)),
+                Some(self.unread.connect(number, peer)),
+            )
+        };
         if !is_reserved {
-            taken.seats.insert(number, (peer, seat.clone()));
+            connections.seats.insert(number, (peer, seat.clone()));
         }
         Ok(Permit { places: Arc::clone(self), number, peer, is_reserved, seat })
     }
 
     // Counts are whole whatever panicked.
-    fn lock(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Connections> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Taken {
-    /// Closes an idle connection, which no longer counts. Returns false if there is none.
-    fn make_room(&mut self, now: Moment) -> bool {
+impl Connections {
+    /// Closes a connection that was idle for `minimum`, of `only` this address if given. It no longer counts. Returns false if there
+    /// is none.
+    fn make_room(&mut self, now: Moment, minimum: Duration, only: Option<IpAddr>) -> bool {
         let of_peer = |peer: &Option<IpAddr>| {
             peer.and_then(|peer| self.by_peer.get(&peer)).map_or(0, |peer| peer.connections)
         };
-        let idle = self.seats.iter().filter_map(|(number, (peer, seat))| {
-            let since = seat.idle_since().filter(|since| now.since(*since) >= GIVES_WAY_AFTER)?;
+        let eligible = self.seats.iter().filter(|(_, (peer, _))| only.is_none() || only == *peer);
+        let idle = eligible.filter_map(|(number, (peer, seat))| {
+            let since = seat.idle_since().filter(|since| now.since(*since) >= minimum)?;
             Some((*number, of_peer(peer), since))
         });
         let longest = idle.max_by_key(|&(_, of_peer, since)| (of_peer, now.since(since)));
@@ -236,15 +279,16 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let mut taken = self.places.lock();
-        taken.seats.remove(&self.number);
-        taken.reserved -= usize::from(self.is_reserved);
+        self.places.unread.disconnect(self.number);
+        let mut connections = self.places.lock();
+        connections.seats.remove(&self.number);
+        connections.reserved -= usize::from(self.is_reserved);
         if let Some(peer) = self.peer
-            && let Some(of_peer) = taken.by_peer.get_mut(&peer)
+            && let Some(of_peer) = connections.by_peer.get_mut(&peer)
         {
             of_peer.connections -= 1;
             if of_peer.connections == 0 {
-                taken.by_peer.remove(&peer);
+                connections.by_peer.remove(&peer);
             }
         }
     }
@@ -306,24 +350,6 @@ mod tests {
     }
 
     #[test]
-    fn one_address_leaves_streams_for_others() {
-        let places = Places::new(10, 10, 8);
-        let many = [anybody("192.0.2.1"), anybody("192.0.2.1")].map(|it| places.take(it).unwrap());
-        let mut open: Vec<_> = (0..4).map(|number| many[number % 2].seat.open_stream().unwrap()).collect();
-        assert!(many[0].seat.open_stream().is_none(), "half of all, and more than its quarter");
-        let other = places.take(anybody("192.0.2.2")).unwrap();
-        open.extend([(); 2].map(|()| other.seat.open_stream().unwrap()));
-        assert!(other.seat.open_stream().is_none(), "its quarter");
-        let third = places.take(Guest::Anybody(None)).unwrap();
-        open.extend([(); 2].map(|()| third.seat.open_stream().unwrap()));
-        assert!(third.seat.open_stream().is_none(), "all");
-        let administrator = places.take(Guest::Administrator(None)).unwrap();
-        let _more: Vec<_> = (0..10).map(|_| administrator.seat.open_stream().unwrap()).collect();
-        drop(open);
-        assert!(many[0].seat.open_stream().is_some());
-    }
-
-    #[test]
     fn administrators_have_places_beyond_all_others() {
         let places = Places::new(1, 100, 10);
         let first = [places.take(anybody("192.0.2.1")).unwrap()];
@@ -335,6 +361,33 @@ mod tests {
         drop(administrators);
         assert_eq!(places.take(anybody("192.0.2.1")).unwrap_err(), Full::All);
         assert_eq!(places.lock().reserved, 0);
+    }
+
+    #[test]
+    fn a_reflection_stream_counts_as_several() {
+        let places = Places::new(10, 10, 4 * REFLECTION_WEIGHT);
+        let client = places.take(anybody("192.0.2.1")).unwrap();
+        let open: Vec<_> = (0..2).filter_map(|_| client.seat.open_stream(StreamKind::Reflection)).collect();
+        assert_eq!(open.len(), 2);
+        assert!(client.seat.open_stream(StreamKind::Reflection).is_none());
+        drop(open);
+        assert!(client.seat.open_stream(StreamKind::Reflection).is_some());
+    }
+
+    #[test]
+    fn a_probe_always_finds_room() {
+        let places = Places::for_probes(3, 2);
+        let probe = places.take(anybody("192.0.2.1")).unwrap();
+        let now = BootClock.moment();
+        let slow = [(); 2].map(|()| places.take_at(anybody("192.0.2.2"), now).unwrap());
+        let gives_way = |permit: &Permit| permit.seat.gives_way().now_or_never().is_some();
+        let _third = places.take_at(anybody("192.0.2.2"), now).unwrap();
+        assert!(
+            gives_way(&slow[0]) || gives_way(&slow[1]),
+            "an address over its limit makes room by its own"
+        );
+        let _other = places.take_at(anybody("192.0.2.3"), now).unwrap();
+        assert!(!gives_way(&probe), "the address with the most connections makes room");
     }
 
     #[test]

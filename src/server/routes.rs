@@ -2,8 +2,8 @@
 
 use tonic::service::Routes;
 
+use super::Services;
 use super::arrival::WithMessage;
-use super::{CallLayer, Services};
 use crate::grpc::Guard;
 use crate::grpc::pb::FILE_DESCRIPTOR_SET;
 use crate::grpc::pb::key_store_server::KeyStoreServer;
@@ -32,12 +32,8 @@ impl Role {
     pub(super) const ALL: [Self; 3] = [Self::Both, Self::Validator, Self::KeyStore];
 }
 
-/// The services of `role`, called through `calls`.
-pub(crate) fn routes(
-    services: &Services,
-    role: Role,
-    calls: &CallLayer,
-) -> Result<Routes, tonic_reflection::server::Error> {
+/// The services of `role`.
+pub(crate) fn routes(services: &Services, role: Role) -> Result<Routes, tonic_reflection::server::Error> {
     let mut routes = Routes::builder();
     if role != Role::KeyStore {
         let validator =
@@ -51,12 +47,7 @@ pub(crate) fn routes(
     if role != Role::Validator {
         let key_store =
             KeyStoreServer::new(services.key_store.clone()).max_decoding_message_size(MAX_ADMIN_BYTES);
-        let key_store = WithMessage {
-            inner: key_store,
-            partial: calls.partial(),
-            limit: MAX_ADMIN_BYTES,
-            streaming: "/ImportKeys",
-        };
+        let key_store = WithMessage { inner: key_store, limit: MAX_ADMIN_BYTES, streaming: "/ImportKeys" };
         routes.add_service(Guard::key_store(key_store, services.key_store_auth.clone()));
     }
     let health = tonic_health::server::HealthService::from_health_reporter(services.health.clone());

@@ -14,9 +14,11 @@ use tower::Layer as _;
 use super::call_layer::CallService;
 use super::calls::{Activity, Calls};
 use super::connection::{Accepted, Connection, Place};
+use super::places::Seat;
 use super::tls::Tls;
 use super::worker::Phase;
 use super::{CallLayer, ServerOptions};
+use crate::telemetry::{ConnectionClosure, ConnectionMetrics, ConnectionRefusal, LogLimit};
 
 /// A peer that is gone without a word is noticed after an interval and a time-out.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -42,6 +44,9 @@ pub(super) struct Serving {
     calls: CallService<Routes>,
     options: ServerOptions,
     failed_handshakes: Counter,
+    closed_idle: Counter,
+    closed_unread: Counter,
+    unread_log: Arc<LogLimit>,
     tls: Option<watch::Receiver<Arc<Tls>>>,
     phase: watch::Receiver<Phase>,
 }
@@ -51,11 +56,20 @@ impl Serving {
         routes: Routes,
         layer: &CallLayer,
         options: ServerOptions,
-        failed_handshakes: Counter,
+        connections: &ConnectionMetrics,
         tls: Option<watch::Receiver<Arc<Tls>>>,
         phase: watch::Receiver<Phase>,
     ) -> Self {
-        Self { calls: layer.layer(routes), options, failed_handshakes, tls, phase }
+        Self {
+            calls: layer.layer(routes),
+            options,
+            failed_handshakes: connections.refused(ConnectionRefusal::Handshake),
+            closed_idle: connections.closed(ConnectionClosure::Idle),
+            closed_unread: connections.closed(ConnectionClosure::UnreadAnswers),
+            unread_log: Arc::default(),
+            tls,
+            phase,
+        }
     }
 
     /// Serves a connection to its end. It is told to end when the server drains, when it is old, when its client's
@@ -66,7 +80,10 @@ impl Serving {
         let seat = handed_over.1.seat();
         let adopted = tokio::select! {
             adopted = Connection::adopt(handed_over, tls, self.options.handshake_timeout, failures) => adopted,
-            () = seat.gives_way() => return,
+            () = seat.gives_way() => {
+                self.closed_idle.inc();
+                return;
+            }
         };
         let connection = match adopted {
             Ok(connection) => connection,
@@ -75,15 +92,38 @@ impl Serving {
                 return;
             }
         };
-        let activity = Activity::new(seat.clone());
+        let (peer, activity) = (connection.peer(), Activity::new(seat.clone()));
         let (ends, is_ending) = watch::channel(false);
         let calls = Calls::new(
             self.calls.clone(),
-            connection.peer(),
+            peer.clone(),
             activity.clone(),
             is_ending,
             self.options.drain_timeout,
         );
+        let (unread, unread_log) = (self.closed_unread.clone(), Arc::clone(&self.unread_log));
+        tokio::select! {
+            () = self.serve(connection, calls, &activity, &seat, ends, jitter) => {}
+            () = seat.is_closed() => {
+                unread.inc();
+                if let Some(left_out) = unread_log.admit() {
+                    let peer = peer.address().map(tracing::field::display);
+                    tracing::warn!(peer, left_out, "closed a connection: its client does not read its answers");
+                }
+            }
+        }
+    }
+
+    /// Serves a connection until it has ended.
+    async fn serve(
+        &mut self,
+        connection: Connection,
+        calls: Calls,
+        activity: &Activity,
+        seat: &Seat,
+        ends: watch::Sender<bool>,
+        jitter: f64,
+    ) {
         let lifetime = connection.peer().remaining_lifetime();
         let mut patience = None;
         let serving = http2::Builder::new(TokioExecutor::new())
@@ -103,7 +143,7 @@ impl Serving {
             let drains = self.phase.wait_for(|&phase| phase >= Phase::Drain);
             let is_old = after(self.options.max_connection_age.map(|age| age.mul_f64(jitter)));
             let has_expired = after(lifetime);
-            let is_idle = idle(&activity, self.options.idle_timeout);
+            let is_idle = idle(activity, self.options.idle_timeout);
             tokio::select! {
                 outcome = serving.as_mut() => return ended(outcome),
                 _ = drains => {}
@@ -111,6 +151,7 @@ impl Serving {
                 () = has_expired => tracing::debug!("a connection ends: its client certificate has expired"),
                 () = is_idle => {}
                 () = seat.gives_way() => {
+                    self.closed_idle.inc();
                     tracing::debug!("closing an idle connection to make room for a new one");
                     patience = Some(GIVES_WAY_WITHIN);
                 }

@@ -1,14 +1,14 @@
 //! Telling clients of changes, for caches of their own.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Actor, Caller};
+use super::Caller;
+use super::caller_slots::{CallerSlot, CallerSlots};
 use crate::cache::{FeedHandle, Knowledge, Seen};
 use crate::domain::{KeyEvent, Moment};
 use crate::repository::{ErrorKind, FeedPosition, KeyRepository, RepositoryError, Result, within};
@@ -21,6 +21,8 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 const MAX_WATCHERS: usize = 64;
 /// Maximum number of concurrent streams per caller.
 const MAX_WATCHERS_OF_ONE: usize = 16;
+/// A stream that was not read for so long loses its slot when another one needs it.
+const UNREAD_FOR: Duration = Duration::from_secs(3 * HEARTBEAT.as_secs());
 /// How long after a failure of the store it is asked again.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
@@ -30,48 +32,7 @@ pub struct ChangeWatcher {
     repository: Arc<dyn KeyRepository>,
     knowledge: Arc<Knowledge>,
     feed: Option<FeedHandle>,
-    places: Arc<Places>,
-}
-
-/// Number of streams per caller.
-#[derive(Debug, Default)]
-struct Places(Mutex<HashMap<String, usize>>);
-
-/// A stream that counts until this is dropped.
-#[derive(Debug)]
-struct Place {
-    places: Arc<Places>,
-    caller: String,
-}
-
-impl Places {
-    fn take(self: &Arc<Self>, caller: String) -> Option<Place> {
-        let mut taken = self.lock();
-        let all: usize = taken.values().sum();
-        let of_caller = taken.get(&caller).copied().unwrap_or(0);
-        if all >= MAX_WATCHERS || of_caller >= MAX_WATCHERS_OF_ONE {
-            return None;
-        }
-        taken.insert(caller.clone(), of_caller + 1);
-        Some(Place { places: Arc::clone(self), caller })
-    }
-
-    // Counts are whole whatever panicked.
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut taken = self.places.lock();
-        if let Some(count) = taken.get_mut(&self.caller) {
-            *count -= 1;
-            if *count == 0 {
-                taken.remove(&self.caller);
-            }
-        }
-    }
+    slots: Arc<CallerSlots>,
 }
 
 /// What there is to tell.
@@ -94,7 +55,7 @@ struct Watching {
     /// Whether there may be events that were not asked for yet.
     is_behind: bool,
     next_heartbeat: Instant,
-    _place: Place,
+    slot: CallerSlot,
 }
 
 impl ChangeWatcher {
@@ -104,13 +65,14 @@ impl ChangeWatcher {
         knowledge: Arc<Knowledge>,
         feed: Option<FeedHandle>,
     ) -> Self {
-        Self { repository, knowledge, feed, places: Arc::default() }
+        let slots = CallerSlots::new(MAX_WATCHERS, MAX_WATCHERS_OF_ONE, Some(UNREAD_FOR));
+        Self { repository, knowledge, feed, slots }
     }
 
     /// What is new after `position`, as it comes, for `caller`; from now on without one.
     ///
     /// # Errors
-    /// [`ErrorKind::NotOffered`] without a feed, [`ErrorKind::Overloaded`] with too many watchers. The stream ends with
+    /// [`ErrorKind::NotOffered`] without a feed, [`ErrorKind::Overloaded`] with too many watchers. The stream ends with the same if it was not read and others need its slot, with
     /// [`ErrorKind::PositionLost`] if events may be missing, and with [`ErrorKind::Unavailable`] when the server ends.
     pub fn watch(
         &self,
@@ -118,10 +80,9 @@ impl ChangeWatcher {
         caller: &Caller,
     ) -> Result<BoxStream<'static, Result<News>>> {
         let feed = self.feed.as_ref().ok_or_else(|| RepositoryError::not_offered("a change feed"))?;
-        let Actor(name) = caller.actor();
         let too_many =
             || RepositoryError::new(ErrorKind::Overloaded, "too many concurrent WatchChanges streams");
-        let place = self.places.take(name).ok_or_else(too_many)?;
+        let slot = self.slots.take(caller).ok_or_else(too_many)?;
         let seen = feed.seen();
         let is_behind = position.is_some();
         let now = seen.borrow().clone();
@@ -132,7 +93,7 @@ impl ChangeWatcher {
             seen,
             is_behind,
             next_heartbeat: Instant::now(),
-            _place: place,
+            slot,
         };
         let news = stream::try_unfold(watching, |mut watching| async move {
             let news = watching.next().await?;
@@ -146,6 +107,12 @@ impl Watching {
     async fn next(&mut self) -> Result<News> {
         let ended =
             || RepositoryError::new(ErrorKind::Unavailable, "the change feed is not followed any more");
+        if !self.slot.is_read() {
+            return Err(RepositoryError::new(
+                ErrorKind::Overloaded,
+                "the stream was not read, and others needed its slot",
+            ));
+        }
         loop {
             if self.is_behind
                 && let Some(news) = self.ask().await?

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{StreamExt as _, stream::BoxStream};
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, BoxStream};
 
 use super::{
     Caller, Expiry, IssuedKey, KeyRecord, KeyUpdate, ListedRecord, NewKey, Precondition, RotateRequest,
@@ -27,9 +28,7 @@ const USAGE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How many successors are drawn until one is where the old key is: one of 64 is, so that never ends without one.
 const MAX_DRAWS: usize = 10_000;
 /// Approximate number of bytes that a listing reads per step.
-const LIST_STEP_BYTES: usize = 512 * 1024;
-/// How many keys of a stream are looked up at once for their last use.
-const STREAM_CHUNK: usize = 200;
+const LIST_STEP_BYTES: usize = 128 * 1024;
 
 type Result<T> = std::result::Result<T, ServiceError>;
 
@@ -111,9 +110,10 @@ impl KeyStoreService {
         let wanted = request.limit + 1;
         while !is_over && listed.len() < wanted && bytes < max_bytes {
             step.limit = stride.rows().min(wanted - listed.len());
-            let page = self.repository.list_page(&step).await?;
-            is_over = page.len() < step.limit;
-            bytes += stride.learn(&page);
+            let mut page = self.repository.list_page(&step).await?;
+            let found = page.len();
+            bytes += stride.fit(&mut page);
+            is_over = found < step.limit && page.len() == found;
             step.after = page.last().map(ListedKey::position).or(step.after);
             listed.extend(page);
         }
@@ -127,6 +127,7 @@ impl KeyStoreService {
     }
 
     /// Streams the keys of one owner or of all, newest first.
+    #[must_use]
     pub fn stream(
         &self,
         owner_id: Option<OwnerId>,
@@ -136,14 +137,14 @@ impl KeyStoreService {
             Some(owner) => self.repository.list_by_owner(&owner, &filter),
             None => pages::stream_pages(Arc::clone(&self.repository), None, filter),
         };
-        let service = self.clone();
-        keys.ready_chunks(STREAM_CHUNK)
-            .then(move |chunk| {
-                let service = service.clone();
-                async move { service.records_of_chunk(chunk).await }
-            })
-            .flat_map(futures_util::stream::iter)
-            .boxed()
+        let chunks = stream::unfold((self.clone(), keys), |(service, mut keys)| async {
+            let chunk = pages::next_chunk(&mut keys).await;
+            if chunk.is_empty() {
+                return None;
+            }
+            Some((stream::iter(service.records_of_chunk(chunk).await), (service, keys)))
+        });
+        chunks.flatten().boxed()
     }
 
     /// Changes the attributes in `update`, if `expected` is unset or the current revision. Returns the key unchanged, and writes no

@@ -24,7 +24,7 @@ use prometheus_client::registry::{Registry, Unit};
 use tonic::Code;
 
 pub use self::connections::ConnectionMetrics;
-pub(crate) use self::connections::ConnectionRefusal;
+pub(crate) use self::connections::{ConnectionClosure, ConnectionRefusal};
 use self::process::ProcessCollector;
 pub use self::reloads::ReloadMetrics;
 use crate::grpc::pb;

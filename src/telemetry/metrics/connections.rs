@@ -10,7 +10,8 @@ use prometheus_client::registry::Registry;
 #[derive(Clone, Debug, Default)]
 pub struct ConnectionMetrics {
     open: Family<WorkerLabel, Gauge>,
-    refused: Family<RefusalLabel, Counter>,
+    refused: Family<ReasonLabel, Counter>,
+    closed: Family<ReasonLabel, Counter>,
 }
 
 /// Why a connection was not served.
@@ -22,6 +23,15 @@ pub(crate) enum ConnectionRefusal {
     Peer,
     /// It did not begin with HTTP/2, or its TLS handshake failed.
     Handshake,
+}
+
+/// Reason for closing a connection that was served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ConnectionClosure {
+    /// It was idle, and a new connection needed its place.
+    Idle,
+    /// Its client did not read its answers, and their memory was needed.
+    UnreadAnswers,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -37,6 +47,11 @@ impl ConnectionMetrics {
             "Connections that were not served, by the limit that was reached, or since they did not begin as they have to",
             self.refused.clone(),
         );
+        registry.register(
+            "connections_closed",
+            "Connections that were closed to make room for others, by the reason",
+            self.closed.clone(),
+        );
     }
 
     /// Those of a worker.
@@ -51,11 +66,20 @@ impl ConnectionMetrics {
             ConnectionRefusal::Peer => "max_connections_per_peer",
             ConnectionRefusal::Handshake => "handshake",
         };
-        self.refused.get_or_create_owned(&RefusalLabel { reason })
+        self.refused.get_or_create_owned(&ReasonLabel { reason })
+    }
+
+    /// Returns the counter of connections that were closed for the reason `closure`.
+    pub(crate) fn closed(&self, closure: ConnectionClosure) -> Counter {
+        let reason = match closure {
+            ConnectionClosure::Idle => "idle",
+            ConnectionClosure::UnreadAnswers => "unread_answers",
+        };
+        self.closed.get_or_create_owned(&ReasonLabel { reason })
     }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RefusalLabel {
+struct ReasonLabel {
     reason: &'static str,
 }

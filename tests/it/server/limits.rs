@@ -1,6 +1,6 @@
 //! Nobody can take all there is.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use keyvouch::config::HumanDuration;
@@ -8,9 +8,12 @@ use keyvouch::conformance::api::{Api, new_key, refusal, wrong_field};
 use keyvouch::domain::{KeyPrefix, SecretKey, SystemEntropy};
 use keyvouch::grpc::pb;
 use keyvouch::repository::MemoryRepository;
+use prost::bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
+use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_reflection::pb::v1::ServerReflectionRequest;
@@ -18,6 +21,7 @@ use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 
 use super::faulty::{Faulty, Mode};
+use super::ops::count;
 use super::slow_clients::{raw_call, raw_client};
 use crate::support::{TOKEN, TestServer, config, uncached, until};
 
@@ -61,7 +65,7 @@ async fn idle_connections_give_way_to_new_ones() {
         silent.push(stream);
     }
     until("a place", async || {
-        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", server.address)).unwrap();
+        let endpoint = Endpoint::from_shared(format!("http://{}", server.address)).unwrap();
         let Ok(channel) = endpoint.connect().await else { return false };
         let request = pb::ListKeysRequest::default();
         Api::new(channel, TOKEN).key_store().list_keys(request).await.is_ok()
@@ -160,6 +164,83 @@ async fn watches_of_one_caller_are_limited() {
     open.push(watch(&api).await.unwrap());
     drop(open);
     until("a place", async || watch(&reader).await.is_ok()).await;
+}
+
+/// Streams that hold several keys each are limited for each caller.
+#[tokio::test]
+async fn listings_and_imports_of_one_caller_are_limited() {
+    let server = TestServer::start(MemoryRepository::new()).await;
+    let api = server.api().await;
+    let scopes = ["keyvouch.read", "keyvouch.write"].map(str::to_owned).into();
+    let (_, other) = api.create(pb::CreateKeyRequest { scopes, ..new_key() }).await;
+    let other = Api::new(server.channel().await, &other);
+    // A client with little room, so that listings stay open.
+    let slow = Endpoint::from_shared(format!("http://{}", server.address)).unwrap();
+    let slow = slow.initial_connection_window_size(1 << 16).initial_stream_window_size(1 << 10);
+    let slow = Api::new(slow.connect().await.unwrap(), TOKEN);
+    let metadata: BTreeMap<_, _> =
+        (0..32).map(|number| (format!("name {number}"), "value".repeat(100))).collect();
+    for _ in 0..20 {
+        api.create(pb::CreateKeyRequest { metadata: metadata.clone(), ..new_key() }).await;
+    }
+    let list = async |api: &Api| api.key_store().stream_keys(pb::StreamKeysRequest::default()).await;
+    // A stream that ends with its sender.
+    let import = async |api: &Api| {
+        let (sender, requests) = tokio::sync::mpsc::channel::<pb::ImportKeysRequest>(1);
+        api.key_store()
+            .import_keys(ReceiverStream::new(requests))
+            .await
+            .map(|answers| answers.map(|_| sender))
+    };
+    let overloaded = (Code::ResourceExhausted, "OVERLOADED".to_owned());
+    let (mut listings, mut imports) = (Vec::new(), Vec::new());
+    for _ in 0..16 {
+        listings.push(list(&slow).await.unwrap());
+        imports.push(import(&api).await.unwrap());
+    }
+    assert_eq!(refusal(list(&api).await), overloaded);
+    assert_eq!(refusal(import(&api).await), overloaded);
+    list(&other).await.unwrap();
+    import(&other).await.unwrap();
+    drop((listings, imports, slow));
+    until("a slot", async || list(&api).await.is_ok() && import(&api).await.is_ok()).await;
+}
+
+/// A client that does not read its answers loses its connection before they take too much memory. Others don't notice.
+#[tokio::test]
+async fn unread_answers_are_limited() {
+    let mut config = config();
+    config.telemetry.listen = "127.0.0.1:0".into();
+    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    let api = server.api().await;
+    let metadata = (0..32).map(|number| (format!("name {number}"), "value".repeat(100))).collect();
+    let (_, secret) = api.create(pb::CreateKeyRequest { metadata, ..new_key() }).await;
+    let request = pb::ValidateRequest { secret: secret.clone(), ..pb::ValidateRequest::default() };
+    let request = prost::Message::encode_to_vec(&request);
+    let length = u32::try_from(request.len()).unwrap().to_be_bytes();
+    let request = Bytes::from([&[0][..], &length, &request].concat());
+    let mut connections = Vec::new();
+    let mut calls = Vec::new();
+    for _ in 0..3 {
+        let stream = TcpStream::connect(server.address).await.unwrap();
+        let mut builder = h2::client::Builder::new();
+        builder.initial_window_size(0);
+        let (client, connection) = builder.handshake(stream).await.unwrap();
+        connections.push(tokio::spawn(connection));
+        for _ in 0..250 {
+            // The connection may be closed by now.
+            let Ok(mut client) = client.clone().ready().await else { break };
+            let head = raw_call(&server, "/keyvouch.v1.Validator/Validate").body(()).unwrap();
+            let Ok((answer, mut body)) = client.send_request(head, false) else { break };
+            let _ = body.send_data(request.clone(), true);
+            calls.push((answer, body));
+        }
+    }
+    let closed = r#"keyvouch_connections_closed_total{reason="unread_answers"}"#;
+    let ops = server.ops.unwrap();
+    until("the end of a connection", async || count(ops, closed).await > 0.0).await;
+    until("its notice", async || connections.iter().any(tokio::task::JoinHandle::is_finished)).await;
+    assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
 }
 
 /// Calls that only begin are streams too.
@@ -346,7 +427,7 @@ async fn a_unix_socket_is_served_too() {
     // A socket that a killed server left behind is no obstacle.
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
     let mut server = TestServer::start_with(MemoryRepository::new(), &config).await;
-    let endpoint = tonic::transport::Endpoint::from_shared(format!("unix:{}", socket.display())).unwrap();
+    let endpoint = Endpoint::from_shared(format!("unix:{}", socket.display())).unwrap();
     let over_socket = Api::new(endpoint.connect().await.unwrap(), TOKEN);
     let (_, secret) = over_socket.create(new_key()).await;
     assert_eq!(server.api().await.reason(&secret).await, pb::Reason::Valid);

@@ -1,6 +1,6 @@
 //! Probes and metrics over plain HTTP.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use keyvouch::config::HumanDuration;
@@ -8,7 +8,7 @@ use keyvouch::conformance::api::new_key;
 use keyvouch::grpc::pb;
 use keyvouch::repository::{ErrorKind, MemoryRepository};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -237,4 +237,27 @@ async fn a_store_that_hangs_is_soon_said_to_be_away() {
     assert_eq!(get(ops, "/livez").await.0, 200);
     store.set(Mode::Work);
     until("recovery", async || get(ops, "/readyz").await.0 == 200).await;
+}
+
+/// Clients that never end their requests, from many addresses, keep no probe from its answer.
+#[tokio::test]
+async fn probes_are_answered_beside_slow_clients() {
+    let mut config = config();
+    config.telemetry.listen = "127.0.0.1:0".into();
+    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    let ops = server.ops.unwrap();
+    let mut slow = Vec::new();
+    for round in 0..10_u8 {
+        for host in 1..10 {
+            for _ in 0..8 {
+                let socket = TcpSocket::new_v4().unwrap();
+                socket.bind((Ipv4Addr::new(127, 0, 0, host), 0).into()).unwrap();
+                let mut stream = socket.connect(ops).await.unwrap();
+                // The server may close it meanwhile, to make room.
+                let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: ").await;
+                slow.push(stream);
+            }
+        }
+        assert_eq!(get(ops, "/livez").await.0, 200, "in round {round}");
+    }
 }

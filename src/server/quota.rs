@@ -1,0 +1,93 @@
+//! Limits an amount in total and per client address.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// An amount that all clients share. While more than half of it is taken, one address has at most a quarter.
+#[derive(Clone, Debug)]
+pub(super) struct Quota {
+    max: usize,
+    of_all: Arc<AtomicUsize>,
+    /// `None` for a Unix socket.
+    of_peer: Option<Arc<AtomicUsize>>,
+}
+
+/// A part of a [`Quota`] that is taken until this is dropped.
+#[derive(Debug)]
+pub(super) struct Taken {
+    quota: Quota,
+    amount: usize,
+}
+
+impl Quota {
+    /// Creates the quota of a client: `max` less what is taken `of_all`.
+    pub(super) fn new(max: usize, of_all: &Arc<AtomicUsize>, of_peer: Option<&Arc<AtomicUsize>>) -> Self {
+        Self { max, of_all: Arc::clone(of_all), of_peer: of_peer.cloned() }
+    }
+
+    /// Creates a quota that is never used up.
+    pub(super) fn unlimited() -> Self {
+        Self { max: usize::MAX, of_all: Arc::default(), of_peer: None }
+    }
+
+    /// Takes `amount`. Returns `None` if the quota is used up.
+    pub(super) fn take(&self, amount: usize) -> Option<Taken> {
+        self.add(amount).then(|| Taken { quota: self.clone(), amount })
+    }
+
+    fn add(&self, amount: usize) -> bool {
+        let of_all = self.of_all.fetch_add(amount, Ordering::Relaxed);
+        let of_peer = self.of_peer.as_ref().map_or(0, |of_peer| of_peer.fetch_add(amount, Ordering::Relaxed));
+        let is_free = of_all < self.max / 2 || (of_all < self.max && of_peer < self.max / 4);
+        if !is_free {
+            self.give_back(amount);
+        }
+        is_free
+    }
+
+    fn give_back(&self, amount: usize) {
+        self.of_all.fetch_sub(amount, Ordering::Relaxed);
+        if let Some(of_peer) = &self.of_peer {
+            of_peer.fetch_sub(amount, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Taken {
+    /// Takes `amount` more. Returns false, and takes nothing, if the quota is used up.
+    pub(super) fn grow(&mut self, amount: usize) -> bool {
+        let has_grown = self.quota.add(amount);
+        if has_grown {
+            self.amount += amount;
+        }
+        has_grown
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.quota.give_back(self.amount);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_leaves_some_for_others() {
+        let of_all = Arc::default();
+        let [first, second] = [(); 2].map(|()| Arc::default());
+        let quota = |of_peer| Quota::new(8, &of_all, of_peer);
+        let mut taken = quota(Some(&first)).take(1).unwrap();
+        assert!(taken.grow(3));
+        assert!(quota(Some(&first)).take(1).is_none(), "half of all, and more than its quarter");
+        let _second = [(); 2].map(|()| quota(Some(&second)).take(1).unwrap());
+        assert!(quota(Some(&second)).take(1).is_none(), "its quarter");
+        let _socket = [(); 2].map(|()| quota(None).take(1).unwrap());
+        assert!(quota(None).take(1).is_none(), "all");
+        assert!(Quota::unlimited().take(1_000_000).is_some());
+        drop(taken);
+        assert!(quota(Some(&first)).take(1).is_some());
+    }
+}

@@ -1,0 +1,126 @@
+//! Limits concurrent streams in total and per caller.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::{Actor, Caller};
+use crate::domain::{BootClock, Moment, Stopwatch as _};
+
+/// The open streams of one kind.
+#[derive(Debug)]
+pub(crate) struct CallerSlots {
+    max: usize,
+    max_of_one: usize,
+    unread_for: Option<Duration>,
+    taken: Mutex<Taken>,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    last: u64,
+    slots: BTreeMap<u64, Slot>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    caller: String,
+    read_at: Moment,
+}
+
+/// A slot that is taken until this is dropped.
+#[derive(Debug)]
+pub(crate) struct CallerSlot {
+    slots: Arc<CallerSlots>,
+    number: u64,
+}
+
+impl CallerSlots {
+    /// Creates `max` slots, of which one caller can take `max_of_one`. A stream that nobody has read for `unread_for` loses its slot
+    /// when another stream needs it; without it, a stream keeps its slot.
+    pub(crate) fn new(max: usize, max_of_one: usize, unread_for: Option<Duration>) -> Arc<Self> {
+        Arc::new(Self { max, max_of_one, unread_for, taken: Mutex::default() })
+    }
+
+    /// Takes a slot for `caller`. Returns `None` if a limit is reached.
+    pub(crate) fn take(self: &Arc<Self>, caller: &Caller) -> Option<CallerSlot> {
+        let Actor(caller) = caller.actor();
+        self.take_at(caller, BootClock.moment())
+    }
+
+    fn take_at(self: &Arc<Self>, caller: String, now: Moment) -> Option<CallerSlot> {
+        let mut taken = self.lock();
+        if !self.has_room(&taken, &caller) {
+            let unread_for = self.unread_for?;
+            taken.slots.retain(|_, slot| now.since(slot.read_at) < unread_for);
+            if !self.has_room(&taken, &caller) {
+                return None;
+            }
+        }
+        taken.last += 1;
+        let number = taken.last;
+        taken.slots.insert(number, Slot { caller, read_at: now });
+        Some(CallerSlot { slots: Arc::clone(self), number })
+    }
+
+    fn has_room(&self, taken: &Taken, caller: &str) -> bool {
+        let of_caller = taken.slots.values().filter(|slot| slot.caller == caller).count();
+        taken.slots.len() < self.max && of_caller < self.max_of_one
+    }
+
+    // Slots are consistent whatever panicked.
+    fn lock(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl CallerSlot {
+    /// Notes that the stream is read. Returns false if it has lost its slot.
+    pub(crate) fn is_read(&self) -> bool {
+        self.is_read_at(BootClock.moment())
+    }
+
+    fn is_read_at(&self, now: Moment) -> bool {
+        let mut taken = self.slots.lock();
+        taken.slots.get_mut(&self.number).map(|slot| slot.read_at = now).is_some()
+    }
+}
+
+impl Drop for CallerSlot {
+    fn drop(&mut self) {
+        self.slots.lock().slots.remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UNREAD: Duration = Duration::from_secs(15);
+
+    #[test]
+    fn one_caller_leaves_slots_for_others() {
+        let slots = CallerSlots::new(3, 2, None);
+        let take = |caller: &str| slots.take_at(caller.into(), Moment::START);
+        let first = [take("a").unwrap(), take("a").unwrap()];
+        assert!(take("a").is_none());
+        let _other = take("b").unwrap();
+        assert!(take("c").is_none());
+        drop(first);
+        assert!(take("c").is_some());
+        assert_eq!(slots.lock().slots.len(), 1, "nothing is kept of what was dropped");
+    }
+
+    #[test]
+    fn unread_streams_lose_their_slots_to_others() {
+        let slots = CallerSlots::new(2, 2, Some(UNREAD));
+        let now = Moment::START;
+        let [unread, read] = ["a", "b"].map(|caller| slots.take_at(caller.into(), now).unwrap());
+        let later = now.after(UNREAD);
+        assert!(read.is_read_at(later) && unread.is_read_at(now));
+        let _new = slots.take_at("c".into(), later).unwrap();
+        assert!(read.is_read_at(later));
+        assert!(!unread.is_read_at(later));
+        assert!(slots.take_at("c".into(), later).is_none(), "all are read");
+    }
+}

@@ -1,0 +1,141 @@
+//! How much memory the requests of clients hold that don't read the answers or don't come to their end. It measures the memory of
+//! its process, and so is one test in a program of its own.
+
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+mod requests;
+#[path = "../it/support.rs"]
+#[expect(dead_code, reason = "other tests need more of it")]
+mod support;
+
+use std::alloc::System;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use keyvouch::conformance::api::{Api, new_key};
+use keyvouch::grpc::pb;
+use keyvouch::repository::MemoryRepository;
+use prost::bytes::Bytes;
+use prost_reflect::MethodDescriptor;
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+use tokio::net::TcpStream;
+
+use self::requests::{CaseKind, Keys};
+use self::support::{TOKEN, TestServer, config};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// Streams on the connection: as many as the server allows by default.
+const STREAMS: usize = 250;
+/// Keys of each kind: the large ones fill several pages.
+const KEYS: usize = 40;
+/// Limit for what the server holds per stream, in bytes.
+const MAX_HELD: usize = 64 * 1024;
+
+/// Bytes that are allocated now.
+fn allocated() -> usize {
+    let stats = ALLOCATOR.stats();
+    stats.bytes_allocated.wrapping_sub(stats.bytes_deallocated)
+}
+
+/// The bytes that are allocated once that does not change any more.
+async fn settled() -> usize {
+    let (mut last, mut unchanged) = (allocated(), 0);
+    while unchanged < 20 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let now = allocated();
+        unchanged = if now.abs_diff(last) > 16 * 1024 { 0 } else { unchanged + 1 };
+        last = now;
+    }
+    last
+}
+
+/// How a client behaves.
+#[derive(Clone, Copy, Debug)]
+enum Client {
+    /// It sends requests and takes no answers.
+    DoesNotRead,
+    /// It takes one byte of each answer.
+    ReadsOneByte,
+    /// It keeps the last byte of each request.
+    DoesNotEnd,
+}
+
+/// Sends `requests` on [`STREAMS`] streams. Returns the bytes that are held for each of them.
+async fn held(server: &TestServer, method: &MethodDescriptor, requests: &[Bytes], client: Client) -> usize {
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(u32::from(matches!(client, Client::ReadsOneByte)));
+    let (sender, connection) = builder.handshake(stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let mut answers = Vec::new();
+    let mut bodies = Vec::new();
+    for (_, request) in (0..STREAMS).zip(requests.iter().cycle()) {
+        // The server may have closed the connection by now.
+        let Ok(mut sender) = sender.clone().ready().await else { break };
+        let head = http::Request::post(format!("http://{}{}", server.address, requests::path(method)))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .header("authorization", format!("Bearer {TOKEN}"));
+        let Ok((answer, mut body)) = sender.send_request(head.body(()).unwrap(), false) else { break };
+        let (piece, ends) = match client {
+            Client::DoesNotEnd => (request.slice(..request.len() - 1), false),
+            Client::DoesNotRead | Client::ReadsOneByte => (request.clone(), !method.is_client_streaming()),
+        };
+        // It may have answered, and closed the stream.
+        let _ = body.send_data(piece, ends);
+        answers.push(answer);
+        bodies.push(body);
+    }
+    let mut answered = Box::pin(join_all(answers));
+    let patience = Duration::from_millis(if matches!(client, Client::DoesNotEnd) { 50 } else { 30_000 });
+    let _answers = tokio::time::timeout(patience, answered.as_mut()).await;
+    let open = settled().await;
+    connection.abort();
+    drop((sender, bodies));
+    open.saturating_sub(settled().await) / STREAMS
+}
+
+async fn keys(api: &Api, request: pb::CreateKeyRequest) -> Keys {
+    let mut keys = Keys { secret: String::new(), ids: Vec::new() };
+    for _ in 0..KEYS {
+        let (key, secret) = api.create(request.clone()).await;
+        keys.ids.push(key.id);
+        keys.secret = secret;
+    }
+    keys
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_request_holds_more_than_64_kib() {
+    let server = TestServer::start_with(MemoryRepository::new(), &config()).await;
+    let api = server.api().await;
+    let mut too_much = Vec::new();
+    for method in requests::methods() {
+        let typical = keys(&api, new_key()).await;
+        // The newest ones, which listings begin with.
+        let large = keys(&api, requests::largest_key()).await;
+        let plain = requests::plain(&method, &typical);
+        let of_plain = held(&server, &method, &plain, Client::DoesNotRead).await;
+        let mut worst = (of_plain, "plain".to_owned());
+        for case in requests::cases(&method, &typical, &large) {
+            let clients = match case.kind {
+                CaseKind::Valid => &[Client::DoesNotRead, Client::ReadsOneByte][..],
+                CaseKind::Usual => &[Client::DoesNotRead],
+                // Errors have no body that could stay unread.
+                CaseKind::Full => &[Client::DoesNotEnd],
+            };
+            for client in clients {
+                let bytes = held(&server, &method, &case.requests, *client).await;
+                let name = format!("{} ({client:?})", case.name);
+                if bytes > MAX_HELD {
+                    too_much.push(format!("{}, {name}: {bytes} bytes", method.full_name()));
+                }
+                worst = worst.max((bytes, name));
+            }
+        }
+        println!("{:45} {of_plain:6} {:6} {}", method.full_name(), worst.0, worst.1);
+    }
+    assert!(too_much.is_empty(), "{too_much:#?}");
+}
