@@ -5,9 +5,9 @@ WORKDIR /src
 # Dependencies first, with sources that are empty: they are built again only when the manifests change.
 COPY Cargo.toml Cargo.lock ./
 COPY migration/Cargo.toml migration/
-RUN mkdir -p src benches tests/it migration/src \
-    && echo 'fn main() {}' | tee build.rs src/main.rs benches/million_keys.rs benches/validate_load.rs tests/it/main.rs \
-        migration/src/main.rs > /dev/null \
+RUN mkdir -p src benches tests/held tests/it migration/src \
+    && echo 'fn main() {}' | tee build.rs src/main.rs benches/million_keys.rs benches/validate_load.rs benches/worst_requests.rs \
+        tests/held/main.rs tests/it/main.rs migration/src/main.rs > /dev/null \
     && touch src/lib.rs migration/src/lib.rs \
     && cargo build --release --locked --bin keyvouch
 COPY build.rs ./

@@ -131,26 +131,41 @@ async fn a_busy_pool(kind: Kind) {
     repository.create(key("second"), &context()).await.unwrap();
 }
 
-/// A server that rejects connections because it has too many is reported as such, not as a slow pool.
+/// A server that rejects connections because there are too many is reported as such, not as a slow pool.
 async fn a_server_without_free_connections(kind: Kind) {
-    let server = kind.start(None);
-    let url = server.database().await;
+    let url = kind.database().await;
+    let (scheme, rest) = url.split_once("://").unwrap();
+    let (_, place) = rest.split_once('@').unwrap();
+    let (_, name) = place.split_once('/').unwrap();
+    let user = format!("limited_{name}");
+    let (statements, code) = match kind {
+        Kind::Postgres => (vec![format!("CREATE ROLE {user} LOGIN CONNECTION LIMIT 1")], "53300"),
+        Kind::MariaDb => (
+            vec![
+                format!("CREATE USER {user}@'%' WITH MAX_USER_CONNECTIONS 1"),
+                format!("GRANT ALL ON {name}.* TO {user}@'%'"),
+            ],
+            "1226",
+        ),
+    };
+    let stranger = Database::connect(&url).await.unwrap();
+    for statement in statements {
+        stranger.execute_unprepared(&statement).await.unwrap();
+    }
+    let url = format!("{scheme}://{user}@{place}");
     let mut options = patient();
     options.pool.acquire_timeout = Duration::from_millis(500);
     let repository = SqlRepository::open(&url, options).await.unwrap();
-    let mut greedy = ConnectOptions::new(&url);
-    greedy.max_connections(300).acquire_timeout(Duration::from_secs(1));
-    let greedy = Database::connect(greedy).await.unwrap();
-    let mut held = Vec::new();
-    while let Ok(transaction) = greedy.begin().await {
-        held.push(transaction);
-    }
+    let mut held = None;
+    // The connection that `open` closed may count for a moment.
+    until("the only connection", async || {
+        held = Database::connect(&url).await.ok();
+        held.is_some()
+    })
+    .await;
+    let _transaction = held.unwrap().begin().await.unwrap();
     let error = repository.get_by_hash(&key("a").hash).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unavailable);
-    let code = match kind {
-        Kind::Postgres => "53300",
-        Kind::MariaDb => "1040",
-    };
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     assert!(format!("{error:?}").contains(code), "{error:?}");
 }
 

@@ -73,4 +73,8 @@ fn the_build_has_what_it_reads() {
         let name = target.split('"').next().unwrap();
         assert!(build.contains(&format!("benches/{name}.rs")), "{name}");
     }
+    for target in read("Cargo.toml").split("[[test]]\n").skip(1) {
+        let path = target.lines().find_map(|line| line.strip_prefix("path = \"")?.strip_suffix('"')).unwrap();
+        assert!(build.contains(path), "{path}");
+    }
 }
