@@ -16,7 +16,6 @@ use std::fs;
 use futures_util::future::join_all;
 use h2::client::SendRequest;
 use keyvouch::conformance::api::{Api, new_key};
-use keyvouch::grpc::pb;
 use prost::bytes::Bytes;
 use prost_reflect::MethodDescriptor;
 use tokio::net::TcpStream;
@@ -48,10 +47,10 @@ async fn main() {
     for method in methods() {
         let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
         let api = Api::new(channel, token);
-        let typical = keys(&api, new_key()).await;
+        let typical = Keys::create(&api, KEYS, new_key()).await;
         // Before there are newer keys, which listings begin with.
         let plain = server.cost(&method, &requests::plain(&method, &typical)).await;
-        let large = keys(&api, requests::largest_key()).await;
+        let large = Keys::create(&api, KEYS, requests::largest_key()).await;
         let mut worst = (0.0, String::new());
         for case in requests::cases(&method, &typical, &large) {
             let cost = server.cost(&method, &case.requests).await;
@@ -62,16 +61,6 @@ async fn main() {
         let (cost, name) = worst;
         println!("{:62} {plain:9.1} {cost:9.1} {:6.1}  {name}", method.full_name(), cost / plain);
     }
-}
-
-async fn keys(api: &Api, request: pb::CreateKeyRequest) -> Keys {
-    let mut keys = Keys { secret: String::new(), ids: Vec::new() };
-    for _ in 0..KEYS {
-        let (key, secret) = api.create(request.clone()).await;
-        keys.ids.push(key.id);
-        keys.secret = secret;
-    }
-    keys
 }
 
 struct Server {

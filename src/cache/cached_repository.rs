@@ -142,7 +142,7 @@ impl CacheParts {
     /// Reads the keys of a change.
     ///
     /// # Errors
-    /// Those of the backend; the change is not attempted then.
+    /// Fails with the errors of the backend; the change is not attempted then.
     async fn look_up(&self, target: Target) -> Result<Known> {
         let id = match target {
             Target::Hashes(hashes) => return Ok(Known { hashes: Some(hashes), last_change: None }),

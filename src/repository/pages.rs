@@ -33,10 +33,6 @@ impl Stride {
     /// Adapts to the keys that were read, and removes those beyond the aim, so that they are read again when they are needed.
     /// Keeps at least one key. Returns the approximate size in bytes of the others.
     pub(crate) fn fit(&mut self, keys: &mut Vec<ListedKey>) -> usize {
-        let size = |listed: &ListedKey| match listed {
-            ListedKey::Read(key) => key.size(),
-            ListedKey::Unreadable(_) => 0,
-        };
         let mut bytes = 0;
         let fitting = keys.iter().take_while(|key| {
             let is_fitting = bytes == 0 || bytes + size(key) <= self.bytes;
@@ -49,6 +45,14 @@ impl Stride {
         // Grows by a factor of four at most, since the next keys may be larger.
         self.rows = (self.bytes / average).clamp(1, MAX_ROWS.min(4 * self.rows));
         bytes
+    }
+}
+
+/// Returns the approximate size in bytes of a key in memory.
+fn size(listed: &ListedKey) -> usize {
+    match listed {
+        ListedKey::Read(key) => key.size(),
+        ListedKey::Unreadable(_) => 0,
     }
 }
 
@@ -96,11 +100,8 @@ pub(crate) async fn next_chunk(keys: &mut KeyStream) -> Vec<Result<ListedKey>> {
     while bytes < STREAM_BYTES
         && let Some(key) = keys.next().await
     {
-        bytes += match &key {
-            Ok(ListedKey::Read(key)) => key.size(),
-            Ok(ListedKey::Unreadable(_)) => 0,
-            Err(_) => STREAM_BYTES,
-        };
+        // An error ends the stream.
+        bytes += key.as_ref().map_or(STREAM_BYTES, size);
         chunk.push(key);
     }
     chunk

@@ -208,19 +208,15 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
         let is_reflection = request.uri().path().starts_with("/grpc.reflection.");
         let kind = if is_reflection { StreamKind::Reflection } else { StreamKind::Other };
         let stream = self.activity.seat.open_stream(kind);
-        let is_refused = stream.is_none();
+        let rejection = http_gate::rejection(&request)
+            .or_else(|| stream.is_none().then(|| overloaded().into_http()))
+            // A header field takes many times its encoded size in memory, until the call ends.
+            .or_else(|| {
+                (request.headers().len() > MAX_HEADER_FIELDS).then(|| too_many_header_fields().into_http())
+            });
         let running = self.activity.begin(stream);
-        if let Some(rejection) = http_gate::rejection(&request) {
+        if let Some(rejection) = rejection {
             let answer = rejection.map(|body| Answer::new(body, None, running));
-            return Box::pin(std::future::ready(Ok(answer)));
-        }
-        if is_refused {
-            let answer = overloaded().into_http().map(|body| Answer::new(body, None, running));
-            return Box::pin(std::future::ready(Ok(answer)));
-        }
-        // A header field takes many times its encoded size in memory, until the call ends.
-        if request.headers().len() > MAX_HEADER_FIELDS {
-            let answer = too_many_header_fields().into_http().map(|body| Answer::new(body, None, running));
             return Box::pin(std::future::ready(Ok(answer)));
         }
         let end = Some(self.end_of(&request));

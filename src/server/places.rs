@@ -47,7 +47,7 @@ struct Connections {
     seats: HashMap<u64, (Option<IpAddr>, Seat)>,
 }
 
-/// What the clients of one address have taken.
+/// Use of the limits by the clients of one address.
 #[derive(Clone, Debug, Default)]
 struct Peer {
     connections: usize,
@@ -167,7 +167,18 @@ impl Places {
     /// Creates limits of `max` connections, `max_per_peer` connections per address, and `max_streams` streams. Streams of
     /// administrators don't count.
     pub(super) fn new(max: usize, max_per_peer: usize, max_streams: usize) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new(Self::with(max, max_per_peer, max_streams))
+    }
+
+    /// Creates limits for connections that are never idle for a purpose: a new connection always finds room, at the expense of
+    /// the oldest connection of the address with the most. So an address with few connections keeps them.
+    pub(super) fn for_probes(max: usize, max_per_peer: usize) -> Arc<Self> {
+        let limits = Self::with(max, max_per_peer, max);
+        Arc::new(Self { gives_way_after: Duration::ZERO, peers_make_room: true, ..limits })
+    }
+
+    fn with(max: usize, max_per_peer: usize, max_streams: usize) -> Self {
+        Self {
             max,
             max_per_peer,
             max_streams,
@@ -177,23 +188,7 @@ impl Places {
             partial: Arc::default(),
             unread: Arc::default(),
             connections: Mutex::default(),
-        })
-    }
-
-    /// Creates limits for connections that are never idle for a purpose: a new connection always finds room, at the expense of
-    /// the oldest connection of the address with the most. So an address with few connections keeps them.
-    pub(super) fn for_probes(max: usize, max_per_peer: usize) -> Arc<Self> {
-        Arc::new(Self {
-            max,
-            max_per_peer,
-            max_streams: max,
-            gives_way_after: Duration::ZERO,
-            peers_make_room: true,
-            streams: Arc::default(),
-            partial: Arc::default(),
-            unread: Arc::default(),
-            connections: Mutex::default(),
-        })
+        }
     }
 
     /// Counts a new connection. If the limit is reached, closes an idle connection to make room: of the address with the most
@@ -250,8 +245,8 @@ impl Places {
 }
 
 impl Connections {
-    /// Closes a connection that was idle for `minimum`, of `only` this address if given. It no longer counts. Returns false if there
-    /// is none.
+    /// Closes a connection that was idle for `minimum`, of `only` this address if given. It no longer counts. Returns false if no
+    /// connection qualifies.
     fn make_room(&mut self, now: Moment, minimum: Duration, only: Option<IpAddr>) -> bool {
         let of_peer = |peer: &Option<IpAddr>| {
             peer.and_then(|peer| self.by_peer.get(&peer)).map_or(0, |peer| peer.connections)

@@ -12,8 +12,7 @@ use std::alloc::System;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use keyvouch::conformance::api::{Api, new_key};
-use keyvouch::grpc::pb;
+use keyvouch::conformance::api::new_key;
 use keyvouch::repository::MemoryRepository;
 use prost::bytes::Bytes;
 use prost_reflect::MethodDescriptor;
@@ -97,25 +96,15 @@ async fn held(server: &TestServer, method: &MethodDescriptor, requests: &[Bytes]
     open.saturating_sub(settled().await) / STREAMS
 }
 
-async fn keys(api: &Api, request: pb::CreateKeyRequest) -> Keys {
-    let mut keys = Keys { secret: String::new(), ids: Vec::new() };
-    for _ in 0..KEYS {
-        let (key, secret) = api.create(request.clone()).await;
-        keys.ids.push(key.id);
-        keys.secret = secret;
-    }
-    keys
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_request_holds_more_than_64_kib() {
     let server = TestServer::start_with(MemoryRepository::new(), &config()).await;
     let api = server.api().await;
     let mut too_much = Vec::new();
     for method in requests::methods() {
-        let typical = keys(&api, new_key()).await;
+        let typical = Keys::create(&api, KEYS, new_key()).await;
         // The newest ones, which listings begin with.
-        let large = keys(&api, requests::largest_key()).await;
+        let large = Keys::create(&api, KEYS, requests::largest_key()).await;
         let plain = requests::plain(&method, &typical);
         let of_plain = held(&server, &method, &plain, Client::DoesNotRead).await;
         let mut worst = (of_plain, "plain".to_owned());

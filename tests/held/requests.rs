@@ -1,6 +1,7 @@
 //! The largest requests of every method, made from the descriptors: for each field that has a size, a request in which it has a size
 //! that many fields may have, and one that is as large as the server takes.
 
+use keyvouch::conformance::api::Api;
 use keyvouch::grpc::pb;
 use prost::Message as _;
 use prost::bytes::Bytes;
@@ -20,6 +21,19 @@ pub(crate) struct Keys {
     pub(crate) secret: String,
     /// Their ids.
     pub(crate) ids: Vec<String>,
+}
+
+impl Keys {
+    /// Creates `count` keys by `request`.
+    pub(crate) async fn create(api: &Api, count: usize, request: pb::CreateKeyRequest) -> Self {
+        let mut keys = Self { secret: String::new(), ids: Vec::new() };
+        for _ in 0..count {
+            let (key, secret) = api.create(request.clone()).await;
+            keys.ids.push(key.id);
+            keys.secret = secret;
+        }
+        keys
+    }
 }
 
 /// Requests of one kind.

@@ -158,19 +158,19 @@ impl PoolHealth {
 
     /// Whether the connection is old, and its turn has come.
     fn takes_renewal(&self, age: Duration) -> bool {
-        let (now, due) = (self.now(), self.next_renewal.load(Ordering::Relaxed));
-        let next = now + micros(self.renewal_interval);
-        age > self.renew_after
-            && now >= due
-            && self.next_renewal.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        age > self.renew_after && self.takes_turn(&self.next_renewal, self.renewal_interval)
     }
 
     /// Returns whether the caller may find out why connecting fails: one may per [`EXPLANATION_INTERVAL`].
     pub(super) fn takes_explanation(&self) -> bool {
-        let (now, due) = (self.now(), self.next_explanation.load(Ordering::Relaxed));
-        let next = now + micros(EXPLANATION_INTERVAL);
-        now >= due
-            && self.next_explanation.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        self.takes_turn(&self.next_explanation, EXPLANATION_INTERVAL)
+    }
+
+    /// Returns whether the instant `next` has come, and moves it `interval` ahead of now. Of concurrent callers one succeeds.
+    fn takes_turn(&self, next: &AtomicU64, interval: Duration) -> bool {
+        let (now, due) = (self.now(), next.load(Ordering::Relaxed));
+        let later = now + micros(interval);
+        now >= due && next.compare_exchange(due, later, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// Whether the connection answers. If it doesn't, those of its age won't either, and are not asked one by one.
