@@ -1,10 +1,12 @@
 //! `[cache]`, `[cache.local]` and `[cache.redis]`
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::tls::{redis_files, require_pair};
 use super::{ConfigError, FeedConfig, HumanDuration, StoreUrl};
 use crate::cache::{Capacity, FeedOptions, LoadLimits, MokaOptions, RedisCacheOptions, StackOptions};
 use crate::redis;
@@ -65,9 +67,13 @@ pub struct RedisCacheConfig {
     /// How long a command may take.
     pub timeout: HumanDuration,
     /// A file of certificates that a server with TLS is verified against. Empty: the system's.
-    pub ca_file: String,
+    pub ca_file: PathBuf,
+    /// PEM file of the certificate for a server that demands one, read again for each connection. Empty: no certificate.
+    pub cert_file: PathBuf,
+    /// PEM file of the private key of `cert_file`.
+    pub key_file: PathBuf,
     /// A file of the password, read again for each connection. Empty: that of the URL.
-    pub password_file: String,
+    pub password_file: PathBuf,
 }
 
 impl Default for CacheConfig {
@@ -99,8 +105,10 @@ impl Default for RedisCacheConfig {
             ttl: None,
             prefix: "keyvouch-cache:".to_owned(),
             timeout: HumanDuration(Duration::from_millis(100)),
-            ca_file: String::new(),
-            password_file: String::new(),
+            ca_file: PathBuf::new(),
+            cert_file: PathBuf::new(),
+            key_file: PathBuf::new(),
+            password_file: PathBuf::new(),
         }
     }
 }
@@ -148,7 +156,10 @@ impl CacheConfig {
                 "is no URL of Redis: write redis://HOST:PORT",
             ));
         }
-        Ok(())
+        require_pair(
+            ("cache.redis.cert_file", &self.redis.cert_file),
+            ("cache.redis.key_file", &self.redis.key_file),
+        )
     }
 
     /// The caches, and how `feed` is followed for them.
@@ -184,8 +195,7 @@ impl CacheConfig {
             key_prefix: redis.prefix.clone(),
             ttl: redis.ttl.unwrap_or(self.ttl).0,
             timeout: redis.timeout.0,
-            ca_file: (!redis.ca_file.is_empty()).then(|| redis.ca_file.clone().into()),
-            password_file: (!redis.password_file.is_empty()).then(|| redis.password_file.clone().into()),
+            files: redis_files(&redis.ca_file, &redis.cert_file, &redis.key_file, &redis.password_file),
         })
     }
 }

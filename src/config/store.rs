@@ -7,6 +7,7 @@ use keyvouch_migration::{InvalidName, Names};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::tls::{redis_files, require_pair};
 use super::{ConfigError, HumanDuration, StoreUrl};
 use crate::domain::Entropy;
 use crate::redis;
@@ -53,9 +54,13 @@ pub struct StoreConfig {
     /// How many events each of the 64 shards in Redis keeps, about.
     pub redis_max_events_per_shard: u64,
     /// A file of certificates that Redis with TLS is verified against. Empty: the system's.
-    pub redis_ca_file: String,
+    pub redis_ca_file: PathBuf,
+    /// PEM file of the certificate for a Redis server that demands one, read again for each connection. Empty: no certificate.
+    pub redis_cert_file: PathBuf,
+    /// PEM file of the private key of `redis_cert_file`.
+    pub redis_key_file: PathBuf,
     /// A file of the password for Redis, read again for each connection. Empty: that of the URL.
-    pub redis_password_file: String,
+    pub redis_password_file: PathBuf,
     /// Refuse a Redis server that may lose keys or answer from its past, instead of warning.
     pub redis_strict: bool,
 }
@@ -94,8 +99,10 @@ impl Default for StoreConfig {
             redis_prefix: redis.key_prefix,
             redis_min_replicas_ack: redis.min_replicas_ack,
             redis_max_events_per_shard: redis.max_events_per_shard,
-            redis_ca_file: String::new(),
-            redis_password_file: String::new(),
+            redis_ca_file: PathBuf::new(),
+            redis_cert_file: PathBuf::new(),
+            redis_key_file: PathBuf::new(),
+            redis_password_file: PathBuf::new(),
             redis_strict: redis.strict,
         }
     }
@@ -132,6 +139,10 @@ impl StoreConfig {
         if self.redis_max_events_per_shard == 0 {
             return Err(ConfigError::invalid("store.redis_max_events_per_shard", "must be at least 1"));
         }
+        require_pair(
+            ("store.redis_cert_file", &self.redis_cert_file),
+            ("store.redis_key_file", &self.redis_key_file),
+        )?;
         let place = self.parse_url()?;
         let is_postgres = self.url.expose().starts_with("postgres");
         if !self.schema.is_empty() && !is_postgres {
@@ -179,9 +190,12 @@ impl StoreConfig {
             min_replicas_ack: self.redis_min_replicas_ack,
             max_events_per_shard: self.redis_max_events_per_shard,
             strict: self.redis_strict,
-            ca_file: (!self.redis_ca_file.is_empty()).then(|| self.redis_ca_file.clone().into()),
-            password_file: (!self.redis_password_file.is_empty())
-                .then(|| self.redis_password_file.clone().into()),
+            files: redis_files(
+                &self.redis_ca_file,
+                &self.redis_cert_file,
+                &self.redis_key_file,
+                &self.redis_password_file,
+            ),
             entropy,
         }
     }

@@ -1,12 +1,13 @@
 //! `[server.tls]`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, HumanDuration};
+use crate::redis::{ClientCertificate, RedisFiles};
 use crate::server::{ClientAuth, TlsFiles};
 
 /// Encrypted connections.
@@ -40,29 +41,22 @@ impl Default for TlsConfig {
 impl TlsConfig {
     /// The files; `None` if connections are not encrypted.
     pub fn files(&self) -> Result<Option<TlsFiles>, ConfigError> {
-        let (has_certificate, has_key) =
-            (!self.cert_file.as_os_str().is_empty(), !self.key_file.as_os_str().is_empty());
-        let client_ca = (!self.client_ca_file.as_os_str().is_empty()).then(|| self.client_ca_file.clone());
-        match (has_certificate, has_key) {
-            (true, true) => Ok(Some(TlsFiles {
+        require_pair(("server.tls.cert_file", &self.cert_file), ("server.tls.key_file", &self.key_file))?;
+        let client_ca = self.asks_clients().then(|| self.client_ca_file.clone());
+        if !self.cert_file.as_os_str().is_empty() {
+            return Ok(Some(TlsFiles {
                 certificate: self.cert_file.clone(),
                 key: self.key_file.clone(),
                 client_ca,
                 client_auth: self.client_auth,
-            })),
-            (true, false) => Err(ConfigError::invalid(
-                "server.tls.key_file",
-                "is empty, but server.tls.cert_file is not: give both for TLS, or neither",
-            )),
-            (false, true) => Err(ConfigError::invalid(
-                "server.tls.cert_file",
-                "is empty, but server.tls.key_file is not: give both for TLS, or neither",
-            )),
-            (false, false) if client_ca.is_some() => Err(ConfigError::invalid(
+            }));
+        }
+        match client_ca {
+            Some(_) => Err(ConfigError::invalid(
                 "server.tls.client_ca_file",
-                "needs TLS: give server.tls.cert_file and server.tls.key_file too",
+                "has no effect without TLS; set server.tls.cert_file and server.tls.key_file too",
             )),
-            (false, false) => Ok(None),
+            None => Ok(None),
         }
     }
 
@@ -82,5 +76,31 @@ impl TlsConfig {
     /// Whether clients are asked for a certificate.
     pub(super) fn asks_clients(&self) -> bool {
         !self.client_ca_file.as_os_str().is_empty()
+    }
+}
+
+type NamedFile<'a> = (&'static str, &'a Path);
+
+/// Returns an error unless both settings name a file, or neither does.
+pub(super) fn require_pair(certificate: NamedFile<'_>, key: NamedFile<'_>) -> Result<(), ConfigError> {
+    match (certificate.1.as_os_str().is_empty(), key.1.as_os_str().is_empty()) {
+        (true, false) => Err(one_is_missing(certificate.0, key.0)),
+        (false, true) => Err(one_is_missing(key.0, certificate.0)),
+        (true, true) | (false, false) => Ok(()),
+    }
+}
+
+fn one_is_missing(missing: &'static str, given: &str) -> ConfigError {
+    ConfigError::invalid(missing, format!("is empty, but {given} is set; set both, or neither"))
+}
+
+/// Returns the files of connections to Redis. Empty paths are unset.
+pub(super) fn redis_files(ca: &Path, certificate: &Path, key: &Path, password: &Path) -> RedisFiles {
+    let set = |path: &Path| (!path.as_os_str().is_empty()).then(|| path.to_owned());
+    RedisFiles {
+        ca: set(ca),
+        client_certificate: set(certificate)
+            .map(|certificate| ClientCertificate { certificate, key: key.to_owned() }),
+        password: set(password),
     }
 }

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
-use fred::error::{Error, ErrorKind as FredKind};
+use fred::error::{Error, ErrorKind};
 use fred::types::config::{CredentialProvider, Server};
 
-use crate::repository::{ErrorKind, RepositoryError, Result};
+use super::error::{InvalidSettings, Result};
 
 /// The file with the password of a user.
 #[derive(Debug)]
@@ -17,10 +17,10 @@ pub(super) struct PasswordFile {
 
 impl PasswordFile {
     /// # Errors
-    /// [`ErrorKind::Refused`] if the file can't be read now.
+    /// The file can't be read now.
     pub(super) fn open(user: Option<String>, path: &Path) -> Result<Self> {
         let file = Self { user, path: path.to_owned() };
-        file.read().map_err(|error| RepositoryError::new(ErrorKind::Refused, error))?;
+        file.read().map_err(InvalidSettings::new)?;
         Ok(file)
     }
 
@@ -40,7 +40,7 @@ impl CredentialProvider for PasswordFile {
         // Blocking is acceptable: the file is small and local, and connections are rare.
         let password = self
             .read()
-            .map_err(|error| Error::new(FredKind::Auth, format!("can't read the password file: {error}")))?;
+            .map_err(|error| Error::new(ErrorKind::Auth, format!("can't read the password file: {error}")))?;
         Ok((self.user.clone(), Some(password)))
     }
 }

@@ -8,7 +8,7 @@ use keyvouch::cache::{
     CacheStack, Capacity, FeedOptions, LoadLimits, MokaOptions, RedisCacheOptions, StackOptions,
 };
 use keyvouch::domain::{BootClock, Entropy, Stopwatch, SystemEntropy};
-use keyvouch::repository::KeyRepository;
+use keyvouch::repository::{KeyRepository, RedisFiles};
 use tokio::task::JoinHandle;
 
 /// A running replica. It stops when this is dropped.
@@ -40,8 +40,7 @@ pub(crate) fn redis(url: &str, prefix: &str) -> RedisCacheOptions {
         key_prefix: prefix.to_owned(),
         ttl: Duration::from_mins(5),
         timeout: Duration::from_millis(500),
-        ca_file: None,
-        password_file: None,
+        files: RedisFiles::default(),
     }
 }
 

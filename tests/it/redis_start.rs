@@ -1,12 +1,18 @@
 //! Which Redis servers are taken, and how they are reached.
 
+use std::path::{Path, PathBuf};
+
 use keyvouch::domain::KeyHash;
-use keyvouch::repository::{ErrorKind, KeyRepository as _, RedisOptions, RedisRepository};
+use keyvouch::repository::{
+    ClientCertificate, ErrorKind, KeyRepository as _, RedisFiles, RedisOptions, RedisRepository,
+};
+use tempfile::TempDir;
 
 use crate::databases::authority;
 use crate::redis_faults::{context, open, quick};
-use crate::redis_servers::{Redis, cli, free_port};
+use crate::redis_servers::{Redis, RedisServers, cli, free_port};
 use crate::sql::key;
+use crate::support::until;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_may_lose_keys_is_refused_if_told_so() {
@@ -87,45 +93,109 @@ async fn credentials_are_used_and_never_shown() {
     assert_eq!(repository.get_by_hash(&KeyHash::of("none")).await.unwrap(), None);
 }
 
+/// A server with TLS for `localhost`, and the files of the test.
+struct TlsServer {
+    folder: TempDir,
+    ca: PathBuf,
+    certificate: ClientCertificate,
+    port: u16,
+    servers: RedisServers,
+}
+
+impl TlsServer {
+    fn start(auth_clients: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (ca, certificate) = authority();
+        let ca = write(&folder, "ca.pem", &ca);
+        let (certificate, key) = certificate.write(folder.path());
+        let port = free_port();
+        let servers = Redis::Alone.start(&[
+            "--tls-port",
+            &port.to_string(),
+            "--tls-cert-file",
+            certificate.to_str().unwrap(),
+            "--tls-key-file",
+            key.to_str().unwrap(),
+            "--tls-ca-cert-file",
+            ca.to_str().unwrap(),
+            "--tls-auth-clients",
+            auth_clients,
+        ]);
+        Self { folder, ca, certificate: ClientCertificate { certificate, key }, port, servers }
+    }
+
+    fn url(&self, scheme: &str, host: &str) -> String {
+        format!("{scheme}://{host}:{}", self.port)
+    }
+}
+
+fn write(folder: &TempDir, name: &str, text: &str) -> PathBuf {
+    let path = folder.path().join(name);
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+fn with_files(files: RedisFiles) -> RedisOptions {
+    RedisOptions { files, ..quick() }
+}
+
 /// A certificate of the right authority for the right name, or nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_is_verified() {
-    let folder = tempfile::tempdir().unwrap();
-    let ((ca, certificate), (other_ca, _)) = (authority(), authority());
-    let (certificate, tls_key) = certificate.write(folder.path());
-    let write = |name: &str, pem: &str| {
-        let path = folder.path().join(name);
-        std::fs::write(&path, pem).unwrap();
-        path
-    };
-    let (ca, other_ca, none) = (write("ca.pem", &ca), write("other.pem", &other_ca), write("none.pem", ""));
-    let port = free_port();
-    let _servers = Redis::Alone.start(&[
-        "--tls-port",
-        &port.to_string(),
-        "--tls-cert-file",
-        certificate.to_str().unwrap(),
-        "--tls-key-file",
-        tls_key.to_str().unwrap(),
-        "--tls-ca-cert-file",
-        ca.to_str().unwrap(),
-        "--tls-auth-clients",
-        "no",
-    ]);
-    let with = |file: &std::path::Path| RedisOptions { ca_file: Some(file.to_owned()), ..quick() };
-    let url = |scheme: &str, host: &str| format!("{scheme}://{host}:{port}");
-    let repository = RedisRepository::open(&url("rediss", "localhost"), with(&ca)).await.unwrap();
+    let server = TlsServer::start("no");
+    let other_ca = write(&server.folder, "other.pem", &authority().0);
+    let none = write(&server.folder, "none.pem", "");
+    let with = |ca: &Path| with_files(RedisFiles { ca: Some(ca.to_owned()), ..RedisFiles::default() });
+    let url = |scheme, host| server.url(scheme, host);
+    let repository = RedisRepository::open(&url("rediss", "localhost"), with(&server.ca)).await.unwrap();
     let created = repository.create(key("a"), &context()).await.unwrap();
     assert_eq!(repository.get_by_hash(&created.hash).await.unwrap(), Some(created));
     for (url, file, kind) in [
-        (url("rediss", "127.0.0.1"), &ca, ErrorKind::Unavailable),
+        (url("rediss", "127.0.0.1"), &server.ca, ErrorKind::Unavailable),
         (url("rediss", "localhost"), &other_ca, ErrorKind::Unavailable),
         (url("rediss", "localhost"), &none, ErrorKind::Refused),
-        (url("redis", "localhost"), &ca, ErrorKind::Refused),
+        (url("redis", "localhost"), &server.ca, ErrorKind::Refused),
     ] {
         let error = RedisRepository::open(&url, with(file)).await.unwrap_err();
         assert_eq!(error.kind(), kind, "{url} {error:?}");
     }
+}
+
+/// A Redis server with TLS demands a certificate of its clients by default. The files are read again for each connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_certificate_is_sent_and_can_change() {
+    let server = TlsServer::start("yes");
+    let url = server.url("rediss", "localhost");
+    let client = ClientCertificate {
+        certificate: server.folder.path().join("client.pem"),
+        key: server.folder.path().join("client.key"),
+    };
+    let copy = |from: &ClientCertificate| {
+        std::fs::copy(&from.certificate, &client.certificate).unwrap();
+        std::fs::copy(&from.key, &client.key).unwrap();
+    };
+    let with = |client_certificate| {
+        with_files(RedisFiles { ca: Some(server.ca.clone()), client_certificate, ..RedisFiles::default() })
+    };
+    let missing = RedisRepository::open(&url, with(Some(client.clone()))).await.unwrap_err();
+    assert_eq!(missing.kind(), ErrorKind::Refused, "{missing:?}");
+    let without = RedisRepository::open(&url, with(None)).await.unwrap_err();
+    assert_eq!(without.kind(), ErrorKind::Unavailable, "{without:?}");
+    copy(&server.certificate);
+    let repository = RedisRepository::open(&url, with(Some(client.clone()))).await.unwrap();
+    let created = repository.create(key("a"), &context()).await.unwrap();
+
+    let (other_ca, other) = authority();
+    let other_folder = tempfile::tempdir().unwrap();
+    let (certificate, other_key) = other.write(other_folder.path());
+    let other_ca = write(&other_folder, "ca.pem", &other_ca);
+    let port = server.servers.servers[0].port;
+    assert_eq!(cli(port, &["CONFIG", "SET", "tls-ca-cert-file", other_ca.to_str().unwrap()]), "OK");
+    cli(port, &["CLIENT", "KILL", "TYPE", "normal"]);
+    until("the old certificate to be refused", async || repository.ping().await.is_err()).await;
+    copy(&ClientCertificate { certificate, key: other_key });
+    until("the new certificate", async || repository.get_by_hash(&created.hash).await.is_ok()).await;
+    until("changes", async || repository.create(key("b"), &context()).await.is_ok()).await;
 }
 
 /// Told with the right scheme.

@@ -1,10 +1,10 @@
 //! How a Redis store behaves.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::domain::{Entropy, SystemEntropy};
+use crate::redis::RedisFiles;
 
 /// How a [`RedisRepository`](super::RedisRepository) behaves.
 #[derive(Clone, Debug)]
@@ -24,10 +24,8 @@ pub struct RedisOptions {
     /// Refuse a server that may lose keys, instead of warning: one that evicts keys, does not persist them, or loses changes in
     /// a failover. The same for a Cluster that does not tell whether its nodes answer from their past.
     pub strict: bool,
-    /// A file of PEM certificates that a server with TLS is verified against; `None`: the system's.
-    pub ca_file: Option<PathBuf>,
-    /// A file of the password, read again for each connection; `None`: that of the URL.
-    pub password_file: Option<PathBuf>,
+    /// Certificates and a password.
+    pub files: RedisFiles,
     /// Where the nonces of events come from.
     pub entropy: Arc<dyn Entropy>,
 }
@@ -41,8 +39,7 @@ impl Default for RedisOptions {
             min_replicas_ack: 0,
             max_events_per_shard: 10_000,
             strict: false,
-            ca_file: None,
-            password_file: None,
+            files: RedisFiles::default(),
             entropy: Arc::new(SystemEntropy),
         }
     }
