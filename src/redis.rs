@@ -1,6 +1,5 @@
 //! Connections to Redis, for the store and for the cache.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,24 +7,24 @@ use fred::clients::{Client, SubscriberClient};
 use fred::interfaces::{ClientLike as _, EventInterface as _, PubsubInterface as _};
 use fred::types::Builder;
 use fred::types::config::{
-    Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy, ServerConfig, TlsConnector,
-    UnresponsiveConfig,
+    Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy, ServerConfig, UnresponsiveConfig,
 };
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::{ClientConfig, RootCertStore};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use self::password_file::PasswordFile;
-use crate::repository::{ErrorKind, RepositoryError, Result};
 
+mod error;
+mod files;
 mod password_file;
 mod watch;
 
+pub(crate) use error::InvalidSettings;
+use error::Result;
+pub use files::{ClientCertificate, RedisFiles};
 pub(crate) use watch::Watch;
 
 /// How long to wait before the first and the last attempts to connect again, in milliseconds.
@@ -46,70 +45,57 @@ pub(crate) fn is_scheme(scheme: &str) -> bool {
         .any(|name| scheme.strip_prefix(name).is_some_and(|rest| SCHEMES.contains(&rest)))
 }
 
-/// Parses `url`, and reads certificates and the password from files. Errors contain no part of the URL.
-pub(crate) fn config(url: &str, ca_file: Option<&Path>, password_file: Option<&Path>) -> Result<Config> {
-    let mut config = parse(url, ca_file)?;
-    let Some(password_file) = password_file else { return Ok(config) };
-    let refused = |problem: &'static str| Err(RepositoryError::new(ErrorKind::Refused, problem));
+/// Parses `url`, and reads the `files`. Errors contain no part of the URL.
+pub(crate) fn config(url: &str, files: &RedisFiles) -> Result<Config> {
+    let mut config = parse(url, files)?;
+    let Some(password_file) = &files.password else { return Ok(config) };
     if config.password.is_some() {
-        return refused("both the URL and the password file have a password; remove one of them");
+        return Err(InvalidSettings::new(
+            "both the URL and the password file have a password; remove one of them",
+        ));
     }
     if config.server.is_sentinel() {
         // fred sends the credentials of a provider to the sentinels as well.
-        return refused("a password file is not supported with Sentinel; put the password into the URL");
+        return Err(InvalidSettings::new(
+            "a password file is not supported with Sentinel; put the password into the URL",
+        ));
     }
     config.credential_provider = Some(Arc::new(PasswordFile::open(config.username.clone(), password_file)?));
     Ok(config)
 }
 
-fn parse(url: &str, ca_file: Option<&Path>) -> Result<Config> {
-    let refused = |problem: &'static str| RepositoryError::new(ErrorKind::Refused, problem);
-    // What the parser says can quote the URL.
+fn parse(url: &str, files: &RedisFiles) -> Result<Config> {
+    // The parser's own error can quote the URL.
     let parse = |url: &str| {
         let unreadable = "the URL can't be read, or the system's certificates: special characters in a password are \
                           written as %XX";
-        Config::from_url(url).map_err(|_| refused(unreadable))
+        Config::from_url(url).map_err(|_| InvalidSettings::new(unreadable))
     };
-    let Some(ca_file) = ca_file else {
+    if !files.need_tls() {
         return parse(url);
-    };
-    // Read as one without TLS, so that the system's certificates, which need not be there, are left alone.
+    }
+    // Parsed as a URL without TLS, because fred would read the system's certificates otherwise, which may be missing.
     let Some(rest) = url.strip_prefix("rediss").or_else(|| url.strip_prefix("valkeys")) else {
-        return Err(refused(
-            "a file of certificates is for URLs with TLS: rediss:, rediss-sentinel: or rediss-cluster:",
+        return Err(InvalidSettings::new(
+            "files of certificates are for URLs with TLS: rediss:, rediss-sentinel: or rediss-cluster:",
         ));
     };
     let mut config = parse(&format!("redis{rest}"))?;
-    config.tls = Some(TlsConnector::from(tls(ca_file)?).into());
+    config.tls = Some(files.tls()?.into());
     Ok(config)
 }
 
-/// Verifies servers against the certificates in `ca_file`.
-fn tls(ca_file: &Path) -> Result<ClientConfig> {
-    let unusable =
-        |error: Box<dyn std::error::Error + Send + Sync>| RepositoryError::new(ErrorKind::Refused, error);
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(ca_file).map_err(|error| unusable(error.into()))? {
-        let certificate = certificate.map_err(|error| unusable(error.into()))?;
-        roots.add(certificate).map_err(|error| unusable(error.into()))?;
-    }
-    if roots.is_empty() {
-        return Err(unusable("the file of certificates has none".into()));
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let config = versions.map_err(|error| unusable(error.into()))?;
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
-}
+/// Maximum number of times that a command is sent. fred stops its client when this number is exceeded. Commands that must not be
+/// repeated after their connection broke set `fail_fast` and a limit of their own.
+const MAX_ATTEMPTS: u32 = 4;
 
-/// Maximum number of redirections by a cluster of a command that can be repeated.
-pub(crate) const MAX_REDIRECTIONS: u32 = 2;
-/// Maximum number of times that a command is sent. fred counts redirections, and stops its client when this number is exceeded.
-/// Commands that must not be repeated after their connection broke set `fail_fast` and a limit of their own.
-const MAX_ATTEMPTS: u32 = 2 * MAX_REDIRECTIONS + 4;
-
-/// Returns a client that reconnects by itself. Its commands end after `timeout` and follow at most `max_redirections`.
-pub(crate) fn client(config: Config, timeout: Duration, max_redirections: u32) -> Result<Client> {
+/// Returns a client that reconnects by itself. Its commands end after `timeout`. A command that a cluster redirects fails with "Too many
+/// redirections."; the client has the new topology then, and the command can be sent again.
+///
+/// fred 10.1.0 must not follow redirections itself: after `ASK` it reads the next answer on the connection as that to its `ASKING`
+/// (`router/utils.rs`, `send_asking_with_policy`), although it may belong to another command in flight. From then on each command on the
+/// connection gets the answer to another one.
+pub(crate) fn client(config: Config, timeout: Duration) -> Result<Client> {
     Builder::from_config(config)
         .with_performance_config(|performance: &mut PerformanceConfig| {
             performance.default_command_timeout = timeout;
@@ -120,14 +106,14 @@ pub(crate) fn client(config: Config, timeout: Duration, max_redirections: u32) -
             connection.internal_command_timeout = patience;
             connection.max_command_buffer_len = MAX_WAITING;
             connection.max_command_attempts = MAX_ATTEMPTS;
-            connection.max_redirections = max_redirections;
+            connection.max_redirections = 0;
             // `Watch` detects servers that hang; the kernel detects hosts that are gone.
             connection.unresponsive = UnresponsiveConfig { max_timeout: None, interval: timeout };
             connection.tcp.user_timeout = Some(HALF_OPEN.max(timeout));
         })
         .set_policy(reconnects())
         .build()
-        .map_err(|_| RepositoryError::new(ErrorKind::Refused, "the URL does not fit together"))
+        .map_err(|_| InvalidSettings::new("the URL does not fit together"))
 }
 
 /// The servers, without any credential.

@@ -11,7 +11,6 @@
 //! flushing or filling it late is harmless. Only records are kept here: that there is no key would let a flood of random keys fill it.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::Duration;
@@ -26,7 +25,7 @@ use futures_util::stream::BoxStream;
 
 use super::{Entry, KeyCache, Knowledge, Tier};
 use crate::domain::{ApiKey, ChangeId, Entropy, KeyHash, Revision};
-use crate::redis::{MAX_REDIRECTIONS, Watch, client, config, place};
+use crate::redis::{RedisFiles, Watch, client, config, place};
 use crate::repository::{ErrorKind, RepositoryError, Result, StoreIdentity, StoredKey};
 
 /// What this release writes. What it does not know is a miss.
@@ -54,10 +53,8 @@ pub struct RedisCacheOptions {
     pub ttl: Duration,
     /// How long a command may take. A change waits for it at most so long.
     pub timeout: Duration,
-    /// A file of PEM certificates that a server with TLS is verified against; `None`: the system's.
-    pub ca_file: Option<PathBuf>,
-    /// A file of the password, read again for each connection; `None`: that of the URL.
-    pub password_file: Option<PathBuf>,
+    /// Certificates and a password.
+    pub files: RedisFiles,
 }
 
 /// The URL can hold a password.
@@ -105,8 +102,8 @@ impl RedisCache {
         knowledge: Arc<Knowledge>,
         entropy: Arc<dyn Entropy>,
     ) -> Result<Self> {
-        let config = config(&options.url, options.ca_file.as_deref(), options.password_file.as_deref())?;
-        let client = client(config.clone(), options.timeout, MAX_REDIRECTIONS)?;
+        let config = config(&options.url, &options.files)?;
+        let client = client(config.clone(), options.timeout)?;
         // It goes on trying for as long as the client lives.
         let task = client.connect();
         Ok(Self {

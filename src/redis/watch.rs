@@ -39,15 +39,13 @@ impl Watch {
     /// Supervises `clients` of the same servers, and their tasks. `timeout` is the deadline of their commands.
     pub(crate) fn start(clients: Vec<(Client, ConnectHandle)>, timeout: Duration) -> Self {
         let mut tasks = JoinSet::new();
-        let is_clustered = clients.first().is_some_and(|(client, _)| client.is_clustered());
-        if is_clustered {
-            let clients = clients.iter().map(|(client, _)| client.clone()).collect();
-            tasks.spawn(watch_cluster(clients, patience(timeout)));
+        let all: Vec<_> = clients.iter().map(|(client, _)| client.clone()).collect();
+        if all.first().is_some_and(Client::is_clustered) {
+            tasks.spawn(watch_cluster(all, patience(timeout)));
+        } else {
+            tasks.spawn(watch_server(all, patience(timeout)));
         }
         for (client, task) in clients {
-            if !is_clustered {
-                tasks.spawn(watch_connection(client.clone(), patience(timeout)));
-            }
             tasks.spawn(report(client.clone()));
             tasks.spawn(restart(client, task));
         }
@@ -57,7 +55,7 @@ impl Watch {
     /// Supervises a subscriber, which has one connection.
     pub(super) fn of_listener(client: SubscriberClient, task: ConnectHandle, timeout: Duration) -> Self {
         let mut tasks = JoinSet::new();
-        tasks.spawn(watch_connection(client.clone(), patience(timeout)));
+        tasks.spawn(watch_server(vec![client.clone()], patience(timeout)));
         tasks.spawn(restart(client, task));
         Self(tasks)
     }
@@ -70,12 +68,20 @@ pub(super) fn patience(timeout: Duration) -> Duration {
 
 /// Starts the task of a client again when it ends with an error. Closing the client ends it without one.
 async fn restart(client: impl ClientLike, mut task: ConnectHandle) {
-    while let Ok(Err(error)) = task.await {
-        // Unreachable servers are logged elsewhere, once.
-        if matches!(error.kind(), ErrorKind::IO | ErrorKind::Timeout | ErrorKind::Auth) {
-            tracing::debug!(%error, "a Redis client ended and is started again");
-        } else {
-            tracing::warn!(%error, "a Redis client ended and is started again");
+    loop {
+        match task.await {
+            // Unreachable servers are logged elsewhere, once.
+            Ok(Err(error))
+                if matches!(error.kind(), ErrorKind::IO | ErrorKind::Timeout | ErrorKind::Auth) =>
+            {
+                tracing::debug!(%error, "a Redis client ended and is started again");
+            }
+            Ok(Err(error)) => tracing::warn!(%error, "a Redis client ended and is started again"),
+            Err(error) if error.is_panic() => {
+                tracing::error!(%error, "a Redis client panicked and is started again");
+            }
+            // The client was closed, or the runtime ends.
+            Ok(Ok(())) | Err(_) => return,
         }
         tokio::time::sleep(RESTART_DELAY).await;
         task = client.connect();
@@ -84,7 +90,8 @@ async fn restart(client: impl ClientLike, mut task: ConnectHandle) {
 
 /// Logs rejected credentials. Commands only report that there is no connection.
 async fn report(client: Client) {
-    static LIMIT: LogLimit = LogLimit::new();
+    // Each client is rejected several times per second.
+    static LIMIT: LogLimit = LogLimit::per(Duration::from_secs(10), 1);
     let mut errors = client.error_rx();
     loop {
         match errors.recv().await {
@@ -99,21 +106,29 @@ async fn report(client: Client) {
     }
 }
 
-async fn watch_connection(client: impl ClientLike, patience: Duration) {
+/// Pings a server over the connections of `clients`. All reconnect when the first one is silent: on the others, an answer can be late
+/// although the server is well, behind changes that wait for replicas.
+async fn watch_server(clients: Vec<impl ClientLike>, patience: Duration) {
     let mut ticks = ticks();
     let mut silences = 0;
     loop {
         ticks.tick().await;
-        // Without a connection, fred is already reconnecting.
-        let is_silent = client.state() == ClientState::Connected
-            && tokio::time::timeout(patience, client.ping::<()>(None)).await.is_err();
-        silences = if is_silent { silences + 1 } else { 0 };
+        let asked = clients.iter().map(|client| is_silent(client, patience));
+        let is_first_silent = join_all(asked).await.first().copied().unwrap_or_default();
+        silences = if is_first_silent { silences + 1 } else { 0 };
         if silences == MAX_SILENCES {
             silences = 0;
             // fred continues in the background.
-            let _ = tokio::time::timeout(patience, client.force_reconnection()).await;
+            let reconnections = join_all(clients.iter().map(ClientLike::force_reconnection));
+            let _ = tokio::time::timeout(patience, reconnections).await;
         }
     }
+}
+
+async fn is_silent(client: &impl ClientLike, patience: Duration) -> bool {
+    // Without a connection, fred is already reconnecting.
+    client.state() == ClientState::Connected
+        && tokio::time::timeout(patience, client.ping::<()>(None)).await.is_err()
 }
 
 async fn watch_cluster(clients: Vec<Client>, patience: Duration) {

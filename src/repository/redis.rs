@@ -20,6 +20,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use fred::clients::Client;
 use fred::interfaces::{HashesInterface as _, KeysInterface as _};
 use fred::types::SetOptions;
 use fred::types::scripts::Script;
@@ -28,7 +29,6 @@ use futures_util::stream::BoxStream;
 use prost::bytes::Bytes;
 
 use self::connection::Connection;
-use self::error::from_fred;
 use self::keyspace::{Keyspace, Shard};
 use super::{
     Changes, EventPageRequest, FeedPosition, KeyRepository, KeyStream, ListedEvent, ListedKey, PageRequest,
@@ -96,7 +96,16 @@ impl RedisRepository {
     }
 
     async fn find(&self, hash: &KeyHash) -> Result<Option<ApiKey>> {
-        self.stored(hash).await?.map(|stored| record::parse(&stored)).transpose()
+        self.stored(hash).await?.map(|stored| record::parse_of(hash, &stored)).transpose()
+    }
+
+    /// Reads the text at `name`.
+    async fn read_text(&self, name: String) -> Result<Option<String>> {
+        let read = |client: Client| {
+            let name = name.clone();
+            async move { client.get(name).await }
+        };
+        self.connection.read(read).await
     }
 
     /// Reads a record as it is stored.
@@ -108,15 +117,18 @@ impl RedisRepository {
     /// Reads the identity of this installation, or writes one if there is none.
     async fn read_or_write_identity(&self) -> Result<StoreIdentity> {
         let name = self.keyspace.identity();
-        let read = || self.connection.reads().get::<Option<String>, _>(name.clone());
-        let mut stored = read().await.map_err(from_fred)?;
+        let mut stored = self.read_text(name.clone()).await?;
         if stored.is_none() {
             let drawn = StoreIdentity::draw(self.options.entropy.as_ref())?.0.to_string();
-            let once = Some(SetOptions::NX);
-            let written = self.connection.reads().set(name.clone(), drawn.clone(), None, once, false);
-            let _: Option<String> = written.await.map_err(from_fred)?;
+            let write = |client: Client| {
+                let (name, drawn) = (name.clone(), drawn.clone());
+                async move {
+                    client.set::<Option<String>, _, _>(name, drawn, None, Some(SetOptions::NX), false).await
+                }
+            };
+            self.connection.read(write).await?;
             // Another replica may have been faster.
-            stored = read().await.map_err(from_fred)?.or(Some(drawn));
+            stored = self.read_text(name).await?.or(Some(drawn));
         }
         let identity = stored.and_then(|stored| stored.parse().ok());
         identity.map(StoreIdentity).ok_or_else(|| record::corrupt("an identity that is not a UUID"))
@@ -170,7 +182,8 @@ impl KeyRepository for RedisRepository {
             match stored {
                 Ok(stored) => {
                     for (position, stored) in positions.into_iter().zip(stored) {
-                        found[position] = stored.map(|stored| record::parse(&stored)).transpose();
+                        let parse = |stored: Bytes| record::parse_of(&hashes[position], &stored);
+                        found[position] = stored.map(parse).transpose();
                     }
                 }
                 // A shard that can't be reached is no error of the others.
@@ -267,8 +280,12 @@ impl KeyRepository for RedisRepository {
         self.by_shard(ids, |shard, positions| async move {
             let fields: Vec<String> =
                 positions.iter().filter_map(|&at| ids.get(at)).map(ToString::to_string).collect();
-            let used: Vec<Option<i64>> =
-                self.connection.reads().hmget(self.keyspace.usage(shard), fields).await.map_err(from_fred)?;
+            let name = self.keyspace.usage(shard);
+            let read = |client: Client| {
+                let (name, fields) = (name.clone(), fields.clone());
+                async move { client.hmget(name, fields).await }
+            };
+            let used: Vec<Option<i64>> = self.connection.read(read).await?;
             let mut known = known_ref.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             for (at, used) in positions.into_iter().zip(used) {
                 if let Some(slot) = known.get_mut(at) {

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod api;
+mod architecture;
 mod cache;
 mod cached;
 mod chart;
@@ -17,6 +18,7 @@ mod plans;
 mod process;
 mod prove;
 mod redis_faults;
+mod redis_resharding;
 mod redis_servers;
 mod redis_start;
 mod repository;

@@ -1,14 +1,15 @@
 //! Redis servers that fail, and what only a look into a server shows.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use keyvouch::domain::{ApiKey, ChangeContext, ChangeKind, KeyFilter, RevokeReason, Timestamp};
+use keyvouch::domain::{ApiKey, ChangeContext, ChangeKind, RevokeReason, Timestamp};
 use keyvouch::repository::{
     ErrorKind, EventPageRequest, FeedPosition, KeyRepository as _, ListedEvent, ListedKey, OnRuntime,
-    PagePosition, PageRequest, RedisOptions, RedisRepository,
+    PagePosition, PageRequest, RedisFiles, RedisOptions, RedisRepository,
 };
 
-use crate::redis_servers::{Redis, RedisServer, RedisServers, cli};
+use crate::redis_servers::{Redis, RedisServers, cli};
 use crate::sql::key;
 use crate::support::until;
 
@@ -22,6 +23,10 @@ pub(crate) fn context() -> ChangeContext {
 
 pub(crate) fn quick() -> RedisOptions {
     RedisOptions { timeout: Duration::from_millis(500), ..RedisOptions::default() }
+}
+
+fn with_password(file: PathBuf) -> RedisOptions {
+    RedisOptions { files: RedisFiles { password: Some(file), ..RedisFiles::default() }, ..quick() }
 }
 
 pub(crate) async fn open(servers: &RedisServers, options: RedisOptions) -> RedisRepository {
@@ -357,7 +362,7 @@ async fn prefixes_keep_stores_apart() {
         .unwrap();
     other.delete(created.id, &context()).await.unwrap();
     assert_eq!(one.get(created.id).await.unwrap(), Some(created));
-    let request = PageRequest { owner_id: None, filter: KeyFilter::all(now()), after: None, limit: 10 };
+    let request = PageRequest { owner_id: None, after: None, limit: 10 };
     assert_eq!(one.list_page(&request).await.unwrap().len(), 1);
     assert_eq!(other.list_page(&request).await.unwrap(), []);
     assert_eq!(one.changes(None, 10).await.unwrap().events.len(), 1);
@@ -500,7 +505,7 @@ async fn what_can_not_be_read_stops_nothing() {
     assert_eq!(listed.iter().filter(|event| matches!(event, ListedEvent::Unreadable(_))).count(), 1);
     assert_eq!(listed.len(), 4);
 
-    let request = PageRequest { owner_id: None, filter: KeyFilter::all(now()), after: None, limit: 10 };
+    let request = PageRequest { owner_id: None, after: None, limit: 10 };
     let listed = repository.list_page(&request).await.unwrap();
     assert!(listed.contains(&ListedKey::Read(sound)) && listed.len() == 2);
     assert!(listed.contains(&ListedKey::Unreadable(PagePosition::of(&broken))));
@@ -708,7 +713,7 @@ async fn a_password_can_change_while_the_store_is_open() {
     let file = folder.path().join("password");
     std::fs::write(&file, "old\n").unwrap();
     let url = format!("redis://kv@127.0.0.1:{port}");
-    let options = || RedisOptions { password_file: Some(file.clone()), ..quick() };
+    let options = || with_password(file.clone());
     let repository = RedisRepository::open(&url, options()).await.unwrap();
     let created = repository.create(key("a"), &context()).await.unwrap();
     user(">new");
@@ -722,7 +727,7 @@ async fn a_password_can_change_while_the_store_is_open() {
 
     let refused = RedisRepository::open(&format!("redis://kv:new@127.0.0.1:{port}"), options()).await;
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::Refused);
-    let missing = RedisOptions { password_file: Some(folder.path().join("missing")), ..quick() };
+    let missing = with_password(folder.path().join("missing"));
     assert_eq!(RedisRepository::open(&url, missing).await.unwrap_err().kind(), ErrorKind::Refused);
 }
 
@@ -745,82 +750,6 @@ async fn a_user_who_lacks_a_command_is_refused_at_the_start() {
         let repository = open(&servers, quick()).await;
         repository.create(key("a"), &context()).await.unwrap();
     }
-}
-
-/// The primary of the slot of `name`, and another one.
-fn source_and_target<'s>(servers: &'s RedisServers, slot: &str) -> (&'s RedisServer, &'s RedisServer) {
-    let slot: u16 = slot.parse().unwrap();
-    let nodes = cli(servers.servers[0].port, &["CLUSTER", "NODES"]);
-    let mut primaries = (None, None);
-    for node in nodes.lines().filter(|node| node.contains("master")) {
-        let mut fields = node.split(' ');
-        let address = fields.nth(1).unwrap().split('@').next().unwrap();
-        let port: u16 = address.rsplit(':').next().unwrap().parse().unwrap();
-        let server = servers.servers.iter().find(|server| server.port == port).unwrap();
-        let has_slot = fields.skip(6).any(|range| {
-            let (first, last) = range.split_once('-').unwrap_or((range, range));
-            (first.parse::<u16>().unwrap()..=last.parse().unwrap()).contains(&slot)
-        });
-        if has_slot { primaries.0 = Some(server) } else { primaries.1 = Some(server) }
-    }
-    (primaries.0.unwrap(), primaries.1.unwrap())
-}
-
-/// A slot on its way to another node: what has moved is read and changed there, what has not here, and no client ends.
-async fn a_slot_that_moves_stops_nothing(min_replicas_ack: u32) {
-    let servers = Redis::Cluster.start(&[]);
-    let store = open(&servers, RedisOptions { min_replicas_ack, ..quick() }).await;
-    let moved = store.create(key("moved"), &context()).await.unwrap();
-    let other = store.create(key("other"), &context()).await.unwrap();
-    let shard = moved.hash.as_bytes()[0] % 64;
-    assert_ne!(shard, other.hash.as_bytes()[0] % 64);
-    let tag = format!("keyvouch:{{{shard:02}}}:");
-    let slot = cli(servers.servers[0].port, &["CLUSTER", "KEYSLOT", &tag]);
-    let (source, target) = source_and_target(&servers, &slot);
-    let id = |server: &RedisServer| cli(server.port, &["CLUSTER", "MYID"]);
-    assert_eq!(cli(target.port, &["CLUSTER", "SETSLOT", &slot, "IMPORTING", &id(source)]), "OK");
-    assert_eq!(cli(source.port, &["CLUSTER", "SETSLOT", &slot, "MIGRATING", &id(target)]), "OK");
-    let target_port = target.port.to_string();
-    let move_all = |pattern: &str| {
-        let names = cli(source.port, &["KEYS", pattern]);
-        for name in names.lines().filter(|name| !name.is_empty()) {
-            assert_eq!(cli(source.port, &["MIGRATE", "127.0.0.1", &target_port, name, "0", "5000"]), "OK");
-        }
-    };
-    move_all(&format!("{tag}key:*"));
-    for _ in 0..3 {
-        assert_eq!(store.get_by_hash(&moved.hash).await.unwrap(), Some(moved.clone()));
-        assert_eq!(store.get_by_hash(&other.hash).await.unwrap(), Some(other.clone()));
-        store.recent_changes(10).await.unwrap();
-    }
-    // Redis runs no change of several names, of which some are here, some there and some nowhere.
-    for pattern in ["nothing", "*"] {
-        move_all(&format!("{tag}{pattern}"));
-        let change = store.revoke(moved.id, RevokeReason::default(), &context()).await.unwrap_err();
-        assert_eq!(change.kind(), ErrorKind::Unavailable);
-    }
-    for server in [target, source] {
-        assert_eq!(cli(server.port, &["CLUSTER", "SETSLOT", &slot, "NODE", &id(target)]), "OK");
-    }
-    until("the slot's new node", async || {
-        store.revoke(moved.id, RevokeReason::default(), &context()).await.is_ok()
-    })
-    .await;
-    for name in 0..20 {
-        store.create(key(&name.to_string()), &context()).await.unwrap();
-    }
-    assert!(store.get_by_hash(&moved.hash).await.unwrap().unwrap().revocation.is_some());
-    assert!(store.get_by_hash(&other.hash).await.unwrap().unwrap().revocation.is_none());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_slot_that_moves_stops_no_client() {
-    a_slot_that_moves_stops_nothing(0).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_slot_that_moves_stops_no_client_that_waits_for_replicas() {
-    a_slot_that_moves_stops_nothing(1).await;
 }
 
 /// Behind Sentinel, a primary that hangs is left by reads and changes as soon as there is another one.

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use super::RedisOptions;
 use super::error::{from_fred, from_start, is_read_only, was_not_run};
 use super::keyspace::Shard;
-use crate::redis::{MAX_REDIRECTIONS, Watch, client, config, place, wakes};
+use crate::redis::{Watch, client, config, place, wakes};
 use crate::repository::{ErrorKind, RepositoryError, Result};
 
 /// How long a change waits that was not run and can be sent again.
@@ -73,14 +73,13 @@ pub(super) struct Connection {
 impl Connection {
     /// Connects to the server of `url`. No error holds any part of it.
     pub(super) async fn open(url: &str, options: &RedisOptions) -> Result<Self> {
-        let config = config(url, options.ca_file.as_deref(), options.password_file.as_deref())?;
+        let config = config(url, &options.files)?;
         let mut connection = Self {
             place: place(&config.server),
-            reads: client(config.clone(), options.timeout, MAX_REDIRECTIONS)?,
-            // The wait for replicas would ask those of the node from where a change is redirected.
+            reads: client(config.clone(), options.timeout)?,
             changes: (0..options.change_connections.max(1))
-                .map(|_| client(config.clone(), options.timeout, 0))
-                .collect::<Result<_>>()?,
+                .map(|_| client(config.clone(), options.timeout))
+                .collect::<std::result::Result<_, _>>()?,
             config,
             timeout: options.timeout,
             min_replicas_ack: options.min_replicas_ack,
@@ -103,9 +102,28 @@ impl Connection {
         &self.changes[usize::from(shard.number()) % self.changes.len()]
     }
 
-    /// For commands that change nothing.
-    pub(super) fn reads(&self) -> &Client {
-        &self.reads
+    /// Runs commands that can be repeated, and repeats them while a slot moves to another node.
+    pub(super) async fn read<T, F>(&self, read: impl Fn(Client) -> F) -> Result<T>
+    where
+        F: Future<Output = std::result::Result<T, fred::error::Error>>,
+    {
+        self.repeated(|| read(self.reads.clone())).await.map_err(from_fred)
+    }
+
+    /// Runs `run` until it was certainly run, or until the timeout.
+    async fn repeated<T, F>(&self, run: impl Fn() -> F) -> std::result::Result<T, fred::error::Error>
+    where
+        F: Future<Output = std::result::Result<T, fred::error::Error>>,
+    {
+        let began = Instant::now();
+        loop {
+            match run().await {
+                Err(error) if was_not_run(&error) && began.elapsed() < self.timeout => {
+                    tokio::time::sleep(RETRY_DELAY).await;
+                }
+                outcome => break outcome,
+            }
+        }
     }
 
     /// Whether the servers are found through Sentinel.
@@ -175,18 +193,12 @@ impl Connection {
         keys: Vec<Key>,
         arguments: Vec<Value>,
     ) -> Result<Vec<String>> {
-        let began = Instant::now();
-        let (answer, confirmed) = loop {
-            let changed = self.by_hash_or_text(|command| {
+        let changed = self.repeated(|| {
+            self.by_hash_or_text(|command| {
                 self.change_and_wait(shard, command.of(script), keys.clone(), arguments.clone())
-            });
-            match changed.await {
-                Err(error) if was_not_run(&error) && began.elapsed() < self.timeout => {
-                    tokio::time::sleep(RETRY_DELAY).await;
-                }
-                outcome => break outcome.map_err(from_fred)?,
-            }
-        };
+            })
+        });
+        let (answer, confirmed) = changed.await.map_err(from_fred)?;
         let is_change = answer.iter().all(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
         if is_change && confirmed < i64::from(self.min_replicas_ack) {
             return Err(RepositoryError::new(
@@ -253,7 +265,7 @@ impl Connection {
         keys: Vec<Key>,
         arguments: Vec<Value>,
     ) -> Result<T> {
-        let evaluated = self.by_hash_or_text(|command| {
+        let evaluate = |command: Evaluation| {
             let (keys, arguments) = (keys.clone(), arguments.clone());
             async move {
                 let (_, script) = command.of(script);
@@ -262,8 +274,8 @@ impl Connection {
                     Evaluation::ByText => client.eval(script, keys, arguments).await,
                 }
             }
-        });
-        evaluated.await.map_err(from_fred)
+        };
+        self.repeated(|| self.by_hash_or_text(evaluate)).await.map_err(from_fred)
     }
 
     /// By the hash of a script; where that is not known, as after a failover, the command itself loads it: a node of a
@@ -299,11 +311,13 @@ impl Connection {
     /// what it is in the same round trip, and last. Nodes of a cluster send reads to the primary by themselves.
     pub(super) async fn read_primary(&self, names: Vec<String>) -> Result<Vec<Option<Bytes>>> {
         if self.is_clustered() {
-            return match self.reads.mget(names.clone()).await {
-                Err(error) if was_not_run(&error) => self.read_moving(names).await,
-                values => values,
-            }
-            .map_err(from_fred);
+            let values = self.repeated(|| async {
+                match self.reads.mget(names.clone()).await {
+                    Err(error) if was_not_run(&error) => self.read_moving(names.clone()).await,
+                    values => values,
+                }
+            });
+            return values.await.map_err(from_fred);
         }
         let pipeline = self.reads.pipeline();
         pipeline.mget::<(), _>(names).await.map_err(from_fred)?;
@@ -313,8 +327,7 @@ impl Connection {
         Ok(values)
     }
 
-    /// The same for a slot on its way to another node: what is not where it was is there. fred sends a command that is redirected
-    /// for once (`ASK`) to the node where it came from.
+    /// Reads the values of `names` while their slot moves to another node: those that are not at its old node any more from the new one.
     async fn read_moving(
         &self,
         names: Vec<String>,

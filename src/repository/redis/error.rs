@@ -2,7 +2,30 @@
 
 use fred::error::{Error, ErrorKind as FredKind};
 
+use crate::redis::InvalidSettings;
 use crate::repository::{ErrorKind, RepositoryError};
+
+impl From<InvalidSettings> for RepositoryError {
+    fn from(error: InvalidSettings) -> Self {
+        Self::new(ErrorKind::Refused, error)
+    }
+}
+
+/// The beginnings of these answers say that the server did not run the command, or that a script ended before its first change.
+const NOT_RUN: [&str; 12] = [
+    "Failed to route command",
+    "Invalid or missing cluster state",
+    "ERR max number of clients reached",
+    "READONLY",
+    "LOADING",
+    "CLUSTERDOWN",
+    "MASTERDOWN",
+    "OOM",
+    "MISCONF",
+    "NOREPLICAS",
+    "NOAUTH",
+    "NOPERM",
+];
 
 /// What answers begin with when it can't be served now.
 const UNAVAILABLE: [&str; 17] = [
@@ -44,7 +67,9 @@ pub(super) fn from_start(error: Error) -> RepositoryError {
 
 /// Classifies `error`, which becomes the source.
 pub(super) fn from_fred(error: Error) -> RepositoryError {
-    RepositoryError::new(kind_of(&error), error)
+    let is_unapplied = was_not_run(&error) || NOT_RUN.iter().any(|code| says(&error, code));
+    let error = RepositoryError::new(kind_of(&error), error);
+    if is_unapplied { error.unapplied() } else { error }
 }
 
 /// The server takes no writes: it was a primary, or never one.

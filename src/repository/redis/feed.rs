@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use fred::clients::Client;
 use fred::interfaces::StreamsInterface as _;
 use fred::types::Key;
 use fred::types::streams::XCap;
@@ -11,7 +12,6 @@ use futures_util::future::{join_all, try_join_all};
 use uuid::Uuid;
 
 use super::RedisRepository;
-use super::error::from_fred;
 use super::keyspace::{self, Shard};
 use super::record::{corrupt, parse_revision};
 use super::stored_event::StoredEvent;
@@ -71,12 +71,7 @@ impl RedisRepository {
         };
         let mut found = Vec::new();
         loop {
-            let entries: Vec<Entry> = self
-                .connection
-                .reads()
-                .xrevrange(self.keyspace.events(shard), end, "-", Some(count))
-                .await
-                .map_err(from_fred)?;
+            let entries = self.newest_entries(shard, &end, count).await?;
             let read = entries.len();
             let Some((last, _)) = entries.last() else { break };
             end = format!("({last}");
@@ -151,13 +146,30 @@ impl RedisRepository {
 
     /// The newest events of a shard, oldest first, and how many events were trimmed.
     async fn newest_of(&self, shard: Shard, limit: usize) -> Result<(Vec<FeedItem>, u64)> {
-        let reads = self.connection.reads();
         let count = u64::try_from(limit).unwrap_or(u64::MAX);
         let missing = self.missing(shard).await?;
-        let newest: Vec<Entry> =
-            reads.xrevrange(self.keyspace.events(shard), "+", "-", Some(count)).await.map_err(from_fred)?;
+        let newest = self.newest_entries(shard, "+", count).await?;
         let events = newest.into_iter().rev().map(parse).collect::<Result<_>>()?;
         Ok((events, missing))
+    }
+
+    /// Reads at most `count` entries of a shard's stream, newest first, from the entry `end` on.
+    async fn newest_entries(&self, shard: Shard, end: &str, count: u64) -> Result<Vec<Entry>> {
+        let name = self.keyspace.events(shard);
+        let read = |client: Client| {
+            let (name, end) = (name.clone(), end.to_owned());
+            async move { client.xrevrange(name, end, "-", Some(count)).await }
+        };
+        self.connection.read(read).await
+    }
+
+    /// Reads at most `count` entries of a stream, oldest first, from the entry `start` on.
+    async fn oldest_entries(&self, name: String, start: &str, count: u64) -> Result<Vec<Entry>> {
+        let read = |client: Client| {
+            let (name, start) = (name.clone(), start.to_owned());
+            async move { client.xrange(name, start, "+", Some(count)).await }
+        };
+        self.connection.read(read).await
     }
 
     /// Before the oldest event that is kept of each shard.
@@ -177,8 +189,7 @@ impl RedisRepository {
             Mark::Event { revision, .. } => entry_id(revision),
         };
         let count = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
-        let entries: Vec<Entry> =
-            self.connection.reads().xrange(name, start, "+", Some(count)).await.map_err(from_fred)?;
+        let entries = self.oldest_entries(name, &start, count).await?;
         let mut events: Vec<_> = entries.into_iter().map(parse).collect::<Result<_>>()?;
         match mark {
             // Its own event is read again: if it is not there, or is another one, history was trimmed or rewound.
@@ -216,16 +227,13 @@ impl RedisRepository {
     /// what one has trimmed, another can't.
     async fn prune_shard(&self, shard: Shard, before: Timestamp) -> Result<u64> {
         let name = self.keyspace.events(shard);
-        let client = self.connection.reads();
-        let newest: Vec<Entry> =
-            client.xrevrange(name.clone(), "+", "-", Some(1)).await.map_err(from_fred)?;
+        let newest = self.newest_entries(shard, "+", 1).await?;
         let Some((newest, _)) = newest.into_iter().next() else {
             return Ok(0);
         };
         let mut pruned = 0;
         loop {
-            let oldest: Vec<Entry> =
-                client.xrange(name.clone(), "-", "+", Some(BATCH)).await.map_err(from_fred)?;
+            let oldest = self.oldest_entries(name.clone(), "-", BATCH).await?;
             let read = oldest.len();
             let mut first_kept = None;
             for (id, fields) in oldest {
@@ -248,7 +256,11 @@ impl RedisRepository {
             let cap: XCap = ("MINID", "=", first_kept.as_str())
                 .try_into()
                 .map_err(|_| corrupt("a stream with an odd entry"))?;
-            let trimmed: u64 = client.xtrim(name.clone(), cap).await.map_err(from_fred)?;
+            let trim = |client: Client| {
+                let (name, cap) = (name.clone(), cap.clone());
+                async move { client.xtrim(name, cap).await }
+            };
+            let trimmed: u64 = self.connection.read(trim).await?;
             pruned += trimmed;
             if trimmed == 0 || u64::try_from(read).is_ok_and(|read| trimmed < read) {
                 return Ok(pruned);

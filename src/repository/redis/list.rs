@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use fred::clients::Client;
 use fred::interfaces::ClientLike as _;
 use fred::prelude::Value;
 use fred::types::{ClusterHash, CustomCommand};
@@ -9,7 +10,6 @@ use futures_util::future::try_join_all;
 use prost::bytes::Bytes;
 
 use super::RedisRepository;
-use super::error::from_fred;
 use super::keyspace::{Member, SHARDS, Shard};
 use super::record;
 use crate::repository::unreadable::skipped_key;
@@ -53,17 +53,13 @@ impl RedisRepository {
             .collect();
         let mut page = Vec::new();
         loop {
-            // Where a filter lets little through, many are read for the few that are missing.
+            // Members of deleted keys lead nowhere, so some more are read.
             let wanted = (request.limit - page.len()).max(MIN_READ);
             let members = self.newest(&mut parts, wanted).await?;
             let is_last = members.len() < wanted;
             let keys = self.keys_of(&members).await?;
             page.extend(keys.into_iter().filter(|listed| match listed {
-                ListedKey::Read(key) => {
-                    let is_owned = request.owner_id.as_ref().is_none_or(|owner| *owner == key.owner_id);
-                    is_owned && request.filter.matches(key)
-                }
-                // It isn't known what a filter would say of it.
+                ListedKey::Read(key) => request.owner_id.as_ref().is_none_or(|owner| *owner == key.owner_id),
                 ListedKey::Unreadable(_) => true,
             }));
             if is_last || page.len() >= request.limit {
@@ -105,8 +101,11 @@ impl RedisRepository {
         ];
         // By raw bytes, which fred's own function does not take.
         let command = CustomCommand::new_static("ZREVRANGEBYLEX", ClusterHash::FirstKey, false);
-        let members: Vec<Bytes> =
-            self.connection.reads().custom(command, arguments).await.map_err(from_fred)?;
+        let read = |client: Client| {
+            let (command, arguments) = (command.clone(), arguments.clone());
+            async move { client.custom(command, arguments).await }
+        };
+        let members: Vec<Bytes> = self.connection.read(read).await?;
         part.is_exhausted = members.len() < count;
         for bytes in members {
             part.below = [b"(".as_slice(), &bytes].concat();
@@ -127,7 +126,7 @@ impl RedisRepository {
             }
         }
         let found = found.into_iter().zip(members);
-        let listed = found.filter_map(|(stored, (_, position))| match record::parse(&stored?) {
+        let listed = found.filter_map(|(stored, (hash, position))| match record::parse_of(&hash, &stored?) {
             Ok(key) => Some(ListedKey::Read(key)),
             Err(error) => {
                 skipped_key(position.id, &error);

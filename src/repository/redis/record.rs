@@ -23,6 +23,15 @@ pub(crate) fn parse(stored: &[u8]) -> Result<ApiKey> {
     Ok(ApiKey { revision: parse_revision(revision)?, ..document.into_key()? })
 }
 
+/// Parses the record of `hash`.
+///
+/// # Errors
+/// [`ErrorKind::Corrupt`] if it is not a record, or that of another key: an answer to another question must never decide about a key.
+pub(super) fn parse_of(hash: &KeyHash, stored: &[u8]) -> Result<ApiKey> {
+    let key = parse(stored)?;
+    if key.hash == *hash { Ok(key) } else { Err(corrupt("the record of another key")) }
+}
+
 /// Returns `stub` with what can be read of a record that breaks a rule.
 pub(super) fn salvage(stored: &[u8], stub: ApiKey) -> ApiKey {
     let space = stored.iter().position(|&byte| byte == b' ').map_or(0, |space| space + 1);

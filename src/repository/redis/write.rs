@@ -4,7 +4,6 @@ use fred::types::{Key, Value};
 use prost::bytes::Bytes;
 
 use super::RedisRepository;
-use super::error::from_fred;
 use super::keyspace::Shard;
 use super::record::{self, Index, corrupt};
 use super::stored_event::StoredEvent;
@@ -13,7 +12,6 @@ use crate::domain::{
     Revision, RevokeReason, Rotation, Timestamp,
 };
 use crate::repository::{ErrorKind, REQUEST_RETENTION, RepositoryError, Result};
-use fred::interfaces::KeysInterface as _;
 
 /// How often a change that lost against another one is tried anew.
 const MAX_ATTEMPTS: usize = 64;
@@ -46,8 +44,7 @@ impl Beginning {
 impl RedisRepository {
     /// What the id of a key leads to.
     pub(super) async fn index_of(&self, id: KeyId) -> Result<Option<Index>> {
-        let stored: Option<String> =
-            self.connection.reads().get(self.keyspace.id(id)).await.map_err(from_fred)?;
+        let stored: Option<String> = self.read_text(self.keyspace.id(id)).await?;
         stored.map(|stored| Index::parse(&stored)).transpose()
     }
 
@@ -78,8 +75,7 @@ impl RedisRepository {
 
     /// Returns the key that `request` made.
     pub(super) async fn made_by(&self, request: &RequestDigest) -> Result<Option<KeyId>> {
-        let id: Option<String> =
-            self.connection.reads().get(self.keyspace.request(request)).await.map_err(from_fred)?;
+        let id: Option<String> = self.read_text(self.keyspace.request(request)).await?;
         id.map(|id| KeyId::parse("id", &id).map_err(|_| corrupt("a request that made no key"))).transpose()
     }
 
