@@ -35,8 +35,8 @@ async fn main() {
     database.close().await.unwrap();
 
     let owner = OwnerId::parse("owner_id", "owner").unwrap();
-    let filter = KeyFilter::all(Timestamp::MAX);
     // SQLite's page cache is bounded and not what is measured: it is full before the count begins.
+    let filter = KeyFilter::all(Timestamp::MIN);
     let mut keys = repository.list_by_owner(&owner, &filter);
     for _ in 0..KEYS / 10 {
         keys.try_next().await.unwrap();
@@ -59,7 +59,7 @@ async fn main() {
         peak - before
     );
 
-    let request = PageRequest { owner_id: None, filter, after: None, limit: 1_000 };
+    let request = PageRequest { owner_id: None, after: None, limit: 1_000 };
     let begun = Instant::now();
     assert_eq!(repository.list_page(&request).await.unwrap().len(), 1_000);
     println!("a page of 1000 over all owners in {:.1?}", begun.elapsed());

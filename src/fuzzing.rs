@@ -17,8 +17,9 @@ use crate::app::{App, Store, Surroundings};
 use crate::config::Config;
 use crate::domain::{KeyFilter, Timestamp};
 use crate::grpc::pb;
-use crate::repository::{EventPageRequest, MemoryRepository, PageRequest};
-use crate::server::Arrived;
+use crate::repository::{EventPageRequest, MemoryRepository};
+use crate::server::BufferedBody;
+use crate::service::ListRequest;
 
 /// Far more than any answer may take to begin.
 const NEVER: Duration = Duration::from_secs(10);
@@ -48,7 +49,7 @@ pub fn key(bytes: &[u8]) {
 /// A page token of each listing.
 pub fn page_token(bytes: &[u8]) {
     let token = text(bytes);
-    let keys = PageRequest { owner_id: None, filter: KeyFilter::all(Timestamp::MIN), after: None, limit: 1 };
+    let keys = ListRequest { owner_id: None, filter: KeyFilter::all(Timestamp::MIN), after: None, limit: 1 };
     let events = EventPageRequest { key_id: None, owner_id: None, after: None, limit: 1 };
     let _ = crate::grpc::decode_page_token(&token, &keys);
     let _ = crate::grpc::decode_event_page_token(&token, &events);
@@ -119,7 +120,7 @@ impl Server {
         };
         let length = u32::try_from(message.len()).unwrap_or(u32::MAX).to_be_bytes();
         let piece = Bytes::from([&[0][..], &length, message].concat());
-        let body = Arrived { pieces: [Ok(Frame::data(piece))].into(), rest: Body::empty() };
+        let body = BufferedBody { pieces: [Ok(Frame::data(piece))].into(), rest: Body::empty() };
         let request = Request::post(format!("http://fuzz{path}"))
             .header("content-type", "application/grpc")
             .header("authorization", credential)

@@ -77,12 +77,14 @@ pub(crate) use redis::parse_record as parse_redis_record;
 pub use redis::{RedisOptions, RedisRepository};
 pub use sql::{PoolOptions, SqlOptions, SqlRepository};
 pub use stored_key::StoredKey;
+
 pub use unreadable::unreadable_counts;
 
 use crate::domain::{
     ApiKey, ChangeContext, ChangeId, Entropy, KeyFilter, KeyHash, KeyId, OwnerId, RequestDigest, Revision,
     RevokeReason, Rotation, Timestamp,
 };
+pub use crate::redis::{ClientCertificate, RedisFiles};
 
 /// A stream of keys that reads as it is polled, holds a bounded number of keys and stops when dropped. A record that
 /// can't be read is an item of it and doesn't end it.
@@ -360,13 +362,11 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
 /// Which page of a listing to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PageRequest {
-    /// Only keys of this owner; `None`: of all owners.
+    /// Only keys of this owner. `None`: keys of all owners.
     pub owner_id: Option<OwnerId>,
-    /// Which of them.
-    pub filter: KeyFilter,
-    /// Read on after this position; `None`: from the newest.
+    /// Read on after this position. `None`: begin with the newest key.
     pub after: Option<PagePosition>,
-    /// How many keys at most.
+    /// Maximum number of keys.
     pub limit: usize,
 }
 

@@ -14,6 +14,12 @@ pub struct KeyFilter {
 }
 
 impl KeyFilter {
+    /// Returns whether the filter shows every key.
+    #[must_use]
+    pub fn is_all(&self) -> bool {
+        self.prefix.is_none() && self.states.is_all()
+    }
+
     /// All keys.
     #[must_use]
     pub fn all(as_of: Timestamp) -> Self {

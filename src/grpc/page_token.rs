@@ -6,7 +6,8 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use crate::domain::{InvalidField, KeyId, KeyPrefix, KeyState, OwnerId, Revision, Timestamp};
-use crate::repository::{EventPageRequest, EventPosition, PagePosition, PageRequest};
+use crate::repository::{EventPageRequest, EventPosition, PagePosition};
+use crate::service::ListRequest;
 
 const VERSION: u8 = 1;
 /// That of a token of the audit trail.
@@ -18,12 +19,12 @@ const ID_BYTES: usize = 16;
 const TOKEN_BYTES: usize = 1 + FILTER_BYTES + TIME_BYTES + ID_BYTES;
 
 /// The token of the page after `position`, in the listing of `request`.
-pub(super) fn encode(position: PagePosition, request: &PageRequest) -> String {
+pub(super) fn encode(position: PagePosition, request: &ListRequest) -> String {
     join(VERSION, filter_digest(request), position.created_at.as_micros(), position.id)
 }
 
 /// The position in `token`, which has to belong to the listing of `request`. An empty token is the beginning.
-pub(crate) fn decode(token: &str, request: &PageRequest) -> Result<Option<PagePosition>, InvalidField> {
+pub(crate) fn decode(token: &str, request: &ListRequest) -> Result<Option<PagePosition>, InvalidField> {
     let position =
         |(created_at, id)| Some(PagePosition { created_at: Timestamp::from_micros(created_at)?, id });
     read(token, VERSION, filter_digest(request), position)
@@ -84,7 +85,7 @@ fn split(token: &[u8], version: u8, filter: [u8; FILTER_BYTES]) -> Option<(i64, 
 }
 
 /// A digest of what the listing shows; the moment and the size of the page are no part of that.
-fn filter_digest(request: &PageRequest) -> [u8; FILTER_BYTES] {
+fn filter_digest(request: &ListRequest) -> [u8; FILTER_BYTES] {
     let states = [KeyState::Active, KeyState::Revoked, KeyState::Expired];
     digest(
         [
@@ -122,8 +123,8 @@ mod tests {
     use super::*;
     use crate::domain::{KeyFilter, StateSet};
 
-    fn request(owner: Option<&str>, states: &[KeyState], prefix: Option<&str>) -> PageRequest {
-        PageRequest {
+    fn request(owner: Option<&str>, states: &[KeyState], prefix: Option<&str>) -> ListRequest {
+        ListRequest {
             owner_id: owner.map(|owner| OwnerId::parse("o", owner).unwrap()),
             filter: KeyFilter {
                 states: StateSet::any_of(states),

@@ -61,13 +61,14 @@ impl ErrorKind {
 #[derive(Clone, Debug)]
 pub struct RepositoryError {
     kind: ErrorKind,
+    is_unapplied: bool,
     source: Option<Arc<dyn Error + Send + Sync>>,
 }
 
 impl RepositoryError {
     /// An error with the cause `source`: an error or a text.
     pub fn new(kind: ErrorKind, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self { kind, source: Some(Arc::from(source.into())) }
+        Self { kind, is_unapplied: false, source: Some(Arc::from(source.into())) }
     }
 
     /// An error that this backend lacks `function`.
@@ -81,11 +82,24 @@ impl RepositoryError {
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
+
+    /// Declares that the change was certainly not made. Without it, a change that failed with [`ErrorKind::Unavailable`],
+    /// [`ErrorKind::Timeout`] or [`ErrorKind::Internal`] may have been made.
+    #[must_use]
+    pub fn unapplied(self) -> Self {
+        Self { is_unapplied: true, ..self }
+    }
+
+    /// Returns whether the change was certainly not made.
+    #[must_use]
+    pub fn is_unapplied(&self) -> bool {
+        self.is_unapplied
+    }
 }
 
 impl From<ErrorKind> for RepositoryError {
     fn from(kind: ErrorKind) -> Self {
-        Self { kind, source: None }
+        Self { kind, is_unapplied: false, source: None }
     }
 }
 

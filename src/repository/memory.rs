@@ -268,7 +268,6 @@ impl State {
             .into_iter()
             .flat_map(|order| order.range((Bound::Unbounded, end)).rev())
             .filter_map(|(_, id)| self.keys.get(id))
-            .filter(|key| request.filter.matches(key))
             .take(request.limit)
             .cloned()
             .map(Listed::Read)

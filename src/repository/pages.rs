@@ -49,14 +49,14 @@ impl Stride {
 }
 
 /// Returns the approximate size in bytes of a key in memory.
-fn size(listed: &ListedKey) -> usize {
+pub(crate) fn size(listed: &ListedKey) -> usize {
     match listed {
         ListedKey::Read(key) => key.size(),
         ListedKey::Unreadable(_) => 0,
     }
 }
 
-/// The keys of `owner`.
+/// Streams the keys of `owner` that `filter` shows.
 pub(super) fn stream_by_owner(
     repository: impl KeyRepository + 'static,
     owner: &OwnerId,
@@ -65,33 +65,44 @@ pub(super) fn stream_by_owner(
     stream_pages(repository, Some(owner.clone()), filter.clone())
 }
 
-/// The keys of one owner or of all, by [`KeyRepository::list_page`].
+/// Streams the keys of one owner or of all that `filter` shows, by [`KeyRepository::list_page`]. Each step reads a bounded number of
+/// keys, however few of them the filter shows.
 pub(crate) fn stream_pages(
     repository: impl KeyRepository + 'static,
     owner_id: Option<OwnerId>,
     filter: KeyFilter,
 ) -> KeyStream {
     let stride = Stride::new(STREAM_BYTES);
-    let first = PageRequest { owner_id, filter, after: None, limit: stride.rows() };
-    stream::try_unfold((repository, stride, Some(first)), |(repository, mut stride, request)| async move {
-        let Some(mut request) = request else {
-            return Ok::<_, RepositoryError>(None);
-        };
-        let mut page = repository.list_page(&request).await?;
-        let found = page.len();
-        stride.fit(&mut page);
-        let next = match page.last() {
-            Some(last) if found == request.limit || page.len() < found => {
-                request.after = Some(last.position());
-                request.limit = stride.rows();
-                Some(request)
-            }
-            _ => None,
-        };
-        Ok(Some((stream::iter(page.into_iter().map(Ok)), (repository, stride, next))))
-    })
-    .try_flatten()
-    .boxed()
+    let first = PageRequest { owner_id, after: None, limit: stride.rows() };
+    let pages = stream::try_unfold(
+        (repository, stride, Some(first)),
+        |(repository, mut stride, request)| async move {
+            let Some(mut request) = request else {
+                return Ok::<_, RepositoryError>(None);
+            };
+            let mut page = repository.list_page(&request).await?;
+            let found = page.len();
+            stride.fit(&mut page);
+            let next = match page.last() {
+                Some(last) if found == request.limit || page.len() < found => {
+                    request.after = Some(last.position());
+                    request.limit = stride.rows();
+                    Some(request)
+                }
+                _ => None,
+            };
+            Ok(Some((stream::iter(page.into_iter().map(Ok)), (repository, stride, next))))
+        },
+    );
+    pages.try_flatten().try_filter(move |listed| std::future::ready(is_shown(&filter, listed))).boxed()
+}
+
+/// Returns whether `filter` shows an item. Records that can't be read are shown: it isn't known what the filter would say of them.
+pub(crate) fn is_shown(filter: &KeyFilter, listed: &ListedKey) -> bool {
+    match listed {
+        ListedKey::Read(key) => filter.matches(key),
+        ListedKey::Unreadable(_) => true,
+    }
 }
 
 /// Waits for keys until they have about [`STREAM_BYTES`], or until the stream ends or fails. Returns an empty chunk at the end.

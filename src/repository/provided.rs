@@ -3,7 +3,9 @@
 use futures_util::TryStreamExt as _;
 
 use super::{ErrorKind, KeyRepository, ListedKey, PageRequest, RepositoryError, Result};
-use crate::domain::{ApiKey, ChangeContext, ChangeId, KeyHash, KeyId, Revision, RevokeReason, Rotation};
+use crate::domain::{
+    ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, Revision, RevokeReason, Rotation, Timestamp,
+};
 use crate::telemetry::error_chain;
 
 /// How often a change that lost against another one is tried anew.
@@ -103,7 +105,7 @@ pub(super) async fn list_page<R: KeyRepository + ?Sized>(
     let Some(owner) = &request.owner_id else {
         return Err(RepositoryError::not_offered("listing the keys of all owners"));
     };
-    let mut keys = repository.list_by_owner(owner, &request.filter);
+    let mut keys = repository.list_by_owner(owner, &KeyFilter::all(Timestamp::MIN));
     let mut page = Vec::new();
     while page.len() < request.limit
         && let Some(key) = keys.try_next().await?

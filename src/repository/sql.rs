@@ -246,9 +246,14 @@ impl SqlRepository {
     }
 
     async fn try_write<W: Write>(&self, write: &W, context: &ChangeContext) -> Result<W::Output> {
-        self.place.check()?;
-        let change = self.begin().await?;
-        write.run(change, context).await
+        self.place.check().map_err(RepositoryError::unapplied)?;
+        let change = self.begin().await.map_err(RepositoryError::unapplied)?;
+        let outcome = write.run(change, context).await;
+        outcome.map_err(|error| match remedy(&error) {
+            // The server rejected the change or rolled it back.
+            Remedy::Retry | Remedy::Reconnect => error.unapplied(),
+            Remedy::Distrust | Remedy::None => error,
+        })
     }
 
     /// Begins a change, and retries on another connection if the first one was dead. Nothing of the change was sent by then.

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Notify;
+
 use super::{Actor, Caller};
 use crate::domain::{BootClock, Moment, Stopwatch as _};
 
@@ -26,6 +28,7 @@ struct Taken {
 struct Slot {
     caller: String,
     read_at: Moment,
+    lost: Arc<Notify>,
 }
 
 /// A slot that is taken until this is dropped.
@@ -33,6 +36,7 @@ struct Slot {
 pub(crate) struct CallerSlot {
     slots: Arc<CallerSlots>,
     number: u64,
+    lost: Arc<Notify>,
 }
 
 impl CallerSlots {
@@ -52,15 +56,22 @@ impl CallerSlots {
         let mut taken = self.lock();
         if !self.has_room(&taken, &caller) {
             let unread_for = self.unread_for?;
-            taken.slots.retain(|_, slot| now.since(slot.read_at) < unread_for);
+            taken.slots.retain(|_, slot| {
+                let is_read = now.since(slot.read_at) < unread_for;
+                if !is_read {
+                    slot.lost.notify_one();
+                }
+                is_read
+            });
             if !self.has_room(&taken, &caller) {
                 return None;
             }
         }
         taken.last += 1;
         let number = taken.last;
-        taken.slots.insert(number, Slot { caller, read_at: now });
-        Some(CallerSlot { slots: Arc::clone(self), number })
+        let lost = Arc::default();
+        taken.slots.insert(number, Slot { caller, read_at: now, lost: Arc::clone(&lost) });
+        Some(CallerSlot { slots: Arc::clone(self), number, lost })
     }
 
     fn has_room(&self, taken: &Taken, caller: &str) -> bool {
@@ -75,6 +86,11 @@ impl CallerSlots {
 }
 
 impl CallerSlot {
+    /// Completes when the stream has lost its slot.
+    pub(crate) async fn lost(&self) {
+        self.lost.notified().await;
+    }
+
     /// Notes that the stream is read. Returns false if it has lost its slot.
     pub(crate) fn is_read(&self) -> bool {
         self.is_read_at(BootClock.moment())

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::domain::{
-    ApiKey, Description, InvalidField, KeyName, Metadata, OwnerId, ScopeSet, SecretKey, Timestamp,
+    ApiKey, Description, InvalidField, KeyFilter, KeyName, Metadata, OwnerId, ScopeSet, SecretKey, Timestamp,
 };
 use crate::repository::{Listed, PagePosition};
 
@@ -89,6 +89,28 @@ pub struct KeyRecord {
 
 /// An item of a listing of keys.
 pub type ListedRecord = Listed<KeyRecord, PagePosition>;
+
+/// A page of keys to read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListRequest {
+    /// Only keys of this owner. `None`: keys of all owners.
+    pub owner_id: Option<OwnerId>,
+    /// Keys to show.
+    pub filter: KeyFilter,
+    /// Read on after this position. `None`: begin with the newest key.
+    pub after: Option<PagePosition>,
+    /// Maximum number of keys.
+    pub limit: usize,
+}
+
+/// A page of keys.
+#[derive(Debug)]
+pub struct ListedPage {
+    /// The keys, and the positions of records that can't be read.
+    pub records: Vec<ListedRecord>,
+    /// The position after which the next page begins. `None` if this is the last page.
+    pub next: Option<PagePosition>,
+}
 
 impl ListedRecord {
     /// Returns the place right behind this item.

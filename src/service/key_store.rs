@@ -7,8 +7,8 @@ use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 
 use super::{
-    Caller, Expiry, IssuedKey, KeyRecord, KeyUpdate, ListedRecord, NewKey, Precondition, RotateRequest,
-    RotatedKey, ServiceError,
+    Caller, Expiry, IssuedKey, KeyRecord, KeyUpdate, ListRequest, ListedPage, ListedRecord, NewKey,
+    Precondition, RotateRequest, RotatedKey, ServiceError,
 };
 use crate::domain::{
     ApiKey, ChangeContext, ChangeId, Clock, Entropy, InvalidField, KeyFilter, KeyFormat, KeyHash, KeyId,
@@ -27,6 +27,8 @@ const MAX_ATTEMPTS: usize = 16;
 const USAGE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How many successors are drawn until one is where the old key is: one of 64 is, so that never ends without one.
 const MAX_DRAWS: usize = 10_000;
+/// Maximum number of keys that a page looks at although its filter does not show them.
+const MAX_HIDDEN: usize = 1_000;
 /// Approximate number of bytes that a listing reads per step.
 const LIST_STEP_BYTES: usize = 128 * 1024;
 
@@ -101,24 +103,35 @@ impl KeyStoreService {
         Ok(self.record(key, usage))
     }
 
-    /// Reads a page of keys, newest first, until it has `request.limit` keys or about `max_bytes`, and whether more keys may follow.
-    pub async fn list(&self, request: &PageRequest, max_bytes: usize) -> Result<(Vec<ListedRecord>, bool)> {
+    /// Reads a page of keys, newest first: at most `request.limit` keys, and about `max_bytes`. Looks at a bounded number of keys, so a
+    /// page can have fewer keys, or none, although more follow.
+    pub async fn list(&self, request: &ListRequest, max_bytes: usize) -> Result<ListedPage> {
         let mut stride = Stride::new(LIST_STEP_BYTES);
-        let mut step = request.clone();
-        let (mut listed, mut bytes, mut is_over) = (Vec::new(), 0, false);
+        let mut step = PageRequest { owner_id: request.owner_id.clone(), after: request.after, limit: 0 };
         // One more than requested, to find out whether more follow.
         let wanted = request.limit + 1;
-        while !is_over && listed.len() < wanted && bytes < max_bytes {
-            step.limit = stride.rows().min(wanted - listed.len());
+        let (mut listed, mut bytes, mut looked_at, mut is_over) = (Vec::new(), 0, 0, false);
+        while !is_over && listed.len() < wanted && bytes < max_bytes && looked_at < wanted + MAX_HIDDEN {
+            // Without a filter, no more than are still missing.
+            let missing = wanted - listed.len();
+            step.limit = if request.filter.is_all() { stride.rows().min(missing) } else { stride.rows() };
             let mut page = self.repository.list_page(&step).await?;
             let found = page.len();
-            bytes += stride.fit(&mut page);
+            stride.fit(&mut page);
+            looked_at += page.len();
             is_over = found < step.limit && page.len() == found;
             step.after = page.last().map(ListedKey::position).or(step.after);
+            page.retain(|listed| pages::is_shown(&request.filter, listed));
+            bytes += page.iter().map(pages::size).sum::<usize>();
             listed.extend(page);
         }
-        listed.truncate(request.limit);
-        Ok((self.listed_records(listed).await?, !is_over))
+        let next = if listed.len() >= wanted {
+            listed.truncate(request.limit);
+            listed.last().map(ListedKey::position)
+        } else {
+            step.after.filter(|_| !is_over)
+        };
+        Ok(ListedPage { records: self.listed_records(listed).await?, next })
     }
 
     /// Reads a page of the audit trail, newest first.

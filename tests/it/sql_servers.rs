@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use keyvouch::conformance::repository::Subject;
-use keyvouch::domain::{ChangeContext, ChangeKind, KeyFilter, KeyHash, Revision, RevokeReason, Timestamp};
+use keyvouch::domain::{ChangeContext, ChangeKind, KeyHash, Revision, RevokeReason, Timestamp};
 use keyvouch::repository::{
     ErrorKind, EventPageRequest, KeyRepository as _, ListedEvent, ListedKey, PagePosition, PageRequest,
     SqlOptions, SqlRepository, UnreadableEvent,
@@ -181,7 +181,7 @@ async fn a_row_that_can_not_be_read_fails_alone(kind: Kind) {
     assert_eq!(found, [Err(ErrorKind::Corrupt), Ok(Some(sound.clone()))]);
 
     // Listings go on, and say where it is.
-    let request = PageRequest { owner_id: None, filter: KeyFilter::all(now()), after: None, limit: 10 };
+    let request = PageRequest { owner_id: None, after: None, limit: 10 };
     let place = PagePosition::of(&broken);
     let listed = repository.list_page(&request).await.unwrap();
     assert_eq!(listed.len(), 2);
@@ -349,7 +349,7 @@ async fn row_level_security_is_an_error_and_hides_no_key() {
         SqlRepository::open(&url.replace("postgres@", &format!("{role}@")), patient()).await.unwrap();
     assert_eq!(runner.get_by_hash(&created.hash).await.unwrap(), Some(created.clone()));
     database.execute_unprepared("ALTER TABLE api_key ENABLE ROW LEVEL SECURITY").await.unwrap();
-    let request = PageRequest { owner_id: None, filter: KeyFilter::all(now()), after: None, limit: 10 };
+    let request = PageRequest { owner_id: None, after: None, limit: 10 };
     for error in [
         runner.get_by_hash(&created.hash).await.unwrap_err(),
         runner.get(created.id).await.unwrap_err(),
@@ -536,7 +536,7 @@ async fn listings_alone_come_from_the_replica() {
     let created = repository.create(key("a"), &context()).await.unwrap();
     assert_eq!(repository.get_by_hash(&created.hash).await.unwrap(), Some(created.clone()));
     assert_eq!(repository.get(created.id).await.unwrap(), Some(created));
-    let request = PageRequest { owner_id: None, filter: KeyFilter::all(now()), after: None, limit: 10 };
+    let request = PageRequest { owner_id: None, after: None, limit: 10 };
     assert_eq!(repository.list_page(&request).await.unwrap(), [], "the other database has none");
 }
 

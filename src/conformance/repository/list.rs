@@ -11,7 +11,7 @@ use crate::domain::{ApiKey, KeyFilter, KeyId, KeyPrefix, KeyState, OwnerId, Stat
 use crate::repository::{KeyRepository as _, ListedKey, PageRequest};
 
 fn request(owner_id: Option<OwnerId>, limit: usize) -> PageRequest {
-    PageRequest { owner_id, filter: all(), after: None, limit }
+    PageRequest { owner_id, after: None, limit }
 }
 
 /// Reads on until there is no more, `limit` keys at a time.
@@ -57,7 +57,7 @@ pub async fn owners_are_compared_by_their_bytes(subject: Subject) {
     }
 }
 
-/// By state at an instant and by prefix, before the limit is applied.
+/// By state at an instant and by prefix.
 pub async fn filters_narrow_it(subject: Subject) {
     let prefix = |prefix| KeyPrefix::parse("prefix", prefix).unwrap();
     let now = at(NOW + 50);
@@ -84,8 +84,6 @@ pub async fn filters_narrow_it(subject: Subject) {
             subject.list_by_owner(&owner("owner"), &filter).try_collect().await.unwrap();
         let streamed: Vec<_> = readable(streamed).iter().map(|key| key.id).collect();
         assert_eq!(streamed, expected, "{filter:?}");
-        let request = PageRequest { filter, ..request(Some(owner("owner")), 1) };
-        assert_eq!(read_pages(&subject, request).await, expected);
     }
 }
 

@@ -5,7 +5,7 @@ use sea_orm::{ConnectionTrait as _, DbBackend, Statement, StatementBuilder};
 use super::SqlRepository;
 use super::error::from_db;
 use super::query;
-use crate::domain::{ApiKey, KeyFilter, KeyHash, Revision, Timestamp};
+use crate::domain::{ApiKey, KeyHash, Revision};
 use crate::repository::{EventPageRequest, EventPosition, PagePosition, PageRequest, Result};
 
 impl SqlRepository {
@@ -27,10 +27,7 @@ impl SqlRepository {
         let page = |is_of_owner: bool, is_first: bool| {
             let after = (!is_first).then(|| PagePosition::of(key));
             let owner_id = is_of_owner.then(|| key.owner_id.clone());
-            query::page(
-                tables,
-                &PageRequest { owner_id, filter: KeyFilter::all(Timestamp::MAX), after, limit: 100 },
-            )
+            query::page(tables, &PageRequest { owner_id, after, limit: 100 })
         };
         let events = |is_of_key: bool, is_of_owner: bool| {
             let after = Some(EventPosition { revision: key.revision, key_id: key.id });

@@ -59,13 +59,14 @@ impl Pool {
         }
         let Connections { open, idle, max } = self.connections();
         if open >= max && idle == 0 && !self.health.is_suspect() {
-            return RepositoryError::new(ErrorKind::Overloaded, "all connections to the database are in use");
+            let problem = "all connections to the database are in use";
+            return RepositoryError::new(ErrorKind::Overloaded, problem).unapplied();
         }
         if !self.health.takes_explanation() {
             return error;
         }
         match tokio::time::timeout(EXPLAIN_TIMEOUT, self.place.probe(options)).await {
-            Ok(Err(cause)) => cause,
+            Ok(Err(cause)) => cause.unapplied(),
             Ok(Ok(())) | Err(_) => error,
         }
     }

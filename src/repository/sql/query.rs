@@ -11,9 +11,7 @@ use uuid::Uuid;
 
 use super::row::{KeyStub, NewEvent, event_values, key_values};
 use super::tables::{Event, Head, Identity, Key, Request, RevokedHash, Tables, Usage};
-use crate::domain::{
-    ApiKey, KeyFilter, KeyHash, KeyId, KeyState, RequestDigest, Revision, RevokeReason, Timestamp,
-};
+use crate::domain::{ApiKey, KeyHash, KeyId, RequestDigest, Revision, RevokeReason, Timestamp};
 use crate::repository::{ErrorKind, EventPageRequest, PagePosition, PageRequest, RepositoryError, Result};
 
 fn keys(tables: &Tables) -> SelectStatement {
@@ -164,7 +162,7 @@ pub(super) fn taken(tables: &Tables, keys: &[ApiKey]) -> [SelectStatement; 2] {
 
 /// A page of keys, newest first, ties in the order of descending ids.
 pub(super) fn page(tables: &Tables, request: &PageRequest) -> SelectStatement {
-    let mut condition = filter_condition(&request.filter);
+    let mut condition = Condition::all();
     if let Some(owner) = &request.owner_id {
         condition = condition.add(Expr::col(Key::OwnerId).eq(tables.exact(owner.as_str())));
     }
@@ -183,34 +181,6 @@ pub(super) fn page(tables: &Tables, request: &PageRequest) -> SelectStatement {
         .order_by(Key::Id, Order::Desc)
         .limit(limit(request.limit))
         .take()
-}
-
-fn filter_condition(filter: &KeyFilter) -> Condition {
-    let mut condition = Condition::all();
-    if let Some(prefix) = &filter.prefix {
-        condition = condition.add(Expr::col(Key::Prefix).eq(prefix.as_str()));
-    }
-    if filter.states.is_all() {
-        return condition;
-    }
-    let states = [KeyState::Active, KeyState::Revoked, KeyState::Expired];
-    let asked = states.into_iter().filter(|&state| filter.states.contains(state));
-    condition.add(asked.fold(Condition::any(), |any, state| any.add(state_condition(state, filter.as_of))))
-}
-
-/// The same as [`ApiKey::state`].
-fn state_condition(state: KeyState, now: Timestamp) -> Condition {
-    let is_expired = Expr::col(Key::ExpiresAt).lte(now.as_micros());
-    let is_not_revoked = Expr::col(Key::RevokedAt).is_null();
-    match state {
-        KeyState::Revoked => Condition::all().add(Expr::col(Key::RevokedAt).is_not_null()),
-        KeyState::Expired => Condition::all().add(is_not_revoked).add(is_expired),
-        KeyState::Active => Condition::all().add(is_not_revoked).add(
-            Condition::any()
-                .add(Expr::col(Key::ExpiresAt).is_null())
-                .add(Expr::col(Key::ExpiresAt).gt(now.as_micros())),
-        ),
-    }
 }
 
 pub(super) fn insert_keys(tables: &Tables, keys: &[ApiKey]) -> Result<InsertStatement> {
