@@ -21,12 +21,14 @@ pub use store::{Store, open_sql};
 use self::health::HealthMonitor;
 use self::reload::Reloaded;
 use crate::cache::{CacheStack, FeedFollower, FeedHandle, RedisCache};
-use crate::config::{Config, ListenAddr, ServerConfig, TelemetryConfig};
+use crate::config::{Config, ServerConfig, TelemetryConfig};
 use crate::domain::{BootClock, Clock, Entropy, Stopwatch, SystemClock, SystemEntropy};
-use crate::grpc::pb::FILE_DESCRIPTOR_SET;
+use crate::grpc::pb;
 use crate::grpc::{KeyStoreHandler, ValidatorHandler};
 use crate::repository::KeyRepository;
-use crate::server::{self, CallLayer, CallLimits, Listener, OpsListener, Role, ServerOptions, Services, Tls};
+use crate::server::{
+    self, CallLayer, CallLimits, ListenAddr, Listener, OpsListener, Role, ServerOptions, Services, Tls,
+};
 use crate::service::{
     ChangeWatcher, EventPruner, KeyPruner, KeyStoreService, UsageRecorder, ValidatorService,
 };
@@ -137,12 +139,7 @@ impl App {
             tls: tls.clone(),
         };
         let (metrics, exposition) = Metrics::new(
-            &[
-                FILE_DESCRIPTOR_SET,
-                tonic_health::pb::FILE_DESCRIPTOR_SET,
-                tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
-                tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
-            ],
+            &methods(),
             feed.as_ref().map(FeedHandle::propagation),
             Box::new(move || sources.read()),
         );
@@ -368,6 +365,17 @@ fn bind(config: &ServerConfig) -> Result<Vec<Listener>> {
         Listener::bind(&address, role).with_context(|| format!("can't listen on {address} ({setting})"))
     });
     bound.collect()
+}
+
+/// Returns the paths of all methods that are served.
+fn methods() -> Vec<String> {
+    let descriptors = [
+        pb::FILE_DESCRIPTOR_SET,
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+    ];
+    descriptors.into_iter().flat_map(pb::paths).collect()
 }
 
 fn server_options(config: &ServerConfig) -> ServerOptions {

@@ -34,7 +34,7 @@ pub use layers::{ENV_PREFIX, Sources};
 pub use prune::PruneConfig;
 pub use schema::json_schema;
 pub use secret_text::SecretText;
-pub use server::{ListenAddr, ServerConfig};
+pub use server::ServerConfig;
 pub use store::{StoreConfig, StorePlace};
 pub use store_url::StoreUrl;
 pub use telemetry::TelemetryConfig;

@@ -6,19 +6,23 @@ mod convert;
 mod field_limit;
 mod import;
 mod key_store;
+pub(crate) mod methods;
 mod page_token;
 pub mod pb;
+mod peer;
 mod request_id;
 mod status;
 mod validator;
 
 pub(crate) use crate::service::Actor;
+pub(crate) use auth::rejected_actor;
 pub use auth::{AdminToken, AdminTokenError, Authenticator, CertificateNames, Door, Guard, ValidatorAccess};
 pub(crate) use convert::to_proto_time;
 pub(crate) use import::imported_key;
 pub use key_store::KeyStoreHandler;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use page_token::{decode as decode_page_token, decode_event as decode_event_page_token};
+pub use peer::{CertificateName, Peer};
 pub use request_id::RequestId;
 pub use status::ERROR_DOMAIN;
 pub(crate) use status::{

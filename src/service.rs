@@ -19,7 +19,8 @@ pub use error::{Precondition, ServiceError};
 pub use import::ImportedKey;
 pub use key_pruner::KeyPruner;
 pub use key_request::{
-    ClientRequestId, Expiry, IssuedKey, KeyRecord, KeyUpdate, ListedRecord, NewKey, RotateRequest, RotatedKey,
+    ClientRequestId, Expiry, IssuedKey, KeyRecord, KeyUpdate, ListRequest, ListedPage, ListedRecord, NewKey,
+    RotateRequest, RotatedKey,
 };
 pub use key_store::KeyStoreService;
 pub use pruner::EventPruner;

@@ -12,7 +12,7 @@ use super::SettingsArgs;
 use super::client::DEFAULT_ADDRESS;
 use super::output::print;
 use crate::app::{AdminDoor, App, Surroundings};
-use crate::config::ListenAddr;
+use crate::server::ListenAddr;
 use crate::telemetry::{Traces, init_logs};
 
 /// Open files besides connections: the store's, the listeners', the runtimes'.

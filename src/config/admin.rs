@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::validator::check_names;
-use super::{ConfigError, ListenAddr, SecretText};
+use super::{ConfigError, SecretText};
 use crate::grpc::AdminToken;
+use crate::server::ListenAddr;
 
 /// Who may administer keys.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]

@@ -1,15 +1,12 @@
 //! `[server]`
 
-use std::fmt;
-use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{ConfigError, HumanDuration, TlsConfig};
-use crate::server::Role;
+use crate::server::{InvalidListenAddr, ListenAddr, Role};
 
 /// Where and how calls are served.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -91,7 +88,7 @@ impl ServerConfig {
         let admin = self.admin_listen.iter().map(|address| (address, Role::KeyStore, ADMIN_LISTEN));
         listen
             .chain(admin)
-            .map(|(address, role, setting)| Ok((ListenAddr::parse(setting, address)?, role, setting)))
+            .map(|(address, role, setting)| Ok((parse(setting, address)?, role, setting)))
             .collect()
     }
 
@@ -135,51 +132,8 @@ impl ServerConfig {
     }
 }
 
-/// An address to listen on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ListenAddr {
-    /// A TCP address.
-    Tcp(SocketAddr),
-    /// The path of a Unix socket.
-    Unix(PathBuf),
-}
-
-impl ListenAddr {
-    fn parse(setting: &str, address: &str) -> Result<Self, ConfigError> {
-        if let Some(path) = address.strip_prefix("unix:") {
-            if path.is_empty() {
-                return Err(ConfigError::invalid(setting, "has no path after `unix:`"));
-            }
-            return Ok(Self::Unix(path.into()));
-        }
-        address.parse().map(Self::Tcp).map_err(|_| {
-            let problem = format!(
-                "`{address}` is no address: give IP:port, for example 127.0.0.1:50051, or unix:/path"
-            );
-            ConfigError::invalid(setting, problem)
-        })
-    }
-
-    /// Whether only this machine can reach it.
-    #[must_use]
-    pub fn is_local(&self) -> bool {
-        match self {
-            Self::Unix(_) => true,
-            Self::Tcp(address) => match address.ip() {
-                IpAddr::V4(ip) => ip.is_loopback(),
-                IpAddr::V6(ip) => ip.to_canonical().is_loopback(),
-            },
-        }
-    }
-}
-
-impl fmt::Display for ListenAddr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => address.fmt(f),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
+fn parse(setting: &str, address: &str) -> Result<ListenAddr, ConfigError> {
+    address.parse().map_err(|error: InvalidListenAddr| ConfigError::invalid(setting, error))
 }
 
 fn one_or_many_schema(_: &mut SchemaGenerator) -> Schema {
@@ -198,22 +152,4 @@ fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>
         OneOrMany::One(address) => vec![address],
         OneOrMany::Many(addresses) => addresses,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_loopback_and_unix_sockets_are_local() {
-        for local in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "unix:/run/kv.sock"] {
-            assert!(ListenAddr::parse("server.listen", local).unwrap().is_local(), "{local}");
-        }
-        for open in ["0.0.0.0:1", "[::]:1", "192.0.2.1:1", "[::ffff:192.0.2.1]:1"] {
-            assert!(!ListenAddr::parse("server.listen", open).unwrap().is_local(), "{open}");
-        }
-        for bad in ["", "localhost", "127.0.0.1", "http://127.0.0.1:1", "unix:"] {
-            assert!(ListenAddr::parse("server.listen", bad).is_err(), "{bad}");
-        }
-    }
 }

@@ -4,19 +4,19 @@ mod guard;
 mod recheck;
 mod token;
 
+use std::error::Error as _;
 use std::sync::Arc;
 
 use http::{Extensions, HeaderMap};
 use tokio::sync::{Semaphore, watch};
-use tonic::Status;
+use tonic::{Request, Status};
 
 pub use self::guard::{Guard, ValidatorAccess};
 pub(crate) use self::recheck::Recheck;
 pub use self::token::{AdminToken, AdminTokenError};
 use super::pb::ErrorReason;
-use super::status;
+use super::{CertificateName, Peer, RequestId, status};
 use crate::domain::{Clock as _, KeyHash, ScopeMatch, ScopeSet, SystemClock, Verdict};
-use crate::server::{CertificateName, Peer};
 use crate::service::{Actor, Caller, Lookups, Permission, ValidatorService};
 
 const NEEDED: &str = "this call needs a credential: the metadata `authorization: Bearer <admin token or key>`, or a client certificate that the server knows";
@@ -65,11 +65,22 @@ pub struct CertificateNames {
     pub validator: Vec<String>,
 }
 
-/// Why a call is not let through, and who made it, if that is known.
-#[derive(Debug)]
-pub(super) struct Refusal {
-    pub(super) status: Status,
-    pub(super) actor: Option<Actor>,
+/// The source of a status that rejects a known caller.
+#[derive(Debug, thiserror::Error)]
+#[error("the caller lacks a permission")]
+struct Rejected(Actor);
+
+/// Returns a status that rejects `caller` because it lacks the permission `needed`.
+pub(super) fn lacks_permission(caller: &Caller, needed: Permission) -> Status {
+    let what = format!("this call needs the scope `{}`", needed.scope());
+    let mut status = status::permission_denied(ErrorReason::PermissionDenied, what);
+    status.set_source(Arc::new(Rejected(caller.actor())));
+    status
+}
+
+/// Returns the caller that `status` rejects, if it is known.
+pub(crate) fn rejected_actor(status: &Status) -> Option<&Actor> {
+    status.source()?.downcast_ref().map(|Rejected(actor)| actor)
 }
 
 /// Finds out who calls.
@@ -88,7 +99,10 @@ impl Authenticator {
         Self { door: Arc::new(door), keys, lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)) }
     }
 
-    /// Who makes the call `request_id` with `headers`; its connection's [`Peer`] is in `extensions`.
+    /// Returns the caller who makes the call `request_id` with `headers`. The [`Peer`] of its connection is in `extensions`.
+    ///
+    /// # Errors
+    /// `UNAUTHENTICATED` without a credential that is known. Fails with another status if a key could not be looked up.
     pub(super) async fn authenticate(
         &self,
         headers: &HeaderMap,
@@ -119,22 +133,29 @@ impl Authenticator {
         self.by_key(credential, request_id).await?.ok_or_else(|| invalid(UNKNOWN))
     }
 
-    /// The same, if the caller may do what `needed` says.
+    /// Returns the caller of `request`: the one that the [`Guard`] found, if the method needs a permission.
+    ///
+    /// # Errors
+    /// Fails as [`authenticate`](Self::authenticate).
+    pub(super) async fn caller_of<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
+        let extensions = request.extensions();
+        if let Some(caller) = extensions.get::<Caller>() {
+            return Ok(caller.clone());
+        }
+        let request_id = extensions.get().map_or("", RequestId::as_str);
+        self.authenticate(request.metadata().as_ref(), extensions, request_id).await
+    }
+
+    /// Returns the caller, as [`authenticate`](Self::authenticate), if it has the permission `needed`.
     pub(super) async fn authorize(
         &self,
         headers: &HeaderMap,
         extensions: &Extensions,
         request_id: &str,
         needed: Permission,
-    ) -> Result<Caller, Refusal> {
-        let caller = self.authenticate(headers, extensions, request_id).await;
-        let caller = caller.map_err(|status| Refusal { status, actor: None })?;
-        if caller.may(needed) {
-            return Ok(caller);
-        }
-        let what = format!("this call needs the scope `{}`", needed.scope());
-        let status = status::permission_denied(ErrorReason::PermissionDenied, what);
-        Err(Refusal { status, actor: Some(caller.actor()) })
+    ) -> Result<Caller, Status> {
+        let caller = self.authenticate(headers, extensions, request_id).await?;
+        if caller.may(needed) { Ok(caller) } else { Err(lacks_permission(&caller, needed)) }
     }
 
     async fn by_key(&self, secret: &str, request_id: &str) -> Result<Option<Caller>, Status> {

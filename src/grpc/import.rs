@@ -7,6 +7,7 @@ use tonic::{Code, Status};
 use tracing::{Instrument as _, Span};
 
 use super::auth::Recheck;
+use super::methods::{IMPORT_KEYS, name};
 use super::status::Repeat;
 use super::{convert, pb, status};
 use crate::domain::{
@@ -18,7 +19,6 @@ use crate::telemetry::{Refusal, refused};
 
 /// How many keys are stored at once, if so many have arrived.
 const BATCH: usize = 500;
-pub(super) const METHOD: &str = "keyvouch.v1.KeyStore/ImportKeys";
 
 type Answer = Result<pb::ImportKeysResponse, Status>;
 
@@ -88,7 +88,7 @@ async fn import(
 fn tell_refusal(caller: &Caller, refusal: &ServiceError) {
     let (Actor(actor), reason) = (caller.actor(), refusal.to_string());
     refused(&Refusal {
-        method: METHOD,
+        method: name(IMPORT_KEYS),
         peer: None,
         actor: Some(&actor),
         code: Code::PermissionDenied,

@@ -1,27 +1,29 @@
 //! The service `KeyStore`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use futures_util::{StreamExt as _, stream::BoxStream};
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, BoxStream};
 use prometheus_client::metrics::counter::Counter;
 use prost::Message as _;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::auth::Recheck;
+use super::methods::{IMPORT_KEYS, STREAM_KEYS};
 use super::pb::key_store_server::KeyStore;
 use super::status::Repeat;
 use super::{convert, import, page_token, pb, status};
 use crate::domain::{
     Description, InvalidField, KeyId, KeyName, Metadata, OwnerId, Revision, RevokeReason, ScopeSet,
 };
-use crate::repository::{EventPageRequest, ListedEvent, PageRequest};
+use crate::repository::{EventPageRequest, ListedEvent};
 use crate::service::{
-    Caller, CallerSlot, CallerSlots, ClientRequestId, KeyStoreService, KeyUpdate, ListedRecord, NewKey,
-    Permission, RotateRequest,
+    Caller, CallerSlot, CallerSlots, ClientRequestId, KeyStoreService, KeyUpdate, ListRequest, ListedPage,
+    ListedRecord, NewKey, Permission, RotateRequest,
 };
 
-const STREAM_KEYS: &str = "keyvouch.v1.KeyStore/StreamKeys";
 const DEFAULT_PAGE_SIZE: usize = 100;
 const MAX_PAGE_SIZE: usize = 1_000;
 /// Maximum size of a page, unless it has a single item. A thousand typical keys take a third of it.
@@ -32,6 +34,12 @@ const CONCURRENT_PAGES: usize = 4;
 const MAX_STREAMS: usize = 32;
 /// Maximum number of them per caller.
 const MAX_STREAMS_OF_ONE: usize = 16;
+/// A stream whose client has sent and read nothing for so long loses its slot when another one needs it.
+const SILENT_FOR: Duration = Duration::from_secs(15);
+/// Maximum number of concurrent calls that read a page of keys or events, waiting ones included.
+const MAX_PAGE_CALLS: usize = 64;
+/// Maximum number of them per caller.
+const MAX_PAGE_CALLS_OF_ONE: usize = 16;
 
 /// Answers the calls of administrators.
 #[derive(Clone, Debug)]
@@ -39,6 +47,7 @@ pub struct KeyStoreHandler {
     service: KeyStoreService,
     refused_imports: Counter,
     pages: Arc<Semaphore>,
+    page_calls: Arc<CallerSlots>,
     listings: Arc<CallerSlots>,
     imports: Arc<CallerSlots>,
 }
@@ -47,11 +56,12 @@ impl KeyStoreHandler {
     /// Answers by `service`. The caller has to be in the request's extensions: see [`Guard`](super::Guard).
     #[must_use]
     pub fn new(service: KeyStoreService) -> Self {
-        let slots = || CallerSlots::new(MAX_STREAMS, MAX_STREAMS_OF_ONE, None);
+        let slots = || CallerSlots::new(MAX_STREAMS, MAX_STREAMS_OF_ONE, Some(SILENT_FOR));
         Self {
             service,
             refused_imports: Counter::default(),
             pages: Arc::new(Semaphore::new(CONCURRENT_PAGES)),
+            page_calls: CallerSlots::new(MAX_PAGE_CALLS, MAX_PAGE_CALLS_OF_ONE, None),
             listings: slots(),
             imports: slots(),
         }
@@ -104,13 +114,13 @@ impl KeyStore for KeyStoreHandler {
         &self,
         request: Request<pb::ListKeysRequest>,
     ) -> Result<Response<pb::ListKeysResponse>, Status> {
-        let (_, request) = authenticated(request)?;
+        let (caller, request) = authenticated(request)?;
         let page = self.page_request(request).map_err(status::invalid_field)?;
+        let _slot = self.page_calls.take(&caller).ok_or_else(status::overloaded)?;
         // The semaphore is never closed.
         let _page = self.pages.acquire().await.ok();
         let listed = self.service.list(&page, MAX_PAGE_BYTES).await;
-        let (records, has_more) = listed.map_err(status::from_service)?;
-        Ok(Response::new(list_response(records, has_more, &page)))
+        Ok(Response::new(list_response(listed.map_err(status::from_service)?, &page)))
     }
 
     type StreamKeysStream = BoxStream<'static, Result<pb::StreamKeysResponse, Status>>;
@@ -193,7 +203,7 @@ impl KeyStore for KeyStoreHandler {
         &self,
         request: Request<Streaming<pb::ImportKeysRequest>>,
     ) -> Result<Response<Self::ImportKeysStream>, Status> {
-        let recheck = Recheck::of(&request, import::METHOD, Permission::Write)?;
+        let recheck = Recheck::of(&request, IMPORT_KEYS, Permission::Write)?;
         let (caller, keys) = authenticated(request)?;
         let slot = self.imports.take(&caller).ok_or_else(status::overloaded)?;
         let refused = self.refused_imports.clone();
@@ -204,8 +214,9 @@ impl KeyStore for KeyStoreHandler {
         &self,
         request: Request<pb::ListEventsRequest>,
     ) -> Result<Response<pb::ListEventsResponse>, Status> {
-        let (_, request) = authenticated(request)?;
+        let (caller, request) = authenticated(request)?;
         let mut page = event_page_request(request).map_err(status::invalid_field)?;
+        let _slot = self.page_calls.take(&caller).ok_or_else(status::overloaded)?;
         let limit = page.limit;
         // One more than asked for tells whether there is a next page.
         page.limit += 1;
@@ -228,14 +239,22 @@ impl KeyStore for KeyStoreHandler {
     }
 }
 
-/// Keeps `slot` as long as the stream.
-fn holding<T: Send + 'static>(slot: CallerSlot, stream: BoxStream<'static, T>) -> BoxStream<'static, T> {
-    stream
-        .map(move |item| {
-            let _held = &slot;
-            item
-        })
-        .boxed()
+/// Keeps `slot` as long as the stream, which ends if it loses the slot.
+fn holding<T: Send + 'static>(
+    slot: CallerSlot,
+    answers: BoxStream<'static, Result<T, Status>>,
+) -> BoxStream<'static, Result<T, Status>> {
+    let held = stream::unfold(Some((answers, slot)), |state| async {
+        let (mut answers, slot) = state?;
+        tokio::select! {
+            answer = answers.next() => {
+                slot.is_read();
+                Some((answer?, Some((answers, slot))))
+            }
+            () = slot.lost() => Some((Err(status::overloaded()), None)),
+        }
+    });
+    held.boxed()
 }
 
 fn page_size(asked: i32) -> Result<usize, InvalidField> {
@@ -258,29 +277,28 @@ fn event_page_request(request: pb::ListEventsRequest) -> Result<EventPageRequest
 }
 
 impl KeyStoreHandler {
-    fn page_request(&self, request: pb::ListKeysRequest) -> Result<PageRequest, InvalidField> {
+    fn page_request(&self, request: pb::ListKeysRequest) -> Result<ListRequest, InvalidField> {
         let limit = page_size(request.page_size)?;
         let owner_id = convert::listed_owner(request.owner_id)?;
         let filter = convert::filter(&request.states, request.prefix, self.service.now())?;
-        let mut page = PageRequest { owner_id, filter, after: None, limit };
+        let mut page = ListRequest { owner_id, filter, after: None, limit };
         page.after = page_token::decode(&request.page_token, &page)?;
         Ok(page)
     }
 }
 
-/// A page of at most `limit` of `records`, and fewer if they are large; at least one, so that a listing always goes on.
-fn list_response(records: Vec<ListedRecord>, has_more: bool, request: &PageRequest) -> pb::ListKeysResponse {
-    let found = records.len();
+/// Makes a response of a page, which is cut off if its keys are large. It keeps at least one, so that a listing always proceeds.
+fn list_response(page: ListedPage, request: &ListRequest) -> pb::ListKeysResponse {
     let mut response = pb::ListKeysResponse::default();
-    let mut bytes = 0;
-    let mut last = None;
-    for listed in records {
+    let (mut bytes, mut last, mut next) = (0, None, page.next);
+    for listed in page.records {
         let position = listed.position();
         match listed {
             ListedRecord::Read(record) => {
                 let key = convert::key_message(record);
                 bytes += key.encoded_len();
                 if last.is_some() && bytes > MAX_PAGE_BYTES {
+                    next = last;
                     break;
                 }
                 response.keys.push(key);
@@ -289,9 +307,7 @@ fn list_response(records: Vec<ListedRecord>, has_more: bool, request: &PageReque
         }
         last = Some(position);
     }
-    if has_more || response.keys.len() + response.unreadable_ids.len() < found {
-        response.next_page_token = last.map_or_else(String::new, |last| page_token::encode(last, request));
-    }
+    response.next_page_token = next.map_or_else(String::new, |next| page_token::encode(next, request));
     response
 }
 

@@ -50,6 +50,9 @@ pub(super) fn from_service(error: ServiceError) -> Status {
 /// happens when the call is repeated.
 pub(super) fn from_change(error: ServiceError, repeat: Repeat) -> Status {
     let ServiceError::Repository(failure) = &error else { return from_service(error) };
+    if failure.is_unapplied() {
+        return from_service(error);
+    }
     let (code, reason, problem) = match failure.kind() {
         ErrorKind::Unavailable => {
             (Code::Unavailable, ErrorReason::StoreUnavailable, "the store is unavailable")

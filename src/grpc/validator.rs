@@ -6,7 +6,8 @@ use data_encoding::BASE64URL_NOPAD;
 use futures_util::stream::{BoxStream, StreamExt as _};
 use tonic::{Code, Request, Response, Status};
 
-use super::auth::Recheck;
+use super::auth::{Recheck, lacks_permission};
+use super::methods::WATCH_CHANGES;
 use super::pb::validator_server::Validator;
 use super::pb::{ErrorReason, ValidateRequest, ValidateResponse, WatchChangesRequest, WatchChangesResponse};
 use super::{Authenticator, convert, status};
@@ -29,7 +30,6 @@ pub struct ValidatorHandler {
     min_staleness: Duration,
 }
 
-const WATCH_CHANGES: &str = "keyvouch.v1.Validator/WatchChanges";
 /// The first byte of a position's text.
 const POSITION_VERSION: u8 = 1;
 
@@ -52,19 +52,16 @@ impl ValidatorHandler {
         };
         let asked = convert::from_proto_duration("max_staleness", asked).map_err(status::invalid_field)?;
         if asked < self.min_staleness {
-            let headers = request.metadata().as_ref();
-            let caller = self.auth.authenticate(headers, request.extensions(), "").await;
-            let may = match caller {
-                Ok(caller) => caller.may(Permission::Validate) || caller.may(Permission::Read),
-                Err(refusal) if refusal.code() == Code::Unauthenticated => false,
-                // An outage is no refusal.
-                Err(failure) => return Err(failure),
-            };
-            if !may {
-                return Err(status::unauthenticated(
-                    ErrorReason::CredentialRequired,
-                    FRESHNESS_NEEDS_CREDENTIAL,
-                ));
+            let caller = self.auth.caller_of(request).await.map_err(|rejection| {
+                if rejection.code() == Code::Unauthenticated {
+                    status::unauthenticated(ErrorReason::CredentialRequired, FRESHNESS_NEEDS_CREDENTIAL)
+                } else {
+                    // The backend may be down.
+                    rejection
+                }
+            })?;
+            if !caller.may(Permission::Validate) && !caller.may(Permission::Read) {
+                return Err(lacks_permission(&caller, Permission::Validate));
             }
         }
         Ok(Some(asked))

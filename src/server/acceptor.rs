@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
+use super::connection::{Client, ConnectionLimiter, LimitReached};
 use super::listener::Listener;
-use super::places::{Full, Guest, Places};
 use super::routes::Role;
 use super::worker::{Worker, WorkerHandle};
 use crate::telemetry::{ConnectionMetrics, ConnectionRefusal, LogLimit};
@@ -18,17 +18,17 @@ pub(super) const BACK_OFF: Duration = Duration::from_millis(50);
 pub(super) struct Acceptor {
     listener: Listener,
     workers: Vec<WorkerHandle>,
-    places: Arc<Places>,
+    limiter: Arc<ConnectionLimiter>,
     connections: ConnectionMetrics,
     refusals: LogLimit,
 }
 
 impl Acceptor {
-    /// Starts accepting on all listeners, which share `places`.
+    /// Starts accepting on all listeners, which share `limiter`.
     pub(super) fn spawn_all(
         listeners: Vec<Listener>,
         workers: &[Worker],
-        places: &Arc<Places>,
+        limiter: &Arc<ConnectionLimiter>,
         connections: &ConnectionMetrics,
     ) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
@@ -37,7 +37,7 @@ impl Acceptor {
             let acceptor = Self {
                 listener,
                 workers,
-                places: Arc::clone(places),
+                limiter: Arc::clone(limiter),
                 connections: connections.clone(),
                 refusals: LogLimit::new(),
             };
@@ -62,14 +62,14 @@ impl Acceptor {
         let accepted = self.listener.accept().await?;
         let address = accepted.address();
         let is_for_administrators = address.is_none() || self.listener.role() == Role::KeyStore;
-        let guest =
-            if is_for_administrators { Guest::Administrator(address) } else { Guest::Anybody(address) };
-        let permit = match self.places.take(guest) {
+        let client =
+            if is_for_administrators { Client::Administrator(address) } else { Client::Anybody(address) };
+        let permit = match self.limiter.take(client) {
             Ok(permit) => permit,
-            Err(full) => {
-                let (refusal, setting) = match full {
-                    Full::All => (ConnectionRefusal::All, "server.max_connections"),
-                    Full::Peer => (ConnectionRefusal::Peer, "server.max_connections_per_peer"),
+            Err(limit) => {
+                let (refusal, setting) = match limit {
+                    LimitReached::All => (ConnectionRefusal::All, "server.max_connections"),
+                    LimitReached::Peer => (ConnectionRefusal::Peer, "server.max_connections_per_peer"),
                 };
                 self.connections.refused(refusal).inc();
                 if let Some(left_out) = self.refusals.admit() {

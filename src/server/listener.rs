@@ -10,9 +10,8 @@ use std::path::{Path, PathBuf};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, UnixListener};
 
-use super::Role;
 use super::connection::Accepted;
-use crate::config::ListenAddr;
+use super::{ListenAddr, Role};
 
 /// Connections that may wait to be accepted. The kernel lowers it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;

@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tower::ServiceExt as _;
 
 use super::acceptor::BACK_OFF;
-use super::places::{Guest, Permit, Places};
+use super::connection::{Client, ConnectionLimiter, ConnectionPermit};
 use crate::telemetry::Exposition;
 
 /// Connections at one time, and from one address: enough for probes and many collectors, too few to hurt.
@@ -58,13 +58,13 @@ impl OpsListener {
     /// Answers for ever: one request a connection.
     pub async fn serve(self, fitness: watch::Receiver<Fitness>, metrics: Exposition) -> Infallible {
         let router = router(fitness, metrics);
-        let places = Places::for_probes(MAX_CONNECTIONS, MAX_CONNECTIONS_PER_PEER);
+        let limiter = ConnectionLimiter::for_probes(MAX_CONNECTIONS, MAX_CONNECTIONS_PER_PEER);
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
                 accepted = self.0.accept() => match accepted {
                     Ok((stream, peer)) => {
-                        if let Ok(permit) = places.take(Guest::Anybody(Some(peer.ip()))) {
+                        if let Ok(permit) = limiter.take(Client::Anybody(Some(peer.ip()))) {
                             connections.spawn(answer(stream, router.clone(), permit));
                         }
                     }
@@ -86,7 +86,7 @@ fn router(fitness: watch::Receiver<Fitness>, metrics: Exposition) -> Router {
             if now >= needed {
                 (StatusCode::OK, "ok\n")
             } else {
-                (StatusCode::SERVICE_UNAVAILABLE, "not yet, or not any more\n")
+                (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
             }
         })
     };
@@ -98,12 +98,12 @@ fn router(fitness: watch::Receiver<Fitness>, metrics: Exposition) -> Router {
         .with_state((fitness, metrics))
 }
 
-async fn answer(stream: TcpStream, router: Router, place: Permit) {
+async fn answer(stream: TcpStream, router: Router, permit: ConnectionPermit) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service_fn(move |request| router.clone().oneshot(request)));
-    let seat = place.seat();
+    let state = permit.state();
     tokio::select! {
         ended = connection => {
             if let Err(error) = ended {
@@ -111,7 +111,7 @@ async fn answer(stream: TcpStream, router: Router, place: Permit) {
             }
         }
         () = tokio::time::sleep(TIMEOUT) => tracing::debug!("a connection for metrics or probes took too long"),
-        () = seat.gives_way() => tracing::debug!("closed a slow connection for metrics or probes to make room for a new one"),
+        _ = state.closed() => tracing::debug!("closed a slow connection for metrics or probes to make room for a new one"),
     }
 }
 

@@ -35,6 +35,15 @@ impl Quota {
         self.add(amount).then(|| Taken { quota: self.clone(), amount })
     }
 
+    /// Takes `amount`, also if the quota is used up.
+    pub(super) fn take_anyway(&self, amount: usize) -> Taken {
+        self.of_all.fetch_add(amount, Ordering::Relaxed);
+        if let Some(of_peer) = &self.of_peer {
+            of_peer.fetch_add(amount, Ordering::Relaxed);
+        }
+        Taken { quota: self.clone(), amount }
+    }
+
     fn add(&self, amount: usize) -> bool {
         let of_all = self.of_all.fetch_add(amount, Ordering::Relaxed);
         let of_peer = self.of_peer.as_ref().map_or(0, |of_peer| of_peer.fetch_add(amount, Ordering::Relaxed));

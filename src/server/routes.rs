@@ -3,18 +3,12 @@
 use tonic::service::Routes;
 
 use super::Services;
-use super::arrival::WithMessage;
+use super::call::BufferMessage;
 use crate::grpc::Guard;
+use crate::grpc::methods::{MAX_KEY_STORE_BYTES, MAX_SMALL_BYTES, MAX_VALIDATOR_BYTES};
 use crate::grpc::pb::FILE_DESCRIPTOR_SET;
 use crate::grpc::pb::key_store_server::KeyStoreServer;
 use crate::grpc::pb::validator_server::ValidatorServer;
-
-/// The largest message that `Validator` takes: more than a key and 64 scopes of 128 characters.
-pub(super) const MAX_VALIDATE_BYTES: usize = 16 * 1024;
-/// The largest message that `KeyStore` takes: more than the largest key that the domain allows, which has 90 KiB.
-const MAX_ADMIN_BYTES: usize = 128 * 1024;
-/// The largest message that health and reflection take: more than any name.
-pub(super) const MAX_SMALL_BYTES: usize = 4 * 1024;
 
 /// What an address is for. Health is everywhere, and so is reflection unless it is switched off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,18 +31,14 @@ pub(crate) fn routes(services: &Services, role: Role) -> Result<Routes, tonic_re
     let mut routes = Routes::builder();
     if role != Role::KeyStore {
         let validator =
-            ValidatorServer::new(services.validator.clone()).max_decoding_message_size(MAX_VALIDATE_BYTES);
-        routes.add_service(Guard::validator(
-            validator,
-            services.validator_auth.clone(),
-            services.validator_access,
-        ));
+            ValidatorServer::new(services.validator.clone()).max_decoding_message_size(MAX_VALIDATOR_BYTES);
+        routes.add_service(Guard::new(validator, services.validator_auth.clone(), services.validator_access));
     }
     if role != Role::Validator {
         let key_store =
-            KeyStoreServer::new(services.key_store.clone()).max_decoding_message_size(MAX_ADMIN_BYTES);
-        let key_store = WithMessage { inner: key_store, limit: MAX_ADMIN_BYTES, streaming: "/ImportKeys" };
-        routes.add_service(Guard::key_store(key_store, services.key_store_auth.clone()));
+            KeyStoreServer::new(services.key_store.clone()).max_decoding_message_size(MAX_KEY_STORE_BYTES);
+        let auth = services.key_store_auth.clone();
+        routes.add_service(Guard::new(BufferMessage(key_store), auth, services.validator_access));
     }
     let health = tonic_health::server::HealthService::from_health_reporter(services.health.clone());
     let health = tonic_health::pb::health_server::HealthServer::new(health);

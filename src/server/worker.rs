@@ -3,19 +3,18 @@
 use std::io;
 
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::connection::{Accepted, Place};
-use super::places::Permit;
+use super::connection::{Accepted, ConnectionDriver, ConnectionPermit, WorkerSlot};
+use super::lifecycle::{Phase, WorkerLifecycle, reaches};
 use super::routes::Role;
-use super::serving::Serving;
 
 /// Connections that are told to end by their age do so within this share of it, before and after.
 const JITTER: f64 = 0.1;
 
-/// A connection, and what it is for.
-type HandedOver = (Role, Accepted, Place);
+/// A connection and the role of its listener.
+type HandedOver = (Role, Accepted, WorkerSlot);
 
 /// Hands connections to a worker.
 #[derive(Clone, Debug)]
@@ -31,10 +30,10 @@ impl WorkerHandle {
     }
 
     /// Gives it one more. While it is ending, the connection is closed instead.
-    pub(super) fn hand_over(&self, role: Role, accepted: Accepted, permit: Permit) {
-        let place = Place::take(&self.load, permit);
+    pub(super) fn hand_over(&self, role: Role, accepted: Accepted, permit: ConnectionPermit) {
+        let slot = WorkerSlot::take(&self.load, permit);
         // The queue needs no bound of its own: every entry holds one of the server's permits.
-        let _ = self.connections.send((role, accepted, place));
+        let _ = self.connections.send((role, accepted, slot));
     }
 }
 
@@ -47,19 +46,23 @@ pub(super) struct Worker {
 impl Worker {
     /// Starts a worker. Its thread ends when all its connections have, after the draining began, or when they are cut.
     /// How many connections it has is in `load`.
-    pub(super) fn start(servings: Vec<(Role, Serving)>, load: Gauge, life: Life) -> io::Result<Self> {
+    pub(super) fn start(
+        drivers: Vec<(Role, ConnectionDriver)>,
+        load: Gauge,
+        lifecycle: WorkerLifecycle,
+    ) -> io::Result<Self> {
         let (connections, handed_over) = mpsc::unbounded_channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        std::thread::Builder::new().name(format!("worker-{}", life.number)).spawn(move || {
+        std::thread::Builder::new().name(format!("worker-{}", lifecycle.number)).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    () = serve(servings, handed_over, &life) => {}
-                    () = life.reaches(Phase::Cut) => {}
+                    () = serve(drivers, handed_over, &lifecycle) => {}
+                    () = reaches(&lifecycle.phase, Phase::Cut) => {}
                 }
             });
             // Connections are tasks of the runtime: it takes them with it.
             drop(runtime);
-            drop(life);
+            drop(lifecycle);
         })?;
         Ok(Self { handle: WorkerHandle { connections, load } })
     }
@@ -71,20 +74,20 @@ impl Worker {
 
 /// Serves what is handed over until the draining begins, and then until the last connection ended.
 async fn serve(
-    servings: Vec<(Role, Serving)>,
+    drivers: Vec<(Role, ConnectionDriver)>,
     mut handed_over: mpsc::UnboundedReceiver<HandedOver>,
-    life: &Life,
+    lifecycle: &WorkerLifecycle,
 ) {
     let mut connections = JoinSet::new();
-    let mut drains = std::pin::pin!(life.reaches(Phase::Drain));
-    let mut number = life.number;
+    let mut drains = std::pin::pin!(reaches(&lifecycle.phase, Phase::Drain));
+    let mut number = lifecycle.number;
     loop {
         tokio::select! {
             () = &mut drains => break,
-            Some((role, accepted, place)) = handed_over.recv() => {
-                let Some((_, serving)) = servings.iter().find(|(of, _)| *of == role) else { continue };
+            Some((role, accepted, slot)) = handed_over.recv() => {
+                let Some((_, driver)) = drivers.iter().find(|(of, _)| *of == role) else { continue };
                 number += 1;
-                connections.spawn(serving.clone().run((accepted, place), jitter(number)));
+                connections.spawn(driver.clone().run((accepted, slot), jitter(number)));
             }
             Some(_) = connections.join_next() => {}
         }
@@ -98,43 +101,6 @@ fn jitter(number: usize) -> f64 {
     // The golden ratio spreads its multiples evenly (Knuth, The Art of Computer Programming, section 6.4).
     let spread = (f64::from(u32::try_from(number % 1_000_000).unwrap_or(0)) * 0.618_033_988_749_895).fract();
     1.0 - JITTER + 2.0 * JITTER * spread
-}
-
-/// What all workers are to do. Each phase includes the ones before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Phase {
-    Serve,
-    /// Take nothing new, and let connections end.
-    Drain,
-    /// End at once.
-    Cut,
-}
-
-/// How a worker learns when to end, and says that it did: dropped at the end of its thread, also by a panic.
-#[derive(Debug)]
-pub(super) struct Life {
-    pub(super) number: usize,
-    pub(super) phase: watch::Receiver<Phase>,
-    pub(super) ended: mpsc::Sender<usize>,
-}
-
-impl Life {
-    fn reaches(&self, phase: Phase) -> impl Future<Output = ()> + use<> {
-        let mut current = self.phase.clone();
-        async move {
-            // An error means that the server is gone, which is a reason to end as well.
-            let _ = current.wait_for(|&current| current >= phase).await;
-        }
-    }
-}
-
-impl Drop for Life {
-    fn drop(&mut self) {
-        if *self.phase.borrow() == Phase::Serve {
-            // If the server is gone already, nobody needs to know.
-            let _ = self.ended.try_send(self.number);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,26 +1,44 @@
-//! Fewer lines of a kind that others can cause at will.
+//! Limits log lines that others can cause at will.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::domain::{BootClock, Moment, Stopwatch as _};
 
-/// How many lines a second are written.
-const MAX_PER_SECOND: u64 = 10;
-
-/// Lets the first lines of each second through, and counts the others.
-#[derive(Debug, Default)]
+/// Admits the first lines of each period, and counts the others.
+#[derive(Debug)]
 pub struct LogLimit {
-    second: AtomicU64,
+    period: Duration,
+    max: u64,
+    /// The number of the current period.
+    current: AtomicU64,
     lines: AtomicU64,
     left_out: AtomicU64,
 }
 
+impl Default for LogLimit {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl LogLimit {
-    /// One for a kind of lines.
+    /// Creates a limit of ten lines per second.
     #[must_use]
     pub const fn new() -> Self {
-        Self { second: AtomicU64::new(0), lines: AtomicU64::new(0), left_out: AtomicU64::new(0) }
+        Self::per(Duration::from_secs(1), 10)
+    }
+
+    /// Creates a limit of `max` lines per `period`.
+    #[must_use]
+    pub const fn per(period: Duration, max: u64) -> Self {
+        Self {
+            period,
+            max,
+            current: AtomicU64::new(0),
+            lines: AtomicU64::new(0),
+            left_out: AtomicU64::new(0),
+        }
     }
 
     /// Whether a line may be written now, and how many were left out since the last one.
@@ -29,11 +47,12 @@ impl LogLimit {
     }
 
     fn admit_at(&self, now: Duration) -> Option<u64> {
-        // Threads that meet at the turn of a second write a line too many: this is no bound on anything but noise.
-        if self.second.swap(now.as_secs(), Ordering::Relaxed) != now.as_secs() {
+        let period = u64::try_from(now.as_nanos() / self.period.as_nanos().max(1)).unwrap_or(u64::MAX);
+        // Threads that meet at the turn of a period write a line too many, which does no harm.
+        if self.current.swap(period, Ordering::Relaxed) != period {
             self.lines.store(0, Ordering::Relaxed);
         }
-        if self.lines.fetch_add(1, Ordering::Relaxed) < MAX_PER_SECOND {
+        if self.lines.fetch_add(1, Ordering::Relaxed) < self.max {
             return Some(self.left_out.swap(0, Ordering::Relaxed));
         }
         self.left_out.fetch_add(1, Ordering::Relaxed);

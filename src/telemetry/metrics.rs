@@ -27,7 +27,6 @@ pub use self::connections::ConnectionMetrics;
 pub(crate) use self::connections::{ConnectionClosure, ConnectionRefusal};
 use self::process::ProcessCollector;
 pub use self::reloads::ReloadMetrics;
-use crate::grpc::pb;
 
 /// The method of a call that no service has.
 const OTHER: &str = "other";
@@ -226,9 +225,10 @@ impl Exposition {
 }
 
 impl Metrics {
-    /// The metrics of the services in `descriptors`, and what exposes them together with `readings` and `propagation`.
+    /// Creates the metrics of calls of `methods`, paths such as `/package.Service/Method`, and what exposes them together with
+    /// `readings` and `propagation`.
     pub(crate) fn new(
-        descriptors: &[&[u8]],
+        methods: &[String],
         propagation: Option<Histogram>,
         readings: Box<Readings>,
     ) -> (Self, Exposition) {
@@ -236,7 +236,7 @@ impl Metrics {
         let registry = all.sub_registry_with_prefix("keyvouch");
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         registry.register("build", "The release that runs", Info::new(version));
-        let calls = call_metrics(descriptors, registry);
+        let calls = call_metrics(methods, registry);
         let validations = ValidationMetrics::default();
         registry.register(
             "validations",
@@ -278,7 +278,7 @@ impl Metrics {
     }
 }
 
-fn call_metrics(descriptors: &[&[u8]], registry: &mut Registry) -> CallMetrics {
+fn call_metrics(methods: &[String], registry: &mut Registry) -> CallMetrics {
     let answered = Family::<CallLabels, Counter>::default();
     let durations = Family::<MethodLabel, Histogram>::new_with_constructor(seconds);
     let running = Gauge::default();
@@ -308,8 +308,7 @@ fn call_metrics(descriptors: &[&[u8]], registry: &mut Registry) -> CallMetrics {
             duration: durations.get_or_create_owned(&MethodLabel { method: method.to_owned() }),
         })
     };
-    let paths = descriptors.iter().flat_map(|descriptors| pb::paths(descriptors));
-    let by_path = paths.map(|path| (path.clone(), of(path.trim_start_matches('/')))).collect();
+    let by_path = methods.iter().map(|path| (path.clone(), of(path.trim_start_matches('/')))).collect();
     CallMetrics { other: of(OTHER), running, administering, answered, by_path: Arc::new(by_path) }
 }
 

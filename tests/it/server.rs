@@ -2,6 +2,7 @@
 
 mod credentials;
 mod drain;
+mod fairness;
 mod faults;
 pub(crate) mod faulty;
 mod floods;

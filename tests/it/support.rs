@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keyvouch::app::{App, Store, Surroundings};
-use keyvouch::config::{Config, HumanDuration, ListenAddr, SecretText};
+use keyvouch::config::{Config, HumanDuration, SecretText};
 use keyvouch::conformance::api::Api;
 use keyvouch::repository::KeyRepository;
+use keyvouch::server::ListenAddr;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};

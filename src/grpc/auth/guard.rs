@@ -1,4 +1,4 @@
-//! What stands before a service: it lets callers through who may make the call.
+//! Lets a service be called only by callers with the permission that a method needs.
 
 use std::convert::Infallible;
 use std::task::{Context, Poll};
@@ -11,48 +11,47 @@ use tonic::codegen::BoxFuture;
 use tonic::server::NamedService;
 use tower::Service;
 
-use super::{Authenticator, Refusal};
+use super::Authenticator;
 use crate::grpc::RequestId;
+use crate::grpc::methods::{Access, Method};
 use crate::service::Permission;
 
-/// Who may call `Validator`.
+/// Who may call `Validator/Validate`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ValidatorAccess {
-    /// Whoever reaches it.
+    /// Every client.
     #[default]
     Open,
-    /// Who has a credential that may validate.
+    /// Callers with a credential that may validate.
     Credential,
 }
 
-/// A service that only those can call who may. The [`Caller`](crate::service::Caller) is in the request's extensions then.
+/// A service that only authorized callers can call. The handler finds the [`Caller`](crate::service::Caller) in the request's
+/// extensions.
 #[derive(Clone, Debug)]
 pub struct Guard<S> {
     inner: S,
     auth: Authenticator,
-    needed: fn(&str) -> Option<Permission>,
+    access: ValidatorAccess,
 }
 
 impl<S> Guard<S> {
-    /// `KeyStore`: those who read need not be able to write.
-    pub fn key_store(inner: S, auth: Authenticator) -> Self {
-        let needed = |method: &str| {
-            let reads = ["GetKey", "ListKeys", "StreamKeys", "ListEvents"];
-            Some(if reads.contains(&method) { Permission::Read } else { Permission::Write })
-        };
-        Self { inner, auth, needed }
+    /// Lets callers call `inner` whom `auth` authenticates, and other clients according to `access`.
+    pub fn new(inner: S, auth: Authenticator, access: ValidatorAccess) -> Self {
+        Self { inner, auth, access }
     }
 
-    /// `Validator`.
-    pub fn validator(inner: S, auth: Authenticator, access: ValidatorAccess) -> Self {
-        let needed: fn(&str) -> Option<Permission> = match access {
-            ValidatorAccess::Open => |method| (method == "WatchChanges").then_some(Permission::Read),
-            ValidatorAccess::Credential => {
-                |method| Some(if method == "WatchChanges" { Permission::Read } else { Permission::Validate })
+    /// Returns the permission that a call of `path` needs. `None` if every client may call it.
+    fn needed(&self, path: &str) -> Option<Permission> {
+        // The service answers by itself that it does not have a method.
+        match Method::of(path)?.access {
+            Access::Public => None,
+            Access::Configured(permission) => {
+                (self.access == ValidatorAccess::Credential).then_some(permission)
             }
-        };
-        Self { inner, auth, needed }
+            Access::Restricted(permission) => Some(permission),
+        }
     }
 }
 
@@ -80,8 +79,7 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let method = request.uri().path().rsplit('/').next().unwrap_or_default();
-        let Some(permission) = (self.needed)(method) else {
+        let Some(permission) = self.needed(request.uri().path()) else {
             return self.inner.call(request);
         };
         // The clone that was ready is the one to call.
@@ -91,20 +89,16 @@ where
         Box::pin(async move {
             let (mut head, body) = request.into_parts();
             let request_id = head.extensions.get().map_or("", RequestId::as_str);
-            let caller = auth.authorize(&head.headers, &head.extensions, request_id, permission).await;
-            let (mut answer, actor) = match caller {
-                Ok(caller) => {
-                    let actor = caller.actor();
-                    head.extensions.insert(caller);
-                    // For streams, which outlive this answer.
-                    head.extensions.insert(auth);
-                    (inner.call(Request::from_parts(head, body)).await?, Some(actor))
-                }
-                Err(Refusal { status, actor }) => (status.into_http(), actor),
+            let caller = match auth.authorize(&head.headers, &head.extensions, request_id, permission).await {
+                Ok(caller) => caller,
+                Err(rejection) => return Ok(rejection.into_http()),
             };
-            if let Some(actor) = actor {
-                answer.extensions_mut().insert(actor);
-            }
+            let actor = caller.actor();
+            head.extensions.insert(caller);
+            // For streams, which authorize again while they are open.
+            head.extensions.insert(auth);
+            let mut answer = inner.call(Request::from_parts(head, body)).await?;
+            answer.extensions_mut().insert(actor);
             Ok(answer)
         })
     }

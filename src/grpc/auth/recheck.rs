@@ -7,9 +7,8 @@ use http::{Extensions, HeaderMap};
 use tokio::time::Instant;
 use tonic::{Request, Status};
 
-use super::{Authenticator, Refusal};
-use crate::grpc::{RequestId, status};
-use crate::server::Peer;
+use super::{Authenticator, rejected_actor};
+use crate::grpc::{Peer, RequestId, methods, status};
 use crate::service::{Actor, Caller, Permission};
 use crate::telemetry;
 
@@ -28,10 +27,11 @@ pub(crate) struct Recheck {
 }
 
 impl Recheck {
-    /// Of the call `request` of `method`, which needs `needed`. The guard left what it takes in the request.
+    /// Creates one for the call `request` of the method at `path`, which needs the permission `needed`. The guard left what it takes in
+    /// the request.
     pub(crate) fn of<T>(
         request: &Request<T>,
-        method: &'static str,
+        path: &'static str,
         needed: Permission,
     ) -> Result<Self, Status> {
         let Some(auth) = request.extensions().get::<Authenticator>() else {
@@ -41,7 +41,7 @@ impl Recheck {
             auth: auth.clone(),
             headers: request.metadata().as_ref().clone(),
             extensions: request.extensions().clone(),
-            method,
+            method: methods::name(path),
             needed,
         })
     }
@@ -54,17 +54,14 @@ impl Recheck {
     pub(crate) async fn caller(&self) -> Result<Caller, Status> {
         let request_id = self.extensions.get().map_or("", RequestId::as_str);
         let caller = self.auth.authorize(&self.headers, &self.extensions, request_id, self.needed).await;
-        caller.map_err(|refusal| {
-            self.report(&refusal);
-            refusal.status
-        })
+        caller.inspect_err(|rejection| self.report(rejection))
     }
 
-    fn report(&self, Refusal { status, actor }: &Refusal) {
+    fn report(&self, status: &Status) {
         telemetry::refused(&telemetry::Refusal {
             method: self.method,
             peer: self.extensions.get().and_then(Peer::address),
-            actor: actor.as_ref().map(|Actor(name)| name.as_str()),
+            actor: rejected_actor(status).map(|Actor(name)| name.as_str()),
             code: status.code(),
             reason: status.message(),
         });

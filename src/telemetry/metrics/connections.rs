@@ -32,6 +32,8 @@ pub(crate) enum ConnectionClosure {
     Idle,
     /// Its client did not read its answers, and their memory was needed.
     UnreadAnswers,
+    /// Its client held streams without need, and another client needed one.
+    HeldStreams,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -74,6 +76,7 @@ impl ConnectionMetrics {
         let reason = match closure {
             ConnectionClosure::Idle => "idle",
             ConnectionClosure::UnreadAnswers => "unread_answers",
+            ConnectionClosure::HeldStreams => "held_streams",
         };
         self.closed.get_or_create_owned(&ReasonLabel { reason })
     }

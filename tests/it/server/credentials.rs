@@ -7,6 +7,7 @@ use keyvouch::config::{Config, SecretText};
 use keyvouch::conformance::api::{Api, new_key, refusal};
 use keyvouch::grpc::pb;
 use keyvouch::repository::{ErrorKind, MemoryRepository};
+use prost::Message as _;
 use tonic::Code;
 
 use super::faulty::{Faulty, Mode};
@@ -17,33 +18,76 @@ fn refused(reason: &str) -> (Code, String) {
     (Code::Unauthenticated, reason.to_owned())
 }
 
-#[tokio::test]
-async fn every_method_of_key_store_needs_the_token() {
-    let server = TestServer::start(MemoryRepository::new()).await;
-    let (key, _) = server.api().await.create(new_key()).await;
-    let stranger = Api::new(server.channel().await, "another-token-of-enough-characters");
-    let mut key_store = stranger.key_store();
-    let id = || key.id.clone();
-    let update = pb::UpdateKeyRequest { key: Some(key.clone()), ..pb::UpdateKeyRequest::default() };
-    let rotate = pb::RotateKeyRequest { id: id(), ..pb::RotateKeyRequest::default() };
-    let refusals = [
-        refusal(key_store.create_key(new_key()).await),
-        refusal(key_store.get_key(pb::GetKeyRequest { id: id() }).await),
-        refusal(key_store.list_keys(pb::ListKeysRequest::default()).await),
-        refusal(
-            key_store.stream_keys(pb::StreamKeysRequest::default()).await.map(|_| tonic::Response::new(())),
-        ),
-        refusal(key_store.update_key(update).await),
-        refusal(key_store.rotate_key(rotate).await),
-        refusal(key_store.revoke_key(pb::RevokeKeyRequest { id: id(), reason: String::new() }).await),
-        refusal(key_store.delete_key(pb::DeleteKeyRequest { id: id(), expected_revision: None }).await),
-    ];
-    for refusal in refusals {
-        assert_eq!(refusal, refused("CREDENTIAL_INVALID"));
+/// Calls the method at `path` with an empty message.
+async fn call(server: &TestServer, path: &str, credential: Option<&str>) -> (Code, String) {
+    let mut client = tonic::client::Grpc::new(server.channel().await);
+    client.ready().await.unwrap();
+    let mut request = tonic::Request::new(());
+    if let Some(credential) = credential {
+        let bearer = format!("Bearer {credential}").parse().unwrap();
+        request.metadata_mut().insert("authorization", bearer);
     }
-    let mut nobody = pb::key_store_client::KeyStoreClient::new(server.channel().await);
-    assert_eq!(refusal(nobody.create_key(new_key()).await), refused("CREDENTIAL_REQUIRED"));
-    assert_eq!(server.api().await.get(&key.id).await, key, "nothing happened");
+    refusal(client.unary(request, path.parse().unwrap(), tonic_prost::ProstCodec::<(), ()>::default()).await)
+}
+
+fn methods_of(service: &str) -> Vec<String> {
+    let files = prost_types::FileDescriptorSet::decode(pb::FILE_DESCRIPTOR_SET).unwrap().file;
+    let services = files.into_iter().flat_map(|file| file.service);
+    let methods = services.filter(|it| it.name() == service).flat_map(|service| service.method);
+    methods.map(|method| format!("/keyvouch.v1.{service}/{}", method.name())).collect()
+}
+
+#[tokio::test]
+async fn every_method_of_key_store_needs_a_credential() {
+    let server = TestServer::start(MemoryRepository::new()).await;
+    let validates = pb::CreateKeyRequest { scopes: vec!["keyvouch.validate".into()], ..new_key() };
+    let (_, validates) = server.api().await.create(validates).await;
+    let methods = methods_of("KeyStore");
+    assert!(methods.len() >= 10, "{methods:?}");
+    for method in methods {
+        assert_eq!(call(&server, &method, None).await, refused("CREDENTIAL_REQUIRED"), "{method}");
+        let unknown = call(&server, &method, Some("another-token-of-enough-characters")).await;
+        assert_eq!(unknown, refused("CREDENTIAL_INVALID"), "{method}");
+        let lacks_permission = (Code::PermissionDenied, "PERMISSION_DENIED".to_owned());
+        assert_eq!(call(&server, &method, Some(&validates)).await, lacks_permission, "{method}");
+    }
+}
+
+#[tokio::test]
+async fn every_method_of_validator_needs_a_credential_where_settings_demand_it() {
+    let mut config = config();
+    config.validator.access = keyvouch::grpc::ValidatorAccess::Credential;
+    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
+    let writes = pb::CreateKeyRequest { scopes: vec!["keyvouch.write".into()], ..new_key() };
+    let (_, writes) = server.api().await.create(writes).await;
+    for method in methods_of("Validator") {
+        assert_eq!(call(&server, &method, None).await, refused("CREDENTIAL_REQUIRED"), "{method}");
+        let lacks_permission = (Code::PermissionDenied, "PERMISSION_DENIED".to_owned());
+        assert_eq!(call(&server, &method, Some(&writes)).await, lacks_permission, "{method}");
+    }
+}
+
+/// In open access, a call for less staleness than the minimum needs a caller who may validate. A known caller who may not is told so.
+#[tokio::test]
+async fn a_known_caller_without_permission_is_denied_in_open_access() {
+    let server = TestServer::start(MemoryRepository::new()).await;
+    let request = |secret: &str| pb::ValidateRequest {
+        secret: secret.to_owned(),
+        max_staleness: Some(prost_types::Duration::default()),
+        ..pb::ValidateRequest::default()
+    };
+    for (scope, denied) in [("keyvouch.write", true), ("keyvouch.validate", false), ("keyvouch.read", false)]
+    {
+        let caller = pb::CreateKeyRequest { scopes: vec![scope.into()], ..new_key() };
+        let (_, secret) = server.api().await.create(caller).await;
+        let caller = Api::new(server.channel().await, &secret);
+        let answer = caller.admin_validator().validate(request(&secret)).await;
+        if denied {
+            assert_eq!(refusal(answer), (Code::PermissionDenied, "PERMISSION_DENIED".to_owned()), "{scope}");
+        } else {
+            assert!(answer.unwrap().into_inner().valid, "{scope}");
+        }
+    }
 }
 
 #[tokio::test]

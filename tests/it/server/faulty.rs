@@ -9,8 +9,8 @@ use keyvouch::domain::{
     ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, RequestDigest, Revision, Timestamp,
 };
 use keyvouch::repository::{
-    Changes, ErrorKind, FeedPosition, KeyRepository, KeyStream, MemoryRepository, RecentChanges,
-    RepositoryError, Result,
+    Changes, ErrorKind, FeedPosition, KeyRepository, KeyStream, ListedKey, MemoryRepository, PageRequest,
+    RecentChanges, RepositoryError, Result,
 };
 use tokio::sync::watch;
 
@@ -30,6 +30,8 @@ pub(crate) struct Faulty {
     inner: MemoryRepository,
     mode: watch::Sender<Mode>,
     usage_mode: watch::Sender<Mode>,
+    listing_mode: watch::Sender<Mode>,
+    listings: Arc<AtomicUsize>,
     refuses_revivals: Arc<AtomicBool>,
     panics: Arc<AtomicBool>,
     panics_in_background: Arc<AtomicBool>,
@@ -44,6 +46,8 @@ impl Faulty {
             inner: MemoryRepository::new(),
             mode: watch::Sender::new(Mode::Work),
             usage_mode: watch::Sender::new(Mode::Work),
+            listing_mode: watch::Sender::new(Mode::Work),
+            listings: Arc::default(),
             refuses_revivals: Arc::default(),
             panics: Arc::default(),
             panics_in_background: Arc::default(),
@@ -61,6 +65,16 @@ impl Faulty {
     /// What the methods of usage do.
     pub(crate) fn set_usage(&self, mode: Mode) {
         self.usage_mode.send_replace(mode);
+    }
+
+    /// Sets what listings of keys do.
+    pub(crate) fn set_listing(&self, mode: Mode) {
+        self.listing_mode.send_replace(mode);
+    }
+
+    /// Returns how often keys were listed.
+    pub(crate) fn listings(&self) -> usize {
+        self.listings.load(Ordering::SeqCst)
     }
 
     /// Makes creations fail that may revive a revoked hash.
@@ -152,6 +166,12 @@ impl KeyRepository for Faulty {
     async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<ChangeId> {
         obey(&self.mode).await?;
         self.inner.delete(id, context).await
+    }
+
+    async fn list_page(&self, request: &PageRequest) -> Result<Vec<ListedKey>> {
+        self.listings.fetch_add(1, Ordering::SeqCst);
+        obey(&self.listing_mode).await?;
+        self.inner.list_page(request).await
     }
 
     fn list_by_owner(&self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream {

@@ -8,7 +8,6 @@ use keyvouch::conformance::api::{Api, new_key, refusal, wrong_field};
 use keyvouch::domain::{KeyPrefix, SecretKey, SystemEntropy};
 use keyvouch::grpc::pb;
 use keyvouch::repository::MemoryRepository;
-use prost::bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -21,7 +20,6 @@ use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 
 use super::faulty::{Faulty, Mode};
-use super::ops::count;
 use super::slow_clients::{raw_call, raw_client};
 use crate::support::{TOKEN, TestServer, config, uncached, until};
 
@@ -204,43 +202,6 @@ async fn listings_and_imports_of_one_caller_are_limited() {
     import(&other).await.unwrap();
     drop((listings, imports, slow));
     until("a slot", async || list(&api).await.is_ok() && import(&api).await.is_ok()).await;
-}
-
-/// A client that does not read its answers loses its connection before they take too much memory. Others don't notice.
-#[tokio::test]
-async fn unread_answers_are_limited() {
-    let mut config = config();
-    config.telemetry.listen = "127.0.0.1:0".into();
-    let server = TestServer::start_with(MemoryRepository::new(), &config).await;
-    let api = server.api().await;
-    let metadata = (0..32).map(|number| (format!("name {number}"), "value".repeat(100))).collect();
-    let (_, secret) = api.create(pb::CreateKeyRequest { metadata, ..new_key() }).await;
-    let request = pb::ValidateRequest { secret: secret.clone(), ..pb::ValidateRequest::default() };
-    let request = prost::Message::encode_to_vec(&request);
-    let length = u32::try_from(request.len()).unwrap().to_be_bytes();
-    let request = Bytes::from([&[0][..], &length, &request].concat());
-    let mut connections = Vec::new();
-    let mut calls = Vec::new();
-    for _ in 0..3 {
-        let stream = TcpStream::connect(server.address).await.unwrap();
-        let mut builder = h2::client::Builder::new();
-        builder.initial_window_size(0);
-        let (client, connection) = builder.handshake(stream).await.unwrap();
-        connections.push(tokio::spawn(connection));
-        for _ in 0..250 {
-            // The connection may be closed by now.
-            let Ok(mut client) = client.clone().ready().await else { break };
-            let head = raw_call(&server, "/keyvouch.v1.Validator/Validate").body(()).unwrap();
-            let Ok((answer, mut body)) = client.send_request(head, false) else { break };
-            let _ = body.send_data(request.clone(), true);
-            calls.push((answer, body));
-        }
-    }
-    let closed = r#"keyvouch_connections_closed_total{reason="unread_answers"}"#;
-    let ops = server.ops.unwrap();
-    until("the end of a connection", async || count(ops, closed).await > 0.0).await;
-    until("its notice", async || connections.iter().any(tokio::task::JoinHandle::is_finished)).await;
-    assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
 }
 
 /// Calls that only begin are streams too.

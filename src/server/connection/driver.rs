@@ -1,4 +1,4 @@
-//! Serving the calls of one connection, from its first byte to its orderly end.
+//! Drives HTTP/2 on a connection, from its first byte to its graceful end.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -11,13 +11,14 @@ use tokio::sync::watch;
 use tonic::service::Routes;
 use tower::Layer as _;
 
-use super::call_layer::CallService;
-use super::calls::{Activity, Calls};
-use super::connection::{Accepted, Connection, Place};
-use super::places::Seat;
-use super::tls::Tls;
-use super::worker::Phase;
-use super::{CallLayer, ServerOptions};
+use super::activity::ConnectionActivity;
+use super::io::{Accepted, Connection, WorkerSlot};
+use super::service::ConnectionService;
+use crate::grpc::Peer;
+use crate::server::ServerOptions;
+use crate::server::call::{CallLayer, CallService};
+use crate::server::lifecycle::{Phase, reaches};
+use crate::server::tls::Tls;
 use crate::telemetry::{ConnectionClosure, ConnectionMetrics, ConnectionRefusal, LogLimit};
 
 /// A peer that is gone without a word is noticed after an interval and a time-out.
@@ -31,28 +32,27 @@ const MAX_HEADER_BYTES: u32 = 16 * 1024;
 const STREAM_WINDOW: u32 = 64 * 1024;
 /// Flow-control window per connection in bytes. h2 closes a connection (`too_many_data_frames`) when the unread frames are small:
 /// the differences of their sizes to 256 bytes may add up to half of this window. A full stream window of import rows, of about
-/// 64 bytes each, adds 192 KiB.
-const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+/// 64 bytes each, adds 192 KiB, so ten imports fit. Unread frames of a byte each take about 2 MiB per connection then.
+const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// Streams that a peer may reset before they were looked at, and that we may reset by its fault, before the connection is
 /// ended (CVE-2023-44487, CVE-2025-8671).
 const MAX_RESET_STREAMS: usize = 20;
 const MAX_FAULTY_STREAMS: usize = 1024;
 
-/// How the connections of one address are served.
+/// Serves the connections of one listen address.
 #[derive(Clone)]
-pub(super) struct Serving {
+pub(in crate::server) struct ConnectionDriver {
     calls: CallService<Routes>,
     options: ServerOptions,
     failed_handshakes: Counter,
-    closed_idle: Counter,
-    closed_unread: Counter,
-    unread_log: Arc<LogLimit>,
+    connections: ConnectionMetrics,
+    closures: Arc<LogLimit>,
     tls: Option<watch::Receiver<Arc<Tls>>>,
     phase: watch::Receiver<Phase>,
 }
 
-impl Serving {
-    pub(super) fn new(
+impl ConnectionDriver {
+    pub(in crate::server) fn new(
         routes: Routes,
         layer: &CallLayer,
         options: ServerOptions,
@@ -64,24 +64,23 @@ impl Serving {
             calls: layer.layer(routes),
             options,
             failed_handshakes: connections.refused(ConnectionRefusal::Handshake),
-            closed_idle: connections.closed(ConnectionClosure::Idle),
-            closed_unread: connections.closed(ConnectionClosure::UnreadAnswers),
-            unread_log: Arc::default(),
+            connections: connections.clone(),
+            closures: Arc::default(),
             tls,
             phase,
         }
     }
 
-    /// Serves a connection to its end. It is told to end when the server drains, when it is old, when its client's
-    /// certificate expires, when it is idle, or when it has to give way; calls that run then are answered first, if their client reads the answers.
-    pub(super) async fn run(mut self, handed_over: (Accepted, Place), jitter: f64) {
+    /// Serves a connection until it has ended. It is asked to end when the server drains, when it is old, when its client's certificate
+    /// expires, when it is idle, or when it has to make room; calls in flight are answered first, if their client reads the answers.
+    pub(in crate::server) async fn run(self, handed_over: (Accepted, WorkerSlot), jitter: f64) {
         let tls = self.tls.as_ref().map(|tls| Arc::clone(&tls.borrow().config));
         let failures = self.failed_handshakes.clone();
-        let seat = handed_over.1.seat();
+        let state = handed_over.1.state();
         let adopted = tokio::select! {
             adopted = Connection::adopt(handed_over, tls, self.options.handshake_timeout, failures) => adopted,
-            () = seat.gives_way() => {
-                self.closed_idle.inc();
+            closure = state.closed() => {
+                self.connections.closed(closure).inc();
                 return;
             }
         };
@@ -92,39 +91,28 @@ impl Serving {
                 return;
             }
         };
-        let (peer, activity) = (connection.peer(), Activity::new(seat.clone()));
+        let (peer, activity) = (connection.peer(), ConnectionActivity::new(state));
         let (ends, is_ending) = watch::channel(false);
-        let calls = Calls::new(
+        let calls = ConnectionService::new(
             self.calls.clone(),
-            peer.clone(),
+            peer,
             activity.clone(),
             is_ending,
             self.options.drain_timeout,
         );
-        let (unread, unread_log) = (self.closed_unread.clone(), Arc::clone(&self.unread_log));
-        tokio::select! {
-            () = self.serve(connection, calls, &activity, &seat, ends, jitter) => {}
-            () = seat.is_closed() => {
-                unread.inc();
-                if let Some(left_out) = unread_log.admit() {
-                    let peer = peer.address().map(tracing::field::display);
-                    tracing::warn!(peer, left_out, "closed a connection: its client does not read its answers");
-                }
-            }
-        }
+        self.serve(connection, calls, &activity, ends, jitter).await;
     }
 
-    /// Serves a connection until it has ended.
     async fn serve(
-        &mut self,
+        &self,
         connection: Connection,
-        calls: Calls,
-        activity: &Activity,
-        seat: &Seat,
+        calls: ConnectionService,
+        activity: &ConnectionActivity,
         ends: watch::Sender<bool>,
         jitter: f64,
     ) {
-        let lifetime = connection.peer().remaining_lifetime();
+        let (peer, state) = (connection.peer(), activity.state());
+        let lifetime = peer.remaining_lifetime();
         let mut patience = None;
         let serving = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -139,20 +127,21 @@ impl Serving {
             .serve_connection(TokioIo::new(connection), calls);
         let mut serving = pin!(serving);
         {
-            // An error means that the server is gone, which is a reason to end as well.
-            let drains = self.phase.wait_for(|&phase| phase >= Phase::Drain);
+            let drains = reaches(&self.phase, Phase::Drain);
             let is_old = after(self.options.max_connection_age.map(|age| age.mul_f64(jitter)));
             let has_expired = after(lifetime);
             let is_idle = idle(activity, self.options.idle_timeout);
             tokio::select! {
                 outcome = serving.as_mut() => return ended(outcome),
-                _ = drains => {}
+                () = drains => {}
                 () = is_old => {}
                 () = has_expired => tracing::debug!("a connection ends: its client certificate has expired"),
                 () = is_idle => {}
-                () = seat.gives_way() => {
-                    self.closed_idle.inc();
-                    tracing::debug!("closing an idle connection to make room for a new one");
+                closure = state.closed() => {
+                    self.report(closure, &peer);
+                    if closure == ConnectionClosure::UnreadAnswers {
+                        return;
+                    }
                     patience = Some(GIVES_WAY_WITHIN);
                 }
             }
@@ -162,6 +151,7 @@ impl Serving {
         tokio::select! {
             outcome = serving => ended(outcome),
             () = after(patience) => {}
+            closure = state.closed() => self.report(closure, &peer),
             () = activity.stalls(self.options.drain_timeout) => {
                 tracing::debug!("a connection was cut: its client does not read its answers");
             }
@@ -169,7 +159,23 @@ impl Serving {
     }
 }
 
-/// Connections end by faults of the other side every day.
+impl ConnectionDriver {
+    /// Counts a connection that makes room for others. Logs those of clients that take more than they need.
+    fn report(&self, closure: ConnectionClosure, peer: &Peer) {
+        self.connections.closed(closure).inc();
+        let problem = match closure {
+            ConnectionClosure::Idle => return,
+            ConnectionClosure::UnreadAnswers => "does not read its answers",
+            ConnectionClosure::HeldStreams => "holds streams that others need",
+        };
+        if let Some(left_out) = self.closures.admit() {
+            let peer = peer.address().map(tracing::field::display);
+            tracing::warn!(peer, left_out, "closed a connection: its client {problem}");
+        }
+    }
+}
+
+/// Clients break connections off every day.
 fn ended(outcome: Result<(), hyper::Error>) {
     if let Err(error) = outcome {
         tracing::debug!(%error, "a connection ended");
@@ -183,9 +189,9 @@ async fn after(time: Option<Duration>) {
     }
 }
 
-async fn idle(activity: &Activity, timeout: Option<Duration>) {
+async fn idle(activity: &ConnectionActivity, timeout: Option<Duration>) {
     match timeout {
-        Some(timeout) => activity.rests(timeout).await,
+        Some(timeout) => activity.is_idle(timeout).await,
         None => std::future::pending().await,
     }
 }

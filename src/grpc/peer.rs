@@ -54,7 +54,7 @@ impl CertificateName {
 }
 
 impl Peer {
-    pub(super) fn new(address: Option<IpAddr>, certificate: Option<&CertificateDer<'_>>) -> Self {
+    pub(crate) fn new(address: Option<IpAddr>, certificate: Option<&CertificateDer<'_>>) -> Self {
         Self { address, certificate: certificate.and_then(|it| PeerCertificate::read(it)).map(Arc::new) }
     }
 
@@ -77,7 +77,7 @@ impl Peer {
     }
 
     /// How long its certificate is still valid; `None` if it has none.
-    pub(super) fn remaining_lifetime(&self) -> Option<Duration> {
+    pub(crate) fn remaining_lifetime(&self) -> Option<Duration> {
         let expires_at = self.certificate.as_ref()?.expires_at?;
         Some(expires_at.since(SystemClock.now()))
     }

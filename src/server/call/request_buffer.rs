@@ -1,4 +1,4 @@
-//! Calls whose message came, told from those that only began.
+//! Buffers the message of a request until it is complete.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -15,18 +15,20 @@ use tonic::codegen::BoxFuture;
 use tonic::server::NamedService;
 use tower::Service;
 
-use super::quota::{Quota, Taken};
+use crate::grpc::methods::{Message, Method};
 use crate::grpc::{message_too_large, overloaded};
+use crate::server::quota::{Quota, Taken};
 
-/// What stands before a message: whether it is compressed, and its length.
+/// Size of the header of a message: whether it is compressed, and its length.
 const FRAME_HEADER_BYTES: usize = 5;
+
 /// Returns the request once its message, of at most `limit` bytes, has arrived completely. Until then its bytes count against the
 /// quota of its connection, which is in its extensions.
-pub(super) async fn whole(request: Request<Body>, limit: usize) -> Result<Request<Body>, Status> {
+pub(super) async fn buffered(request: Request<Body>, limit: usize) -> Result<Request<Body>, Status> {
     let (parts, mut rest) = request.into_parts();
-    let quota = parts.extensions.get::<PartialQuota>();
+    let quota = parts.extensions.get::<BufferQuota>();
     let mut held: Option<Taken> = None;
-    // Copied: a byte would keep the whole buffer that it was read into.
+    // Copied: a byte would keep the buffered buffer that it was read into.
     let mut message = BytesMut::new();
     let mut pieces = VecDeque::new();
     loop {
@@ -53,7 +55,7 @@ pub(super) async fn whole(request: Request<Body>, limit: usize) -> Result<Reques
         let is_free = match (&mut held, quota) {
             (_, None) => true,
             (Some(held), _) => held.grow(data.len()),
-            (held, Some(PartialQuota(quota))) => {
+            (held, Some(BufferQuota(quota))) => {
                 *held = quota.take(data.len());
                 held.is_some()
             }
@@ -69,26 +71,22 @@ pub(super) async fn whole(request: Request<Body>, limit: usize) -> Result<Reques
     if !message.is_empty() {
         pieces.push_front(Ok(Frame::data(message.freeze())));
     }
-    Ok(Request::from_parts(parts, Body::new(Arrived { pieces, rest })))
+    Ok(Request::from_parts(parts, Body::new(BufferedBody { pieces, rest })))
 }
 
 /// Request extension: the quota for bytes of incomplete messages.
 #[derive(Clone, Debug)]
-pub(super) struct PartialQuota(pub(super) Quota);
+pub(in crate::server) struct BufferQuota(pub(in crate::server) Quota);
 
-/// Calls a service once the message of its request has arrived. The method `streaming` is called at once.
+/// Calls a service once the message of its request has arrived, if the method reads it after its caller was authorized.
 #[derive(Clone, Debug)]
-pub(super) struct WithMessage<S> {
-    pub(super) inner: S,
-    pub(super) limit: usize,
-    pub(super) streaming: &'static str,
-}
+pub(in crate::server) struct BufferMessage<S>(pub(in crate::server) S);
 
-impl<S: NamedService> NamedService for WithMessage<S> {
+impl<S: NamedService> NamedService for BufferMessage<S> {
     const NAME: &'static str = S::NAME;
 }
 
-impl<S> Service<Request<Body>> for WithMessage<S>
+impl<S> Service<Request<Body>> for BufferMessage<S>
 where
     S: Service<
             Request<Body>,
@@ -104,19 +102,18 @@ where
     type Future = BoxFuture<Response<Body>, Infallible>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner.poll_ready(cx)
+        self.0.poll_ready(cx)
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        if request.uri().path().ends_with(self.streaming) {
-            return self.inner.call(request);
-        }
+        let method = Method::of(request.uri().path()).filter(|it| it.message == Message::AfterAuthorization);
+        let Some(method) = method else { return self.0.call(request) };
         // The clone that was ready is the one to call.
-        let ready = self.inner.clone();
-        let mut inner = std::mem::replace(&mut self.inner, ready);
-        let limit = self.limit;
+        let ready = self.0.clone();
+        let mut inner = std::mem::replace(&mut self.0, ready);
+        let limit = method.service.max_message_bytes();
         Box::pin(async move {
-            match whole(request, limit).await {
+            match buffered(request, limit).await {
                 Ok(request) => inner.call(request).await,
                 Err(refusal) => Ok(refusal.into_http()),
             }
@@ -124,13 +121,13 @@ where
     }
 }
 
-/// A body whose first pieces are here.
-pub(crate) struct Arrived {
+/// The body of a request whose first pieces were read.
+pub(crate) struct BufferedBody {
     pub(crate) pieces: VecDeque<Result<Frame<Bytes>, Status>>,
     pub(crate) rest: Body,
 }
 
-impl HttpBody for Arrived {
+impl HttpBody for BufferedBody {
     type Data = Bytes;
     type Error = Status;
 

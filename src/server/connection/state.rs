@@ -1,0 +1,186 @@
+//! The state that a connection shares with the limits.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use hyper::body::Bytes;
+use tokio::sync::Notify;
+
+use super::limiter::ConnectionLimiter;
+use super::unread::UnreadData;
+use crate::domain::{BootClock, Moment, Stopwatch as _};
+use crate::grpc::methods::{Method, Service};
+use crate::server::quota::{Quota, Taken};
+use crate::telemetry::ConnectionClosure;
+
+/// Number of streams that a stream of reflection counts as: it can hold about 64 KiB of requests that its handler has not read.
+pub(super) const REFLECTION_WEIGHT: usize = 16;
+/// Data below this size doesn't count as unread: its number is limited by that of open streams.
+const MIN_COUNTED_BYTES: usize = 2 * 1024;
+
+/// The state of a connection.
+#[derive(Debug)]
+pub(in crate::server) struct ConnectionState {
+    /// The network address that the connection is counted by. `None` for a Unix socket.
+    peer: Option<IpAddr>,
+    limits: StreamLimits,
+    /// Streams that are open, by their weight.
+    open: AtomicUsize,
+    /// Streams of these whose calls wait for this server.
+    at_work: AtomicUsize,
+    /// Beginning of the time without a call that waits for this server, in nanoseconds.
+    idle_since: AtomicU64,
+    /// Bytes of answers that were not sent yet.
+    unread: AtomicUsize,
+    /// The last time at which the client took a part of an answer, in nanoseconds.
+    taken_at: AtomicU64,
+    closure: OnceLock<ConnectionClosure>,
+    closed: Notify,
+}
+
+/// The limits that a connection counts against. Those of administrators have none.
+#[derive(Debug)]
+pub(super) struct StreamLimits {
+    pub(super) limiter: Weak<ConnectionLimiter>,
+    /// Open streams.
+    pub(super) streams: Quota,
+    /// Bytes of incomplete messages.
+    pub(super) partial: Quota,
+    /// Whether unread answers count.
+    pub(super) counts_unread: bool,
+}
+
+/// An open stream that counts until this is dropped.
+#[derive(Debug)]
+pub(super) struct OpenStream {
+    state: Arc<ConnectionState>,
+    weight: usize,
+    _taken: Option<Taken>,
+}
+
+impl ConnectionState {
+    /// Creates the state of a connection of `peer`, which is idle from now on.
+    pub(super) fn new(peer: Option<IpAddr>, limits: StreamLimits) -> Self {
+        let now = BootClock.moment().as_nanos();
+        Self {
+            peer,
+            limits,
+            open: AtomicUsize::new(0),
+            at_work: AtomicUsize::new(0),
+            idle_since: AtomicU64::new(now),
+            unread: AtomicUsize::new(0),
+            taken_at: AtomicU64::new(now),
+            closure: OnceLock::new(),
+            closed: Notify::new(),
+        }
+    }
+
+    pub(super) fn peer(&self) -> Option<IpAddr> {
+        self.peer
+    }
+
+    /// Counts a new stream. Returns `None` if the limit is reached and no other client can be made to give up streams. Streams for
+    /// health are always opened.
+    pub(super) fn open_stream(self: &Arc<Self>, method: Option<&Method>) -> Option<OpenStream> {
+        let service = method.map(|method| method.service);
+        let weight = if service == Some(Service::Reflection) { REFLECTION_WEIGHT } else { 1 };
+        let taken = self.limits.streams.take(weight).or_else(|| {
+            let limiter = self.limits.limiter.upgrade()?;
+            limiter.close_holder(self.peer).then(|| self.limits.streams.take_anyway(weight))
+        });
+        if taken.is_none() && service != Some(Service::Health) {
+            return None;
+        }
+        self.open.fetch_add(weight, Ordering::Relaxed);
+        Some(OpenStream { state: Arc::clone(self), weight, _taken: taken })
+    }
+
+    /// Returns the number of open streams that don't wait for this server: those of incomplete requests, of answers that nobody reads,
+    /// and long-lived ones.
+    pub(super) fn held_streams(&self) -> usize {
+        self.open.load(Ordering::Relaxed).saturating_sub(self.at_work.load(Ordering::Relaxed))
+    }
+
+    /// Returns the quota for bytes of incomplete messages.
+    pub(super) fn partial(&self) -> Quota {
+        self.limits.partial.clone()
+    }
+
+    /// Notes that one more call waits for this server.
+    pub(super) fn begin_work(&self) {
+        self.at_work.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes that a call waits for this server no longer.
+    pub(super) fn end_work(&self) {
+        self.idle_since.store(BootClock.moment().as_nanos(), Ordering::Relaxed);
+        self.at_work.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Returns whether a call waits for this server.
+    pub(super) fn is_at_work(&self) -> bool {
+        self.at_work.load(Ordering::Relaxed) > 0
+    }
+
+    /// Returns the beginning of the time without a call that waits for this server. `None` while there is one.
+    pub(super) fn idle_since(&self) -> Option<Moment> {
+        (!self.is_at_work()).then(|| Moment::from_nanos(self.idle_since.load(Ordering::Relaxed)))
+    }
+
+    /// Counts `data` of an answer as unread until the transport has sent and dropped it.
+    pub(super) fn count_unread(self: &Arc<Self>, data: Bytes) -> Bytes {
+        let bytes = data.len();
+        if bytes < MIN_COUNTED_BYTES || !self.limits.counts_unread {
+            return data;
+        }
+        let Some(limiter) = self.limits.limiter.upgrade() else { return data };
+        if self.unread.fetch_add(bytes, Ordering::Relaxed) == 0 {
+            // Nothing was unread, so the client was not late until now.
+            self.note_taken();
+        }
+        let counted = UnreadData::new(Arc::clone(self), data);
+        limiter.add_unread(bytes);
+        Bytes::from_owner(counted)
+    }
+
+    /// Stops counting `bytes` as unread.
+    pub(super) fn forget_unread(&self, bytes: usize) {
+        self.unread.fetch_sub(bytes, Ordering::Relaxed);
+        if let Some(limiter) = self.limits.limiter.upgrade() {
+            limiter.remove_unread(bytes);
+        }
+    }
+
+    pub(super) fn unread_bytes(&self) -> usize {
+        self.unread.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the client took a part of an answer.
+    pub(super) fn note_taken(&self) {
+        self.taken_at.store(BootClock.moment().as_nanos(), Ordering::Relaxed);
+    }
+
+    /// Returns the last time at which the client took a part of an answer.
+    pub(super) fn taken_at(&self) -> Moment {
+        Moment::from_nanos(self.taken_at.load(Ordering::Relaxed))
+    }
+
+    /// Makes the connection close, for the reason `closure`.
+    pub(super) fn close(&self, closure: ConnectionClosure) {
+        let _ = self.closure.set(closure);
+        self.closed.notify_one();
+    }
+
+    /// Completes when the connection has to be closed to make room, with the reason.
+    pub(in crate::server) async fn closed(&self) -> ConnectionClosure {
+        self.closed.notified().await;
+        self.closure.get().copied().unwrap_or(ConnectionClosure::Idle)
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.state.open.fetch_sub(self.weight, Ordering::Relaxed);
+    }
+}
