@@ -3,9 +3,11 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
+
+use tokio::runtime::Handle;
 
 use super::state::{ConnectionState, StreamLimits};
 use crate::domain::{BootClock, Moment, Stopwatch as _};
@@ -23,7 +25,7 @@ const MAX_STALLED_BYTES: usize = 8 * 1024 * 1024;
 /// Number of bytes of unread answers above which connections are closed although their clients read.
 const MAX_UNREAD_BYTES: usize = 64 * 1024 * 1024;
 /// Time after which a client that takes nothing of its answers counts as one that does not read.
-const STALLED_AFTER: Duration = Duration::from_secs(2);
+const STALLED_AFTER: Duration = Duration::from_secs(1);
 /// Minimum time between two searches for connections that make room, since a search looks at all connections.
 const SEARCH_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -41,6 +43,8 @@ pub(in crate::server) struct ConnectionLimiter {
     partial: Arc<AtomicUsize>,
     /// Bytes of unread answers.
     unread: AtomicUsize,
+    /// Whether a task closes connections whose clients take nothing.
+    is_sweeping: AtomicBool,
     /// The last search for connections that make room, in nanoseconds.
     last_search: AtomicU64,
     connections: Mutex<Connections>,
@@ -131,6 +135,7 @@ impl ConnectionLimiter {
             streams: Arc::default(),
             partial: Arc::default(),
             unread: AtomicUsize::new(0),
+            is_sweeping: AtomicBool::new(false),
             last_search: AtomicU64::new(0),
             connections: Mutex::default(),
         })
@@ -206,8 +211,25 @@ impl ConnectionLimiter {
         let all = self.unread.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if all > MAX_UNREAD_BYTES {
             self.close_unread(MAX_UNREAD_BYTES, None);
-        } else if all > MAX_STALLED_BYTES && self.may_search() {
-            self.close_unread(MAX_STALLED_BYTES, Some(BootClock.moment()));
+        }
+        if all > MAX_STALLED_BYTES
+            && let Ok(runtime) = Handle::try_current()
+            && !self.is_sweeping.swap(true, Ordering::Relaxed)
+        {
+            runtime.spawn(Self::sweep(Weak::clone(&self.this)));
+        }
+    }
+
+    /// Closes connections whose clients take nothing, until the unread answers are within the limit.
+    async fn sweep(limiter: Weak<Self>) {
+        loop {
+            tokio::time::sleep(STALLED_AFTER / 4).await;
+            let Some(limiter) = limiter.upgrade() else { return };
+            limiter.close_unread(MAX_STALLED_BYTES, Some(BootClock.moment()));
+            if limiter.unread.load(Ordering::Relaxed) <= MAX_STALLED_BYTES {
+                limiter.is_sweeping.store(false, Ordering::Relaxed);
+                return;
+            }
         }
     }
 
