@@ -29,7 +29,7 @@ async fn main() {
     let fill = format!(
         "with recursive n(i) as (select 1 union all select i + 1 from n where i < {KEYS}) \
          insert into api_key select randomblob(16), randomblob(32), 'kv_', 'key ' || i, '', 'owner', '[\"read\"]', \
-         '{{\"k\": \"v\"}}', 1700000000000000 + i, 1700000000000000 + i, null, null, null, null, null, i from n"
+         '{{\"k\": \"v\"}}', 1700000000000000 + i, 1700000000000000 + i, null, null, null, null, null, i, null, null from n"
     );
     database.execute_raw(Statement::from_string(DbBackend::Sqlite, fill)).await.unwrap();
     database.close().await.unwrap();

@@ -16,13 +16,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, stream};
-use keyvouch::app::{App, Store, Surroundings};
+use keyvouch::app::{App, Surroundings};
 use keyvouch::config::Sources;
 use keyvouch::domain::{
     ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, Revision, Timestamp,
 };
 use keyvouch::repository::{
-    ErrorKind, KeyRepository, KeyStream, Listed, OnRuntime, RepositoryError, Result, StoredKey,
+    Backend, ErrorKind, KeyRepository, KeyStream, Listed, RepositoryError, Result, StoredKey,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -224,11 +224,10 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let path = std::env::var_os("KEYS_FOLDER").map_or_else(|| "keys".into(), PathBuf::from);
     let environment = std::env::vars().collect();
     let config = Sources { environment, ..Sources::default() }.load()?;
-    // Files are read on tokio's shared threads, not on those that answer calls.
-    let repository = OnRuntime::new(Folder::open(&path)?, tokio::runtime::Handle::current());
-    let app = App::with_store(&config, Surroundings::default(), Store::new(Arc::new(repository))).await?;
+    let backend = Backend::new(Folder::open(&path)?);
+    let app = App::with_backend(&config, Surroundings::default(), backend).await?;
     for address in app.addresses() {
-        println!("{} listens on {address}", app.repository());
+        println!("{} listens on {address}", app.backend());
     }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

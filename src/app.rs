@@ -5,6 +5,7 @@ mod health;
 mod readings;
 mod reload;
 mod store;
+mod tasks;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -13,26 +14,28 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use tokio::sync::{oneshot, watch};
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::JoinHandle;
 
 pub use admin::{AdminDoor, TOKEN_FILE};
-pub use store::{Store, open_sql};
+pub use store::open_sql;
 
 use self::health::HealthMonitor;
 use self::reload::Reloaded;
+use self::store::OpenedBackend;
+use self::tasks::Tasks;
 use crate::cache::{CacheStack, FeedFollower, FeedHandle, RedisCache};
 use crate::config::{Config, ServerConfig, TelemetryConfig};
 use crate::domain::{BootClock, Clock, Entropy, Stopwatch, SystemClock, SystemEntropy};
 use crate::grpc::pb;
 use crate::grpc::{KeyStoreHandler, ValidatorHandler};
-use crate::repository::KeyRepository;
+use crate::repository::{AuditTrail, Backend};
 use crate::server::{
     self, CallLayer, CallLimits, ListenAddr, Listener, OpsListener, Role, ServerOptions, Services, Tls,
 };
 use crate::service::{
     ChangeWatcher, EventPruner, KeyPruner, KeyStoreService, UsageRecorder, ValidatorService,
 };
-use crate::telemetry::{ConnectionMetrics, Exposition, Metrics, ReloadMetrics};
+use crate::telemetry::{ConnectionMetrics, Exposition, Metrics, ReloadMetrics, error_chain};
 
 /// How long the last flush of usage may hold up the end of the process.
 const LAST_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -48,8 +51,7 @@ pub struct App {
     reloaded: Vec<Reloaded>,
     reload_interval: Duration,
     settle_delay: Duration,
-    store: Store,
-    repository: Arc<dyn KeyRepository>,
+    backend: Backend,
     feed: Option<FeedFollower>,
     redis_cache: Option<Arc<RedisCache>>,
     door: AdminDoor,
@@ -85,28 +87,35 @@ impl Default for Surroundings {
 }
 
 impl App {
-    /// Opens the store, finds out who may administer it, and binds the addresses. Has to be called on the runtime that
-    /// is to carry the store's connections.
+    /// Opens the backend, finds out who may administer it, and binds the addresses. Has to be called on the runtime that is to carry
+    /// the backend's connections.
     pub async fn prepare(config: &Config, surroundings: Surroundings) -> Result<Self> {
         config.check()?;
-        let store = Store::open(&config.store, &surroundings.entropy).await?;
-        Self::assemble(config, surroundings, store).await
+        let opened = OpenedBackend::open(&config.store, &surroundings.entropy).await?;
+        Self::assemble(config, surroundings, opened).await
     }
 
-    /// The same with a store that the caller opened: a backend of his own, for example.
-    pub async fn with_store(config: &Config, surroundings: Surroundings, store: Store) -> Result<Self> {
+    /// Does the same with a backend that the caller opened: one that is not part of Keyvouch, for example.
+    pub async fn with_backend(
+        config: &Config,
+        surroundings: Surroundings,
+        backend: impl Into<Backend>,
+    ) -> Result<Self> {
         config.check()?;
-        Self::assemble(config, surroundings, store).await
+        let opened = OpenedBackend { backend: backend.into(), pools: None };
+        Self::assemble(config, surroundings, opened).await
     }
 
     /// Puts the parts together, by settings that were checked.
-    async fn assemble(config: &Config, surroundings: Surroundings, store: Store) -> Result<Self> {
+    async fn assemble(config: &Config, surroundings: Surroundings, opened: OpenedBackend) -> Result<Self> {
         let door = AdminDoor::find(config, &surroundings.entropy)?;
         let listeners = bind(&config.server)?;
         let ops = bind_ops(&config.telemetry).await?;
         let Surroundings { clock, entropy, stopwatch } = surroundings;
         let options = config.cache.stack_options(&config.feed);
-        let stack = CacheStack::build(Arc::clone(&store.repository), &options, &entropy, &stopwatch);
+        // Background tasks run beside the backend's connections, and need no hop.
+        let (audit, uses) = (opened.backend.audit.clone(), opened.backend.usage.clone());
+        let stack = CacheStack::build(opened.backend, &options, &entropy, &stopwatch);
         let stack = stack.await.context("can't put the caches in front of the store")?;
         warn_without_feed(&stack, config);
         let limits = CallLimits { max_calls: config.server.max_calls, timeout: config.server.call_timeout.0 };
@@ -123,19 +132,19 @@ impl App {
                 Some(tls)
             }
         };
-        let CacheStack { repository, source, knowledge, follower, feed, local, redis, breaker } = stack;
+        let CacheStack { backend, source, knowledge, follower, feed, local, redis, breaker } = stack;
         let format = Arc::new(config.keys.format()?);
-        let usage = Arc::new(UsageRecorder::new(Arc::clone(&repository)));
+        let usage = Arc::new(UsageRecorder::new(uses));
         let has_cache = local.is_some() || redis.is_some();
         let cached = has_cache.then(|| (Arc::clone(&knowledge), config.cache.max_staleness.0));
-        let health = HealthMonitor::new(Arc::clone(&repository), cached);
+        let health = HealthMonitor::new(Arc::clone(&backend.keys), cached);
         let sources = readings::Sources {
             knowledge: Arc::clone(&knowledge),
             breaker,
             local,
             usage: Arc::clone(&usage),
             is_up: health.is_up(),
-            pools: store.pools(),
+            pools: opened.pools,
             tls: tls.clone(),
         };
         let (metrics, exposition) = Metrics::new(
@@ -154,9 +163,9 @@ impl App {
             Arc::clone(&usage),
         )
         .with_metrics(metrics.validations.clone());
-        let watcher = ChangeWatcher::new(Arc::clone(&repository), knowledge, feed);
-        let (pruner, key_pruner) = pruners(config, &repository, &clock);
-        let key_store = KeyStoreService::new(Arc::clone(&repository), format, clock, entropy);
+        let watcher = ChangeWatcher::new(backend.feed.clone(), feed, knowledge);
+        let (pruner, key_pruner) = pruners(config, audit, &backend, &clock);
+        let key_store = KeyStoreService::new(&backend, format, clock, entropy);
         let (key_store_auth, validator_auth) = admin::authenticators(config, admin_door, &validator)?;
         let min_staleness = config.cache.min_staleness.0;
         let services = Services {
@@ -178,8 +187,7 @@ impl App {
             reloaded,
             reload_interval: config.server.tls.reload_interval.0,
             settle_delay: config.server.settle_delay.0,
-            store,
-            repository,
+            backend,
             feed: follower,
             redis_cache: redis,
             door,
@@ -222,10 +230,10 @@ impl App {
         Ok(server::routes(&self.services, Role::Both)?)
     }
 
-    /// The store with all that is in front of it. Its `Display` is the stack.
+    /// Returns the backend with the caches in front of it. Its `Display` is the stack.
     #[must_use]
-    pub fn repository(&self) -> &Arc<dyn KeyRepository> {
-        &self.repository
+    pub fn backend(&self) -> &Backend {
+        &self.backend
     }
 
     /// Who may administer keys.
@@ -234,40 +242,36 @@ impl App {
         &self.door
     }
 
-    /// Serves until `shutdown` completes, then ends in order: not healthy any more, calls in flight answered, usage
-    /// written, store closed.
+    /// Serves until `shutdown` completes, then shuts down in order: reports that it is not healthy, answers calls in flight, writes last
+    /// uses, and closes the connections.
     ///
     /// # Errors
-    /// The server or one of its background tasks ended by itself, which no part of it is meant to do.
+    /// The server or one of its background tasks ended by itself, which none is meant to do.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<()> {
         self.health.begin().await;
-        let (stop_flushing, stopped) = oneshot::channel::<()>();
-        let usage = self.usage;
-        let mut flusher = tokio::spawn(async move {
-            let stop = async {
-                // A sender that is dropped stops it as well.
-                let _ = stopped.await;
-            };
-            usage.flush_until(self.flush_interval, stop).await;
-        });
+        let mut tasks = Tasks::default();
         let monitor = self.health.clone();
-        let mut watcher = tokio::spawn(async move { monitor.watch().await });
-
-        let mut pruners = JoinSet::new();
+        tasks.spawn("watches the backend", async move { monitor.watch().await });
+        if let Some(follower) = self.feed {
+            tasks.spawn("follows changes of keys", follower.run());
+        }
         if let Some(pruner) = self.pruner {
-            pruners.spawn(async move { pruner.run().await });
+            tasks.spawn("deletes old events", async move { pruner.run().await });
         }
         if let Some(pruner) = self.key_pruner {
-            pruners.spawn(async move { pruner.run().await });
+            tasks.spawn("deletes expired keys", async move { pruner.run().await });
         }
-
-        let feed = self.feed;
-        let mut follower = tokio::spawn(async move {
-            match feed {
-                Some(follower) => follower.run().await,
-                None => std::future::pending().await,
-            }
-        });
+        for reloaded in self.reloaded {
+            tasks.spawn(
+                "reloads certificates and tokens",
+                reloaded.run(self.reload_interval, self.reloads.clone()),
+            );
+        }
+        if let Some((listener, exposition)) = self.ops {
+            let fitness = self.health.fitness();
+            tasks.spawn("answers probes", async move { match listener.serve(fitness, exposition).await {} });
+        }
+        let mut flusher = Flusher::start(self.usage, self.flush_interval);
 
         let health = self.health.clone();
         let settle_delay = self.settle_delay;
@@ -285,61 +289,72 @@ impl App {
             &self.connections,
             shutdown,
         );
-        let mut reloads = JoinSet::new();
-        for reloaded in self.reloaded {
-            reloads.spawn(reloaded.run(self.reload_interval, self.reloads.clone()));
-        }
-        let fitness = self.health.fitness();
-        let ops = self.ops;
-        let mut ops = tokio::spawn(async move {
-            match ops {
-                Some((listener, exposition)) => listener.serve(fitness, exposition).await,
-                None => std::future::pending().await,
-            }
-        });
         let outcome = tokio::select! {
-            ended = &mut ops => Err(unexpected_end("the task that answers probes", ended.map(|never| match never {}))),
             served = serving => served.context("the server failed"),
-            ended = &mut flusher => Err(unexpected_end("the task that records the last use of keys", ended)),
-            ended = &mut follower => Err(unexpected_end("the task that follows the changes of keys", ended)),
-            Some(ended) = reloads.join_next() => {
-                Err(unexpected_end("the task that looks at certificates and tokens", ended))
-            }
-            // One whose store can't prune ends, and has said so.
-            Some(Err(panicked)) = pruners.join_next() => {
-                Err(anyhow::Error::from(panicked).context("a task that prunes failed"))
-            }
-            ended = &mut watcher => Err(unexpected_end("the task that watches the store", ended)),
+            error = tasks.failed() => Err(error),
+            error = flusher.failed() => Err(error),
         };
 
-        watcher.abort();
-        ops.abort();
-        follower.abort();
-        pruners.abort_all();
-        drop(stop_flushing);
-        if !flusher.is_finished() && tokio::time::timeout(LAST_FLUSH_TIMEOUT, flusher).await.is_err() {
-            tracing::warn!("the last uses of keys were not recorded in time");
-        }
+        tasks.stop().await;
+        flusher.stop().await;
         if let Some(redis) = self.redis_cache {
             redis.close().await;
         }
-        self.store.close().await;
+        if let Err(error) = self.backend.close().await {
+            tracing::warn!(error = %error_chain(&error), "the backend was not closed cleanly");
+        }
         outcome
+    }
+}
+
+/// Writes last uses, and those that are left when the server shuts down.
+struct Flusher {
+    task: JoinHandle<()>,
+    stop: oneshot::Sender<()>,
+}
+
+impl Flusher {
+    fn start(usage: Arc<UsageRecorder>, interval: Duration) -> Self {
+        let (stop, stopped) = oneshot::channel::<()>();
+        let task = tokio::spawn(async move {
+            let stop = async {
+                // A dropped sender stops it as well.
+                let _ = stopped.await;
+            };
+            usage.flush_until(interval, stop).await;
+        });
+        Self { task, stop }
+    }
+
+    /// Completes when the task ends or panics, which it is not meant to do.
+    async fn failed(&mut self) -> anyhow::Error {
+        let problem = "the task that records last uses failed";
+        match (&mut self.task).await {
+            Ok(()) => anyhow!(problem),
+            Err(panicked) => anyhow::Error::from(panicked).context(problem),
+        }
+    }
+
+    /// Writes the uses that are left, within a limit.
+    async fn stop(self) {
+        drop(self.stop);
+        if !self.task.is_finished() && tokio::time::timeout(LAST_FLUSH_TIMEOUT, self.task).await.is_err() {
+            tracing::warn!("the last uses of keys were not recorded in time");
+        }
     }
 }
 
 fn pruners(
     config: &Config,
-    repository: &Arc<dyn KeyRepository>,
+    audit: Option<Arc<dyn AuditTrail>>,
+    backend: &Backend,
     clock: &Arc<dyn Clock>,
 ) -> (Option<EventPruner>, Option<KeyPruner>) {
-    let (repository, clock) = (|| Arc::clone(repository), || Arc::clone(clock));
-    let events =
-        config.events.retention().map(|retention| EventPruner::new(repository(), clock(), retention));
-    let keys = config
-        .prune
-        .expired_for()
-        .map(|expired_for| KeyPruner::new(repository(), clock(), expired_for, config.prune.interval.0));
+    let events = audit.zip(config.events.retention());
+    let events = events.map(|(audit, retention)| EventPruner::new(audit, Arc::clone(clock), retention));
+    let keys = config.prune.expired_for().map(|expired_for| {
+        KeyPruner::new(Arc::clone(&backend.keys), Arc::clone(clock), expired_for, config.prune.interval.0)
+    });
     (events, keys)
 }
 
@@ -349,14 +364,6 @@ fn warn_without_feed(stack: &CacheStack, config: &Config) {
             ttl = ?config.cache.ttl.0,
             "this store has no change feed: a revocation by another replica can take as long as cache.ttl to be seen"
         );
-    }
-}
-
-/// What to say of a task that is not meant to end.
-fn unexpected_end(task: &str, ended: std::result::Result<(), JoinError>) -> anyhow::Error {
-    match ended {
-        Ok(()) => anyhow!("{task} ended unexpectedly"),
-        Err(panicked) => anyhow::Error::from(panicked).context(format!("{task} failed")),
     }
 }
 

@@ -1,9 +1,9 @@
 //! Caches of key records in front of a store, and what makes a revocation hold in spite of them.
 //!
 //! ```text
-//! Validator ─→ SingleFlight ─→ CacheAside(moka) ─→ CacheAside(Redis) ─→ StoreSource ─→ the store
-//! KeyStore ──→ CachedRepository ─→ the store, then fence, take out, put, answer
-//! feed ──────→ fence, take out
+//! Validator ─→ Loader ─→ moka ─→ Redis ─→ the backend
+//! KeyStore ──→ CachedRepository ─→ the backend, then fence, evict, put, acknowledge
+//! feed ──────→ FeedFollower ─→ fence, evict ─→ watchers
 //! ```
 //!
 //! Caches keep facts, never verdicts, and no order of events among several replicas can be relied upon: a slow load, a late
@@ -15,16 +15,15 @@
 //! [`KeyCache`].
 
 mod breaker;
-mod cache_aside;
 mod cached_repository;
+mod change_effects;
 mod feed_follower;
 pub(crate) mod knowledge;
+mod loader;
 mod moka;
 pub mod protocol;
 mod redis;
-mod single_flight;
 mod stack;
-mod store_source;
 
 use std::fmt::{Debug, Display};
 use std::sync::Arc;
@@ -33,15 +32,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 pub use self::breaker::Breaker;
-pub use self::cache_aside::CacheAside;
-pub use self::cached_repository::{CacheParts, CachedRepository};
-pub use self::feed_follower::{FeedFollower, FeedHandle, FeedOptions, Seen};
+pub use self::cached_repository::CachedRepository;
+pub use self::feed_follower::{FeedFollower, FeedHandle, FeedOptions, FeedUpdate, Seen};
 pub use self::knowledge::{Knowledge, Noted};
+pub use self::loader::{LoadLimits, Loader};
 pub use self::moka::{Capacity, MokaCache, MokaOptions};
 pub use self::redis::{RedisCache, RedisCacheOptions};
-pub use self::single_flight::{LoadLimits, SingleFlight};
 pub use self::stack::{CacheStack, StackOptions};
-pub use self::store_source::StoreSource;
 use crate::domain::{ApiKey, ChangeId, KeyHash, Moment};
 use crate::repository::Result;
 use protocol::Kind;

@@ -13,7 +13,7 @@ use tonic::body::Body;
 use tonic::service::Routes;
 use tower::Service as _;
 
-use crate::app::{App, Store, Surroundings};
+use crate::app::{App, Surroundings};
 use crate::config::Config;
 use crate::domain::{KeyFilter, Timestamp};
 use crate::grpc::pb;
@@ -94,8 +94,8 @@ impl Server {
             // The caches need a server that runs.
             config.cache.local.enabled = false;
             config.admin.tokens = vec![format!("fuzz:{TOKEN}").into()];
-            let store = Store::new(std::sync::Arc::new(MemoryRepository::new()));
-            let app = runtime.block_on(App::with_store(&config, Surroundings::default(), store))?;
+            let backend = MemoryRepository::new();
+            let app = runtime.block_on(App::with_backend(&config, Surroundings::default(), backend))?;
             anyhow::Ok(Self { routes: app.routes()?, methods: pb::paths(pb::FILE_DESCRIPTOR_SET), runtime })
         };
         build().unwrap_or_else(|error: anyhow::Error| panic!("{error:#}"))

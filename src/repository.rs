@@ -27,27 +27,25 @@
 //!    ```
 //!    # #[cfg(feature = "conformance")]
 //!    mod my_backend {
-//!        # use std::sync::Arc;
-//!        # use keyvouch::repository::MemoryRepository;
-//!        // An empty store, and what has to live as long as the test.
-//!        keyvouch::repository_conformance!(required: async { (Arc::new(MemoryRepository::new()) as _, ()) });
+//!        # use keyvouch::repository::{Backend, MemoryRepository};
+//!        // An empty backend, and a value that is kept as long as the test runs.
+//!        keyvouch::repository_conformance!(required: async { (Backend::new(MemoryRepository::new()), ()) });
 //!    }
 //!    ```
-//! 7. **Serve it.** [`Store::new`](crate::app::Store::new) takes any backend and
-//!    [`App::with_store`](crate::app::App::with_store) serves it. [`OnRuntime`] keeps what waits for a disk or a network
-//!    off the threads that answer calls.
+//! 7. **Offer capabilities.** A backend that reports changes to other replicas, keeps events or keeps last uses implements
+//!    [`ChangeFeed`], [`AuditTrail`] or [`UsageStore`], and adds them to its [`Backend`].
+//! 8. **Serve it.** [`App::with_backend`](crate::app::App::with_backend) serves any [`Backend`]. All its calls run on the runtime that
+//!    made the app, off the threads that answer clients.
 //!
 //! # Using the SQL backend in a program of your own
 //!
 //! [`SqlRepository`] needs no server around it: see `examples/list_by_owner.rs`.
 
+mod capabilities;
 mod deadline;
-mod delegate;
 mod error;
 mod feed;
-mod lookup_queue;
 mod memory;
-mod on_runtime;
 pub(crate) mod pages;
 mod provided;
 mod redis;
@@ -62,6 +60,7 @@ use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use uuid::Uuid;
 
+pub use capabilities::{AuditTrail, Backend, ChangeFeed, UsageStore};
 pub(crate) use deadline::within;
 pub use error::{ErrorKind, RepositoryError, Result};
 pub(crate) use feed::part_of;
@@ -71,7 +70,6 @@ pub use feed::{
 };
 use feed::{FeedItem, Mark, split};
 pub use memory::MemoryRepository;
-pub use on_runtime::OnRuntime;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use redis::parse_record as parse_redis_record;
 pub use redis::{RedisOptions, RedisRepository};
@@ -133,11 +131,11 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
         provided::get_many_by_hash(self, hashes).await
     }
 
-    /// Whether [`get_many_by_hash`](Self::get_many_by_hash) costs less than as many look-ups at once would. Then look-ups that
-    /// wait for each other are handed over together.
+    /// Returns whether [`get_many_by_hash`](Self::get_many_by_hash) costs less than as many concurrent lookups would. Then concurrent
+    /// lookups share one call.
     ///
-    /// The provided form says no.
-    fn prefers_many(&self) -> bool {
+    /// The default implementation returns false.
+    fn supports_batching(&self) -> bool {
         false
     }
 
@@ -229,23 +227,6 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
         provided::list_page(self, request).await
     }
 
-    /// Records that keys were used. Of several times the latest is kept, whatever order they come in. Touches no
-    /// record and no revision; ids that are unknown, or no longer known, are ignored.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotOffered`] by the provided form.
-    async fn record_usage(&self, usage: &[(KeyId, Timestamp)]) -> Result<()> {
-        let _ = usage;
-        Err(RepositoryError::not_offered("recording the last use of a key"))
-    }
-
-    /// The last recorded use of each of `ids`, in their order; `None` for one that was never used or is unknown.
-    ///
-    /// The provided form knows of none.
-    async fn usage(&self, ids: &[KeyId]) -> Result<Vec<Option<Timestamp>>> {
-        Ok(vec![None; ids.len()])
-    }
-
     /// Stores new keys and says of each, in their order, what [`create`](Self::create) would have said. A key that can't
     /// be stored does not hinder the others.
     ///
@@ -255,16 +236,6 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
     /// Any but those of a single key; then it is not known which of them were stored.
     async fn create_many(&self, keys: Vec<ApiKey>, context: &ChangeContext) -> Result<Vec<Result<ApiKey>>> {
         provided::create_many(self, keys, context).await
-    }
-
-    /// The audit trail: at most `request.limit` of the events that `request` asks for, newest first, beginning after the
-    /// event `request.after`. Events of deleted keys are there too.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotOffered`] by the provided form.
-    async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<ListedEvent>> {
-        let _ = request;
-        Err(RepositoryError::not_offered("the audit trail"))
     }
 
     /// Returns the key that `request` made, if [`create`](Self::create) or [`rotate`](Self::rotate) had it in its context
@@ -295,52 +266,6 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
         Ok(None)
     }
 
-    /// How many parts the change feed has. The part of a key is the first byte of its hash modulo this number. Within a part,
-    /// the order of revisions is the order in which changes were made.
-    ///
-    /// The provided form says one.
-    fn feed_parts(&self) -> u8 {
-        1
-    }
-
-    /// The change feed: the events after a position, at most `limit`, each once and those of a key in their order; and the
-    /// position behind them. `None` begins with the oldest event that is kept.
-    ///
-    /// # Errors
-    /// [`ErrorKind::PositionLost`] if events after the position may be missing: they were pruned, or history was rewound.
-    /// [`ErrorKind::NotOffered`] by the provided form.
-    async fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
-        let _ = (after, limit);
-        Err(RepositoryError::not_offered("a change feed"))
-    }
-
-    /// The end of the change feed: the newest events, at most `limit` of each part, and the position behind them.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotOffered`] by the provided form.
-    async fn recent_changes(&self, limit: usize) -> Result<RecentChanges> {
-        let _ = limit;
-        Err(RepositoryError::not_offered("a change feed"))
-    }
-
-    /// Yields after changes that others made, and when such a hint may have been lost: then it is worth to ask for
-    /// [`changes`](Self::changes). It may yield too often, and not for every change. Has to be called on a runtime of tokio.
-    ///
-    /// The provided form gives no hints.
-    fn wakes(&self) -> Option<BoxStream<'static, ()>> {
-        None
-    }
-
-    /// Deletes events from before `before`, but never the newest of all, or of each part of a store that spreads its keys;
-    /// returns how many.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotOffered`] by the provided form.
-    async fn prune_events(&self, before: Timestamp) -> Result<u64> {
-        let _ = before;
-        Err(RepositoryError::not_offered("an audit trail to prune"))
-    }
-
     /// Checks, without making a change, whether the backend accepts changes. [`ping`](Self::ping) checks reads.
     ///
     /// The default implementation succeeds.
@@ -356,6 +281,13 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
     /// The provided form looks up a key that can't exist.
     async fn ping(&self) -> Result<()> {
         self.get_by_hash(&KeyHash::from_bytes([0; KeyHash::BYTES])).await.map(drop)
+    }
+
+    /// Closes the connections, at the end of the process. Calls that follow may fail with [`ErrorKind::Unavailable`].
+    ///
+    /// The default implementation does nothing.
+    async fn close(&self) -> Result<()> {
+        Ok(())
     }
 }
 

@@ -4,11 +4,11 @@ mod caller;
 mod caller_slots;
 mod change_watcher;
 mod error;
+mod event_pruner;
 mod import;
 mod key_pruner;
 mod key_request;
 mod key_store;
-mod pruner;
 mod usage;
 mod validator;
 
@@ -16,6 +16,7 @@ pub use caller::{Actor, Caller, Permission};
 pub(crate) use caller_slots::{CallerSlot, CallerSlots};
 pub use change_watcher::{ChangeWatcher, News};
 pub use error::{Precondition, ServiceError};
+pub use event_pruner::EventPruner;
 pub use import::ImportedKey;
 pub use key_pruner::KeyPruner;
 pub use key_request::{
@@ -23,6 +24,5 @@ pub use key_request::{
     RotateRequest, RotatedKey,
 };
 pub use key_store::KeyStoreService;
-pub use pruner::EventPruner;
 pub use usage::UsageRecorder;
 pub use validator::{Freshness, Lookups, Validation, ValidatorService};

@@ -1,92 +1,48 @@
-//! From `[store]` to a repository.
+//! Opens the backend of `[store]`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use tokio::runtime::Handle;
 
 use crate::config::{StoreConfig, StorePlace};
 use crate::domain::{BootClock, Entropy, Stopwatch as _, SystemEntropy};
-use crate::repository::{
-    self, ErrorKind, KeyRepository, MemoryRepository, OnRuntime, RedisRepository, SqlRepository,
-};
+use crate::repository::{self, Backend, ErrorKind, MemoryRepository, RedisRepository, SqlRepository};
 use crate::telemetry::error_chain;
 
-/// A repository, and what has to be closed behind it.
-#[derive(Debug)]
-pub struct Store {
-    /// Where keys are kept; its `Display` is the stack.
-    pub repository: Arc<dyn KeyRepository>,
-    closes: Closes,
-}
-
-/// The connections of each pool: its name, how many are open, and how many of them are idle.
+/// The connections of each pool: its name, the number of open ones, and the number of idle ones among them.
 pub(super) type PoolReader = Box<dyn Fn() -> [(&'static str, u32, usize); 2] + Send + Sync>;
 
-/// What has connections to be closed.
-#[derive(Debug)]
-enum Closes {
-    Nothing,
-    Sql(Box<SqlRepository>),
-    Redis(Box<RedisRepository>),
+/// An opened backend.
+pub(super) struct OpenedBackend {
+    pub(super) backend: Backend,
+    /// Reads the number of connections, for metrics. `None` if it is unknown.
+    pub(super) pools: Option<PoolReader>,
 }
 
-impl Store {
-    /// A store that needs no closing.
-    pub fn new(repository: Arc<dyn KeyRepository>) -> Self {
-        Self { repository, closes: Closes::Nothing }
-    }
-
-    /// Opens the store of `config`, its tables up to date.
+impl OpenedBackend {
+    /// Opens the backend of `config`, with an up-to-date schema.
     pub(super) async fn open(config: &StoreConfig, entropy: &Arc<dyn Entropy>) -> Result<Self> {
         match config.place()? {
             StorePlace::Memory => {
                 tracing::warn!(
                     "keys are kept in memory (store.url = \"memory:\"): they are lost when the server ends"
                 );
-                Ok(Self::new(Arc::new(MemoryRepository::new())))
+                Ok(Self { backend: MemoryRepository::new().into(), pools: None })
             }
             StorePlace::Sqlite(_) | StorePlace::Server => {
                 let sql = connect(config, Arc::clone(entropy)).await?;
                 bring_up_to_date(&sql, config.migrates_itself()).await?;
-                let repository = Arc::new(OnRuntime::with_lookup_timeout(
-                    sql.clone(),
-                    Handle::current(),
-                    config.timeout.0,
-                ));
-                Ok(Self { repository, closes: Closes::Sql(Box::new(sql)) })
+                let counted = sql.clone();
+                Ok(Self { backend: sql.into(), pools: Some(Box::new(move || counted.connections())) })
             }
             StorePlace::Redis => {
                 let options = config.redis_options(Arc::clone(entropy));
                 let open = async || RedisRepository::open(config.url.expose(), options.clone()).await;
                 let opened = patiently(config.connect_timeout.0, open).await;
                 let redis = opened.context("can't use the Redis server (store.url)")?;
-                let repository = Arc::new(OnRuntime::with_lookup_timeout(
-                    redis.clone(),
-                    Handle::current(),
-                    config.timeout.0,
-                ));
-                Ok(Self { repository, closes: Closes::Redis(Box::new(redis)) })
+                Ok(Self { backend: redis.into(), pools: None })
             }
-        }
-    }
-
-    /// Reads how many connections there are, where that is known.
-    pub(super) fn pools(&self) -> Option<PoolReader> {
-        let Closes::Sql(sql) = &self.closes else { return None };
-        let sql = sql.clone();
-        Some(Box::new(move || sql.connections()))
-    }
-
-    pub(super) async fn close(&self) {
-        let closed = match &self.closes {
-            Closes::Nothing => Ok(()),
-            Closes::Sql(sql) => sql.close().await,
-            Closes::Redis(redis) => redis.close().await,
-        };
-        if let Err(error) = closed {
-            tracing::warn!(error = %error_chain(&error), "the store was not closed cleanly");
         }
     }
 }

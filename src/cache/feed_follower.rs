@@ -6,14 +6,14 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 use prometheus_client::metrics::histogram::Histogram;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::protocol::Rewound;
 use super::{Breaker, KeyCache, Knowledge, RedisCache, Tier};
-use crate::domain::Moment;
-use crate::domain::{Clock as _, SystemClock};
+use crate::domain::{Clock as _, KeyEvent, Moment, SystemClock};
 use crate::repository::{
-    Changes, ErrorKind, FeedPosition, KeyRepository, Listed, RecentChanges, RepositoryError, Result, within,
+    Backend, ChangeFeed, Changes, ErrorKind, FeedPosition, KeyRepository, Listed, RecentChanges,
+    RepositoryError, Result, within,
 };
 use crate::telemetry::{error_chain, seconds};
 
@@ -21,6 +21,8 @@ use crate::telemetry::{error_chain, seconds};
 const BATCH: usize = 1_000;
 /// How many polls can be asked for at one time; more wait.
 const REQUESTS: usize = 64;
+/// Maximum number of updates that a receiver can fall behind.
+const UPDATES: usize = 64;
 
 /// How the feed is followed.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +37,8 @@ pub struct FeedOptions {
 /// quicker.
 #[derive(Debug)]
 pub struct FeedFollower {
-    repository: Arc<dyn KeyRepository>,
+    keys: Arc<dyn KeyRepository>,
+    source: Arc<dyn ChangeFeed>,
     knowledge: Arc<Knowledge>,
     caches: Vec<Arc<dyn KeyCache>>,
     redis: Option<Arc<RedisCache>>,
@@ -43,6 +46,7 @@ pub struct FeedFollower {
     options: FeedOptions,
     requests: mpsc::Receiver<Request>,
     seen: watch::Sender<Seen>,
+    updates: broadcast::Sender<FeedUpdate>,
     propagation: Histogram,
     /// Whether the end of the feed was read once.
     has_begun: bool,
@@ -57,6 +61,16 @@ pub struct FeedHandle {
     patience: Duration,
     propagation: Histogram,
     seen: watch::Receiver<Seen>,
+    updates: broadcast::Sender<FeedUpdate>,
+}
+
+/// What the follower has read. Sent before [`Seen`] changes.
+#[derive(Clone, Debug)]
+pub enum FeedUpdate {
+    /// Events, and the position behind them.
+    Changes(Arc<(Vec<KeyEvent>, FeedPosition)>),
+    /// The follower began anew: events may be missing, or belong to another history.
+    Restarted,
 }
 
 /// How far the feed was followed.
@@ -102,6 +116,12 @@ impl FeedHandle {
         self.propagation.clone()
     }
 
+    /// Receives what the follower reads from now on. A receiver that falls behind by more than 64 updates loses the oldest.
+    #[must_use]
+    pub fn updates(&self) -> broadcast::Receiver<FeedUpdate> {
+        self.updates.subscribe()
+    }
+
     /// How far the feed was followed, and when that changes.
     #[must_use]
     pub fn seen(&self) -> watch::Receiver<Seen> {
@@ -110,19 +130,20 @@ impl FeedHandle {
 }
 
 impl FeedFollower {
-    /// Begins with `recent`, the newest events of `repository` (rule 7), which are [read](Self::read_recent) before.
-    /// `redis` is that of `caches` whose entries have an epoch.
+    /// Reads the newest events of `backend` (rule 7), and prepares to follow them. Returns `None` without a feed. `redis` is the cache of
+    /// `caches` whose entries have an epoch.
     ///
-    /// A store that could not be read is read as soon as it can; until then nothing is served.
-    pub fn start(
-        repository: Arc<dyn KeyRepository>,
+    /// A feed that can't be read now is read as soon as it can; until then nothing is served.
+    pub async fn start(
+        backend: &Backend,
         knowledge: Arc<Knowledge>,
-        recent: Result<RecentChanges>,
         caches: Vec<Arc<dyn KeyCache>>,
         redis: Option<Arc<RedisCache>>,
         breaker: Arc<Breaker>,
         options: FeedOptions,
-    ) -> (Self, FeedHandle) {
+    ) -> Option<(Self, FeedHandle)> {
+        let source = Arc::clone(backend.feed.as_ref()?);
+        let recent = Self::read_recent(source.as_ref(), options.deadline).await;
         let has_begun = recent.is_ok();
         let position = match recent {
             Ok(recent) => {
@@ -137,8 +158,10 @@ impl FeedFollower {
         let propagation = seconds();
         let (asking, requests) = mpsc::channel(REQUESTS);
         let (seen, seeing) = watch::channel(Seen { position, as_of: None });
+        let updates = broadcast::Sender::new(UPDATES);
         let follower = Self {
-            repository,
+            keys: Arc::clone(&backend.keys),
+            source,
             knowledge,
             caches,
             redis,
@@ -146,22 +169,20 @@ impl FeedFollower {
             options,
             requests,
             seen,
+            updates: updates.clone(),
             propagation: propagation.clone(),
             has_begun,
             is_failing: !has_begun,
         };
-        // One that is under way has its time, and then the one that was asked for.
+        // Wait for the running poll and for the requested one: each has the full deadline.
         let patience = options.deadline * 2;
-        (follower, FeedHandle { requests: asking, patience, propagation, seen: seeing })
+        Some((follower, FeedHandle { requests: asking, patience, propagation, seen: seeing, updates }))
     }
 
-    /// The newest events of `repository`, as many as there is room for fences.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotOffered`] without a feed; those of the store.
-    pub async fn read_recent(repository: &dyn KeyRepository, deadline: Duration) -> Result<RecentChanges> {
-        let limit = Knowledge::fences_of_a_part(repository.feed_parts());
-        within(deadline, repository.recent_changes(limit)).await
+    /// Reads the newest events of `feed`, as many as there is room for fences.
+    async fn read_recent(feed: &dyn ChangeFeed, deadline: Duration) -> Result<RecentChanges> {
+        let limit = Knowledge::fences_of_a_part(feed.partitions());
+        within(deadline, feed.recent_changes(limit)).await
     }
 
     /// Follows for ever.
@@ -228,7 +249,7 @@ impl FeedFollower {
             }
             let sent = self.knowledge.poll_sent();
             let Seen { position, as_of: known } = self.seen.borrow().clone();
-            let asked = self.repository.changes(Some(&position), BATCH);
+            let asked = self.source.changes(Some(&position), BATCH);
             let changes = match within(self.options.deadline, asked).await {
                 Err(error) if error.kind() == ErrorKind::PositionLost && !has_begun_anew => {
                     has_begun_anew = true;
@@ -256,6 +277,11 @@ impl FeedFollower {
             }
             let is_known = is_all && changes.unanswered.is_empty();
             let as_of = if is_known { Some(sent.at) } else { known };
+            if !changes.events.is_empty() {
+                let update = Arc::new((changes.events, changes.position.clone()));
+                // Without a receiver nobody watches.
+                let _ = self.updates.send(FeedUpdate::Changes(update));
+            }
             self.seen.send_replace(Seen { position: changes.position, as_of });
             if is_all {
                 self.breaker.poll_answered(&changes.unanswered);
@@ -303,7 +329,7 @@ impl FeedFollower {
     /// Tells the Redis cache whose entries it keeps.
     async fn identify(&self) -> Result<()> {
         let Some(redis) = self.redis.as_ref().filter(|redis| !redis.is_identified()) else { return Ok(()) };
-        redis.identify(within(self.options.deadline, self.repository.identity()).await?);
+        redis.identify(within(self.options.deadline, self.keys.identity()).await?);
         Ok(())
     }
 
@@ -327,9 +353,10 @@ impl FeedFollower {
             }
         }
         loop {
-            match Self::read_recent(self.repository.as_ref(), self.options.deadline).await {
+            match Self::read_recent(self.source.as_ref(), self.options.deadline).await {
                 Ok(recent) => {
                     self.knowledge.start(&recent);
+                    let _ = self.updates.send(FeedUpdate::Restarted);
                     self.seen.send_replace(Seen { position: recent.position, as_of: None });
                     return;
                 }
@@ -347,7 +374,7 @@ impl FeedFollower {
     }
 
     fn wakes(&self) -> BoxStream<'static, ()> {
-        let of_store = self.repository.wakes();
+        let of_store = self.source.wake_ups();
         let of_cache = self.redis.as_ref().map(|redis| redis.wakes());
         let all: Vec<_> = of_store.into_iter().chain(of_cache).chain([stream::pending().boxed()]).collect();
         stream::select_all(all).boxed()

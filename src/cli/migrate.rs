@@ -11,7 +11,7 @@ use super::SettingsArgs;
 use super::client::block_on;
 use super::output::Output;
 use crate::app::open_sql;
-use crate::repository::SqlRepository;
+use crate::repository::{KeyRepository as _, SqlRepository};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum MigrateCommand {

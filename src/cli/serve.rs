@@ -42,7 +42,7 @@ pub(super) fn run(settings: SettingsArgs) -> Result<ExitCode> {
             // Whether anybody reads it is no matter for a server.
             tracing::debug!(error = format!("{error:#}"), "the start could not be announced");
         }
-        tracing::info!(version = env!("CARGO_PKG_VERSION"), store = %app.repository(), "started");
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), store = %app.backend(), "started");
         app.run(signals.first()).await
     });
     if let Some(traces) = traces {
@@ -123,7 +123,7 @@ fn announce(app: &App) -> Result<()> {
         "Keyvouch {} listens on {}\n  store: {}\n  admin: {}{admin_at}\n",
         env!("CARGO_PKG_VERSION"),
         addresses.join(", "),
-        app.repository(),
+        app.backend(),
         describe(app.door())?,
     );
     if let Some(ops) = app.ops_address() {

@@ -30,7 +30,7 @@ pub struct CacheConfig {
     pub max_staleness: HumanDuration,
     /// What callers without a credential can lower that to.
     pub min_staleness: HumanDuration,
-    /// How many keys are loaded at one time.
+    /// Maximum number of keys that are loaded at the same time.
     pub max_loads: usize,
     /// How long a load may take.
     pub load_timeout: HumanDuration,
@@ -84,7 +84,7 @@ impl Default for CacheConfig {
             max_negative: 10_000,
             max_staleness: HumanDuration(Duration::from_mins(5)),
             min_staleness: HumanDuration(Duration::from_secs(1)),
-            max_loads: 1_000,
+            max_loads: 10_000,
             load_timeout: HumanDuration(Duration::from_secs(5)),
             local: LocalCacheConfig::default(),
             redis: RedisCacheConfig::default(),

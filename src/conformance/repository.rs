@@ -1,4 +1,4 @@
-//! The clauses of [`KeyRepository`]'s contract. Each is given a repository that holds no key.
+//! The clauses of [`KeyRepository`](crate::repository::KeyRepository)'s contract. Each is given a repository that holds no key.
 
 pub mod create;
 pub mod delete;
@@ -14,26 +14,22 @@ pub mod usage;
 
 pub(super) mod fixture;
 
-use std::sync::Arc;
+use crate::repository::Backend;
 
-use crate::repository::KeyRepository;
-
-/// The repository under test.
-pub type Subject = Arc<dyn KeyRepository>;
+/// The backend under test.
+pub type Subject = Backend;
 
 /// Makes one test of each clause, run by tokio's multi-threaded runtime.
 ///
 /// The expression is a future that gives an empty [`Subject`] and something to keep as long as the test runs, such as a
-/// temporary folder. `all` is for backends that write every method; `sharded` for those that have no one order of the changes of all
-/// keys; `required` for those that leave the listing of all owners
-/// and the recording of use to the provided forms, which don't offer them.
+/// temporary folder. `all` is for backends with all capabilities; `sharded` for those of them whose feed has several partitions;
+/// `required` for backends without capabilities, which can't list the keys of all owners.
 ///
 /// ```
 /// # #[cfg(feature = "conformance")]
 /// mod my_backend {
-///     # use std::sync::Arc;
-///     # use keyvouch::repository::MemoryRepository;
-///     keyvouch::repository_conformance!(all: async { (Arc::new(MemoryRepository::new()) as _, ()) });
+///     # use keyvouch::repository::{Backend, MemoryRepository};
+///     keyvouch::repository_conformance!(all: async { (Backend::from(MemoryRepository::new()), ()) });
 /// }
 /// ```
 #[macro_export]
@@ -48,6 +44,7 @@ macro_rules! repository_conformance {
         $crate::repository_conformance!(required: $subject);
         $crate::repository_conformance!(@tests $subject;
             list::pages_of_all_owners_hold_every_key_once,
+            usage::a_key_that_was_never_used_has_no_last_use,
             usage::the_latest_use_is_kept_whatever_the_order,
             usage::one_batch_can_name_a_key_twice,
             usage::large_batches_are_recorded_whole,
@@ -109,7 +106,6 @@ macro_rules! repository_conformance {
             list::pages_meet_without_gap_or_overlap,
             list::pages_neither_skip_nor_repeat_while_keys_come_and_go,
             list::ten_thousand_keys_are_streamed,
-            usage::a_key_that_was_never_used_has_no_last_use,
             read::it_answers_a_ping,
         );
     };

@@ -98,8 +98,9 @@ impl FeedPosition {
         Self::default()
     }
 
-    /// Behind `change`, in a store without shards.
-    pub(super) fn of(change: ChangeId) -> Self {
+    /// Returns the position behind `change`, in a feed with one partition.
+    #[must_use]
+    pub fn of(change: ChangeId) -> Self {
         Self(BTreeMap::from([(0, Mark::of(change))]))
     }
 
@@ -168,9 +169,28 @@ impl FeedPosition {
         self.0.insert(shard, Mark::Start { missing });
     }
 
-    /// Goes on behind `change` of `shard`.
-    pub(super) fn advance(&mut self, shard: u8, change: ChangeId) {
-        self.0.insert(shard, Mark::of(change));
+    /// Moves the position behind `change` of `partition`.
+    pub fn advance(&mut self, partition: u8, change: ChangeId) {
+        self.0.insert(partition, Mark::of(change));
+    }
+
+    /// Moves the position to `other` in each partition in which that is further.
+    pub(crate) fn advance_to(&mut self, other: &Self) {
+        for (&partition, &mark) in &other.0 {
+            let is_further = match (self.mark(partition), mark) {
+                (Mark::Event { revision: own, .. }, Mark::Event { revision, .. }) => revision > own,
+                (Mark::Start { .. }, Mark::Event { .. }) => true,
+                (_, Mark::Start { .. }) => !self.0.contains_key(&partition),
+            };
+            if is_further {
+                self.0.insert(partition, mark);
+            }
+        }
+    }
+
+    /// Returns whether the event with `revision` in `partition` lies before the position.
+    pub(crate) fn includes(&self, partition: u8, revision: Revision) -> bool {
+        matches!(self.mark(partition), Mark::Event { revision: last, .. } if last >= revision)
     }
 }
 
@@ -305,6 +325,44 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn change(revision: i64) -> ChangeId {
+        ChangeId::new(Revision::new(revision), 7)
+    }
+
+    #[test]
+    fn a_position_includes_the_events_of_its_partition_up_to_its_own() {
+        let mut position = FeedPosition::of(change(5));
+        position.start(1, 0);
+        for (partition, revision, expected) in
+            [(0, 4, true), (0, 5, true), (0, 6, false), (1, 1, false), (2, 1, false)]
+        {
+            assert_eq!(
+                position.includes(partition, Revision::new(revision)),
+                expected,
+                "{partition} {revision}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_position_advances_in_each_partition_and_never_goes_back() {
+        let mut position = FeedPosition::of(change(5));
+        position.start(1, 3);
+        let mut other = FeedPosition::of(change(4));
+        other.advance(1, change(9));
+        other.start(2, 1);
+        position.advance_to(&other);
+        let mut expected = FeedPosition::of(change(5));
+        expected.advance(1, change(9));
+        expected.start(2, 1);
+        assert_eq!(position, expected);
+        // A partition in which the other one has seen nothing stays.
+        let mut begun = FeedPosition::beginning();
+        begun.start(1, 0);
+        position.advance_to(&begun);
+        assert_eq!(position, expected);
+    }
 
     proptest! {
         #[test]

@@ -11,8 +11,9 @@ use futures_util::stream::BoxStream;
 use uuid::Uuid;
 
 use super::{
-    Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, Listed, ListedEvent,
-    ListedKey, Mark, PagePosition, PageRequest, RecentChanges, Result, StoreIdentity, pages, provided,
+    AuditTrail, ChangeFeed, Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream,
+    Listed, ListedEvent, ListedKey, Mark, PagePosition, PageRequest, RecentChanges, Result, StoreIdentity,
+    UsageStore, pages, provided,
 };
 use crate::domain::{
     ApiKey, ChangeContext, ChangeId, ChangeKind, ChangedField, KeyEvent, KeyFilter, KeyHash, KeyId, OwnerId,
@@ -310,7 +311,7 @@ impl KeyRepository for MemoryRepository {
         provided::get_many_by_hash(self, hashes).await
     }
 
-    fn prefers_many(&self) -> bool {
+    fn supports_batching(&self) -> bool {
         false
     }
 
@@ -372,47 +373,6 @@ impl KeyRepository for MemoryRepository {
         Ok(self.read().page(request))
     }
 
-    async fn record_usage(&self, usage: &[(KeyId, Timestamp)]) -> Result<()> {
-        let mut state = self.write();
-        for &(id, used_at) in usage {
-            if state.keys.contains_key(&id) {
-                let last = state.last_used.entry(id).or_insert(used_at);
-                *last = used_at.max(*last);
-            }
-        }
-        Ok(())
-    }
-
-    async fn usage(&self, ids: &[KeyId]) -> Result<Vec<Option<Timestamp>>> {
-        let state = self.read();
-        Ok(ids.iter().map(|id| state.last_used.get(id).copied()).collect())
-    }
-
-    async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<ListedEvent>> {
-        Ok(self.read().event_page(request))
-    }
-
-    async fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
-        self.read().changes(after, limit)
-    }
-
-    fn feed_parts(&self) -> u8 {
-        1
-    }
-
-    async fn recent_changes(&self, limit: usize) -> Result<RecentChanges> {
-        Ok(self.read().recent_changes(limit))
-    }
-
-    fn wakes(&self) -> Option<BoxStream<'static, ()>> {
-        // Changes of other processes don't exist.
-        None
-    }
-
-    async fn prune_events(&self, before: Timestamp) -> Result<u64> {
-        Ok(self.write().prune(before))
-    }
-
     async fn key_of_request(&self, request: &RequestDigest) -> Result<Option<KeyId>> {
         Ok(self.read().requests.get(request).map(|(id, _)| *id))
     }
@@ -431,5 +391,62 @@ impl KeyRepository for MemoryRepository {
 
     async fn ping(&self) -> Result<()> {
         Ok(())
+    }
+
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl ChangeFeed for MemoryRepository {
+    async fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
+        self.read().changes(after, limit)
+    }
+
+    fn partitions(&self) -> u8 {
+        1
+    }
+
+    async fn recent_changes(&self, limit: usize) -> Result<RecentChanges> {
+        Ok(self.read().recent_changes(limit))
+    }
+
+    fn wake_ups(&self) -> Option<BoxStream<'static, ()>> {
+        // Changes of other processes don't exist.
+        None
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl AuditTrail for MemoryRepository {
+    async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<ListedEvent>> {
+        Ok(self.read().event_page(request))
+    }
+
+    async fn prune_events(&self, before: Timestamp) -> Result<u64> {
+        Ok(self.write().prune(before))
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl UsageStore for MemoryRepository {
+    async fn record_usage(&self, usage: &[(KeyId, Timestamp)]) -> Result<()> {
+        let mut state = self.write();
+        for &(id, used_at) in usage {
+            if state.keys.contains_key(&id) {
+                let last = state.last_used.entry(id).or_insert(used_at);
+                *last = used_at.max(*last);
+            }
+        }
+        Ok(())
+    }
+
+    async fn usage(&self, ids: &[KeyId]) -> Result<Vec<Option<Timestamp>>> {
+        let state = self.read();
+        Ok(ids.iter().map(|id| state.last_used.get(id).copied()).collect())
     }
 }

@@ -1,5 +1,7 @@
 //! Streams that are made of pages: nothing is held open between two of them, so a reader may take its time.
 
+use std::sync::Arc;
+
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{KeyRepository, KeyStream, ListedKey, PageRequest, RepositoryError, Result};
@@ -62,13 +64,13 @@ pub(super) fn stream_by_owner(
     owner: &OwnerId,
     filter: &KeyFilter,
 ) -> KeyStream {
-    stream_pages(repository, Some(owner.clone()), filter.clone())
+    stream_pages(Arc::new(repository), Some(owner.clone()), filter.clone())
 }
 
 /// Streams the keys of one owner or of all that `filter` shows, by [`KeyRepository::list_page`]. Each step reads a bounded number of
 /// keys, however few of them the filter shows.
 pub(crate) fn stream_pages(
-    repository: impl KeyRepository + 'static,
+    repository: Arc<dyn KeyRepository>,
     owner_id: Option<OwnerId>,
     filter: KeyFilter,
 ) -> KeyStream {

@@ -31,8 +31,8 @@ use prost::bytes::Bytes;
 use self::connection::Connection;
 use self::keyspace::{Keyspace, Shard};
 use super::{
-    Changes, EventPageRequest, FeedPosition, KeyRepository, KeyStream, ListedEvent, ListedKey, PageRequest,
-    RecentChanges, Result, StoreIdentity, pages, provided,
+    AuditTrail, ChangeFeed, Changes, EventPageRequest, FeedPosition, KeyRepository, KeyStream, ListedEvent,
+    ListedKey, PageRequest, RecentChanges, Result, StoreIdentity, UsageStore, pages, provided,
 };
 use crate::domain::{
     ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, RequestDigest, Revision,
@@ -88,11 +88,6 @@ impl RedisRepository {
             count: Script::from_lua(COUNT),
         };
         Ok(Self { connection, keyspace, options: Arc::new(options), scripts: Arc::new(scripts) })
-    }
-
-    /// Closes the connections. Calls that come afterwards fail with [`ErrorKind::Unavailable`](super::ErrorKind::Unavailable).
-    pub async fn close(&self) -> Result<()> {
-        self.connection.close().await
     }
 
     async fn find(&self, hash: &KeyHash) -> Result<Option<ApiKey>> {
@@ -199,7 +194,7 @@ impl KeyRepository for RedisRepository {
 
     /// Not on a cluster: what asks several shards at once is answered when the last of them is, and one that hangs must hold
     /// up no other.
-    fn prefers_many(&self) -> bool {
+    fn supports_batching(&self) -> bool {
         !self.connection.is_clustered()
     }
 
@@ -262,6 +257,68 @@ impl KeyRepository for RedisRepository {
         self.page_of_keys(request).await
     }
 
+    async fn key_of_request(&self, request: &RequestDigest) -> Result<Option<KeyId>> {
+        self.made_by(request).await
+    }
+
+    fn can_create_for(&self, request: &RequestDigest, hash: &KeyHash) -> bool {
+        Shard::of_request(request) == Shard::of_hash(hash)
+    }
+
+    async fn identity(&self) -> Result<Option<StoreIdentity>> {
+        self.read_or_write_identity().await.map(Some)
+    }
+
+    async fn check_changes(&self) -> Result<()> {
+        check::memory(&self.connection).await
+    }
+
+    async fn ping(&self) -> Result<()> {
+        self.connection.check_role().await?;
+        // A key that can't exist: on a cluster the node is asked that would have it.
+        self.find(&KeyHash::from_bytes([0; KeyHash::BYTES])).await.map(drop)
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.connection.close().await
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl ChangeFeed for RedisRepository {
+    async fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
+        self.changes_after(after, limit).await
+    }
+
+    fn partitions(&self) -> u8 {
+        keyspace::SHARDS
+    }
+
+    async fn recent_changes(&self, limit: usize) -> Result<RecentChanges> {
+        self.newest_changes(limit).await
+    }
+
+    fn wake_ups(&self) -> Option<BoxStream<'static, ()>> {
+        Some(self.connection.wakes(self.keyspace.channel()))
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl AuditTrail for RedisRepository {
+    async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<ListedEvent>> {
+        self.page_of_events(request).await
+    }
+
+    async fn prune_events(&self, before: Timestamp) -> Result<u64> {
+        self.prune_events_before(before).await
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl UsageStore for RedisRepository {
     async fn record_usage(&self, usage: &[(KeyId, Timestamp)]) -> Result<()> {
         let ids: Vec<_> = usage.iter().map(|(id, _)| *id).collect();
         self.by_shard(&ids, |shard, positions| async move {
@@ -296,51 +353,5 @@ impl KeyRepository for RedisRepository {
         })
         .await?;
         Ok(known.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
-    }
-
-    async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<ListedEvent>> {
-        self.page_of_events(request).await
-    }
-
-    async fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
-        self.changes_after(after, limit).await
-    }
-
-    fn feed_parts(&self) -> u8 {
-        keyspace::SHARDS
-    }
-
-    async fn recent_changes(&self, limit: usize) -> Result<RecentChanges> {
-        self.newest_changes(limit).await
-    }
-
-    fn wakes(&self) -> Option<BoxStream<'static, ()>> {
-        Some(self.connection.wakes(self.keyspace.channel()))
-    }
-
-    async fn prune_events(&self, before: Timestamp) -> Result<u64> {
-        self.prune_events_before(before).await
-    }
-
-    async fn key_of_request(&self, request: &RequestDigest) -> Result<Option<KeyId>> {
-        self.made_by(request).await
-    }
-
-    fn can_create_for(&self, request: &RequestDigest, hash: &KeyHash) -> bool {
-        Shard::of_request(request) == Shard::of_hash(hash)
-    }
-
-    async fn identity(&self) -> Result<Option<StoreIdentity>> {
-        self.read_or_write_identity().await.map(Some)
-    }
-
-    async fn check_changes(&self) -> Result<()> {
-        check::memory(&self.connection).await
-    }
-
-    async fn ping(&self) -> Result<()> {
-        self.connection.check_role().await?;
-        // A key that can't exist: on a cluster the node is asked that would have it.
-        self.find(&KeyHash::from_bytes([0; KeyHash::BYTES])).await.map(drop)
     }
 }

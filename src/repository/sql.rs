@@ -43,8 +43,9 @@ use self::row::KeyRow;
 use self::tables::Tables;
 use self::write::Write;
 use super::{
-    Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream, ListedEvent, ListedKey,
-    PageRequest, RecentChanges, RepositoryError, Result, StoreIdentity, pages,
+    AuditTrail, ChangeFeed, Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream,
+    ListedEvent, ListedKey, PageRequest, RecentChanges, RepositoryError, Result, StoreIdentity, UsageStore,
+    pages,
 };
 use crate::domain::{
     ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, RequestDigest, Revision,
@@ -125,14 +126,6 @@ impl SqlRepository {
             return Err(RepositoryError::new(ErrorKind::Refused, "the replica is another kind of database"));
         }
         Ok(Self { lister, ..self })
-    }
-
-    /// Closes the connections. Calls that come afterwards fail with [`ErrorKind::Unavailable`].
-    pub async fn close(&self) -> Result<()> {
-        for pool in [&self.reader, &self.writer, &self.lister] {
-            pool.connection.close_by_ref().await.map_err(from_db)?;
-        }
-        Ok(())
     }
 
     async fn within_deadline<T>(
@@ -294,7 +287,7 @@ impl KeyRepository for SqlRepository {
         Ok(found)
     }
 
-    fn prefers_many(&self) -> bool {
+    fn supports_batching(&self) -> bool {
         true
     }
 
@@ -361,88 +354,6 @@ impl KeyRepository for SqlRepository {
         rows.iter().map(row::listed_key).collect()
     }
 
-    async fn record_usage(&self, usage: &[(KeyId, Timestamp)]) -> Result<()> {
-        for batch in usage.chunks(BATCH) {
-            let statement = query::record_usage(&self.tables, batch)?;
-            self.write_once(&statement).await?;
-        }
-        Ok(())
-    }
-
-    async fn usage(&self, ids: &[KeyId]) -> Result<Vec<Option<Timestamp>>> {
-        let mut last_used = HashMap::new();
-        for batch in ids.chunks(BATCH) {
-            let select = query::usage(&self.tables, batch);
-            let rows = self.read(|pool| {
-                let select = &select;
-                async move { pool.connection.query_all(select).await.map_err(from_db) }
-            });
-            for row in rows.await? {
-                let id = KeyId::from_uuid(row.try_get_by_index(0).map_err(from_db)?);
-                last_used.insert(id, row::timestamp(row.try_get_by_index(1).map_err(from_db)?)?);
-            }
-        }
-        Ok(ids.iter().map(|id| last_used.get(id).copied()).collect())
-    }
-
-    async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<ListedEvent>> {
-        self.read_from(&self.lister, |pool| async move {
-            feed::page(&pool.connection, &self.tables, request).await
-        })
-        .await
-    }
-
-    fn feed_parts(&self) -> u8 {
-        1
-    }
-
-    async fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
-        if let Err(replaced) = self.place.check() {
-            // What was read of the other file is worth nothing from now on.
-            return Err(RepositoryError::new(ErrorKind::PositionLost, replaced));
-        }
-        let tables = &self.tables;
-        self.read_primary(|pool| async move {
-            feed::of_the_primary(&pool.connection, async |primary| {
-                feed::changes(primary, tables, after, limit).await
-            })
-            .await
-        })
-        .await
-    }
-
-    async fn recent_changes(&self, limit: usize) -> Result<RecentChanges> {
-        let tables = &self.tables;
-        self.read_primary(|pool| async move {
-            feed::of_the_primary(&pool.connection, async |primary| {
-                feed::recent_changes(primary, tables, limit).await
-            })
-            .await
-        })
-        .await
-    }
-
-    fn wakes(&self) -> Option<BoxStream<'static, ()>> {
-        match &self.place {
-            Place::Postgres(server) => {
-                Some(postgres::wakes(server, &self.options, self.tables.channel.clone()?))
-            }
-            Place::Sqlite(_) | Place::MySql(_) => None,
-        }
-    }
-
-    async fn prune_events(&self, before: Timestamp) -> Result<u64> {
-        let mut pruned = 0;
-        loop {
-            let batch = feed::prune_batch(&self.writer.connection, &self.tables, before);
-            match self.within_deadline(&self.writer, batch).await? {
-                None | Some(0) => break,
-                Some(deleted) => pruned += deleted,
-            }
-        }
-        Ok(pruned)
-    }
-
     async fn key_of_request(&self, request: &RequestDigest) -> Result<Option<KeyId>> {
         let select = query::key_of_request(&self.tables, request);
         let found: Option<Uuid> = self.read_value(&select).await?;
@@ -480,5 +391,106 @@ impl KeyRepository for SqlRepository {
             read_head(&pool.connection, &self.tables).await.map(drop)
         })
         .await
+    }
+
+    async fn close(&self) -> Result<()> {
+        for pool in [&self.reader, &self.writer, &self.lister] {
+            pool.connection.close_by_ref().await.map_err(from_db)?;
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl ChangeFeed for SqlRepository {
+    fn partitions(&self) -> u8 {
+        1
+    }
+
+    async fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
+        if let Err(replaced) = self.place.check() {
+            // What was read of the other file is worth nothing from now on.
+            return Err(RepositoryError::new(ErrorKind::PositionLost, replaced));
+        }
+        let tables = &self.tables;
+        self.read_primary(|pool| async move {
+            feed::of_the_primary(&pool.connection, async |primary| {
+                feed::changes(primary, tables, after, limit).await
+            })
+            .await
+        })
+        .await
+    }
+
+    async fn recent_changes(&self, limit: usize) -> Result<RecentChanges> {
+        let tables = &self.tables;
+        self.read_primary(|pool| async move {
+            feed::of_the_primary(&pool.connection, async |primary| {
+                feed::recent_changes(primary, tables, limit).await
+            })
+            .await
+        })
+        .await
+    }
+
+    fn wake_ups(&self) -> Option<BoxStream<'static, ()>> {
+        match &self.place {
+            Place::Postgres(server) => {
+                Some(postgres::wakes(server, &self.options, self.tables.channel.clone()?))
+            }
+            Place::Sqlite(_) | Place::MySql(_) => None,
+        }
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl AuditTrail for SqlRepository {
+    async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<ListedEvent>> {
+        self.read_from(&self.lister, |pool| async move {
+            feed::page(&pool.connection, &self.tables, request).await
+        })
+        .await
+    }
+
+    async fn prune_events(&self, before: Timestamp) -> Result<u64> {
+        let mut pruned = 0;
+        loop {
+            let batch = feed::prune_batch(&self.writer.connection, &self.tables, before);
+            match self.within_deadline(&self.writer, batch).await? {
+                None | Some(0) => break,
+                Some(deleted) => pruned += deleted,
+            }
+        }
+        Ok(pruned)
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl UsageStore for SqlRepository {
+    async fn record_usage(&self, usage: &[(KeyId, Timestamp)]) -> Result<()> {
+        for batch in usage.chunks(BATCH) {
+            let statement = query::record_usage(&self.tables, batch)?;
+            self.write_once(&statement).await?;
+        }
+        Ok(())
+    }
+
+    async fn usage(&self, ids: &[KeyId]) -> Result<Vec<Option<Timestamp>>> {
+        let mut last_used = HashMap::new();
+        for batch in ids.chunks(BATCH) {
+            let select = query::usage(&self.tables, batch);
+            let rows = self.read(|pool| {
+                let select = &select;
+                async move { pool.connection.query_all(select).await.map_err(from_db) }
+            });
+            for row in rows.await? {
+                let id = KeyId::from_uuid(row.try_get_by_index(0).map_err(from_db)?);
+                last_used.insert(id, row::timestamp(row.try_get_by_index(1).map_err(from_db)?)?);
+            }
+        }
+        Ok(ids.iter().map(|id| last_used.get(id).copied()).collect())
     }
 }

@@ -24,6 +24,7 @@ use tracing::Instrument as _;
 
 use self::load_shed::CallSlots;
 use self::metrics::CountedCall;
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::request_buffer::BufferedBody;
 use self::request_buffer::buffered;
 pub(super) use self::request_buffer::{BufferMessage, BufferQuota};

@@ -1,96 +1,111 @@
-//! Telling clients of changes, for caches of their own.
+//! Streams changes to clients, for caches of their own. A client gets the events that this replica reads for itself; the backend is
+//! asked only to catch up.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, BoxStream, StreamExt as _};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
 use super::Caller;
 use super::caller_slots::{CallerSlot, CallerSlots};
-use crate::cache::{FeedHandle, Knowledge, Seen};
+use crate::cache::{FeedHandle, FeedUpdate, Knowledge, Seen};
 use crate::domain::{KeyEvent, Moment};
-use crate::repository::{ErrorKind, FeedPosition, KeyRepository, RepositoryError, Result, within};
+use crate::repository::{ChangeFeed, ErrorKind, FeedPosition, RepositoryError, Result, part_of, within};
 
-/// How many events are told at once.
+/// Maximum number of events that are read at once.
 const BATCH: usize = 500;
-/// How long it is silent at most.
+/// Maximum time between two answers of a stream.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-/// Maximum number of concurrent streams. Each reads changes from the backend.
+/// Maximum number of concurrent streams.
 const MAX_WATCHERS: usize = 64;
 /// Maximum number of concurrent streams per caller.
 const MAX_WATCHERS_OF_ONE: usize = 16;
 /// A stream that was not read for so long loses its slot when another one needs it.
 const UNREAD_FOR: Duration = Duration::from_secs(3 * HEARTBEAT.as_secs());
-/// How long after a failure of the store it is asked again.
+/// Delay before a backend that failed is asked again.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// Watches the change feed for clients.
 #[derive(Clone, Debug)]
 pub struct ChangeWatcher {
-    repository: Arc<dyn KeyRepository>,
+    followed: Option<Followed>,
     knowledge: Arc<Knowledge>,
-    feed: Option<FeedHandle>,
     slots: Arc<CallerSlots>,
 }
 
-/// What there is to tell.
+/// A change feed, and the follower that reads it for this replica.
+#[derive(Clone, Debug)]
+struct Followed {
+    source: Arc<dyn ChangeFeed>,
+    handle: FeedHandle,
+}
+
+/// An answer of a stream.
 #[derive(Clone, Debug)]
 pub struct News {
-    /// Behind what is told here.
+    /// The position behind the events.
     pub position: FeedPosition,
-    /// What was changed; empty: nothing.
+    /// The changes. Empty if there were none for a while.
     pub events: Vec<KeyEvent>,
-    /// How long ago, at most, there was nothing else; `None`: that is not known.
+    /// Upper bound on the age of the stream: every change that is older has been delivered. `None` if that is unknown.
     pub staleness: Option<Duration>,
 }
 
 struct Watching {
-    watcher: ChangeWatcher,
+    followed: Followed,
+    knowledge: Arc<Knowledge>,
     seen: watch::Receiver<Seen>,
+    updates: broadcast::Receiver<FeedUpdate>,
     position: FeedPosition,
-    /// When there was nothing that this stream has not told.
+    /// The last moment at which the stream had delivered every change.
     as_of: Option<Moment>,
-    /// Whether there may be events that were not asked for yet.
+    /// Whether changes have to be read from the backend: those that the follower read before this stream began, or that were lost.
     is_behind: bool,
     next_heartbeat: Instant,
     slot: CallerSlot,
 }
 
 impl ChangeWatcher {
-    /// Tells of the changes of `repository`, as `feed` hears of them.
+    /// Streams the changes of `feed`, which is followed by `handle`.
     pub fn new(
-        repository: Arc<dyn KeyRepository>,
+        feed: Option<Arc<dyn ChangeFeed>>,
+        handle: Option<FeedHandle>,
         knowledge: Arc<Knowledge>,
-        feed: Option<FeedHandle>,
     ) -> Self {
         let slots = CallerSlots::new(MAX_WATCHERS, MAX_WATCHERS_OF_ONE, Some(UNREAD_FOR));
-        Self { repository, knowledge, feed, slots }
+        let followed = feed.zip(handle).map(|(source, handle)| Followed { source, handle });
+        Self { followed, knowledge, slots }
     }
 
-    /// What is new after `position`, as it comes, for `caller`; from now on without one.
+    /// Streams changes to `caller`, beginning after `position`; without one, with the changes from now on.
     ///
     /// # Errors
-    /// [`ErrorKind::NotOffered`] without a feed, [`ErrorKind::Overloaded`] with too many watchers. The stream ends with the same if it was not read and others need its slot, with
-    /// [`ErrorKind::PositionLost`] if events may be missing, and with [`ErrorKind::Unavailable`] when the server ends.
+    /// [`ErrorKind::NotOffered`] without a feed, [`ErrorKind::Overloaded`] with too many streams. The stream ends with
+    /// [`ErrorKind::Overloaded`] if it was not read and others need its slot, with [`ErrorKind::PositionLost`] if events may be missing,
+    /// and with [`ErrorKind::Unavailable`] when the server shuts down.
     pub fn watch(
         &self,
         position: Option<FeedPosition>,
         caller: &Caller,
     ) -> Result<BoxStream<'static, Result<News>>> {
-        let feed = self.feed.as_ref().ok_or_else(|| RepositoryError::not_offered("a change feed"))?;
+        let followed = self.followed.clone().ok_or_else(|| RepositoryError::not_offered("a change feed"))?;
         let too_many =
             || RepositoryError::new(ErrorKind::Overloaded, "too many concurrent WatchChanges streams");
         let slot = self.slots.take(caller).ok_or_else(too_many)?;
-        let seen = feed.seen();
+        // Subscribed before the position is read, so that no update is missed in between.
+        let updates = followed.handle.updates();
+        let seen = followed.handle.seen();
         let is_behind = position.is_some();
         let now = seen.borrow().clone();
         let watching = Watching {
+            followed,
+            knowledge: Arc::clone(&self.knowledge),
             as_of: if is_behind { None } else { now.as_of },
             position: position.unwrap_or(now.position),
-            watcher: self.clone(),
             seen,
+            updates,
             is_behind,
             next_heartbeat: Instant::now(),
             slot,
@@ -115,29 +130,58 @@ impl Watching {
         }
         loop {
             if self.is_behind
-                && let Some(news) = self.ask().await?
+                && let Some(news) = self.catch_up().await?
             {
                 return Ok(news);
             }
             tokio::select! {
-                changed = self.seen.changed() => {
-                    changed.map_err(|_| ended())?;
-                    let seen = self.seen.borrow_and_update().clone();
-                    if seen.position == self.position {
-                        self.as_of = self.as_of.max(seen.as_of);
-                    } else {
+                update = self.updates.recv(), if !self.is_behind => match update {
+                    Ok(FeedUpdate::Changes(update)) => {
+                        let (events, position) = &*update;
+                        if let Some(news) = self.deliver(events, position) {
+                            return Ok(news);
+                        }
+                    }
+                    Ok(FeedUpdate::Restarted) | Err(broadcast::error::RecvError::Lagged(_)) => {
                         self.is_behind = true;
                     }
+                    Err(broadcast::error::RecvError::Closed) => return Err(ended()),
+                },
+                changed = self.seen.changed() => {
+                    changed.map_err(|_| ended())?;
+                    self.refresh();
                 }
                 () = tokio::time::sleep_until(self.next_heartbeat) => return Ok(self.news(Vec::new())),
             }
         }
     }
 
-    /// Asks the store for what is new.
-    async fn ask(&mut self) -> Result<Option<News>> {
-        let asked_at = self.watcher.knowledge.moment();
-        let asked = self.watcher.repository.changes(Some(&self.position), BATCH);
+    /// Returns the events of an update that were not delivered yet. `None` if all were.
+    fn deliver(&mut self, events: &[KeyEvent], position: &FeedPosition) -> Option<News> {
+        let partitions = usize::from(self.followed.source.partitions().max(1));
+        let is_new = |event: &&KeyEvent| {
+            let partition = u8::try_from(part_of(event.hash.as_bytes()[0], partitions)).unwrap_or(0);
+            !self.position.includes(partition, event.revision)
+        };
+        let new: Vec<_> = events.iter().filter(is_new).cloned().collect();
+        self.position.advance_to(position);
+        self.refresh();
+        (!new.is_empty()).then(|| self.news(new))
+    }
+
+    /// Takes over what the follower knows of the age of the feed, if all that it has read was delivered.
+    fn refresh(&mut self) {
+        // In this order: an update is sent before the follower tells how far it is.
+        let as_of = self.seen.borrow_and_update().as_of;
+        if !self.is_behind && self.updates.is_empty() {
+            self.as_of = self.as_of.max(as_of);
+        }
+    }
+
+    /// Reads changes from the backend.
+    async fn catch_up(&mut self) -> Result<Option<News>> {
+        let asked_at = self.knowledge.moment();
+        let asked = self.followed.source.changes(Some(&self.position), BATCH);
         match within(HEARTBEAT, asked).await {
             Ok(changes) => {
                 self.is_behind = changes.events.len() == BATCH || !changes.unanswered.is_empty();
@@ -148,7 +192,7 @@ impl Watching {
                 Ok((!changes.events.is_empty()).then(|| self.news(changes.events)))
             }
             Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => {
-                // The follower has told the log. The client sees by the heartbeats that nothing is known.
+                // The follower logs the failure. The client learns from the heartbeats that nothing is known.
                 tokio::time::sleep(RETRY_PAUSE).await;
                 Ok((Instant::now() >= self.next_heartbeat).then(|| self.news(Vec::new())))
             }
@@ -158,7 +202,7 @@ impl Watching {
 
     fn news(&mut self, events: Vec<KeyEvent>) -> News {
         self.next_heartbeat = Instant::now() + HEARTBEAT;
-        let staleness = self.as_of.map(|as_of| self.watcher.knowledge.moment().since(as_of));
+        let staleness = self.as_of.map(|as_of| self.knowledge.moment().since(as_of));
         News { position: self.position.clone(), events, staleness }
     }
 }

@@ -161,10 +161,8 @@ impl KeyStoreService {
     /// that nothing happened.
     async fn record_last_uses(&self, records: impl Iterator<Item = &KeyRecord>) {
         let uses: Vec<_> = records.filter_map(|it| Some((it.key.id, it.last_used_at?))).collect();
-        if uses.is_empty() {
-            return;
-        }
-        if let Err(error) = self.repository.record_usage(&uses).await {
+        let Some(usage) = self.usage.as_ref().filter(|_| !uses.is_empty()) else { return };
+        if let Err(error) = usage.record_usage(&uses).await {
             tracing::warn!(error = %error_chain(&error), "the last uses of imported keys were not recorded");
         }
     }

@@ -33,13 +33,13 @@ impl KeyPruner {
         Self { repository, clock, expired_for, interval }
     }
 
-    /// Prunes now and from time to time, until it is dropped. Ends by itself if the backend can't list all keys.
+    /// Prunes now and from time to time, until it is dropped. Only waits if the backend can't list all keys.
     pub async fn run(&self) {
         loop {
             match self.prune().await {
                 Err(error) if error.kind() == ErrorKind::NotOffered => {
                     tracing::warn!(error = %error_chain(&error), "expired keys are not deleted (prune.expired_for)");
-                    return;
+                    std::future::pending::<()>().await;
                 }
                 Err(error) => {
                     tracing::warn!(error = %error_chain(&error), "expired keys could not be deleted; trying again later");

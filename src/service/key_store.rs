@@ -16,7 +16,8 @@ use crate::domain::{
     SecretKey, Timestamp,
 };
 use crate::repository::{
-    ErrorKind, EventPageRequest, KeyRepository, ListedEvent, ListedKey, PageRequest, RepositoryError,
+    AuditTrail, Backend, ErrorKind, EventPageRequest, KeyRepository, ListedEvent, ListedKey, PageRequest,
+    RepositoryError, UsageStore,
     pages::{self, Stride},
 };
 use crate::telemetry::error_chain;
@@ -38,20 +39,23 @@ type Result<T> = std::result::Result<T, ServiceError>;
 #[derive(Clone, Debug)]
 pub struct KeyStoreService {
     pub(super) repository: Arc<dyn KeyRepository>,
+    audit: Option<Arc<dyn AuditTrail>>,
+    pub(super) usage: Option<Arc<dyn UsageStore>>,
     format: Arc<KeyFormat>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) entropy: Arc<dyn Entropy>,
 }
 
 impl KeyStoreService {
-    /// Administers the keys of `repository`.
+    /// Administers the keys of `backend`.
     pub fn new(
-        repository: Arc<dyn KeyRepository>,
+        backend: &Backend,
         format: Arc<KeyFormat>,
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
     ) -> Self {
-        Self { repository, format, clock, entropy }
+        let (repository, audit) = (Arc::clone(&backend.keys), backend.audit.clone());
+        Self { repository, audit, usage: backend.usage.clone(), format, clock, entropy }
     }
 
     /// Makes a key.
@@ -99,7 +103,7 @@ impl KeyStoreService {
     /// Reads a key.
     pub async fn get(&self, id: KeyId) -> Result<KeyRecord> {
         let key = self.find(id).await?;
-        let usage = self.repository.usage(&[id]).await?;
+        let usage = self.last_uses(&[id]).await?;
         Ok(self.record(key, usage))
     }
 
@@ -136,7 +140,8 @@ impl KeyStoreService {
 
     /// Reads a page of the audit trail, newest first.
     pub async fn events(&self, request: &EventPageRequest) -> Result<Vec<ListedEvent>> {
-        Ok(self.repository.list_events(request).await?)
+        let audit = self.audit.as_ref().ok_or_else(|| RepositoryError::not_offered("an audit trail"))?;
+        Ok(audit.list_events(request).await?)
     }
 
     /// Streams the keys of one owner or of all, newest first.
@@ -314,7 +319,7 @@ impl KeyStoreService {
     /// an error would tell the caller that nothing happened, and lose the secret of a successor.
     async fn changed_record(&self, key: ApiKey) -> KeyRecord {
         let ids = [key.id];
-        let usage = match tokio::time::timeout(USAGE_TIMEOUT, self.repository.usage(&ids)).await {
+        let usage = match tokio::time::timeout(USAGE_TIMEOUT, self.last_uses(&ids)).await {
             Ok(Ok(usage)) => usage,
             Ok(Err(error)) => {
                 tracing::warn!(error = %error_chain(&error), key = %key.id, "the last use of a changed key can't be read");
@@ -328,13 +333,21 @@ impl KeyStoreService {
         self.record(key, usage)
     }
 
+    /// Returns the last use of each of `ids`, in their order.
+    async fn last_uses(&self, ids: &[KeyId]) -> crate::repository::Result<Vec<Option<Timestamp>>> {
+        match &self.usage {
+            Some(usage) => usage.usage(ids).await,
+            None => Ok(vec![None; ids.len()]),
+        }
+    }
+
     fn record(&self, key: ApiKey, usage: Vec<Option<Timestamp>>) -> KeyRecord {
         KeyRecord { last_used_at: usage.into_iter().next().flatten(), as_of: self.clock.now(), key }
     }
 
     async fn listed_records(&self, listed: Vec<ListedKey>) -> Result<Vec<ListedRecord>> {
         let ids: Vec<_> = listed.iter().map(|it| it.position().id).collect();
-        let usage = self.repository.usage(&ids).await?;
+        let usage = self.last_uses(&ids).await?;
         let as_of = self.clock.now();
         let record =
             |(listed, last_used_at): (ListedKey, _)| listed.map(|key| KeyRecord { key, last_used_at, as_of });

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::domain::{KeyId, Timestamp};
-use crate::repository::{KeyRepository, Result};
+use crate::repository::{Result, UsageStore};
 use crate::telemetry::error_chain;
 
 /// How many keys can wait to be written: about 4 MB. The uses of further keys are lost until the next flush.
@@ -14,18 +14,22 @@ const CAPACITY: usize = 100_000;
 /// Keeps the latest use of each key until it is flushed. Losing some of it harms no validation.
 #[derive(Debug)]
 pub struct UsageRecorder {
-    repository: Arc<dyn KeyRepository>,
+    store: Option<Arc<dyn UsageStore>>,
     pending: Mutex<HashMap<KeyId, Timestamp>>,
 }
 
 impl UsageRecorder {
-    /// Writes to `repository`.
-    pub fn new(repository: Arc<dyn KeyRepository>) -> Self {
-        Self { repository, pending: Mutex::default() }
+    /// Writes to `store`. Without one, uses are not recorded.
+    #[must_use]
+    pub fn new(store: Option<Arc<dyn UsageStore>>) -> Self {
+        Self { store, pending: Mutex::default() }
     }
 
     /// Notes that the key was used: a moment under a lock that is never held across I/O. It can't fail.
     pub fn note(&self, id: KeyId, used_at: Timestamp) {
+        if self.store.is_none() {
+            return;
+        }
         let mut pending = self.pending();
         if let Some(last) = pending.get_mut(&id) {
             *last = used_at.max(*last);
@@ -45,10 +49,8 @@ impl UsageRecorder {
     /// The store did not take it. It is kept for the next flush.
     pub async fn flush(&self) -> Result<()> {
         let usage: Vec<_> = std::mem::take(&mut *self.pending()).into_iter().collect();
-        if usage.is_empty() {
-            return Ok(());
-        }
-        let outcome = self.repository.record_usage(&usage).await;
+        let Some(store) = self.store.as_ref().filter(|_| !usage.is_empty()) else { return Ok(()) };
+        let outcome = store.record_usage(&usage).await;
         if outcome.is_err() {
             for (id, used_at) in usage {
                 self.note(id, used_at);

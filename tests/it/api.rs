@@ -1,6 +1,6 @@
 //! The API suite against a running server, on every backend.
 
-use keyvouch::repository::{MemoryRepository, OnRuntime};
+use keyvouch::repository::MemoryRepository;
 
 use crate::databases::Kind;
 use crate::redis_servers::{Redis, next_prefix, shared_url};
@@ -19,7 +19,7 @@ mod sqlite {
     use super::*;
     keyvouch::api_conformance!(async {
         let (repository, folder) = open_sqlite().await;
-        let repository = OnRuntime::new(repository, tokio::runtime::Handle::current());
+        let repository = repository;
         let server = TestServer::start(repository).await;
         (server.api().await, (server, folder))
     });
@@ -28,7 +28,7 @@ mod sqlite {
 mod postgres {
     use super::*;
     keyvouch::api_conformance!(async {
-        let repository = OnRuntime::new(Kind::Postgres.repository().await, tokio::runtime::Handle::current());
+        let repository = Kind::Postgres.repository().await;
         let server = TestServer::start(repository).await;
         (server.api().await, server)
     });
@@ -37,7 +37,7 @@ mod postgres {
 mod redis_alone {
     use super::*;
     keyvouch::api_conformance!(async {
-        let repository = OnRuntime::new(Redis::Alone.repository().await, tokio::runtime::Handle::current());
+        let repository = Redis::Alone.repository().await;
         let server = TestServer::start(repository).await;
         (server.api().await, server)
     });
@@ -46,7 +46,7 @@ mod redis_alone {
 mod redis_cluster {
     use super::*;
     keyvouch::api_conformance!(async {
-        let repository = OnRuntime::new(Redis::Cluster.repository().await, tokio::runtime::Handle::current());
+        let repository = Redis::Cluster.repository().await;
         let server = TestServer::start(repository).await;
         (server.api().await, server)
     });
@@ -56,7 +56,7 @@ mod redis_cluster {
 mod postgres_and_redis {
     use super::*;
     keyvouch::api_conformance!(async {
-        let repository = OnRuntime::new(Kind::Postgres.repository().await, tokio::runtime::Handle::current());
+        let repository = Kind::Postgres.repository().await;
         let mut config = config();
         config.cache.redis.url = shared_url(Redis::Alone).into();
         config.cache.redis.prefix = next_prefix();
@@ -70,7 +70,7 @@ mod sqlite_uncached {
     use super::*;
     keyvouch::api_conformance!(async {
         let (repository, folder) = open_sqlite().await;
-        let repository = OnRuntime::new(repository, tokio::runtime::Handle::current());
+        let repository = repository;
         let mut config = config();
         config.cache.local.enabled = false;
         let server = TestServer::start_with(repository, &config).await;
@@ -81,7 +81,7 @@ mod sqlite_uncached {
 mod mariadb {
     use super::*;
     keyvouch::api_conformance!(async {
-        let repository = OnRuntime::new(Kind::MariaDb.repository().await, tokio::runtime::Handle::current());
+        let repository = Kind::MariaDb.repository().await;
         let server = TestServer::start(repository).await;
         (server.api().await, server)
     });

@@ -9,7 +9,7 @@ use keyvouch::domain::{
     ApiKey, ChangeContext, Clock as _, KeyHash, KeyId, ManualStopwatch, OwnerId, RevokeReason, SystemClock,
     SystemEntropy,
 };
-use keyvouch::repository::{ErrorKind, KeyRepository, MemoryRepository, Result};
+use keyvouch::repository::{Backend, ErrorKind, KeyRepository, MemoryRepository, Result};
 
 use self::doubles::{SlowLookups, Swapped, WithoutFeed};
 use crate::cached::{Replica, options, redis};
@@ -22,6 +22,7 @@ use crate::support::until;
 mod doubles;
 mod loads;
 mod outages;
+mod watchers;
 
 mod moka {
     use super::*;
@@ -49,7 +50,7 @@ mod redis_without_a_feed {
     keyvouch::cache_conformance!(in_redis(RequiredOnly::default(), Redis::Alone));
 }
 
-async fn in_redis(store: impl KeyRepository + 'static, kind: Redis) -> (Subject, Replica) {
+async fn in_redis(store: impl Into<Backend>, kind: Redis) -> (Subject, Replica) {
     let options =
         StackOptions { redis: Some(redis(&shared_url(kind), &next_prefix())), ..unpolled(options()) };
     let replica = Replica::start(store, &options).await;
@@ -102,16 +103,16 @@ impl Replica {
         self.find_within(hash, Duration::from_mins(5)).await.unwrap()
     }
 
-    async fn is_active(&self, hash: &KeyHash) -> bool {
+    pub(crate) async fn is_active(&self, hash: &KeyHash) -> bool {
         self.find(hash).await.entry.key.is_some_and(|key| key.revocation.is_none())
     }
 
-    async fn create(&self, secret: &str) -> ApiKey {
-        self.repository.create(key(secret), &reviving()).await.unwrap()
+    pub(crate) async fn create(&self, secret: &str) -> ApiKey {
+        self.backend.create(key(secret), &reviving()).await.unwrap()
     }
 
-    async fn revoke(&self, id: KeyId) {
-        self.repository.revoke(id, RevokeReason::default(), &context()).await.unwrap();
+    pub(crate) async fn revoke(&self, id: KeyId) {
+        self.backend.revoke(id, RevokeReason::default(), &context()).await.unwrap();
     }
 
     /// Completes a poll.
@@ -128,21 +129,21 @@ fn unpolled(options: StackOptions) -> StackOptions {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_revocation_is_seen_by_the_other_replicas() {
-    let store = Arc::new(MemoryRepository::new());
+    let store = MemoryRepository::new();
     let quick = options();
-    let (a, b) = (Replica::start(Arc::clone(&store), &quick).await, Replica::start(store, &quick).await);
+    let (a, b) = (Replica::start(store.clone(), &quick).await, Replica::start(store, &quick).await);
     let key = a.create("secret").await;
     until("the creation to be seen", async || b.is_active(&key.hash).await).await;
     assert_eq!(b.find(&key.hash).await.tier, Tier::Local);
     a.revoke(key.id).await;
     assert!(!a.is_active(&key.hash).await, "by the replica that took it at once");
     until("the revocation to be seen", async || !b.is_active(&key.hash).await).await;
-    b.repository.delete(key.id, &context()).await.unwrap();
+    b.backend.delete(key.id, &context()).await.unwrap();
     assert!(b.find(&key.hash).await.entry.key.is_none());
     until("the deletion to be seen", async || a.find(&key.hash).await.entry.key.is_none()).await;
     // That there is none is not believed when it is made again.
     let again = ApiKey { revocation: None, ..self::key("secret") };
-    a.repository.create(again, &reviving()).await.unwrap();
+    a.backend.create(again, &reviving()).await.unwrap();
     until("the key to be seen again", async || b.is_active(&key.hash).await).await;
 }
 
@@ -172,26 +173,25 @@ async fn a_load_from_before_a_revocation_is_not_served_after_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_another_replica_deleted_is_not_served_after_not_found() {
-    let store = Arc::new(MemoryRepository::new());
+    let store = MemoryRepository::new();
     let options = unpolled(options());
-    let (a, b) = (Replica::start(Arc::clone(&store), &options).await, Replica::start(store, &options).await);
+    let (a, b) = (Replica::start(store.clone(), &options).await, Replica::start(store, &options).await);
     let key = a.create("secret").await;
     assert!(b.is_active(&key.hash).await);
-    a.repository.delete(key.id, &context()).await.unwrap();
+    a.backend.delete(key.id, &context()).await.unwrap();
     assert!(b.is_active(&key.hash).await, "it did not poll");
-    let missing = b.repository.revoke(key.id, RevokeReason::default(), &context()).await.unwrap_err();
+    let missing = b.backend.revoke(key.id, RevokeReason::default(), &context()).await.unwrap_err();
     assert_eq!(missing.kind(), ErrorKind::NotFound);
     assert!(b.find(&key.hash).await.entry.key.is_none());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_without_a_feed_has_the_ttl_as_its_bound() {
-    let store = Arc::new(RequiredOnly::default());
+    let store = Backend::from(RequiredOnly::default());
     let stopwatch = Arc::new(ManualStopwatch::default());
     stopwatch.advance(Duration::from_hours(1));
     let options = options();
-    let start =
-        || Replica::start_at(Arc::clone(&store), &options, Arc::<ManualStopwatch>::clone(&stopwatch) as _);
+    let start = || Replica::start_at(store.clone(), &options, Arc::<ManualStopwatch>::clone(&stopwatch) as _);
     let (a, b) = (start().await, start().await);
     assert!(a.feed.is_none());
     let key = a.create("secret").await;
@@ -202,7 +202,7 @@ async fn a_store_without_a_feed_has_the_ttl_as_its_bound() {
     stopwatch.advance(Duration::from_mins(5));
     assert!(!b.is_active(&key.hash).await);
     // Deleted and made again by this replica alone.
-    a.repository.delete(key.id, &context()).await.unwrap();
+    a.backend.delete(key.id, &context()).await.unwrap();
     assert!(a.find(&key.hash).await.entry.key.is_none());
     a.create("secret").await;
     assert!(a.is_active(&key.hash).await);
@@ -311,14 +311,13 @@ async fn a_cached_validation_asks_neither_redis_nor_the_database() {
 async fn postgres_and_redis_wake_other_replicas() {
     let shared = redis(&shared_url(Redis::Alone), &next_prefix());
     for (store, options) in [
-        (Arc::new(Kind::Postgres.repository().await) as Arc<dyn KeyRepository>, options()),
-        (Arc::new(Redis::Alone.repository().await), options()),
-        (Arc::new(Redis::Cluster.repository().await), options()),
-        (Arc::new(Kind::MariaDb.repository().await), StackOptions { redis: Some(shared), ..options() }),
+        (Backend::from(Kind::Postgres.repository().await), options()),
+        (Redis::Alone.repository().await.into(), options()),
+        (Redis::Cluster.repository().await.into(), options()),
+        (Kind::MariaDb.repository().await.into(), StackOptions { redis: Some(shared), ..options() }),
     ] {
         let options = unpolled(options);
-        let (a, b) =
-            (Replica::start(Arc::clone(&store), &options).await, Replica::start(store, &options).await);
+        let (a, b) = (Replica::start(store.clone(), &options).await, Replica::start(store, &options).await);
         let key = a.create("secret").await;
         until("the key", async || b.is_active(&key.hash).await).await;
         // It never polls by itself: when the listener is not there yet, another change is heard of.

@@ -8,7 +8,7 @@ use keyvouch::cache::{
     CacheStack, Capacity, FeedOptions, LoadLimits, MokaOptions, RedisCacheOptions, StackOptions,
 };
 use keyvouch::domain::{BootClock, Entropy, Stopwatch, SystemEntropy};
-use keyvouch::repository::{KeyRepository, RedisFiles};
+use keyvouch::repository::{Backend, RedisFiles};
 use tokio::task::JoinHandle;
 
 /// A running replica. It stops when this is dropped.
@@ -45,18 +45,18 @@ pub(crate) fn redis(url: &str, prefix: &str) -> RedisCacheOptions {
 }
 
 impl Replica {
-    pub(crate) async fn start(store: impl KeyRepository + 'static, options: &StackOptions) -> Self {
+    pub(crate) async fn start(store: impl Into<Backend>, options: &StackOptions) -> Self {
         Self::start_at(store, options, Arc::new(BootClock)).await
     }
 
     /// By a stopwatch of the test's own.
     pub(crate) async fn start_at(
-        store: impl KeyRepository + 'static,
+        store: impl Into<Backend>,
         options: &StackOptions,
         stopwatch: Arc<dyn Stopwatch>,
     ) -> Self {
         let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
-        let mut stack = CacheStack::build(Arc::new(store), options, &entropy, &stopwatch).await.unwrap();
+        let mut stack = CacheStack::build(store.into(), options, &entropy, &stopwatch).await.unwrap();
         let follower = stack.follower.take().map(|follower| tokio::spawn(follower.run()));
         if let Some(redis) = &stack.redis {
             // It connects in the background; a test wants to see it work.

@@ -9,7 +9,8 @@ use keyvouch::domain::{
     OwnerId, RevokeReason, Rotation, ScopeSet, Timestamp,
 };
 use keyvouch::repository::{
-    EventPageRequest, KeyRepository, Listed, MemoryRepository, PageRequest, SqlRepository,
+    AuditTrail, ChangeFeed as _, EventPageRequest, KeyRepository, Listed, MemoryRepository, PageRequest,
+    SqlRepository, UsageStore,
 };
 use sea_orm::{ConnectionTrait as _, Database};
 
@@ -57,7 +58,7 @@ fn key(number: u8) -> ApiKey {
 }
 
 /// Every kind of change, and a use.
-async fn fill(repository: &impl KeyRepository) {
+async fn fill(repository: &(impl KeyRepository + UsageStore)) {
     for number in 1..=5 {
         repository.create(key(number), &context(number.into())).await.unwrap();
     }
@@ -75,7 +76,9 @@ async fn fill(repository: &impl KeyRepository) {
 }
 
 /// All that a store knows. Nonces are drawn at random, so they are left out.
-async fn contents(repository: &impl KeyRepository) -> (Vec<ApiKey>, Vec<Option<Timestamp>>, Vec<KeyEvent>) {
+async fn contents(
+    repository: &(impl KeyRepository + AuditTrail + UsageStore),
+) -> (Vec<ApiKey>, Vec<Option<Timestamp>>, Vec<KeyEvent>) {
     let request = PageRequest { owner_id: None, after: None, limit: 100 };
     let keys: Vec<_> = repository.list_page(&request).await.unwrap().into_iter().map(readable).collect();
     let uses = repository.usage(&keys.iter().map(|key| key.id).collect::<Vec<_>>()).await.unwrap();

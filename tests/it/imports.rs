@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use keyvouch::conformance::api::new_key;
 use keyvouch::domain::{ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, Revision};
 use keyvouch::grpc::pb;
-use keyvouch::repository::{KeyRepository, KeyStream, MemoryRepository, Result};
+use keyvouch::repository::{Backend, KeyRepository, KeyStream, MemoryRepository, Result};
 use prost::Message as _;
 
 use crate::gateways::envoy_proxy;
@@ -25,6 +25,12 @@ struct SlowImports(MemoryRepository);
 impl fmt::Display for SlowImports {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("SlowImports")
+    }
+}
+
+impl From<SlowImports> for Backend {
+    fn from(double: SlowImports) -> Self {
+        Self::new(double)
     }
 }
 

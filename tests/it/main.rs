@@ -14,6 +14,9 @@ mod databases;
 mod fixtures;
 mod gateways;
 mod imports;
+#[path = "../../examples/journal_backend.rs"]
+#[expect(dead_code, unreachable_pub, reason = "its `main` is run as a program")]
+mod journal_backend;
 mod plans;
 mod process;
 mod prove;

@@ -1,7 +1,7 @@
 //! How databases run the repository's statements: each by the index that was made for it.
 
 use keyvouch::domain::{ApiKey, ChangeContext, OwnerId, Revision, Timestamp};
-use keyvouch::repository::{KeyRepository as _, SqlRepository};
+use keyvouch::repository::{KeyRepository as _, SqlRepository, UsageStore as _};
 use sea_orm::{ConnectionTrait as _, Database, DbBackend};
 
 use crate::databases::{Kind, patient};

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use keyvouch::domain::{ApiKey, ChangeContext, ChangeKind, RevokeReason, Timestamp};
 use keyvouch::repository::{
-    ErrorKind, EventPageRequest, FeedPosition, KeyRepository as _, ListedEvent, ListedKey, OnRuntime,
-    PagePosition, PageRequest, RedisFiles, RedisOptions, RedisRepository,
+    AuditTrail as _, ChangeFeed as _, ErrorKind, EventPageRequest, FeedPosition, KeyRepository as _,
+    ListedEvent, ListedKey, PagePosition, PageRequest, RedisFiles, RedisOptions, RedisRepository,
+    UsageStore as _,
 };
 
 use crate::redis_servers::{Redis, RedisServers, cli};
@@ -111,7 +112,6 @@ async fn a_frozen_shard_holds_up_no_look_up_of_another() {
     for frozen in [0, 3, 4, 5] {
         servers.servers[frozen].watched.freeze();
     }
-    let repository = OnRuntime::new(repository, tokio::runtime::Handle::current());
     let mut waiting = Vec::new();
     for key in of_the_first {
         let repository = repository.clone();
@@ -658,8 +658,8 @@ async fn a_lost_history_is_noticed() {
     replica.feed.as_ref().unwrap().poll().await.unwrap();
     servers.servers[0].keep_a_copy(&durable);
     until("the server", async || store.ping().await.is_ok()).await;
-    let lost = replica.repository.create(key("lost"), &context()).await.unwrap();
-    let found = replica.repository.get_by_hash(&lost.hash).await.unwrap();
+    let lost = replica.backend.create(key("lost"), &context()).await.unwrap();
+    let found = replica.backend.get_by_hash(&lost.hash).await.unwrap();
     assert_eq!(found, Some(lost.clone()));
     servers.servers[0].kill();
     servers.servers[0].start_the_copy(&durable);
@@ -667,8 +667,8 @@ async fn a_lost_history_is_noticed() {
     let epoch = replica.knowledge.history();
     until("a poll", async || replica.feed.as_ref().unwrap().poll().await.is_ok()).await;
     assert!(replica.knowledge.history() > epoch);
-    assert_eq!(replica.repository.get_by_hash(&lost.hash).await.unwrap(), None);
-    assert_eq!(replica.repository.get_by_hash(&kept.hash).await.unwrap(), Some(kept));
+    assert_eq!(replica.backend.get_by_hash(&lost.hash).await.unwrap(), None);
+    assert_eq!(replica.backend.get_by_hash(&kept.hash).await.unwrap(), Some(kept));
 }
 
 /// With a full memory, what frees some or shuts somebody out is possible, and nothing else; and the store says so.

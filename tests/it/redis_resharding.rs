@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use keyvouch::domain::{ApiKey, KeyHash, KeyId, RevokeReason};
-use keyvouch::repository::{ErrorKind, KeyRepository as _, RedisOptions, RedisRepository, RepositoryError};
+use keyvouch::repository::{
+    ChangeFeed as _, ErrorKind, KeyRepository as _, RedisOptions, RedisRepository, RepositoryError,
+};
 use tokio::time::Instant;
 
 use crate::redis_faults::{context, open, quick};

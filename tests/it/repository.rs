@@ -1,11 +1,9 @@
 //! The repository suite on every backend.
 
-use std::sync::Arc;
-
 use keyvouch::conformance::repository::Subject;
 use keyvouch::domain::{ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, Revision};
 use keyvouch::repository::{
-    ErrorKind, KeyRepository, KeyStream, MemoryRepository, OnRuntime, PageRequest, Result, SqlRepository,
+    Backend, ErrorKind, KeyRepository, KeyStream, MemoryRepository, PageRequest, Result, SqlRepository,
 };
 use tempfile::TempDir;
 
@@ -14,83 +12,49 @@ use crate::redis_servers::Redis;
 
 mod memory {
     use super::*;
-    keyvouch::repository_conformance!(all: async { (Arc::new(MemoryRepository::new()) as Subject, ()) });
-}
-
-mod memory_in_a_box {
-    use super::*;
-    keyvouch::repository_conformance!(all: async {
-        let boxed: Box<dyn KeyRepository> = Box::new(MemoryRepository::new());
-        (Arc::new(boxed) as Subject, ())
-    });
-}
-
-mod memory_in_an_arc {
-    use super::*;
-    keyvouch::repository_conformance!(all: async {
-        let shared: Arc<dyn KeyRepository> = Arc::new(MemoryRepository::new());
-        (Arc::new(shared) as Subject, ())
-    });
-}
-
-mod memory_on_another_runtime {
-    use super::*;
-    keyvouch::repository_conformance!(all: async {
-        let handle = tokio::runtime::Handle::current();
-        (Arc::new(OnRuntime::new(MemoryRepository::new(), handle)) as Subject, ())
-    });
+    keyvouch::repository_conformance!(all: async { (Subject::from(MemoryRepository::new()), ()) });
 }
 
 mod sqlite {
     use super::*;
     keyvouch::repository_conformance!(all: async {
         let (repository, folder) = open_sqlite().await;
-        (Arc::new(repository) as Subject, folder)
+        (Subject::from(repository), folder)
     });
 }
 
 mod postgres {
     use super::*;
     keyvouch::repository_conformance!(all: async {
-        (Arc::new(Kind::Postgres.repository().await) as Subject, ())
+        (Subject::from(Kind::Postgres.repository().await), ())
     });
 }
 
 mod mariadb {
     use super::*;
     keyvouch::repository_conformance!(all: async {
-        (Arc::new(Kind::MariaDb.repository().await) as Subject, ())
+        (Subject::from(Kind::MariaDb.repository().await), ())
     });
 }
 
 mod redis_alone {
     use super::*;
     keyvouch::repository_conformance!(sharded: async {
-        (Arc::new(Redis::Alone.repository().await) as Subject, ())
+        (Subject::from(Redis::Alone.repository().await), ())
     });
 }
 
 mod redis_sentinel {
     use super::*;
     keyvouch::repository_conformance!(sharded: async {
-        (Arc::new(Redis::Sentinel.repository().await) as Subject, ())
+        (Subject::from(Redis::Sentinel.repository().await), ())
     });
 }
 
 mod redis_cluster {
     use super::*;
     keyvouch::repository_conformance!(sharded: async {
-        (Arc::new(Redis::Cluster.repository().await) as Subject, ())
-    });
-}
-
-/// As a server runs it.
-mod sqlite_on_another_runtime {
-    use super::*;
-    keyvouch::repository_conformance!(all: async {
-        let (repository, folder) = open_sqlite().await;
-        let handle = tokio::runtime::Handle::current();
-        (Arc::new(OnRuntime::new(repository, handle)) as Subject, folder)
+        (Subject::from(Redis::Cluster.repository().await), ())
     });
 }
 
@@ -116,12 +80,9 @@ mod cached {
         }
     }
 
-    pub(super) async fn start(
-        store: impl KeyRepository + 'static,
-        options: StackOptions,
-    ) -> (Subject, Replica) {
-        let replica = Replica::start(store, &options).await;
-        (Arc::clone(&replica.repository), replica)
+    pub(super) async fn start(backend: impl Into<Backend>, options: StackOptions) -> (Subject, Replica) {
+        let replica = Replica::start(backend, &options).await;
+        (replica.backend.clone(), replica)
     }
 
     mod memory {
@@ -178,14 +139,44 @@ mod folder_of_files {
     use super::*;
     keyvouch::repository_conformance!(required: async {
         let folder = tempfile::tempdir().unwrap();
-        (Arc::new(crate::custom_backend::Folder::open(folder.path()).unwrap()) as Subject, folder)
+        (Subject::new(crate::custom_backend::Folder::open(folder.path()).unwrap()), folder)
     });
+}
+
+/// The example with all capabilities.
+mod journal {
+    use super::*;
+    use crate::cached::{Replica, options};
+    use crate::journal_backend::Journal;
+    use crate::support::until;
+
+    fn open(folder: &TempDir) -> Backend {
+        Backend::complete(Journal::open(&folder.path().join("keys.jsonl")).unwrap())
+    }
+
+    keyvouch::repository_conformance!(all: async {
+        let folder = tempfile::tempdir().unwrap();
+        (open(&folder), folder)
+    });
+
+    /// Two replicas share a journal: a revocation by one is honoured by the cache of the other.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_revocation_reaches_another_replica() {
+        let folder = tempfile::tempdir().unwrap();
+        let a = Replica::start(open(&folder), &options()).await;
+        let b = Replica::start(open(&folder), &options()).await;
+        let key = a.create("secret").await;
+        assert!(b.is_active(&key.hash).await);
+        assert!(b.is_active(&key.hash).await, "from its cache");
+        a.revoke(key.id).await;
+        until("the revocation", async || !b.is_active(&key.hash).await).await;
+    }
 }
 
 /// What the author of a backend has to write, and no more.
 mod required_methods_alone {
     use super::*;
-    keyvouch::repository_conformance!(required: async { (Arc::new(RequiredOnly::default()) as Subject, ()) });
+    keyvouch::repository_conformance!(required: async { (Subject::new(RequiredOnly::default()), ()) });
 }
 
 /// Leaves all but the required methods to their provided forms.
@@ -195,6 +186,12 @@ pub(crate) struct RequiredOnly(MemoryRepository);
 impl std::fmt::Display for RequiredOnly {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("RequiredOnly")
+    }
+}
+
+impl From<RequiredOnly> for Backend {
+    fn from(repository: RequiredOnly) -> Self {
+        Self::new(repository)
     }
 }
 
@@ -230,5 +227,4 @@ async fn a_backend_says_what_it_does_not_offer() {
     let subject = RequiredOnly::default();
     let request = PageRequest { owner_id: None, after: None, limit: 1 };
     assert_eq!(subject.list_page(&request).await.unwrap_err().kind(), ErrorKind::NotOffered);
-    assert_eq!(subject.record_usage(&[]).await.unwrap_err().kind(), ErrorKind::NotOffered);
 }

@@ -4,7 +4,7 @@ use keyvouch::domain::{
     ApiKey, ChangeContext, Description, KeyHash, KeyId, KeyIdentity, KeyName, KeyPrefix, Metadata, OwnerId,
     Revision, RevokeReason, Rotation, ScopeSet, SystemEntropy, Timestamp,
 };
-use keyvouch::repository::{KeyRepository as _, SqlOptions, SqlRepository};
+use keyvouch::repository::{KeyRepository as _, SqlOptions, SqlRepository, UsageStore as _};
 use sea_orm::{ConnectionTrait as _, Database, DatabaseConnection, DbBackend, Statement};
 
 use crate::databases::patient;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use keyvouch::domain::{ChangeContext, KeyHash, RevokeReason, Timestamp};
 use keyvouch::grpc::pb;
-use keyvouch::repository::{ErrorKind, KeyRepository as _, OnRuntime, SqlOptions, SqlRepository};
+use keyvouch::repository::{ErrorKind, KeyRepository as _, SqlOptions, SqlRepository};
 use sea_orm::{ConnectOptions, ConnectionTrait as _, Database, Statement, TransactionTrait as _};
 
 use crate::databases::{Kind, authority, on_each_server, patient};
@@ -265,7 +265,7 @@ async fn old_connections(kind: Kind) {
 async fn a_locked_table_of_uses(kind: Kind) {
     let url = kind.database().await;
     let repository = open(&url, SqlOptions::default()).await;
-    let server = TestServer::start(OnRuntime::new(repository, tokio::runtime::Handle::current())).await;
+    let server = TestServer::start(repository).await;
     let api = server.api().await;
     let (key, secret) = api.create(keyvouch::conformance::api::new_key()).await;
     let mut options = ConnectOptions::new(url);

@@ -5,8 +5,8 @@ use std::time::Duration;
 use keyvouch::conformance::repository::Subject;
 use keyvouch::domain::{ChangeContext, ChangeKind, KeyHash, Revision, RevokeReason, Timestamp};
 use keyvouch::repository::{
-    ErrorKind, EventPageRequest, KeyRepository as _, ListedEvent, ListedKey, PagePosition, PageRequest,
-    SqlOptions, SqlRepository, UnreadableEvent,
+    AuditTrail as _, ChangeFeed as _, ErrorKind, EventPageRequest, KeyRepository as _, ListedEvent,
+    ListedKey, PagePosition, PageRequest, SqlOptions, SqlRepository, UnreadableEvent, UsageStore as _,
 };
 use keyvouch_migration::Names;
 use sea_orm::{ConnectionTrait as _, Database, DbBackend, Statement, TransactionTrait as _};
@@ -71,7 +71,7 @@ async fn prefixes_keep_stores_apart(kind: Kind) {
         let options = SqlOptions { names: Names::prefixed(prefix).unwrap(), ..patient() };
         let repository = SqlRepository::open(&url, options).await.unwrap();
         repository.migrate().await.unwrap();
-        stores.push(std::sync::Arc::new(repository));
+        stores.push(repository.into());
     }
     let same = key("a");
     for store in &stores {
@@ -231,7 +231,7 @@ async fn an_event_that_can_not_be_read_stops_nothing(kind: Kind) {
     // A replica starts on that, and reads on.
     let replica = Replica::start(repository.clone(), &options()).await;
     let created = repository.create(key("d"), &context()).await.unwrap();
-    let found = replica.repository.get_by_hash(&created.hash).await.unwrap();
+    let found = replica.backend.get_by_hash(&created.hash).await.unwrap();
     assert_eq!(found, Some(created.clone()));
     // One that comes while it follows: every key may have changed.
     database.execute_unprepared("UPDATE api_key SET name = 'renamed' WHERE revision = 4").await.unwrap();
@@ -244,7 +244,7 @@ async fn an_event_that_can_not_be_read_stops_nothing(kind: Kind) {
         .unwrap();
     database.execute_unprepared("UPDATE revision_head SET revision = 5").await.unwrap();
     until("the change", async || {
-        let found = replica.repository.get_by_hash(&created.hash).await.unwrap().unwrap();
+        let found = replica.backend.get_by_hash(&created.hash).await.unwrap().unwrap();
         found.name.as_str() == "renamed"
     })
     .await;

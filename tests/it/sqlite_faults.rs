@@ -7,7 +7,8 @@ use std::process::{Child, Command, Stdio};
 
 use keyvouch::domain::{ChangeContext, KeyHash, KeyName, RevokeReason, Timestamp};
 use keyvouch::repository::{
-    ErrorKind, FeedPosition, KeyRepository as _, ListedKey, PageRequest, SqlOptions, SqlRepository,
+    ChangeFeed as _, ErrorKind, FeedPosition, KeyRepository as _, ListedKey, PageRequest, SqlOptions,
+    SqlRepository,
 };
 use sea_orm::{ConnectionTrait as _, Database};
 

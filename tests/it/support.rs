@@ -1,13 +1,12 @@
 //! Servers to test with, in this process.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use keyvouch::app::{App, Store, Surroundings};
+use keyvouch::app::{App, Surroundings};
 use keyvouch::config::{Config, HumanDuration, SecretText};
 use keyvouch::conformance::api::Api;
-use keyvouch::repository::KeyRepository;
+use keyvouch::repository::Backend;
 use keyvouch::server::ListenAddr;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -45,13 +44,12 @@ pub(crate) fn uncached() -> Config {
 }
 
 impl TestServer {
-    pub(crate) async fn start(repository: impl KeyRepository + 'static) -> Self {
-        Self::start_with(repository, &config()).await
+    pub(crate) async fn start(backend: impl Into<Backend>) -> Self {
+        Self::start_with(backend, &config()).await
     }
 
-    pub(crate) async fn start_with(repository: impl KeyRepository + 'static, config: &Config) -> Self {
-        let store = Store::new(Arc::new(repository));
-        let app = App::with_store(config, Surroundings::default(), store).await.unwrap();
+    pub(crate) async fn start_with(backend: impl Into<Backend>, config: &Config) -> Self {
+        let app = App::with_backend(config, Surroundings::default(), backend).await.unwrap();
         let address = match app.addresses().next() {
             Some(ListenAddr::Tcp(address)) => *address,
             other => panic!("no TCP address: {other:?}"),

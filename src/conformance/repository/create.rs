@@ -3,7 +3,7 @@
 use super::Subject;
 use super::fixture::{at_once, context, create, hash, id, key, kind, list, owner, with_hash_of, with_id_of};
 use crate::domain::{ApiKey, Revision};
-use crate::repository::{ErrorKind, KeyRepository as _, RepositoryError};
+use crate::repository::{ErrorKind, RepositoryError};
 
 /// The key comes back as it was given, with a revision of its own.
 pub async fn the_created_key_is_returned_with_a_revision(subject: Subject) {

@@ -3,7 +3,7 @@
 use super::Subject;
 use super::fixture::{NOW, at, context, create, hash, id, key, kind, list, owner, reason, with_hash_of};
 use crate::domain::{ApiKey, ChangeContext};
-use crate::repository::{ErrorKind, KeyRepository as _};
+use crate::repository::ErrorKind;
 
 /// Neither id nor hash nor owner leads to it any more; other keys stay.
 pub async fn a_deleted_key_is_gone_everywhere(subject: Subject) {

@@ -1,16 +1,16 @@
 //! The audit trail and the change feed.
 
 use super::Subject;
-use super::fixture::{NOW, at, at_once, context, create, hash, id, key, kind, owner, readable};
+use super::fixture::{NOW, at, at_once, audit, context, create, feed, hash, id, key, kind, owner, readable};
 use crate::domain::{ApiKey, ChangeId, ChangeKind, ChangedField, KeyEvent, RevokeReason, Rotation};
-use crate::repository::{ErrorKind, EventPageRequest, EventPosition, FeedPosition, KeyRepository as _};
+use crate::repository::{ErrorKind, EventPageRequest, EventPosition, FeedPosition};
 
 fn everything() -> EventPageRequest {
     EventPageRequest { key_id: None, owner_id: None, after: None, limit: 1_000 }
 }
 
 async fn page(subject: &Subject, request: &EventPageRequest) -> Vec<KeyEvent> {
-    readable(subject.list_events(request).await.unwrap())
+    readable(audit(subject).list_events(request).await.unwrap())
 }
 
 async fn kinds(subject: &Subject, request: &EventPageRequest) -> Vec<ChangeKind> {
@@ -162,7 +162,7 @@ async fn follow(subject: &Subject, count: usize) -> Vec<KeyEvent> {
     let mut position = FeedPosition::beginning();
     let mut seen = Vec::new();
     while seen.len() < count {
-        let changes = subject.changes(Some(&position), 7).await.unwrap();
+        let changes = feed(subject).changes(Some(&position), 7).await.unwrap();
         assert!(changes.events.len() <= 7);
         position = changes.position;
         seen.extend(changes.events);
@@ -175,44 +175,47 @@ async fn follow(subject: &Subject, count: usize) -> Vec<KeyEvent> {
 pub async fn pruned_events_are_missed_by_nobody_unawares(subject: Subject) {
     // Three changes of one key, which any store keeps together.
     let created = create(&subject, key(1)).await;
-    let first = subject.changes(None, 1_000).await.unwrap().position;
+    let first = feed(&subject).changes(None, 1_000).await.unwrap().position;
     let mut updated = created.clone();
     for number in 1..3 {
         let next = ApiKey { updated_at: at(NOW + number), ..updated.clone() };
         updated = subject.update(next, updated.revision, &context()).await.unwrap();
     }
-    let all = subject.changes(None, 1_000).await.unwrap();
+    let all = feed(&subject).changes(None, 1_000).await.unwrap();
     assert_eq!(all.events.len(), 3);
-    assert_eq!(subject.changes(Some(&all.position), 10).await.unwrap().events, []);
-    assert_eq!(subject.prune_events(context().now).await.unwrap(), 0, "what is not older is kept");
-    assert_eq!(subject.prune_events(at(NOW + 1_000_000)).await.unwrap(), 2);
-    assert_eq!(kind(subject.changes(Some(&FeedPosition::beginning()), 10).await), ErrorKind::PositionLost);
-    assert_eq!(kind(subject.changes(Some(&first), 10).await), ErrorKind::PositionLost);
-    assert_eq!(subject.changes(Some(&all.position), 10).await.unwrap().events, []);
+    assert_eq!(feed(&subject).changes(Some(&all.position), 10).await.unwrap().events, []);
+    assert_eq!(audit(&subject).prune_events(context().now).await.unwrap(), 0, "what is not older is kept");
+    assert_eq!(audit(&subject).prune_events(at(NOW + 1_000_000)).await.unwrap(), 2);
+    assert_eq!(
+        kind(feed(&subject).changes(Some(&FeedPosition::beginning()), 10).await),
+        ErrorKind::PositionLost
+    );
+    assert_eq!(kind(feed(&subject).changes(Some(&first), 10).await), ErrorKind::PositionLost);
+    assert_eq!(feed(&subject).changes(Some(&all.position), 10).await.unwrap().events, []);
     create(&subject, key(9)).await;
-    assert_eq!(subject.changes(Some(&all.position), 10).await.unwrap().events.len(), 1);
+    assert_eq!(feed(&subject).changes(Some(&all.position), 10).await.unwrap().events.len(), 1);
 }
 
 /// The newest events of each part, and the position behind all of them.
 pub async fn the_end_of_the_feed_has_the_newest_events(subject: Subject) {
-    let part = hash(1).as_bytes()[0] % subject.feed_parts();
-    let empty = subject.recent_changes(10).await.unwrap();
+    let part = hash(1).as_bytes()[0] % feed(&subject).partitions();
+    let empty = feed(&subject).recent_changes(10).await.unwrap();
     assert_eq!(empty.events, []);
     let created = create(&subject, key(1)).await;
-    assert_eq!(subject.changes(Some(&empty.position), 10).await.unwrap().events.len(), 1);
+    assert_eq!(feed(&subject).changes(Some(&empty.position), 10).await.unwrap().events.len(), 1);
     let mut updated = created.clone();
     for number in 1..4 {
         let next = ApiKey { updated_at: at(NOW + number), ..updated.clone() };
         updated = subject.update(next, updated.revision, &context()).await.unwrap();
     }
-    let recent = subject.recent_changes(2).await.unwrap();
+    let recent = feed(&subject).recent_changes(2).await.unwrap();
     let revisions: Vec<_> = recent.events.iter().map(|event| event.revision).collect();
     assert_eq!((revisions.len(), revisions[1]), (2, updated.revision));
     assert!(revisions[0] > created.revision && revisions[0] < revisions[1]);
     assert_eq!(recent.position.last_change(part), updated.last_change());
-    assert_eq!(subject.changes(Some(&recent.position), 10).await.unwrap().events, []);
+    assert_eq!(feed(&subject).changes(Some(&recent.position), 10).await.unwrap().events, []);
     let deleted = subject.delete(id(1), &context()).await.unwrap();
-    let told = subject.changes(Some(&recent.position), 10).await.unwrap();
+    let told = feed(&subject).changes(Some(&recent.position), 10).await.unwrap();
     assert_eq!(told.events.iter().map(KeyEvent::change).collect::<Vec<_>>(), [deleted]);
     assert!(told.unanswered.is_empty());
 }

@@ -9,7 +9,7 @@ use crate::domain::{
     ApiKey, ChangeContext, ChangeId, Description, KeyFilter, KeyHash, KeyId, KeyName, KeyPrefix, Metadata,
     OwnerId, Revision, RevokeReason, ScopeSet, Timestamp,
 };
-use crate::repository::{ErrorKind, KeyRepository as _, Listed, ListedKey, RepositoryError};
+use crate::repository::{AuditTrail, ChangeFeed, ErrorKind, Listed, ListedKey, RepositoryError, UsageStore};
 
 /// The moment of most changes: 2026-01-01 and some microseconds.
 pub(super) const NOW: i64 = 1_767_225_600_123_456;
@@ -85,6 +85,21 @@ pub(super) fn with_hash_of(other: u32, number: u32) -> ApiKey {
 }
 
 /// Creates `key`.
+/// Returns the change feed.
+pub(super) fn feed(subject: &Subject) -> Arc<dyn ChangeFeed> {
+    subject.feed.clone().unwrap()
+}
+
+/// Returns the audit trail.
+pub(super) fn audit(subject: &Subject) -> Arc<dyn AuditTrail> {
+    subject.audit.clone().unwrap()
+}
+
+/// Returns the store of last uses.
+pub(super) fn usage_store(subject: &Subject) -> Arc<dyn UsageStore> {
+    subject.usage.clone().unwrap()
+}
+
 pub(super) async fn create(subject: &Subject, key: ApiKey) -> ApiKey {
     subject.create(key, &context()).await.unwrap()
 }
@@ -117,7 +132,7 @@ where
 {
     let mut tasks = Vec::new();
     for number in 0..count {
-        tasks.push(tokio::spawn(call(Arc::clone(subject), number)));
+        tasks.push(tokio::spawn(call(subject.clone(), number)));
     }
     let mut outcomes = Vec::new();
     for task in tasks {

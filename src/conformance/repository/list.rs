@@ -1,14 +1,13 @@
 //! Listing keys.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 
 use super::Subject;
 use super::fixture::{NOW, all, at, context, create, id, key, list, owner, readable, reason};
 use crate::domain::{ApiKey, KeyFilter, KeyId, KeyPrefix, KeyState, OwnerId, StateSet};
-use crate::repository::{KeyRepository as _, ListedKey, PageRequest};
+use crate::repository::{ListedKey, PageRequest};
 
 fn request(owner_id: Option<OwnerId>, limit: usize) -> PageRequest {
     PageRequest { owner_id, after: None, limit }
@@ -138,7 +137,7 @@ pub async fn pages_of_all_owners_hold_every_key_once(subject: Subject) {
 pub async fn ten_thousand_keys_are_streamed(subject: Subject) {
     const COUNT: u32 = 10_000;
     let writers = (0..8).map(|writer| {
-        let subject = Arc::clone(&subject);
+        let subject = subject.clone();
         tokio::spawn(async move {
             for number in (writer..COUNT).step_by(8) {
                 create(&subject, key(number)).await;

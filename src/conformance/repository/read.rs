@@ -7,7 +7,6 @@ use super::fixture::{NOW, at, create, hash, id, key, list, reason};
 use crate::domain::{
     ApiKey, Description, KeyName, KeyPrefix, Metadata, OwnerId, Revocation, ScopeSet, Timestamp,
 };
-use crate::repository::KeyRepository as _;
 
 /// What was never stored is none, not an error.
 pub async fn a_missing_key_is_none(subject: Subject) {

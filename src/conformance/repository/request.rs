@@ -3,7 +3,7 @@
 use super::Subject;
 use super::fixture::{at_once, context, create, hash, key, kind, list, owner};
 use crate::domain::{ApiKey, ChangeContext, RequestDigest, Rotation};
-use crate::repository::{ErrorKind, KeyRepository as _};
+use crate::repository::ErrorKind;
 
 fn in_context(request: RequestDigest) -> ChangeContext {
     ChangeContext { request: Some(request), ..context() }

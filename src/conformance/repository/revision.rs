@@ -3,7 +3,6 @@
 use super::Subject;
 use super::fixture::{NOW, at, context, create, id, key, reason};
 use crate::domain::{ApiKey, Revision};
-use crate::repository::KeyRepository as _;
 
 /// Create, update and revoke each draw a larger one.
 pub async fn it_grows_over_every_change(subject: Subject) {

@@ -3,7 +3,7 @@
 use super::Subject;
 use super::fixture::{NOW, at, at_once, context, create, hash, id, key, kind, list, owner};
 use crate::domain::{ApiKey, Rotation};
-use crate::repository::{ErrorKind, KeyRepository as _};
+use crate::repository::ErrorKind;
 
 /// The rotation of `old` to key `number`.
 fn rotation(old: &ApiKey, number: u32) -> Rotation {

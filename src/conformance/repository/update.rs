@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::Subject;
 use super::fixture::{NOW, at, at_once, context, create, hash, id, key, kind, list, owner, reason};
 use crate::domain::{ApiKey, Description, KeyName, KeyPrefix, Metadata, Revision, ScopeSet};
-use crate::repository::{ErrorKind, KeyRepository as _};
+use crate::repository::ErrorKind;
 
 /// Every attribute that can change does, in the answer and in all that reads afterwards.
 pub async fn an_update_is_stored_and_returned(subject: Subject) {

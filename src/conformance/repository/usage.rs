@@ -1,12 +1,11 @@
 //! When keys were last used.
 
 use super::Subject;
-use super::fixture::{NOW, at, context, create, id, key, list, owner};
+use super::fixture::{NOW, at, context, create, id, key, list, owner, usage_store};
 use crate::domain::{KeyId, Timestamp};
-use crate::repository::KeyRepository as _;
 
 async fn last_use(subject: &Subject, id: KeyId) -> Option<Timestamp> {
-    let usage = subject.usage(&[id]).await.unwrap();
+    let usage = usage_store(subject).usage(&[id]).await.unwrap();
     assert_eq!(usage.len(), 1);
     usage[0]
 }
@@ -14,8 +13,8 @@ async fn last_use(subject: &Subject, id: KeyId) -> Option<Timestamp> {
 /// Neither a new key nor an unknown one.
 pub async fn a_key_that_was_never_used_has_no_last_use(subject: Subject) {
     create(&subject, key(1)).await;
-    assert_eq!(subject.usage(&[id(1), id(2)]).await.unwrap(), [None, None]);
-    assert_eq!(subject.usage(&[]).await.unwrap(), []);
+    assert_eq!(usage_store(&subject).usage(&[id(1), id(2)]).await.unwrap(), [None, None]);
+    assert_eq!(usage_store(&subject).usage(&[]).await.unwrap(), []);
 }
 
 /// It never goes backward.
@@ -23,17 +22,20 @@ pub async fn the_latest_use_is_kept_whatever_the_order(subject: Subject) {
     create(&subject, key(1)).await;
     create(&subject, key(2)).await;
     for micros in [NOW + 5, NOW + 9, NOW + 7] {
-        subject.record_usage(&[(id(1), at(micros)), (id(2), at(micros - 1))]).await.unwrap();
+        usage_store(&subject).record_usage(&[(id(1), at(micros)), (id(2), at(micros - 1))]).await.unwrap();
     }
-    assert_eq!(subject.usage(&[id(2), id(1)]).await.unwrap(), [Some(at(NOW + 8)), Some(at(NOW + 9))]);
+    assert_eq!(
+        usage_store(&subject).usage(&[id(2), id(1)]).await.unwrap(),
+        [Some(at(NOW + 8)), Some(at(NOW + 9))]
+    );
 }
 
 /// The latest of them counts, also of times before 1970.
 pub async fn one_batch_can_name_a_key_twice(subject: Subject) {
     create(&subject, key(1)).await;
-    subject.record_usage(&[(id(1), at(-9)), (id(1), at(-3)), (id(1), at(-5))]).await.unwrap();
+    usage_store(&subject).record_usage(&[(id(1), at(-9)), (id(1), at(-3)), (id(1), at(-5))]).await.unwrap();
     assert_eq!(last_use(&subject, id(1)).await, Some(at(-3)));
-    subject.record_usage(&[]).await.unwrap();
+    usage_store(&subject).record_usage(&[]).await.unwrap();
 }
 
 /// More uses than fit into one statement are all kept.
@@ -42,9 +44,9 @@ pub async fn large_batches_are_recorded_whole(subject: Subject) {
         create(&subject, key(number * 700)).await;
     }
     let usage: Vec<_> = (0..2_000).map(|number| (id(number), at(NOW + i64::from(number)))).collect();
-    subject.record_usage(&usage).await.unwrap();
+    usage_store(&subject).record_usage(&usage).await.unwrap();
     let ids: Vec<_> = (0..2_000).map(id).collect();
-    let recorded = subject.usage(&ids).await.unwrap();
+    let recorded = usage_store(&subject).usage(&ids).await.unwrap();
     for (number, last) in (0_u32..).zip(recorded) {
         let expected = (number % 700 == 0).then(|| at(NOW + i64::from(number)));
         assert_eq!(last, expected, "key {number}");
@@ -54,24 +56,30 @@ pub async fn large_batches_are_recorded_whole(subject: Subject) {
 /// They are no error, and don't stop the others of the batch.
 pub async fn unknown_keys_are_ignored(subject: Subject) {
     create(&subject, key(1)).await;
-    subject.record_usage(&[(id(2), at(NOW)), (id(1), at(NOW)), (id(3), at(NOW))]).await.unwrap();
-    assert_eq!(subject.usage(&[id(1), id(2), id(3)]).await.unwrap(), [Some(at(NOW)), None, None]);
+    usage_store(&subject)
+        .record_usage(&[(id(2), at(NOW)), (id(1), at(NOW)), (id(3), at(NOW))])
+        .await
+        .unwrap();
+    assert_eq!(
+        usage_store(&subject).usage(&[id(1), id(2), id(3)]).await.unwrap(),
+        [Some(at(NOW)), None, None]
+    );
     assert_eq!(subject.get(id(2)).await.unwrap(), None);
 }
 
 /// A use is no change.
 pub async fn a_use_touches_neither_record_nor_revision(subject: Subject) {
     let created = create(&subject, key(1)).await;
-    subject.record_usage(&[(id(1), at(NOW + 5))]).await.unwrap();
+    usage_store(&subject).record_usage(&[(id(1), at(NOW + 5))]).await.unwrap();
     assert_eq!(subject.get(id(1)).await.unwrap(), Some(created));
 }
 
 /// A flush that comes after a delete finds nothing.
 pub async fn a_use_does_not_bring_a_deleted_key_back(subject: Subject) {
     create(&subject, key(1)).await;
-    subject.record_usage(&[(id(1), at(NOW))]).await.unwrap();
+    usage_store(&subject).record_usage(&[(id(1), at(NOW))]).await.unwrap();
     subject.delete(id(1), &context()).await.unwrap();
-    subject.record_usage(&[(id(1), at(NOW + 1))]).await.unwrap();
+    usage_store(&subject).record_usage(&[(id(1), at(NOW + 1))]).await.unwrap();
     assert_eq!(subject.get(id(1)).await.unwrap(), None);
     assert_eq!(last_use(&subject, id(1)).await, None);
     assert_eq!(list(&subject, &owner("owner")).await, []);
@@ -80,7 +88,7 @@ pub async fn a_use_does_not_bring_a_deleted_key_back(subject: Subject) {
 /// What a key's predecessor of the same id did is not its own.
 pub async fn a_re_created_key_was_never_used(subject: Subject) {
     create(&subject, key(1)).await;
-    subject.record_usage(&[(id(1), at(NOW))]).await.unwrap();
+    usage_store(&subject).record_usage(&[(id(1), at(NOW))]).await.unwrap();
     subject.delete(id(1), &context()).await.unwrap();
     create(&subject, key(1)).await;
     assert_eq!(last_use(&subject, id(1)).await, None);

@@ -7,8 +7,8 @@ use std::sync::{Arc, RwLock};
 use async_trait::async_trait;
 use keyvouch::domain::{ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, Revision};
 use keyvouch::repository::{
-    Changes, ErrorKind, FeedPosition, KeyRepository, KeyStream, MemoryRepository, RecentChanges, Result,
-    StoreIdentity,
+    Backend, ChangeFeed, Changes, ErrorKind, FeedPosition, KeyRepository, KeyStream, MemoryRepository,
+    RecentChanges, Result, StoreIdentity,
 };
 use tokio::sync::watch;
 
@@ -40,24 +40,24 @@ impl SlowLookups {
 
 /// A store that can be exchanged for another one.
 #[derive(Clone, Debug)]
-pub(super) struct Swapped(Arc<RwLock<Arc<dyn KeyRepository>>>);
+pub(super) struct Swapped(Arc<RwLock<Backend>>);
 
 impl Swapped {
-    pub(super) fn new(inner: impl KeyRepository + 'static) -> Self {
-        Self(Arc::new(RwLock::new(Arc::new(inner))))
+    pub(super) fn new(inner: impl Into<Backend>) -> Self {
+        Self(Arc::new(RwLock::new(inner.into())))
     }
 
-    pub(super) fn swap(&self, inner: impl KeyRepository + 'static) {
-        *self.0.write().unwrap() = Arc::new(inner);
+    pub(super) fn swap(&self, inner: impl Into<Backend>) {
+        *self.0.write().unwrap() = inner.into();
     }
 
-    pub(super) fn inner(&self) -> Arc<dyn KeyRepository> {
-        Arc::clone(&self.0.read().unwrap())
+    pub(super) fn inner(&self) -> Backend {
+        self.0.read().unwrap().clone()
     }
 }
 
 macro_rules! double {
-    ($double:ty, $self:ident => $inner:expr, $hash:ident => $lookup:expr) => {
+    ($double:ty, $self:ident => $inner:expr, $feed:expr, $hash:ident => $lookup:expr) => {
         impl fmt::Display for $double {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(stringify!($double))
@@ -94,20 +94,30 @@ macro_rules! double {
                 $inner.identity().await
             }
 
+        }
+
+        #[async_trait]
+        impl ChangeFeed for $double {
             async fn changes(&$self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
-                $inner.changes(after, limit).await
+                $feed.changes(after, limit).await
             }
 
             async fn recent_changes(&$self, limit: usize) -> Result<RecentChanges> {
-                $inner.recent_changes(limit).await
+                $feed.recent_changes(limit).await
+            }
+        }
+
+        impl From<$double> for Backend {
+            fn from(double: $double) -> Self {
+                Self::new(double.clone()).with_feed(double)
             }
         }
     };
 }
 
-double!(Swapped, self => self.inner(), hash => self.inner().get_by_hash(hash).await);
+double!(Swapped, self => self.inner(), self.inner().feed.unwrap(), hash => self.inner().get_by_hash(hash).await);
 
-double!(SlowLookups, self => self.inner, hash => {
+double!(SlowLookups, self => self.inner, self.inner, hash => {
     let found = self.inner.get_by_hash(hash).await;
     if *self.hold.borrow() {
         self.held.fetch_add(1, Ordering::SeqCst);
@@ -143,6 +153,12 @@ impl WithoutFeed {
 impl fmt::Display for WithoutFeed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("WithoutFeed")
+    }
+}
+
+impl From<WithoutFeed> for Backend {
+    fn from(double: WithoutFeed) -> Self {
+        Self::new(double)
     }
 }
 

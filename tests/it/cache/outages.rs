@@ -67,7 +67,7 @@ async fn an_uncertain_change_is_an_error_and_leaves_nothing_old_behind() {
     assert!(replica.knowledge.feed_age().is_some());
     store.set(Mode::Fail(ErrorKind::Timeout));
     let next = ApiKey { updated_at: SystemClock.now(), ..key.clone() };
-    let error = replica.repository.update(next, key.revision, &context()).await.unwrap_err();
+    let error = replica.backend.update(next, key.revision, &context()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
     assert!(replica.local.as_ref().unwrap().get(&key.hash).await.is_none());
     store.set(Mode::Work);
@@ -86,14 +86,14 @@ async fn an_uncertain_change_leaves_nothing_old_behind_without_a_feed() {
         assert_eq!(replica.find(&second.hash).await.tier, Tier::Local);
         store.lose_answers();
         if is_readable {
-            let revoked = replica.repository.revoke(first.id, RevokeReason::default(), &context()).await;
+            let revoked = replica.backend.revoke(first.id, RevokeReason::default(), &context()).await;
             assert_eq!(revoked.unwrap_err().kind(), ErrorKind::Timeout);
             assert!(!replica.is_active(&first.hash).await);
             assert_eq!(replica.find(&second.hash).await.tier, Tier::Local, "it costs no other key");
         } else {
             store.break_records();
         }
-        let deleted = replica.repository.delete(second.id, &context()).await;
+        let deleted = replica.backend.delete(second.id, &context()).await;
         assert_eq!(deleted.unwrap_err().kind(), ErrorKind::Timeout);
         assert!(replica.find(&second.hash).await.entry.key.is_none());
     }
@@ -106,7 +106,7 @@ async fn a_record_that_can_not_be_read_is_deleted_from_the_caches_too() {
     let key = replica.create("secret").await;
     assert!(replica.is_active(&key.hash).await);
     store.break_records();
-    replica.repository.delete(key.id, &context()).await.unwrap();
+    replica.backend.delete(key.id, &context()).await.unwrap();
     assert!(replica.find(&key.hash).await.entry.key.is_none());
 }
 
@@ -118,7 +118,7 @@ async fn a_revocation_can_be_repeated_at_once() {
     replica.poll().await;
     let (history, context) = (replica.knowledge.history(), context());
     for _ in 0..2 {
-        replica.repository.revoke(key.id, RevokeReason::default(), &context).await.unwrap();
+        replica.backend.revoke(key.id, RevokeReason::default(), &context).await.unwrap();
         assert_eq!(replica.knowledge.history(), history);
     }
     assert!(!replica.is_active(&key.hash).await);
@@ -137,10 +137,10 @@ async fn a_change_that_failed_costs_no_other_key() {
     let before = replica.knowledge.feed_age().unwrap();
     for kind in [ErrorKind::Unavailable, ErrorKind::Timeout, ErrorKind::Internal] {
         store.set(Mode::Fail(kind));
-        let revoked = replica.repository.revoke(keys[0].id, RevokeReason::default(), &context()).await;
+        let revoked = replica.backend.revoke(keys[0].id, RevokeReason::default(), &context()).await;
         assert_eq!(revoked.unwrap_err().kind(), kind);
-        replica.repository.create(key("another"), &context()).await.unwrap_err();
-        replica.repository.delete(keys[1].id, &context()).await.unwrap_err();
+        replica.backend.create(key("another"), &context()).await.unwrap_err();
+        replica.backend.delete(keys[1].id, &context()).await.unwrap_err();
         for key in &keys {
             assert_eq!(replica.find(&key.hash).await.tier, Tier::Local);
         }
@@ -189,13 +189,13 @@ async fn a_failover_that_loses_unpolled_changes_is_noticed() {
 
     let second = copy_of(&file, "copy.db").await;
     let next = ApiKey { updated_at: SystemClock.now(), ..kept.clone() };
-    let updated = a.repository.update(next, kept.revision, &context()).await.unwrap();
+    let updated = a.backend.update(next, kept.revision, &context()).await.unwrap();
     let lost = a.create("lost").await;
     assert!(a.is_active(&lost.hash).await);
     store.swap(second);
 
     // Who revokes honours it at once, and the revision is one that the lost change had.
-    let revoked = b.repository.revoke(kept.id, RevokeReason::default(), &context()).await.unwrap();
+    let revoked = b.backend.revoke(kept.id, RevokeReason::default(), &context()).await.unwrap();
     assert_eq!(revoked.revision, updated.revision);
     assert!(!b.is_active(&kept.hash).await);
     let epoch = a.knowledge.history();
@@ -217,7 +217,7 @@ async fn a_change_in_a_rewound_history_is_honoured_at_once() {
     // The key's cached record knows more than the revocation will.
     a.create("lost").await;
     let next = ApiKey { updated_at: SystemClock.now(), ..kept.clone() };
-    a.repository.update(next, kept.revision, &context()).await.unwrap();
+    a.backend.update(next, kept.revision, &context()).await.unwrap();
     store.swap(second);
     a.revoke(kept.id).await;
     assert!(!a.is_active(&kept.hash).await);
@@ -239,7 +239,7 @@ async fn a_lost_record_in_redis_is_not_served() {
     let second = copy_of(&file, "copy.db").await;
     let a = Replica::start(store.clone(), &shared).await;
     let next = ApiKey { updated_at: SystemClock.now(), ..kept.clone() };
-    let updated = a.repository.update(next, kept.revision, &context()).await.unwrap();
+    let updated = a.backend.update(next, kept.revision, &context()).await.unwrap();
     a.poll().await;
     assert_eq!(a.find(&kept.hash).await.tier, Tier::Redis);
     drop(a);

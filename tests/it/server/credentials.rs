@@ -1,8 +1,6 @@
 //! Who may call what.
 
-use std::sync::Arc;
-
-use keyvouch::app::{App, Store, Surroundings};
+use keyvouch::app::{App, Surroundings};
 use keyvouch::config::{Config, SecretText};
 use keyvouch::conformance::api::{Api, new_key, refusal};
 use keyvouch::grpc::pb;
@@ -149,8 +147,9 @@ async fn a_server_with_a_backend_of_its_own_is_never_open_beyond_this_machine() 
     config.admin.tokens = Vec::new();
     for insecure in [true, false] {
         config.admin.insecure = insecure;
-        let store = Store::new(Arc::new(MemoryRepository::new()));
-        let refused = App::with_store(&config, Surroundings::default(), store).await.unwrap_err().to_string();
+        let backend = MemoryRepository::new();
+        let refused =
+            App::with_backend(&config, Surroundings::default(), backend).await.unwrap_err().to_string();
         assert!(refused.contains("administer keys") || refused.contains("needs a credential"), "{refused}");
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use keyvouch::config::HumanDuration;
 use keyvouch::conformance::api::new_key;
 use keyvouch::grpc::pb;
-use keyvouch::repository::{KeyRepository as _, MemoryRepository};
+use keyvouch::repository::{MemoryRepository, UsageStore as _};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tonic_health::pb::HealthCheckRequest;

@@ -2,7 +2,7 @@
 
 use keyvouch::conformance::api::{new_key, refusal};
 use keyvouch::grpc::pb;
-use keyvouch::repository::{ErrorKind, KeyRepository as _};
+use keyvouch::repository::{ErrorKind, KeyRepository as _, UsageStore as _};
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
@@ -186,5 +186,5 @@ async fn a_background_task_that_panics_ends_the_server_with_its_reason() {
     let server = TestServer::start_with(store, &uncached()).await;
     let end = tokio::time::timeout(std::time::Duration::from_mins(1), server.ended()).await.unwrap();
     let reason = format!("{:#}", end.unwrap_err());
-    assert!(reason.contains("a task that prunes failed"), "{reason}");
+    assert!(reason.contains("the task that deletes old events failed"), "{reason}");
 }

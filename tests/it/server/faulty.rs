@@ -1,16 +1,17 @@
 //! A store that does what a test tells it.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use keyvouch::domain::{
     ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, RequestDigest, Revision, Timestamp,
 };
 use keyvouch::repository::{
-    Changes, ErrorKind, FeedPosition, KeyRepository, KeyStream, ListedKey, MemoryRepository, PageRequest,
-    RecentChanges, RepositoryError, Result,
+    AuditTrail, Backend, ChangeFeed, Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository,
+    KeyStream, ListedEvent, ListedKey, MemoryRepository, PageRequest, RecentChanges, RepositoryError, Result,
+    UsageStore,
 };
 use tokio::sync::watch;
 
@@ -37,7 +38,6 @@ pub(crate) struct Faulty {
     panics_in_background: Arc<AtomicBool>,
     lookups: Arc<AtomicUsize>,
     flushes: Arc<AtomicUsize>,
-    threads: Arc<Mutex<Vec<String>>>,
 }
 
 impl Faulty {
@@ -53,7 +53,6 @@ impl Faulty {
             panics_in_background: Arc::default(),
             lookups: Arc::default(),
             flushes: Arc::default(),
-            threads: Arc::default(),
         }
     }
 
@@ -97,11 +96,6 @@ impl Faulty {
         self.lookups.load(Ordering::SeqCst)
     }
 
-    /// On which threads keys were looked up by their hash, since the last time.
-    pub(crate) fn forget_threads(&self) -> Vec<String> {
-        std::mem::take(&mut self.threads.lock().unwrap())
-    }
-
     /// How often usage was to be recorded.
     pub(crate) fn flushes(&self) -> usize {
         self.flushes.load(Ordering::SeqCst)
@@ -137,8 +131,6 @@ impl KeyRepository for Faulty {
         // The orders are read before the call is counted: who waits for the count may give others then.
         let is_to_panic = self.panics.swap(false, Ordering::SeqCst);
         let mode = *self.mode.borrow();
-        let thread = std::thread::current().name().unwrap_or_default().to_owned();
-        self.threads.lock().unwrap().push(thread);
         self.lookups.fetch_add(1, Ordering::SeqCst);
         assert!(!is_to_panic, "told to");
         follow(mode, &self.mode).await?;
@@ -178,6 +170,31 @@ impl KeyRepository for Faulty {
         self.inner.list_by_owner(owner, filter)
     }
 
+    async fn key_of_request(&self, request: &RequestDigest) -> Result<Option<KeyId>> {
+        obey(&self.mode).await?;
+        self.inner.key_of_request(request).await
+    }
+
+    async fn ping(&self) -> Result<()> {
+        obey(&self.mode).await
+    }
+}
+
+#[async_trait]
+impl ChangeFeed for Faulty {
+    async fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
+        obey(&self.mode).await?;
+        self.inner.changes(after, limit).await
+    }
+
+    async fn recent_changes(&self, limit: usize) -> Result<RecentChanges> {
+        obey(&self.mode).await?;
+        self.inner.recent_changes(limit).await
+    }
+}
+
+#[async_trait]
+impl UsageStore for Faulty {
     async fn record_usage(&self, usage: &[(KeyId, Timestamp)]) -> Result<()> {
         self.flushes.fetch_add(1, Ordering::SeqCst);
         obey(&self.usage_mode).await?;
@@ -188,28 +205,22 @@ impl KeyRepository for Faulty {
         obey(&self.usage_mode).await?;
         self.inner.usage(ids).await
     }
+}
 
-    async fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
-        obey(&self.mode).await?;
-        self.inner.changes(after, limit).await
-    }
-
-    async fn recent_changes(&self, limit: usize) -> Result<RecentChanges> {
-        obey(&self.mode).await?;
-        self.inner.recent_changes(limit).await
-    }
-
-    async fn key_of_request(&self, request: &RequestDigest) -> Result<Option<KeyId>> {
-        obey(&self.mode).await?;
-        self.inner.key_of_request(request).await
+#[async_trait]
+impl AuditTrail for Faulty {
+    async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<ListedEvent>> {
+        self.inner.list_events(request).await
     }
 
     async fn prune_events(&self, before: Timestamp) -> Result<u64> {
         assert!(!self.panics_in_background.load(Ordering::SeqCst), "told to");
         self.inner.prune_events(before).await
     }
+}
 
-    async fn ping(&self) -> Result<()> {
-        obey(&self.mode).await
+impl From<Faulty> for Backend {
+    fn from(faulty: Faulty) -> Self {
+        Self::complete(faulty)
     }
 }

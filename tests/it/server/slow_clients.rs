@@ -44,7 +44,7 @@ pub(super) async fn begin_calls(server: &TestServer, path: &str, count: u32) -> 
 #[tokio::test]
 async fn calls_that_send_nothing_take_no_place() {
     let mut config = uncached();
-    config.server.max_calls = 2;
+    config.server.max_calls = 4;
     let server = TestServer::start_with(MemoryRepository::new(), &config).await;
     let api = server.api().await;
     let (_, secret) = api.create(new_key()).await;
@@ -64,7 +64,7 @@ async fn calls_that_send_nothing_take_no_place() {
 #[tokio::test]
 async fn calls_whose_message_does_not_end_take_no_place() {
     let mut config = uncached();
-    config.server.max_calls = 2;
+    config.server.max_calls = 4;
     let server = TestServer::start_with(MemoryRepository::new(), &config).await;
     let api = server.api().await;
     let (_, secret) = api.create(new_key()).await;

@@ -9,7 +9,7 @@ use futures_util::{StreamExt as _, stream};
 use keyvouch::conformance::api::new_key;
 use keyvouch::domain::{ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, Revision};
 use keyvouch::grpc::pb;
-use keyvouch::repository::{ErrorKind, KeyRepository, KeyStream, Listed, OnRuntime, Result};
+use keyvouch::repository::{Backend, ErrorKind, KeyRepository, KeyStream, Listed, Result};
 use tokio::sync::watch;
 
 use crate::sql::key;
@@ -44,6 +44,12 @@ impl Drop for Guard {
 impl fmt::Display for Endless {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Endless")
+    }
+}
+
+impl From<Endless> for Backend {
+    fn from(double: Endless) -> Self {
+        Self::new(double)
     }
 }
 
@@ -105,6 +111,6 @@ async fn the_store_is_not_read_on_when_the_client_is_gone() {
 #[tokio::test]
 async fn nor_is_one_on_another_runtime() {
     let store = Endless::new();
-    let server = TestServer::start(OnRuntime::new(store.clone(), tokio::runtime::Handle::current())).await;
+    let server = TestServer::start(store.clone()).await;
     stops_with_its_client(store, server).await;
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use keyvouch::app::{App, Store, Surroundings};
+use keyvouch::app::{App, Surroundings};
 use keyvouch::config::{Config, HumanDuration, TlsConfig};
 use keyvouch::conformance::api::{Api, new_key, refusal};
 use keyvouch::grpc::pb;
@@ -184,8 +184,8 @@ async fn half_a_pair_and_what_is_none_stop_the_start() {
     let refused = async |change: &dyn Fn(&mut TlsConfig)| {
         let mut config = good.clone();
         change(&mut config.server.tls);
-        let store = Store::new(Arc::new(MemoryRepository::new()));
-        let error = App::with_store(&config, Surroundings::default(), store).await.unwrap_err();
+        let backend = MemoryRepository::new();
+        let error = App::with_backend(&config, Surroundings::default(), backend).await.unwrap_err();
         format!("{error:#}")
     };
     let (other, garbage) = (folder.path().join("other.key"), folder.path().join("garbage.pem"));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::domain::Clock;
-use crate::repository::{ErrorKind, KeyRepository};
+use crate::repository::AuditTrail;
 use crate::telemetry::error_chain;
 
 /// How often it is looked for old events.
@@ -13,22 +13,21 @@ const INTERVAL: Duration = Duration::from_hours(1);
 /// Deletes events that are older than a retention time. Every replica has one; the store lets one at a time do it.
 #[derive(Debug)]
 pub struct EventPruner {
-    repository: Arc<dyn KeyRepository>,
+    audit: Arc<dyn AuditTrail>,
     clock: Arc<dyn Clock>,
     retention: Duration,
 }
 
 impl EventPruner {
-    /// Keeps the events of `repository` for `retention`.
-    pub fn new(repository: Arc<dyn KeyRepository>, clock: Arc<dyn Clock>, retention: Duration) -> Self {
-        Self { repository, clock, retention }
+    /// Keeps the events of `audit` for `retention`.
+    pub fn new(audit: Arc<dyn AuditTrail>, clock: Arc<dyn Clock>, retention: Duration) -> Self {
+        Self { audit, clock, retention }
     }
 
-    /// Prunes now and from time to time, until it is dropped. Ends by itself if the backend keeps no events.
+    /// Prunes now and from time to time, until it is dropped.
     pub async fn run(&self) {
         loop {
             match self.prune().await {
-                Err(error) if error.kind() == ErrorKind::NotOffered => return,
                 Err(error) => {
                     tracing::warn!(error = %error_chain(&error), "old events could not be deleted; trying again later");
                 }
@@ -42,7 +41,7 @@ impl EventPruner {
     /// Deletes what is too old now; returns how many events that were.
     pub async fn prune(&self) -> crate::repository::Result<u64> {
         match self.clock.now().checked_sub(self.retention) {
-            Some(before) => self.repository.prune_events(before).await,
+            Some(before) => self.audit.prune_events(before).await,
             None => Ok(0),
         }
     }
@@ -54,7 +53,7 @@ mod tests {
     use crate::domain::{
         ApiKey, ChangeContext, KeyHash, KeyId, ManualClock, SystemEntropy, Timestamp, sample_key,
     };
-    use crate::repository::{EventPageRequest, MemoryRepository};
+    use crate::repository::{EventPageRequest, KeyRepository as _, MemoryRepository};
 
     fn key(secret: &str, now: Timestamp) -> ApiKey {
         let hash = KeyHash::of(secret);
@@ -72,7 +71,7 @@ mod tests {
         }
         let clock = Arc::new(ManualClock::new(now));
         let pruner = EventPruner::new(
-            Arc::<MemoryRepository>::clone(&repository) as Arc<dyn KeyRepository>,
+            Arc::<MemoryRepository>::clone(&repository) as Arc<dyn AuditTrail>,
             clock,
             Duration::from_secs(10),
         );

@@ -1,0 +1,282 @@
+//! Loads keys that the cache in this process does not have.
+//!
+//! ```text
+//! find ─→ peek ─→ join or begin the flight of the key ─→ batch ─→ one task: caches, then the backend ─→ all who wait
+//! ```
+//!
+//! All calls that wait for one key share one *flight*. Flights that begin in the same turn of a thread's runtime share one task and,
+//! if the backend [supports batching](KeyRepository::supports_batching), one lookup. The task runs on the runtime of the backend's
+//! connections, and completes even if all callers go away.
+
+mod flights;
+mod queue;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::future::join_all;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tracing::Instrument as _;
+
+use self::flights::{Flight, Flights, Load};
+use self::queue::LoadQueue;
+use super::{Breaker, Demand, Entry, Found, KeyCache, KeySource, Knowledge, Tier};
+use crate::domain::{ApiKey, KeyHash, Moment};
+use crate::repository::{ErrorKind, KeyRepository, RepositoryError, Result, within};
+
+/// Number of times that a call waits for another flight because a change made the result of the one before unusable.
+const MAX_ATTEMPTS: usize = 16;
+
+/// Limits of loads.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadLimits {
+    /// Maximum number of concurrent loads. Further ones are rejected.
+    pub max_loads: usize,
+    /// Maximum time of a load, from the beginning of its batch.
+    pub deadline: Duration,
+}
+
+/// Finds keys in caches and in a repository behind them. Clones share flights.
+#[derive(Clone, Debug)]
+pub struct Loader {
+    tiers: Arc<Tiers>,
+    flights: Flights,
+    queue: Option<Arc<LoadQueue>>,
+    free: Arc<Semaphore>,
+    handle: Handle,
+}
+
+/// Caches and the backend, in the order in which they are asked.
+#[derive(Debug)]
+struct Tiers {
+    /// The outermost first.
+    caches: Vec<Arc<dyn KeyCache>>,
+    repository: Arc<dyn KeyRepository>,
+    knowledge: Arc<Knowledge>,
+    breaker: Arc<Breaker>,
+    deadline: Duration,
+}
+
+impl Loader {
+    /// Creates a loader that asks `caches`, the outermost first, and then `repository` while `breaker` is closed. Loads run on the
+    /// runtime of `handle`.
+    pub fn new(
+        caches: Vec<Arc<dyn KeyCache>>,
+        repository: Arc<dyn KeyRepository>,
+        knowledge: Arc<Knowledge>,
+        breaker: Arc<Breaker>,
+        limits: LoadLimits,
+        handle: Handle,
+    ) -> Self {
+        let supports_batching = repository.supports_batching();
+        let tiers = Arc::new(Tiers { caches, repository, knowledge, breaker, deadline: limits.deadline });
+        Self {
+            queue: supports_batching.then(|| LoadQueue::new(Arc::clone(&tiers), handle.clone())),
+            tiers,
+            flights: Flights::default(),
+            free: Arc::new(Semaphore::new(limits.max_loads.min(Semaphore::MAX_PERMITS))),
+            handle,
+        }
+    }
+
+    /// Returns a flight that began late enough for `demand`: one in progress, or a new one.
+    fn flight(&self, hash: &KeyHash, demand: &Demand) -> Result<Flight> {
+        let mut flights = self.flights.lock();
+        if let Some(flight) = flights.join(hash, demand)? {
+            return Ok(flight);
+        }
+        let Ok(permit) = Arc::clone(&self.free).try_acquire_owned() else {
+            return Err(RepositoryError::new(ErrorKind::Overloaded, "too many concurrent loads"));
+        };
+        let began = self.tiers.knowledge.moment();
+        let (flight, load) =
+            flights.begin(*hash, Demand { asked_at: began, ..*demand }, permit, &self.flights);
+        drop(flights);
+        if let Some(queue) = &self.queue {
+            queue.push(load);
+        } else {
+            let tiers = Arc::clone(&self.tiers);
+            let run = async move {
+                for (load, outcome) in tiers.run(vec![load]).await {
+                    load.land(outcome);
+                }
+            };
+            self.handle.spawn(run.in_current_span());
+        }
+        Ok(flight)
+    }
+
+    /// Returns the demand that applies. Without a cache, each call reads the backend itself.
+    fn demand(&self, demand: &Demand) -> Demand {
+        if self.tiers.caches.is_empty() {
+            Demand { max_staleness: Duration::ZERO, ..*demand }
+        } else {
+            *demand
+        }
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl KeySource for Loader {
+    fn peek(&self, hash: &KeyHash, demand: &Demand) -> Option<Found> {
+        self.tiers.caches.iter().find_map(|cache| self.tiers.peek(cache.as_ref(), hash, demand))
+    }
+
+    async fn find(&self, hash: &KeyHash, demand: &Demand) -> Result<Found> {
+        if let Some(found) = self.peek(hash, demand) {
+            return Ok(found);
+        }
+        let demand = self.demand(demand);
+        for _ in 0..MAX_ATTEMPTS {
+            let flight = self.flight(hash, &demand)?;
+            let found = within(self.tiers.deadline, flight.landed()).await?;
+            // A change that was acknowledged while this call waited is not undone by a load from before it.
+            if self.tiers.knowledge.fits(hash, &found.entry) && found.as_of >= demand.oldest() {
+                return Ok(found);
+            }
+        }
+        Err(RepositoryError::new(ErrorKind::Unavailable, "the key changes faster than it can be read"))
+    }
+}
+
+impl fmt::Display for Loader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for cache in &self.tiers.caches {
+            write!(f, "{cache} → ")?;
+        }
+        self.tiers.repository.fmt(f)
+    }
+}
+
+impl Tiers {
+    /// Runs loads, and returns those that the backend was asked for with their outcomes. The others have landed.
+    async fn run(&self, mut loads: Vec<Load>) -> Vec<(Load, Result<Found>)> {
+        let mut outcomes = Vec::with_capacity(loads.len());
+        if tokio::time::timeout(self.deadline, self.find_all(&mut loads, &mut outcomes)).await.is_err() {
+            let timeout = || RepositoryError::new(ErrorKind::Timeout, "the load did not complete in time");
+            outcomes.extend(loads.into_iter().map(|load| (load, Err(timeout()))));
+        }
+        outcomes
+    }
+
+    /// Moves each of `loads` to `outcomes` once its outcome is known, or lands it.
+    async fn find_all(&self, loads: &mut Vec<Load>, outcomes: &mut Vec<(Load, Result<Found>)>) {
+        if !self.caches.is_empty() {
+            let found = join_all(loads.iter().map(|load| self.find_in_caches(load))).await;
+            let mut found = found.into_iter();
+            loads.retain_mut(|load| match found.next().flatten() {
+                Some(found) => {
+                    // Not held up by the backend, which the rest of the batch waits for.
+                    load.land_early(Ok(found));
+                    false
+                }
+                None => true,
+            });
+        }
+        self.find_in_repository(loads, outcomes).await;
+    }
+
+    async fn find_in_caches(&self, load: &Load) -> Option<Found> {
+        let (hash, demand) = (&load.hash, &load.demand);
+        for (number, cache) in self.caches.iter().enumerate() {
+            // Read before the entry: see `Knowledge::confirmed`.
+            let confirmed = self.knowledge.confirmed(hash);
+            if let Some(entry) = cache.get(hash).await
+                && self.knowledge.fits(hash, &entry)
+                && let Some(found) = self.fresh(cache.as_ref(), hash, entry, confirmed, demand)
+            {
+                self.put(&self.caches[..number], hash, &found.entry).await;
+                return Some(found);
+            }
+        }
+        None
+    }
+
+    async fn find_in_repository(&self, loads: &mut Vec<Load>, outcomes: &mut Vec<(Load, Result<Found>)>) {
+        let mut asked = Vec::with_capacity(loads.len());
+        for load in std::mem::take(loads) {
+            // Before anything is read: the result reflects everything that is known by now.
+            let began = self.breaker.check(&load.hash).and_then(|asked| {
+                let noted = self.knowledge.note(&load.hash).ok_or_else(|| {
+                    RepositoryError::new(ErrorKind::Unavailable, "the store's change feed was not read yet")
+                })?;
+                Ok((asked, noted))
+            });
+            match began {
+                Ok(began) => {
+                    loads.push(load);
+                    asked.push(began);
+                }
+                Err(error) => outcomes.push((load, Err(error))),
+            }
+        }
+        let hashes: Vec<_> = loads.iter().map(|load| load.hash).collect();
+        let records = self.read(&hashes).instrument(tracing::debug_span!("store")).await;
+        for (((load, record), (asked, noted)), hash) in
+            std::mem::take(loads).into_iter().zip(records).zip(asked).zip(hashes)
+        {
+            asked.ended(&record);
+            let outcome = match record {
+                // An answer to another question must never decide about a key.
+                Ok(Some(record)) if record.hash != hash => {
+                    Err(RepositoryError::new(ErrorKind::Corrupt, "the record of another key"))
+                }
+                Ok(record) => {
+                    let entry = self.knowledge.loaded(&hash, &noted, record);
+                    // A cache keeps nothing that does not fit. Each call judges the entry for itself.
+                    self.put(&self.caches, &hash, &entry).await;
+                    Ok(Found { entry, tier: Tier::Store, as_of: noted.began })
+                }
+                Err(error) => Err(error),
+            };
+            outcomes.push((load, outcome));
+        }
+    }
+
+    /// Returns what the repository has for each of `hashes`.
+    async fn read(&self, hashes: &[KeyHash]) -> Vec<Result<Option<ApiKey>>> {
+        match hashes {
+            [] => Vec::new(),
+            [hash] => vec![self.repository.get_by_hash(hash).await],
+            hashes => self
+                .repository
+                .get_many_by_hash(hashes)
+                .await
+                .unwrap_or_else(|error| hashes.iter().map(|_| Err(error.clone())).collect()),
+        }
+    }
+
+    /// Puts `entry` into `caches`, the innermost first.
+    async fn put(&self, caches: &[Arc<dyn KeyCache>], hash: &KeyHash, entry: &Entry) {
+        for cache in caches.iter().rev() {
+            cache.put(hash, entry).await;
+        }
+    }
+
+    fn peek(&self, cache: &dyn KeyCache, hash: &KeyHash, demand: &Demand) -> Option<Found> {
+        let confirmed = self.knowledge.confirmed(hash);
+        let entry = cache.peek(hash)?;
+        let may_serve = self.knowledge.is_of_this_history(&entry) && entry.kept_until > demand.asked_at;
+        may_serve.then(|| self.fresh(cache, hash, entry, confirmed, demand))?
+    }
+
+    /// Returns `entry` of `cache` if it is fresh enough. `confirmed` was read before the entry.
+    fn fresh(
+        &self,
+        cache: &dyn KeyCache,
+        hash: &KeyHash,
+        entry: Entry,
+        confirmed: Option<Moment>,
+        demand: &Demand,
+    ) -> Option<Found> {
+        let as_of =
+            self.knowledge.as_of(hash, &entry, confirmed).filter(|as_of| *as_of >= demand.oldest())?;
+        Some(Found { entry, tier: cache.tier(), as_of })
+    }
+}

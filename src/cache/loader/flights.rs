@@ -1,0 +1,154 @@
+//! Loads in progress, and the calls that wait for them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{OwnedSemaphorePermit, watch};
+
+use crate::cache::{Demand, Found};
+use crate::domain::KeyHash;
+use crate::repository::{ErrorKind, RepositoryError, Result};
+
+/// Maximum number of calls that wait for the load of one key. Further calls are rejected.
+const MAX_WAITERS: usize = 1_000;
+
+/// The flights of all keys. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Flights(Arc<Mutex<InProgress>>);
+
+#[derive(Debug, Default)]
+pub(super) struct InProgress {
+    by_hash: HashMap<KeyHash, Flight>,
+    last: u64,
+}
+
+/// A load that callers wait for.
+#[derive(Clone, Debug)]
+pub(super) struct Flight {
+    number: u64,
+    demand: Demand,
+    outcome: watch::Receiver<Option<Result<Found>>>,
+    /// Counted by its references: one per waiting call, one in the map and one in the load.
+    waiters: Arc<()>,
+}
+
+/// The load of a flight. It lands with an error if it is dropped.
+#[derive(Debug)]
+pub(super) struct Load {
+    pub(super) hash: KeyHash,
+    /// The demand of the call that began the flight, at the moment at which it began.
+    pub(super) demand: Demand,
+    number: u64,
+    outcome: watch::Sender<Option<Result<Found>>>,
+    waiters: Arc<()>,
+    flights: Flights,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Flights {
+    // A poisoned lock is taken over: no change of the map can panic half-way.
+    pub(super) fn lock(&self) -> MutexGuard<'_, InProgress> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl InProgress {
+    /// Returns the flight of `hash` if it serves `demand`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Overloaded`] if too many calls wait for it.
+    pub(super) fn join(&self, hash: &KeyHash, demand: &Demand) -> Result<Option<Flight>> {
+        let flight = self.by_hash.get(hash).filter(|flight| {
+            flight.demand.asked_at >= demand.oldest() && flight.demand.max_staleness <= demand.max_staleness
+        });
+        if flight.is_some_and(|flight| Arc::strong_count(&flight.waiters) > MAX_WAITERS + 1) {
+            return Err(RepositoryError::new(ErrorKind::Overloaded, "too many concurrent calls for one key"));
+        }
+        Ok(flight.cloned())
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.by_hash.len()
+    }
+
+    fn is_listed(&self, load: &Load) -> bool {
+        self.by_hash.get(&load.hash).is_some_and(|flight| flight.number == load.number)
+    }
+
+    /// Begins a flight that later calls can join.
+    pub(super) fn begin(
+        &mut self,
+        hash: KeyHash,
+        demand: Demand,
+        permit: OwnedSemaphorePermit,
+        flights: &Flights,
+    ) -> (Flight, Load) {
+        self.last += 1;
+        let (number, (sender, outcome)) = (self.last, watch::channel(None));
+        let waiters = Arc::default();
+        let flight = Flight { number, demand, outcome, waiters: Arc::clone(&waiters) };
+        self.by_hash.insert(hash, flight.clone());
+        let load = Load {
+            hash,
+            demand,
+            number,
+            outcome: sender,
+            waiters,
+            flights: flights.clone(),
+            _permit: permit,
+        };
+        (flight, load)
+    }
+}
+
+impl Flight {
+    /// Waits for the outcome.
+    pub(super) async fn landed(mut self) -> Result<Found> {
+        let outcome = self.outcome.wait_for(Option::is_some).await;
+        let outcome = outcome.ok().and_then(|outcome| outcome.clone());
+        outcome.unwrap_or_else(|| Err(lost()))
+    }
+}
+
+impl Load {
+    /// Returns whether no call waits for the outcome any more. Then none joins from here on.
+    pub(super) fn is_abandoned(&self) -> bool {
+        let mut in_progress = self.flights.lock();
+        let is_listed = in_progress.is_listed(self);
+        let is_abandoned = Arc::strong_count(&self.waiters) == 1 + usize::from(is_listed);
+        if is_abandoned && is_listed {
+            in_progress.by_hash.remove(&self.hash);
+        }
+        is_abandoned
+    }
+
+    /// Hands the outcome to all calls that wait.
+    pub(super) fn land(mut self, outcome: Result<Found>) {
+        self.land_early(outcome);
+    }
+
+    /// Hands the outcome to all calls that wait, before the load is dropped.
+    pub(super) fn land_early(&mut self, outcome: Result<Found>) {
+        // No call joins from here on, so each that has joined gets the outcome.
+        let mut in_progress = self.flights.lock();
+        if in_progress.is_listed(self) {
+            in_progress.by_hash.remove(&self.hash);
+        }
+        drop(in_progress);
+        self.outcome.send_replace(Some(outcome));
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        if self.outcome.borrow().is_none() {
+            // A panic, which the log has, or the end of a runtime.
+            self.land_early(Err(lost()));
+        }
+    }
+}
+
+fn lost() -> RepositoryError {
+    RepositoryError::new(ErrorKind::Internal, "the load did not complete")
+}

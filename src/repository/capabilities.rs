@@ -1,0 +1,168 @@
+//! What a backend can offer beyond keys. Each capability is a trait of its own, and a [`Backend`] has a value for each that it offers.
+
+use std::fmt::{self, Debug};
+use std::ops::Deref;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+
+use super::{
+    Changes, EventPageRequest, FeedPosition, KeyRepository, ListedEvent, MemoryRepository, RecentChanges,
+    RedisRepository, Result, SqlRepository,
+};
+use crate::domain::{KeyId, Timestamp};
+
+/// Reports changes of keys to all replicas. With it, a change that one replica acknowledges is known to the others within a bounded
+/// time; without it, caches of other replicas serve older records until their `ttl` ends.
+///
+/// Every change of a key is an event of the feed, from the moment at which it is acknowledged. The feed has one or more partitions,
+/// each with an order of its own: within a partition, revisions grow in the order in which changes are made.
+#[async_trait]
+pub trait ChangeFeed: Send + Sync + Debug {
+    /// Returns the number of partitions, which never changes. The partition of a key is the first byte of its hash modulo this number.
+    ///
+    /// The default implementation returns 1.
+    fn partitions(&self) -> u8 {
+        1
+    }
+
+    /// Returns at most `limit` events after a position, each once and those of a key in their order, and the position behind them.
+    /// `None` begins with the oldest event that is kept.
+    ///
+    /// # Errors
+    /// [`ErrorKind::PositionLost`](super::ErrorKind::PositionLost) if events after the position may be missing: they were pruned, or
+    /// history was rewound, so that the event at the position is not the one that was there.
+    async fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes>;
+
+    /// Returns at most `limit` of the newest events, and the position behind the newest of all. A follower begins here.
+    async fn recent_changes(&self, limit: usize) -> Result<RecentChanges>;
+
+    /// Yields after changes of any replica, so that followers need not wait for the next poll. A wake-up may come without a change,
+    /// and may be lost. `None` if there are no wake-ups.
+    ///
+    /// The default implementation returns `None`.
+    fn wake_ups(&self) -> Option<BoxStream<'static, ()>> {
+        None
+    }
+}
+
+/// Keeps events for administrators: what was changed, when and by whom.
+#[async_trait]
+pub trait AuditTrail: Send + Sync + Debug {
+    /// Returns at most `request.limit` of the events that `request` asks for, newest first, beginning after the event
+    /// `request.after`. Events outlive their keys.
+    async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<ListedEvent>>;
+
+    /// Deletes events from before `before` and returns their number. Never deletes the newest event of a partition. Of several
+    /// replicas that prune at the same time, one may do all the work.
+    async fn prune_events(&self, before: Timestamp) -> Result<u64>;
+}
+
+/// Keeps the time of the last use of each key. It is no part of the record: it changes no revision and makes no event.
+#[async_trait]
+pub trait UsageStore: Send + Sync + Debug {
+    /// Records that keys were used. Of several times the latest is kept, whatever order they come in. Ids of keys that don't exist
+    /// are ignored.
+    async fn record_usage(&self, usage: &[(KeyId, Timestamp)]) -> Result<()>;
+
+    /// Returns the last recorded use of each of `ids`, in their order. `None` for a key that was never used or doesn't exist.
+    async fn usage(&self, ids: &[KeyId]) -> Result<Vec<Option<Timestamp>>>;
+}
+
+/// A repository and its capabilities. Clones share them.
+///
+/// ```
+/// use keyvouch::repository::{Backend, MemoryRepository};
+///
+/// let repository = MemoryRepository::new();
+/// // Keys alone: no other replica learns of changes, and last uses are not recorded.
+/// let keys_alone = Backend::new(repository.clone());
+/// // Keys and a change feed.
+/// let with_feed = Backend::new(repository.clone()).with_feed(repository.clone());
+/// // All capabilities.
+/// let complete = Backend::complete(repository);
+/// ```
+#[derive(Clone, Debug)]
+pub struct Backend {
+    /// Keeps the keys.
+    pub keys: Arc<dyn KeyRepository>,
+    /// Reports changes to other replicas.
+    pub feed: Option<Arc<dyn ChangeFeed>>,
+    /// Keeps events for administrators.
+    pub audit: Option<Arc<dyn AuditTrail>>,
+    /// Keeps last uses.
+    pub usage: Option<Arc<dyn UsageStore>>,
+}
+
+impl Backend {
+    /// Creates a backend with keys alone.
+    pub fn new(keys: impl KeyRepository + 'static) -> Self {
+        Self { keys: Arc::new(keys), feed: None, audit: None, usage: None }
+    }
+
+    /// Adds a change feed.
+    #[must_use]
+    pub fn with_feed(self, feed: impl ChangeFeed + 'static) -> Self {
+        Self { feed: Some(Arc::new(feed)), ..self }
+    }
+
+    /// Adds an audit trail.
+    #[must_use]
+    pub fn with_audit_trail(self, audit: impl AuditTrail + 'static) -> Self {
+        Self { audit: Some(Arc::new(audit)), ..self }
+    }
+
+    /// Adds a store of last uses.
+    #[must_use]
+    pub fn with_usage(self, usage: impl UsageStore + 'static) -> Self {
+        Self { usage: Some(Arc::new(usage)), ..self }
+    }
+
+    /// Creates a backend of a repository that has all capabilities itself.
+    pub fn complete<R>(repository: R) -> Self
+    where
+        R: KeyRepository + ChangeFeed + AuditTrail + UsageStore + 'static,
+    {
+        let shared = Arc::new(repository);
+        Self {
+            keys: Arc::<R>::clone(&shared),
+            feed: Some(Arc::<R>::clone(&shared)),
+            audit: Some(Arc::<R>::clone(&shared)),
+            usage: Some(shared),
+        }
+    }
+}
+
+/// The keys.
+impl Deref for Backend {
+    type Target = dyn KeyRepository;
+
+    fn deref(&self) -> &Self::Target {
+        self.keys.as_ref()
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.keys, f)
+    }
+}
+
+impl From<MemoryRepository> for Backend {
+    fn from(repository: MemoryRepository) -> Self {
+        Self::complete(repository)
+    }
+}
+
+impl From<SqlRepository> for Backend {
+    fn from(repository: SqlRepository) -> Self {
+        Self::complete(repository)
+    }
+}
+
+impl From<RedisRepository> for Backend {
+    fn from(repository: RedisRepository) -> Self {
+        Self::complete(repository)
+    }
+}
