@@ -1,6 +1,6 @@
-//! What a key is and when it may be used: pure rules, with time and randomness as parameters.
+//! The rules of the domain: what a key is and when it may be used. Time and randomness are parameters.
 //!
-//! Everything else depends on this module; it knows nothing of gRPC, storage or configuration.
+//! All other modules depend on this one. It does not depend on gRPC, storage or configuration.
 
 mod api_key;
 mod change;

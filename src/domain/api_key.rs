@@ -5,71 +5,72 @@ use super::{
     RevokeReason, ScopeSet, Timestamp,
 };
 
-/// All that is known of a key but its secret and its last use.
+/// The stored record of a key: all data of the key except its secret and its last use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiKey {
-    /// The key's public name. Never changes.
+    /// The public identifier. Never changes.
     pub id: KeyId,
     /// The digest of the key string. Never changes.
     pub hash: KeyHash,
-    /// What the key string begins with. Never changes.
+    /// The prefix of the key string. Never changes.
     pub prefix: KeyPrefix,
     /// A label for people.
     pub name: KeyName,
-    /// What the key is for.
+    /// The purpose of the key, for people.
     pub description: Description,
-    /// Whom the key acts for. Never changes.
+    /// The owner: the party that the key acts for. Never changes.
     pub owner_id: OwnerId,
-    /// What the key may do.
+    /// The scopes that the key grants.
     pub scopes: ScopeSet,
-    /// Free data of the owner.
+    /// Arbitrary data that the owner attached to the key.
     pub metadata: Metadata,
-    /// When the key was made. Never changes.
+    /// The time at which the key was created. Never changes.
     pub created_at: Timestamp,
-    /// When the key was last changed.
+    /// The time of the key's last change.
     pub updated_at: Timestamp,
-    /// From this instant on the key is refused.
+    /// The instant from which on the key is rejected. `None` means that the key never expires.
     pub expires_at: Option<Timestamp>,
-    /// Set once and for all when the key is revoked.
+    /// The revocation, or `None` if the key was not revoked. Never changes once it is set.
     pub revocation: Option<Revocation>,
-    /// The key that this one replaced. Never changes.
+    /// The key that this one replaced, or `None` if this key was not made by a rotation. Never changes.
     pub rotated_from: Option<KeyId>,
-    /// The key that replaced this one, set once; `expires_at` is then the end of the overlap, or earlier.
+    /// The successor of this key, or `None` if the key was not rotated. Never changes once it is set. The key
+    /// then expires at the end of the overlap at the latest.
     pub replaced_by: Option<KeyId>,
-    /// The revision of the key's last change. Set by the repository alone.
+    /// The revision of the key's last change. Only the repository sets it.
     pub revision: Revision,
-    /// The nonce of the key's last change, the same as in the event of that change. Set by the repository alone;
-    /// [`ChangeId::UNKNOWN_NONCE`] if it was not stored.
+    /// The nonce of the key's last change, equal to the nonce in that change's event. Only the repository
+    /// sets it. [`ChangeId::UNKNOWN_NONCE`] if it was not stored.
     pub nonce: u64,
 }
 
-/// When and why a key was revoked.
+/// The time and the reason of a revocation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Revocation {
-    /// The instant of the first revocation.
+    /// The instant of the first revocation. Later ones don't change it.
     pub at: Timestamp,
-    /// The reason given then.
+    /// The reason that the first revocation gave.
     pub reason: RevokeReason,
 }
 
-/// What a key is at one instant.
+/// The state of a key at one instant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum KeyState {
     /// Neither revoked nor expired.
     Active,
     /// Revoked, whether expired or not.
     Revoked,
-    /// Not revoked, and its expiry was reached.
+    /// Not revoked, and the expiry was reached.
     Expired,
 }
 
-/// A part of a key that an update must leave alone.
+/// A field of a key that an update must not change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("an update can't change the {0} of a key")]
 pub struct ImmutableField(pub &'static str);
 
 impl ApiKey {
-    /// Returns how many bytes of memory the key takes, about.
+    /// Returns the approximate memory size of the key in bytes.
     #[must_use]
     pub fn size(&self) -> usize {
         // The overhead of the maps per item was measured.
@@ -86,7 +87,8 @@ impl ApiKey {
         ChangeId::new(self.revision, self.nonce)
     }
 
-    /// What the key is at `now`. Exactly at `expires_at` it is expired.
+    /// Returns the state of the key at `now`. The expiry is inclusive: at exactly `expires_at`, the key is
+    /// expired.
     #[must_use]
     pub fn state(&self, now: Timestamp) -> KeyState {
         if self.revocation.is_some() {
@@ -98,7 +100,7 @@ impl ApiKey {
         }
     }
 
-    /// This key, revoked at `now`; `None` if it was revoked before.
+    /// Returns this key, revoked at `now`. `None` if the key was revoked before.
     #[must_use]
     pub fn revoked(&self, reason: RevokeReason, now: Timestamp) -> Option<Self> {
         if self.revocation.is_some() {
@@ -107,10 +109,12 @@ impl ApiKey {
         Some(Self { revocation: Some(Revocation { at: now, reason }), updated_at: now, ..self.clone() })
     }
 
-    /// Checks that `next` may take the place of this record: every repository does so before it stores an update.
+    /// Checks that `next` is a valid update of this record. Every repository checks this before it stores an
+    /// update.
     ///
     /// # Errors
-    /// `next` differs in a part that never changes, brings a revoked key back, or undoes a rotation.
+    /// Returns the field in question if `next` differs in a field that never changes, removes or alters a
+    /// revocation, or removes or alters the successor of a rotated key.
     pub fn check_update(&self, next: &Self) -> Result<(), ImmutableField> {
         let parts = [
             ("id", self.id == next.id),
@@ -128,7 +132,7 @@ impl ApiKey {
         }
     }
 
-    /// What differs in `next`, for the audit trail.
+    /// Returns the fields that differ in `next`, for the audit trail.
     #[must_use]
     pub fn changed_fields(&self, next: &Self) -> Vec<ChangedField> {
         let fields = [
@@ -153,7 +157,7 @@ pub(crate) mod tests {
         Timestamp::from_micros(micros).unwrap()
     }
 
-    /// An active key, made at 0, that never expires.
+    /// Returns an active key, created at 0, that never expires.
     pub(crate) fn key() -> ApiKey {
         let hash = KeyHash::of("secret");
         ApiKey {

@@ -1,57 +1,59 @@
-//! What the audit trail keeps of a change.
+//! The events of the audit trail and the change feed.
 
 use super::{ChangeId, KeyHash, KeyId, OwnerId, RequestDigest, Revision, Timestamp};
 
-/// Who changes a key, for which call, and when. Every write takes one.
+/// The credential, the call and the time of a change. Every write takes one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChangeContext {
     /// The name of the credential that made the call.
     pub actor: String,
-    /// The id of the call, as in its logs.
+    /// The id of the call, as in the log entries of that call.
     pub request_id: String,
     /// The instant of the change.
     pub now: Timestamp,
-    /// The request that makes a key, if a retry of it must not make another one.
+    /// The digest by which a retry of a request that creates a key is recognised, so that the retry does not
+    /// create another key. `None` if retries are not recognised.
     pub request: Option<RequestDigest>,
     /// Whether an active key may get the hash of a key that was revoked and deleted.
     pub may_revive: bool,
 }
 
 impl ChangeContext {
-    /// Returns the context of a change that `actor` makes by the call `request_id` at `now`. The change has no request to
-    /// be recognised by and revives no key.
+    /// Returns the context of a change that `actor` makes by the call `request_id` at `now`. Retries of the
+    /// change are not recognised, and it can't revive a key.
     pub fn new(actor: impl Into<String>, request_id: impl Into<String>, now: Timestamp) -> Self {
         Self { actor: actor.into(), request_id: request_id.into(), now, request: None, may_revive: false }
     }
 }
 
-/// One change of a key, as the audit trail and the change feed tell it. It outlives its key.
+/// One change of a key, as the audit trail stores it and the change feed delivers it. It outlives its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyEvent {
-    /// The revision that the key got by it.
+    /// The revision that the change gave to the key.
     pub revision: Revision,
-    /// Drawn for this event: tells it from another one that gets its revision after history was rewound.
+    /// A random number, drawn for this event. It distinguishes this event from another one that gets the same
+    /// revision after history was rewound.
     pub nonce: u64,
-    /// The key.
+    /// The id of the changed key.
     pub key_id: KeyId,
-    /// The digest of the key string, for caches.
+    /// The digest of the key string. Caches find their entries by it.
     pub hash: KeyHash,
-    /// The key's owner.
+    /// The owner of the key.
     pub owner_id: OwnerId,
-    /// What was done.
+    /// The kind of change.
     pub kind: ChangeKind,
-    /// What an update changed.
+    /// The fields that an update changed.
     pub changed_fields: Vec<ChangedField>,
     /// The name of the credential that made the call.
     pub actor: String,
-    /// The id of the call, as in its logs.
+    /// The id of the call, as in the log entries of that call.
     pub request_id: String,
     /// The instant of the change, by the clock of the replica that made it.
     pub at: Timestamp,
 }
 
 impl KeyEvent {
-    /// Returns the change that this event tells of.
+    /// Returns the identity of the change that this event describes.
     #[must_use]
     pub fn change(&self) -> ChangeId {
         ChangeId::new(self.revision, self.nonce)
@@ -61,31 +63,32 @@ impl KeyEvent {
 /// The kinds of change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ChangeKind {
-    /// The key was made.
+    /// The key was created.
     Created,
-    /// Some of its attributes were changed.
+    /// Some attributes of the key were changed.
     Updated,
-    /// It was revoked.
+    /// The key was revoked.
     Revoked,
-    /// It was replaced by a successor.
+    /// The key was replaced by a successor.
     Rotated,
-    /// It was deleted.
+    /// The key was deleted.
     Deleted,
-    /// Something that this release doesn't know: a newer one wrote the event. Caches treat it as a change of the key.
+    /// A kind that this release doesn't support, because a newer release wrote the event. Caches treat it as
+    /// a change of the key.
     Unknown,
 }
 
 impl ChangeKind {
-    /// All that this release knows.
+    /// All kinds that this release supports.
     const ALL: [Self; 5] = [Self::Created, Self::Updated, Self::Revoked, Self::Rotated, Self::Deleted];
 
-    /// Reads what [`ChangeKind::as_str`] gave; [`ChangeKind::Unknown`] for anything else.
+    /// Parses a string that [`ChangeKind::as_str`] returned. Any other string is [`ChangeKind::Unknown`].
     #[must_use]
     pub fn parse(text: &str) -> Self {
         Self::ALL.into_iter().find(|kind| kind.as_str() == text).unwrap_or(Self::Unknown)
     }
 
-    /// The kind as it is stored.
+    /// Returns the kind as it is stored.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -99,7 +102,7 @@ impl ChangeKind {
     }
 }
 
-/// The parts of a key that can change.
+/// The fields of a key that can change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ChangedField {
     /// `name`
@@ -119,7 +122,7 @@ pub enum ChangedField {
 }
 
 impl ChangedField {
-    /// All of them.
+    /// All fields.
     const ALL: [Self; 7] = [
         Self::Name,
         Self::Description,
@@ -130,13 +133,13 @@ impl ChangedField {
         Self::ReplacedBy,
     ];
 
-    /// Reads what [`ChangedField::as_str`] gave.
+    /// Parses a string that [`ChangedField::as_str`] returned. `None` for any other string.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|field| field.as_str() == text)
     }
 
-    /// The field as it is stored: the name that it has in the API.
+    /// Returns the field as it is stored, which is its name in the API.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

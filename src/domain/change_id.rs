@@ -2,38 +2,40 @@
 
 use super::{Entropy, EntropyError, Revision};
 
-/// Identifies one change in the history of a backend: its revision, and a nonce that was drawn for it.
+/// Identifies one change in the history of a backend by its revision and a random nonce.
 ///
-/// A revision alone identifies nothing: after a failover that lost changes, or in a restored backup, the revisions of the
-/// lost changes are used again. Two histories that part have different nonces at every revision from there on.
+/// A revision alone is not sufficient. After a failover that lost changes, or in a restored backup, the
+/// revisions of the lost changes are used again. Two histories that diverge have different nonces at every
+/// revision from there on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChangeId {
-    /// The revision that the change drew.
+    /// The revision that the change was assigned.
     pub revision: Revision,
-    /// The nonce that was drawn for the change. [`ChangeId::UNKNOWN_NONCE`] if it was not stored, as in releases before
-    /// 0.2.
+    /// The nonce that was drawn for the change. [`ChangeId::UNKNOWN_NONCE`] if it was not stored, as in
+    /// releases before 0.2.
     pub nonce: u64,
 }
 
 impl ChangeId {
-    /// Stands for a nonce that is not known. It is never drawn.
+    /// Represents an unknown nonce. It is never drawn.
     pub const UNKNOWN_NONCE: u64 = 0;
-    /// Precedes every change.
+    /// The smallest identity. It precedes every change.
     pub const NONE: Self = Self { revision: Revision::NONE, nonce: Self::UNKNOWN_NONCE };
 
-    /// Returns the change with this revision and nonce.
+    /// Returns the identity of the change with this revision and nonce.
     #[must_use]
     pub fn new(revision: Revision, nonce: u64) -> Self {
         Self { revision, nonce }
     }
 
-    /// Returns a change of which only the revision is known.
+    /// Returns the identity of a change of which only the revision is known.
     #[must_use]
     pub fn of_revision(revision: Revision) -> Self {
         Self { revision, nonce: Self::UNKNOWN_NONCE }
     }
 
-    /// Returns whether both can't be in one history: they have the same revision and different nonces.
+    /// Returns whether both changes can't belong to one history, because they have the same revision and
+    /// different nonces. An unknown nonce contradicts none.
     #[must_use]
     pub fn contradicts(self, other: Self) -> bool {
         self.revision == other.revision
@@ -42,16 +44,16 @@ impl ChangeId {
             && other.nonce != Self::UNKNOWN_NONCE
     }
 
-    /// Returns the later of the two; `self` if they have the same revision.
+    /// Returns the later of the two changes; `self` if they have the same revision.
     #[must_use]
     pub fn later(self, other: Self) -> Self {
         if other.revision > self.revision { other } else { self }
     }
 
-    /// Draws a nonce.
+    /// Draws a nonce. It never equals [`ChangeId::UNKNOWN_NONCE`].
     ///
     /// # Errors
-    /// The system has no random bytes.
+    /// The operating system returned no random bytes.
     pub fn draw_nonce(entropy: &dyn Entropy) -> Result<u64, EntropyError> {
         let mut nonce = [0; 8];
         entropy.fill(&mut nonce)?;

@@ -6,9 +6,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Timestamp;
 
-/// Tells the time. Whoever needs it is given one; the system's clock is read in [`SystemClock`] alone.
+/// Returns the current time. Code that needs the time takes a clock as a parameter; only [`SystemClock`]
+/// reads the system's clock.
 pub trait Clock: Send + Sync + Debug {
-    /// The present instant.
+    /// Returns the current instant.
     fn now(&self) -> Timestamp;
 }
 
@@ -25,23 +26,23 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that stands still until it is moved: for tests of what depends on time.
+/// A clock that only moves when it is set or advanced. For tests that depend on time.
 #[derive(Debug)]
 pub struct ManualClock(AtomicI64);
 
 impl ManualClock {
-    /// A clock that stands at `now`.
+    /// Returns a clock whose current instant is `now`.
     #[must_use]
     pub fn new(now: Timestamp) -> Self {
         Self(AtomicI64::new(now.as_micros()))
     }
 
-    /// Moves the clock forward, at most to the end of time.
+    /// Moves the clock forward by `by`, at most to [`Timestamp::MAX`].
     pub fn advance(&self, by: Duration) {
         self.set(self.now().checked_add(by).unwrap_or(Timestamp::MAX));
     }
 
-    /// Moves the clock to `now`, be it forward or back.
+    /// Sets the clock to `now`, which may be earlier than its current instant.
     pub fn set(&self, now: Timestamp) {
         self.0.store(now.as_micros(), Ordering::SeqCst);
     }

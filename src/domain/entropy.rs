@@ -2,12 +2,12 @@
 
 use std::fmt::Debug;
 
-/// A source of random bytes that nobody can predict.
+/// A source of unpredictable random bytes.
 pub trait Entropy: Send + Sync + Debug {
     /// Fills `bytes` with random bytes.
     ///
     /// # Errors
-    /// The source failed; `bytes` must not be used.
+    /// The source failed. The content of `bytes` must not be used then.
     fn fill(&self, bytes: &mut [u8]) -> Result<(), EntropyError>;
 }
 

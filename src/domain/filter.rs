@@ -1,39 +1,39 @@
-//! Which keys a listing shows.
+//! Filters of listings.
 
 use super::{ApiKey, KeyPrefix, KeyState, Timestamp};
 
-/// Narrows a listing. The default shows all keys.
+/// Selects the keys that a listing returns. All conditions have to hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyFilter {
-    /// Keys in one of these states at `as_of`.
+    /// Selects keys that are in one of these states at `as_of`.
     pub states: StateSet,
-    /// Keys with this prefix; `None`: with any.
+    /// Selects keys with this prefix. `None` selects keys with any prefix.
     pub prefix: Option<KeyPrefix>,
     /// The instant at which states are judged.
     pub as_of: Timestamp,
 }
 
 impl KeyFilter {
-    /// Returns whether the filter shows every key.
+    /// Returns whether the filter selects every key.
     #[must_use]
     pub fn is_all(&self) -> bool {
         self.prefix.is_none() && self.states.is_all()
     }
 
-    /// All keys.
+    /// Returns a filter that selects all keys.
     #[must_use]
     pub fn all(as_of: Timestamp) -> Self {
         Self { states: StateSet::all(), prefix: None, as_of }
     }
 
-    /// Whether a listing shows `key`.
+    /// Returns whether a listing with this filter returns `key`.
     #[must_use]
     pub fn matches(&self, key: &ApiKey) -> bool {
         self.states.contains(key.state(self.as_of)) && self.prefix.as_ref().is_none_or(|it| *it == key.prefix)
     }
 }
 
-/// A set of states, never empty.
+/// A set of key states, never empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StateSet {
     active: bool,
@@ -42,13 +42,13 @@ pub struct StateSet {
 }
 
 impl StateSet {
-    /// Every state.
+    /// Returns the set of all states.
     #[must_use]
     pub fn all() -> Self {
         Self { active: true, revoked: true, expired: true }
     }
 
-    /// Those of `states`; every one if there are none.
+    /// Returns the set of `states`. If `states` is empty, returns the set of all states.
     #[must_use]
     pub fn any_of(states: &[KeyState]) -> Self {
         if states.is_empty() {
@@ -62,7 +62,7 @@ impl StateSet {
         }
     }
 
-    /// Whether `state` is among them.
+    /// Returns whether the set contains `state`.
     #[must_use]
     pub fn contains(self, state: KeyState) -> bool {
         match state {
@@ -72,7 +72,7 @@ impl StateSet {
         }
     }
 
-    /// Whether all states are among them.
+    /// Returns whether the set contains every state.
     #[must_use]
     pub fn is_all(self) -> bool {
         self == Self::all()

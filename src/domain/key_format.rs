@@ -1,9 +1,10 @@
-//! Which strings can be keys of this server at all.
+//! The accepted forms of key strings.
 
 use super::secret_key::{BODY_CHARS, CHECKSUM_CHARS, checksum};
 use super::{InvalidField, KeyPrefix, SecretKey};
 
-/// The configured forms of a key string. What has none of them is malformed and never looked up.
+/// The configured forms of a key string. A string that has none of these forms is malformed and never looked
+/// up.
 #[derive(Clone, Debug)]
 pub struct KeyFormat {
     default_prefix: KeyPrefix,
@@ -12,21 +13,23 @@ pub struct KeyFormat {
     foreign: Vec<ForeignPattern>,
 }
 
-/// The form of keys that another system made and an import brought here. They have no checksum that could be checked.
+/// The form of keys that another system issued and that were imported. They have no checksum that could be
+/// verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForeignPattern {
-    /// What the key strings begin with.
+    /// The prefix of the key strings.
     pub prefix: String,
     /// The length of the whole key string in bytes.
     pub length: usize,
 }
 
 impl KeyFormat {
-    /// Keys are made with one of `prefixes`, the first by default. Those of `accepted`, older ones, still validate,
-    /// and so do keys that fit one of the `foreign` patterns.
+    /// Returns the format of keys that are issued with one of `prefixes`, by default the first. Keys with a
+    /// prefix in `accepted`, typically an older one, still validate, and so do keys that match one of the
+    /// `foreign` patterns.
     ///
     /// # Errors
-    /// There is no prefix to make keys with, or a pattern fits no key.
+    /// `prefixes` is empty, or a foreign pattern is too short to match any key.
     pub fn new(
         prefixes: Vec<KeyPrefix>,
         accepted: Vec<KeyPrefix>,
@@ -46,13 +49,16 @@ impl KeyFormat {
         Ok(Self { default_prefix, other_prefixes: prefixes.collect(), accepted_prefixes: accepted, foreign })
     }
 
-    /// The prefix of keys that are made without naming one.
+    /// Returns the prefix of keys for which no prefix was requested.
     #[must_use]
     pub fn default_prefix(&self) -> &KeyPrefix {
         &self.default_prefix
     }
 
-    /// Checks that keys are made with `prefix`, which came in the field `prefix`.
+    /// Checks that keys are issued with `prefix`, and returns it.
+    ///
+    /// # Errors
+    /// The prefix is not configured. The error names the field `prefix`.
     pub fn issued_prefix(&self, prefix: &str) -> Result<&KeyPrefix, InvalidField> {
         self.issued().find(|known| known.as_str() == prefix).ok_or_else(|| {
             let known: Vec<_> = self.issued().map(|known| format!("\"{known}\"")).collect();
@@ -60,7 +66,7 @@ impl KeyFormat {
         })
     }
 
-    /// The key in `secret`; `None` if it is malformed.
+    /// Returns the key in `secret`, or `None` if it is malformed.
     #[must_use]
     pub fn parse(&self, secret: String) -> Option<SecretKey> {
         let secret = SecretKey::from_string(secret);
@@ -84,7 +90,7 @@ impl ForeignPattern {
     }
 }
 
-/// Whether `rest`, what follows the prefix, is a body with its checksum.
+/// Returns whether `rest`, the part of a key string after its prefix, is a body followed by its checksum.
 fn has_valid_checksum(rest: &str) -> bool {
     if rest.len() != BODY_CHARS + CHECKSUM_CHARS || !rest.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
         return false;

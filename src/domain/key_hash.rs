@@ -1,4 +1,4 @@
-//! The digest under which a key is stored and found.
+//! The digest under which a key is stored and looked up.
 
 use std::fmt;
 
@@ -6,47 +6,48 @@ use data_encoding::HEXLOWER;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
-/// SHA-256 of a whole key string. A key has 256 random bits, so no salt or slow hash is needed.
+/// SHA-256 of a whole key string. A key has 256 random bits, so neither a salt nor a slow hash is needed.
 ///
-/// It is as good as a password to whoever can read the store's answers, so `Debug` hides it.
+/// `Debug` hides it: for an attacker who can change what the backend returns, the hash is as good as the key.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyHash([u8; Self::BYTES]);
 
 impl KeyHash {
-    /// The length of the digest.
+    /// Length of the digest in bytes.
     pub const BYTES: usize = 32;
 
-    /// The digest of the key string `secret`.
+    /// Returns the digest of the key string `secret`.
     #[must_use]
     pub fn of(secret: &str) -> Self {
         Self(Sha256::digest(secret.as_bytes()).into())
     }
 
-    /// A digest that was stored.
+    /// Returns the digest with these bytes, for example one that was stored.
     #[must_use]
     pub fn from_bytes(bytes: [u8; Self::BYTES]) -> Self {
         Self(bytes)
     }
 
-    /// The digest's bytes.
+    /// Returns the bytes of the digest.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; Self::BYTES] {
         &self.0
     }
 
-    /// The digest in lowercase hex, as stores write it that have names and documents instead of bytes.
+    /// Returns the digest in lowercase hexadecimal, for backends that store names or documents instead of
+    /// bytes.
     #[must_use]
     pub fn to_hex(&self) -> String {
         HEXLOWER.encode(&self.0)
     }
 
-    /// Reads what [`to_hex`](Self::to_hex) gave; `None` if it is something else.
+    /// Parses a string that [`to_hex`](Self::to_hex) returned. `None` for any other string.
     #[must_use]
     pub fn from_hex(hex: &str) -> Option<Self> {
         HEXLOWER.decode(hex.as_bytes()).ok()?.try_into().ok().map(Self)
     }
 
-    /// Whether the two are the same, in a time that does not depend on where they differ.
+    /// Returns whether both digests are equal. The time that this takes does not depend on where they differ.
     #[must_use]
     pub fn is_same_in_constant_time(&self, other: &Self) -> bool {
         self.0.ct_eq(&other.0).into()

@@ -1,4 +1,4 @@
-//! The public name of a key.
+//! The public identifier of a key.
 
 use std::fmt;
 
@@ -6,18 +6,18 @@ use uuid::Uuid;
 
 use super::{Entropy, EntropyError, InvalidField, KeyHash, Timestamp};
 
-/// A key's id: a UUID version 7 (RFC 9562), so ids sort by the time they were made.
+/// The id of a key: a UUID version 7 (RFC 9562). Ids therefore sort by creation time.
 ///
-/// Its last byte is the first byte of the key's hash, so that a store which spreads keys by their hash
-/// finds the place of a key by its id too.
+/// The last byte of an id is the first byte of the key's hash. A backend that distributes keys by their hash
+/// can therefore locate a key by its id, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyId(Uuid);
 
 impl KeyId {
-    /// A new id for the key with `hash`.
+    /// Returns a new id for the key with `hash`.
     ///
     /// # Errors
-    /// There were no random bytes.
+    /// The source of random bytes failed.
     pub fn generate(now: Timestamp, hash: &KeyHash, entropy: &dyn Entropy) -> Result<Self, EntropyError> {
         let mut random = [0; 10];
         entropy.fill(&mut random)?;
@@ -25,34 +25,39 @@ impl KeyId {
         Ok(Self(uuid::Builder::from_unix_timestamp_millis(now.as_unix_millis(), &random).into_uuid()))
     }
 
-    /// Whether this id has the form that [`KeyId::generate`] gives to the key with `hash`. All keys of a store have.
+    /// Returns whether this id has the form that [`KeyId::generate`] gives to the key with `hash`. All stored
+    /// keys have ids of this form.
     #[must_use]
     pub fn belongs_to(&self, hash: &KeyHash) -> bool {
         self.0.get_version_num() == 7 && self.hash_byte() == hash.as_bytes()[0]
     }
 
-    /// The first byte of the hash that this id [belongs to](Self::belongs_to).
+    /// Returns the first byte of the hash that this id [belongs to](Self::belongs_to).
     #[must_use]
     pub fn hash_byte(self) -> u8 {
         self.0.as_bytes()[15]
     }
 
-    /// Reads the hyphenated form, which came in `field`.
+    /// Parses the hyphenated lowercase form of an id.
+    ///
+    /// # Errors
+    /// `text` has any other form. The error names `field`.
     pub fn parse(field: &str, text: &str) -> Result<Self, InvalidField> {
-        // Other spellings of a UUID are refused: one key has one name in logs and audit trails.
+        // Other spellings of a UUID are rejected, so that each key has one identifier in logs and audit
+        // trails.
         match Uuid::try_parse(text) {
             Ok(id) if id.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == text => Ok(Self(id)),
             _ => Err(InvalidField::new(field, "is no key id: give a UUID as the server printed it")),
         }
     }
 
-    /// An id that was stored.
+    /// Returns the id with this UUID, for example one that was stored.
     #[must_use]
     pub fn from_uuid(id: Uuid) -> Self {
         Self(id)
     }
 
-    /// The id as a UUID.
+    /// Returns the id as a UUID.
     #[must_use]
     pub fn as_uuid(&self) -> Uuid {
         self.0

@@ -1,18 +1,21 @@
-//! What key strings begin with.
+//! Prefixes of key strings.
 
 use std::fmt;
 
 use super::InvalidField;
 
-/// The readable beginning of a key string: up to 16 of `a-z0-9_`, ending in `_` unless empty.
+/// The readable prefix of a key string: up to 16 characters of `a-z0-9_`, ending in `_` unless empty.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyPrefix(String);
 
 impl KeyPrefix {
-    /// The most characters of a prefix.
+    /// Maximum length of a prefix in characters.
     pub const MAX_CHARS: usize = 16;
 
-    /// Checks `prefix`, which came in `field`.
+    /// Checks that `prefix` is valid.
+    ///
+    /// # Errors
+    /// It is too long, has another character, or does not end in `_`. The error names `field`.
     pub fn parse(field: &str, prefix: impl Into<String>) -> Result<Self, InvalidField> {
         let prefix = prefix.into();
         let known = prefix.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'));
@@ -25,7 +28,7 @@ impl KeyPrefix {
         Ok(Self(prefix))
     }
 
-    /// The prefix as text.
+    /// Returns the prefix as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

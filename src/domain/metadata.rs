@@ -1,4 +1,4 @@
-//! Free data that owners attach to a key.
+//! Arbitrary data that owners attach to a key.
 
 use std::collections::BTreeMap;
 
@@ -10,14 +10,18 @@ use super::text::{CONTROL_PROBLEM, exceeds, is_control};
 pub struct Metadata(BTreeMap<String, String>);
 
 impl Metadata {
-    /// The largest number of pairs.
+    /// Maximum number of pairs.
     pub const MAX_PAIRS: usize = 32;
-    /// The most characters of a key; it has at least one.
+    /// Maximum length of a key in characters. The minimum is 1.
     pub const MAX_KEY_CHARS: usize = 64;
-    /// The most characters of a value.
+    /// Maximum length of a value in characters. Values may be empty.
     pub const MAX_VALUE_CHARS: usize = 512;
 
-    /// Checks `pairs`, which came in the field `metadata`.
+    /// Checks that `pairs` are valid.
+    ///
+    /// # Errors
+    /// There are too many pairs, a key or a value has an invalid length, or one of them has a control
+    /// character. The error names the field `metadata`.
     pub fn parse(pairs: BTreeMap<String, String>) -> Result<Self, InvalidField> {
         if pairs.len() > Self::MAX_PAIRS {
             return Err(refused(format!("has too many pairs: give at most {}", Self::MAX_PAIRS)));
@@ -39,7 +43,7 @@ impl Metadata {
         Ok(Self(pairs))
     }
 
-    /// The pairs.
+    /// Returns the pairs.
     #[must_use]
     pub fn as_map(&self) -> &BTreeMap<String, String> {
         &self.0

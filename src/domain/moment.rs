@@ -1,44 +1,45 @@
-//! Time that only goes forward, for measuring how old something is.
+//! Monotonic time, for measuring ages.
 
 use std::fmt::Debug;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// An instant of this machine since it was started, in nanoseconds. It means nothing elsewhere.
+/// An instant in nanoseconds since the start of this machine. Moments of different machines, or from before
+/// and after a restart, are not comparable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Moment(u64);
 
 impl Moment {
     /// The start of the machine.
     pub const START: Self = Self(0);
-    /// Later than all others.
+    /// The largest moment. It is never reached.
     pub const NEVER: Self = Self(u64::MAX);
 
-    /// The moment so many nanoseconds after the start.
+    /// Returns the moment that is `nanos` nanoseconds after the start of the machine.
     #[must_use]
     pub fn from_nanos(nanos: u64) -> Self {
         Self(nanos)
     }
 
-    /// Nanoseconds since the start.
+    /// Returns the number of nanoseconds since the start of the machine.
     #[must_use]
     pub fn as_nanos(self) -> u64 {
         self.0
     }
 
-    /// This moment and `duration` later, at most [`Moment::NEVER`].
+    /// Returns the moment that is `duration` later, at most [`Moment::NEVER`].
     #[must_use]
     pub fn after(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(nanos(duration)))
     }
 
-    /// `duration` before this moment, at least [`Moment::START`].
+    /// Returns the moment that is `duration` earlier, at least [`Moment::START`].
     #[must_use]
     pub fn before(self, duration: Duration) -> Self {
         Self(self.0.saturating_sub(nanos(duration)))
     }
 
-    /// How long after `earlier` this is; zero if it is not.
+    /// Returns the time from `earlier` to this moment. Zero if `earlier` is later than this moment.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
@@ -49,14 +50,14 @@ fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Tells [`Moment`]s. Unlike a [`Clock`](super::Clock) nobody sets it: it never goes back, and it goes on while the machine
-/// is suspended, when others don't.
+/// Returns the current [`Moment`]. Unlike a [`Clock`](super::Clock), a stopwatch can't be set and never goes
+/// back. It also advances while the machine is suspended.
 pub trait Stopwatch: Send + Sync + Debug {
-    /// The present moment.
+    /// Returns the current moment.
     fn moment(&self) -> Moment;
 }
 
-/// `CLOCK_BOOTTIME` of the operating system.
+/// The operating system's `CLOCK_BOOTTIME`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BootClock;
 
@@ -69,12 +70,12 @@ impl Stopwatch for BootClock {
     }
 }
 
-/// A stopwatch that stands still until it is moved: for tests.
+/// A stopwatch that only moves when it is advanced. For tests.
 #[derive(Debug, Default)]
 pub struct ManualStopwatch(AtomicU64);
 
 impl ManualStopwatch {
-    /// Moves it forward.
+    /// Moves the stopwatch forward by `by`.
     pub fn advance(&self, by: Duration) {
         self.0.fetch_add(nanos(by), Ordering::SeqCst);
     }

@@ -1,28 +1,29 @@
-//! What tells a retry of a request from another request.
+//! Digests by which retries of requests are recognised.
 
 use sha2::{Digest as _, Sha256};
 
 use super::KeyId;
 
-/// Identifies a request that makes a key, by the digest of who sent it, what it asks for, and the `request_id` that the
-/// client chose for it (as in [AIP-155](https://google.aip.dev/155)).
+/// Identifies a request that creates a key, by the digest of its caller, its operation and target, and the
+/// `request_id` that the client chose for it (as in [AIP-155](https://google.aip.dev/155)).
 ///
-/// Two callers can't meet each other's keys by it, and a `request_id` can be used again for another method or key.
+/// Requests of different callers never have the same digest. A caller can use a `request_id` again for
+/// another method or key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestDigest([u8; Self::BYTES]);
 
 impl RequestDigest {
-    /// Number of bytes of a digest.
+    /// Length of a digest in bytes.
     pub const BYTES: usize = 32;
 
-    /// Returns the digest of a request of `actor` to make a key.
+    /// Returns the digest of a request of `actor` to create a key.
     #[must_use]
     pub fn of_creation(actor: &str, request_id: &str) -> Self {
         Self::of("create", actor, "", request_id)
     }
 
-    /// Returns the digest of a request of `actor` to rotate the key `id`. It is stored where that key is: its first byte
-    /// is that of the key's hash.
+    /// Returns the digest of a request of `actor` to rotate the key `id`. Its first byte is the first byte of
+    /// the key's hash, so that a backend stores it where that key is.
     #[must_use]
     pub fn of_rotation(actor: &str, id: KeyId, request_id: &str) -> Self {
         let mut digest = Self::of("rotate", actor, &id.to_string(), request_id);

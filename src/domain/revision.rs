@@ -1,26 +1,27 @@
-//! The number of a change.
+//! Revision numbers of changes.
 
 use std::fmt;
 
-/// Orders the changes of one key: each draws a larger one, also after the key was deleted and made again.
+/// Orders the changes of one key. Each change is assigned a larger revision than the one before, even if the
+/// key was deleted and created again in between.
 ///
-/// It is the key's etag at the same time. Revisions of different keys need not be comparable.
+/// The revision is also the key's etag. Revisions of different keys need not be comparable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(i64);
 
 impl Revision {
-    /// What a key has before a repository gave it a revision.
+    /// The revision of a key before the repository assigned one.
     pub const NONE: Self = Self(0);
-    /// Larger than any that is drawn.
+    /// The upper bound. It is never assigned.
     pub const MAX: Self = Self(i64::MAX);
 
-    /// A revision that was stored.
+    /// Returns the revision with this number, for example one that was stored.
     #[must_use]
     pub fn new(number: i64) -> Self {
         Self(number)
     }
 
-    /// The number.
+    /// Returns the number.
     #[must_use]
     pub fn get(self) -> i64 {
         self.0

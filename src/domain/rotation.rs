@@ -1,4 +1,4 @@
-//! Replacing a key by a successor.
+//! The rotation of a key: its replacement by a successor.
 
 use std::time::Duration;
 
@@ -6,46 +6,52 @@ use super::{
     ApiKey, ChangeId, KeyHash, KeyId, KeyPrefix, KeyState, Revision, Revocation, RevokeReason, Timestamp,
 };
 
-/// The longest time for which a replaced key may stay valid: 30 days.
+/// Maximum time for which a replaced key may stay valid: 30 days.
 pub const MAX_OVERLAP: Duration = Duration::from_hours(30 * 24);
 
-/// The two records that a rotation leaves. Repositories store both or none.
+/// The two records that result from a rotation. Repositories store both or neither.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rotation {
-    /// The old key as it has to be: linked to its successor, and revoked or with the end of the overlap as expiry.
+    /// The old key after the rotation. It is linked to its successor, and it is either revoked or expires at
+    /// the end of the overlap at the latest.
     pub replaced: ApiKey,
     /// The new key.
     pub successor: ApiKey,
 }
 
-/// What tells a key from all others.
+/// The attributes that make a key unique.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyIdentity {
-    /// Its id.
+    /// The id of the key.
     pub id: KeyId,
-    /// The digest of its secret.
+    /// The digest of the key string.
     pub hash: KeyHash,
-    /// What its secret begins with.
+    /// The prefix of the key string.
     pub prefix: KeyPrefix,
 }
 
-/// Why a key can't be rotated.
+/// The reason why a key can't be rotated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RotationRefused {
-    /// It was revoked.
+    /// The key was revoked.
     #[error("a revoked key can't be rotated: create a new one")]
     Revoked,
-    /// It has expired.
+    /// The key has expired.
     #[error("an expired key can't be rotated: create a new one")]
     Expired,
-    /// It has this successor already.
+    /// The key already has this successor.
     #[error("the key was rotated before: rotate its successor {0}")]
     Replaced(KeyId),
 }
 
 impl Rotation {
-    /// Plans the rotation of `old` at `now`. The successor is `identity` and has `old`'s attributes and its lifetime, unless
-    /// `expires_at` says otherwise. With no `overlap` the old key is revoked; otherwise it ends after it at the latest.
+    /// Plans the rotation of `old` at `now`. The successor has the identity `identity`, and all other
+    /// attributes of `old`. It expires at `expires_at`; if that is `None`, it gets the same lifetime as
+    /// `old`. If `overlap` is zero, the old key is revoked. Otherwise it expires after `overlap` at the
+    /// latest.
+    ///
+    /// # Errors
+    /// `old` was rotated before, was revoked, or has expired.
     pub fn plan(
         old: &ApiKey,
         identity: KeyIdentity,
@@ -53,7 +59,8 @@ impl Rotation {
         expires_at: Option<Timestamp>,
         now: Timestamp,
     ) -> Result<Self, RotationRefused> {
-        // Asked first: without an overlap the old key is revoked as well, and a new key would be the wrong advice.
+        // This check comes first: a rotation without an overlap also revokes the old key, and advice to
+        // create a new key would be wrong then.
         if let Some(successor) = old.replaced_by {
             return Err(RotationRefused::Replaced(successor));
         }
@@ -87,7 +94,8 @@ impl Rotation {
     }
 }
 
-/// `old`'s lifetime, counted from `now`.
+/// Returns the expiry at which a key created at `now` has the same lifetime as `old`. `None` if `old` never
+/// expires.
 fn same_lifetime(old: &ApiKey, now: Timestamp) -> Option<Timestamp> {
     let lifetime = old.expires_at?.since(old.created_at);
     Some(now.checked_add(lifetime).unwrap_or(Timestamp::MAX))

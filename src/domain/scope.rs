@@ -1,27 +1,33 @@
-//! Scopes: what a key may do.
+//! The scopes of keys.
 
 use std::collections::BTreeSet;
 use std::fmt;
 
 use super::InvalidField;
 
-/// What a reserved scope begins with: such scopes open Keyvouch itself, so only who holds one can grant it.
+/// The prefix of reserved scopes. They give access to Keyvouch itself, so only a caller that has such a scope
+/// can grant it.
 pub const RESERVED_SCOPE_PREFIX: &str = "keyvouch.";
 
-/// A scope-token of RFC 6749, section 3.3: printable ASCII without space, `"` and `\`. Compared exactly.
+/// A scope-token of RFC 6749, section 3.3: printable ASCII without space, `"` and `\`. Scopes are compared
+/// exactly.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Scope(String);
 
 impl Scope {
-    /// The most characters of a scope; it has at least one.
+    /// Maximum length of a scope in characters. The minimum is 1.
     pub const MAX_CHARS: usize = 128;
 
-    /// Checks `token`, which came in `field`.
+    /// Checks that `token` is a valid scope.
+    ///
+    /// # Errors
+    /// It is empty or too long, or has an invalid character. The error names `field`.
     pub fn parse(field: &str, token: impl Into<String>) -> Result<Self, InvalidField> {
         Self::check(token).map_err(|problem| InvalidField::new(field, problem))
     }
 
-    /// The same for a field whose name is made only if there is a problem.
+    /// Checks `token` and returns only the problem, so that callers build the name of a field only on
+    /// failure.
     fn check(token: impl Into<String>) -> Result<Self, String> {
         let token = token.into();
         if token.is_empty() || token.len() > Self::MAX_CHARS {
@@ -34,13 +40,13 @@ impl Scope {
         Ok(Self(token))
     }
 
-    /// The scope as text.
+    /// Returns the scope as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether this scope opens Keyvouch itself.
+    /// Returns whether this scope gives access to Keyvouch itself.
     #[must_use]
     pub fn is_reserved(&self) -> bool {
         self.0.starts_with(RESERVED_SCOPE_PREFIX)
@@ -62,11 +68,15 @@ fn is_scope_byte(byte: u8) -> bool {
 pub struct ScopeSet(BTreeSet<Scope>);
 
 impl ScopeSet {
-    /// The largest number of different scopes.
+    /// Maximum number of scopes.
     pub const MAX_SCOPES: usize = 64;
 
-    /// Checks the tokens, which came in the list `field`. There are at most [`MAX_SCOPES`](Self::MAX_SCOPES) of them, repeated
-    /// ones counted each.
+    /// Checks that `tokens` are at most [`MAX_SCOPES`](Self::MAX_SCOPES) valid scopes. Repeated scopes count
+    /// each time.
+    ///
+    /// # Errors
+    /// There are too many scopes; the error names `field`. Or a scope is invalid; the error names its index
+    /// in `field`, for example `scopes[2]`.
     pub fn parse<T: Into<String>>(
         field: &str,
         tokens: impl IntoIterator<Item = T>,
@@ -84,30 +94,30 @@ impl ScopeSet {
         Ok(Self(scopes))
     }
 
-    /// The scopes, sorted by their bytes.
+    /// Returns the scopes, sorted by their bytes.
     pub fn iter(&self) -> impl Iterator<Item = &Scope> {
         self.0.iter()
     }
 
-    /// The number of scopes.
+    /// Returns the number of scopes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there is none.
+    /// Returns whether the set is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether `scope` is among them, exactly.
+    /// Returns whether the set contains exactly `scope`.
     #[must_use]
     pub fn contains(&self, scope: &Scope) -> bool {
         self.0.contains(scope)
     }
 
-    /// Whether these scopes are enough where `required` is asked for. Nothing required is always satisfied.
+    /// Returns whether this set satisfies the scopes in `required`. An empty `required` is always satisfied.
     #[must_use]
     pub fn satisfy(&self, required: &Self, scope_match: ScopeMatch) -> bool {
         match scope_match {
@@ -117,13 +127,13 @@ impl ScopeSet {
     }
 }
 
-/// How required scopes are compared with those of a key.
+/// The rule by which required scopes are compared with the scopes of a key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ScopeMatch {
-    /// Every required scope is needed.
+    /// Every required scope has to be present.
     #[default]
     All,
-    /// One of the required scopes is enough.
+    /// One of the required scopes has to be present.
     Any,
 }
 

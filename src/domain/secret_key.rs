@@ -1,4 +1,4 @@
-//! The key string itself, which only its owner keeps.
+//! The key string itself. Only its owner keeps it.
 
 use std::fmt;
 
@@ -6,9 +6,9 @@ use zeroize::Zeroizing;
 
 use super::{Entropy, EntropyError, KeyHash, KeyPrefix};
 
-/// The characters of the random part: what 256 bits need in base 62.
+/// Length of the random part in characters: 256 bits in base 62.
 pub(super) const BODY_CHARS: usize = 43;
-/// The characters of the checksum: what 32 bits need in base 62.
+/// Length of the checksum in characters: 32 bits in base 62.
 pub(super) const CHECKSUM_CHARS: usize = 6;
 
 const RANDOM_BYTES: usize = 32;
@@ -16,16 +16,17 @@ const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmn
 
 /// A whole key string: `<prefix><43 base62 characters of 32 random bytes><6 base62 characters of CRC-32>`.
 ///
-/// It is overwritten when dropped, hidden by `Debug` and has no `Display`. Own keys are made by
-/// [`SecretKey::generate`], presented ones by [`KeyFormat::parse`](super::KeyFormat::parse).
+/// The string is overwritten when it is dropped, `Debug` hides it, and it has no `Display`. New keys are made
+/// by [`SecretKey::generate`], and presented keys are parsed by
+/// [`KeyFormat::parse`](super::KeyFormat::parse).
 #[derive(Clone)]
 pub struct SecretKey(Zeroizing<String>);
 
 impl SecretKey {
-    /// A new key.
+    /// Returns a new random key.
     ///
     /// # Errors
-    /// There were no random bytes.
+    /// The source of random bytes failed.
     pub fn generate(prefix: &KeyPrefix, entropy: &dyn Entropy) -> Result<Self, EntropyError> {
         let mut random = Zeroizing::new([0; RANDOM_BYTES]);
         entropy.fill(random.as_mut_slice())?;
@@ -39,18 +40,18 @@ impl SecretKey {
         Ok(Self(secret))
     }
 
-    /// A string that may be a key.
+    /// Wraps `secret` without checking its form.
     pub(super) fn from_string(secret: String) -> Self {
         Self(Zeroizing::new(secret))
     }
 
-    /// The key string. It goes to its owner and nowhere else.
+    /// Returns the key string. It must only be sent to its owner.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// The digest under which the key is stored.
+    /// Returns the digest under which the key is stored.
     #[must_use]
     pub fn hash(&self) -> KeyHash {
         KeyHash::of(&self.0)
@@ -63,13 +64,14 @@ impl fmt::Debug for SecretKey {
     }
 }
 
-/// GitHub's rule: CRC-32 (IEEE) of the body, in base 62, left-padded with `0`.
+/// Returns the checksum of `body` by GitHub's rule: CRC-32 (IEEE) in base 62, left-padded with `0`.
 /// <https://github.blog/engineering/platform-security/behind-githubs-new-authentication-token-formats/>
 pub(super) fn checksum(body: &[u8]) -> [u8; CHECKSUM_CHARS] {
     base62(Zeroizing::new(crc32fast::hash(body).to_be_bytes()))
 }
 
-/// The big-endian number `bytes` in base 62, in exactly `CHARS` digits. `CHARS` has to be large enough.
+/// Returns the big-endian number `bytes` in base 62, in exactly `CHARS` digits. `CHARS` has to be large
+/// enough.
 fn base62<const CHARS: usize>(mut bytes: Zeroizing<impl AsMut<[u8]> + zeroize::Zeroize>) -> [u8; CHARS] {
     let mut digits = [b'0'; CHARS];
     for digit in digits.iter_mut().rev() {
@@ -83,7 +85,7 @@ fn divide_by_62(number: &mut [u8]) -> u8 {
     let mut remainder: u16 = 0;
     for byte in number {
         let dividend = remainder << 8 | u16::from(*byte);
-        // Both fit: the dividend is below 62 * 256.
+        // Both results fit: the dividend is below 62 * 256.
         *byte = (dividend / 62).to_le_bytes()[0];
         remainder = dividend % 62;
     }

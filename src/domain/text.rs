@@ -1,26 +1,30 @@
-//! Short texts with a length and without control characters.
+//! Short texts with a length limit and without control characters.
 
 use std::fmt;
 
 use super::InvalidField;
 
-/// A key's label.
+/// The label of a key.
 pub type KeyName = BoundedText<1, 128>;
-/// What a key is for.
+/// The purpose of a key.
 pub type Description = BoundedText<0, 1024>;
-/// Whom a key acts for. Owners are the same only if their bytes are.
+/// The owner of a key: the party that it acts for. Owners are compared byte by byte.
 pub type OwnerId = BoundedText<1, 128>;
-/// Why a key was revoked.
+/// The reason of a revocation.
 pub type RevokeReason = BoundedText<0, 256>;
 
 /// A text of `MIN` to `MAX` characters (Unicode scalar values), without control characters.
 ///
-/// A text with a lower bound has to have something to see: white space alone is refused.
+/// If `MIN` is greater than 0, a text that consists of white space alone is rejected.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BoundedText<const MIN: usize, const MAX: usize>(String);
 
 impl<const MIN: usize, const MAX: usize> BoundedText<MIN, MAX> {
-    /// Checks `text`, which came in `field`.
+    /// Checks that `text` is valid.
+    ///
+    /// # Errors
+    /// It is empty or blank although `MIN` is greater than 0, is too long, or has a control character. The
+    /// error names `field`.
     pub fn parse(field: &str, text: impl Into<String>) -> Result<Self, InvalidField> {
         let text = text.into();
         if MIN > 0 && text.trim().is_empty() {
@@ -38,7 +42,7 @@ impl<const MIN: usize, const MAX: usize> BoundedText<MIN, MAX> {
         Ok(Self(text))
     }
 
-    /// The text.
+    /// Returns the text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -63,17 +67,17 @@ impl<const MIN: usize, const MAX: usize> fmt::Display for BoundedText<MIN, MAX> 
     }
 }
 
-/// What to say of a text with a control character.
+/// The problem of a text with a control character.
 pub(super) const CONTROL_PROBLEM: &str =
     "has a control character: leave out line breaks, tabs, NUL and marks that turn the direction of text";
 
-/// Whether `c` controls instead of being shown: of Unicode's category Cc, a line or paragraph separator, or a mark that
-/// turns the direction of text (UAX #9), with which one name can look like another.
+/// Returns whether `c` is a control character: one of Unicode's category Cc, a line or paragraph separator,
+/// or a mark that changes the direction of text (UAX #9). With such a mark, one name can look like another.
 pub(super) fn is_control(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Whether `text` has more than `max` characters, without counting far beyond that.
+/// Returns whether `text` has more than `max` characters. Counts at most one character more.
 pub(super) fn exceeds(text: &str, max: usize) -> bool {
     text.len() > max && text.chars().nth(max).is_some()
 }

@@ -1,8 +1,8 @@
-//! Instants as the domain counts them.
+//! Instants with the precision of the domain.
 
 use std::time::Duration;
 
-/// An instant in UTC: whole microseconds since the Unix epoch, the same on every backend.
+/// An instant in UTC, in whole microseconds since the Unix epoch. It is the same on every backend.
 ///
 /// The range is that of `google.protobuf.Timestamp`: the years 1 to 9999.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -14,39 +14,42 @@ impl Timestamp {
     /// The last microsecond of the year 9999.
     pub const MAX: Self = Self(253_402_300_800 * MICROS_PER_SECOND - 1);
 
-    /// The instant at `micros` microseconds since the epoch; `None` outside of the range.
+    /// Returns the instant at `micros` microseconds since the Unix epoch. `None` if it is outside of the
+    /// range.
     #[must_use]
     pub fn from_micros(micros: i64) -> Option<Self> {
         (Self::MIN.0..=Self::MAX.0).contains(&micros).then_some(Self(micros))
     }
 
-    /// Microseconds since the epoch.
+    /// Returns the number of microseconds since the Unix epoch.
     #[must_use]
     pub fn as_micros(self) -> i64 {
         self.0
     }
 
-    /// Whole milliseconds since the epoch, 0 for what was before it.
+    /// Returns the number of whole milliseconds since the Unix epoch. 0 for instants before it.
     #[must_use]
     pub fn as_unix_millis(self) -> u64 {
         u64::try_from(self.0 / 1_000).unwrap_or(0)
     }
 
-    /// The instant that much earlier; `None` before the first of all.
+    /// Returns the instant that is `duration` earlier, in whole microseconds. `None` if it is before
+    /// [`Timestamp::MIN`].
     #[must_use]
     pub fn checked_sub(self, duration: Duration) -> Option<Self> {
         let micros = i64::try_from(duration.as_micros()).ok()?;
         Self::from_micros(self.as_micros().checked_sub(micros)?)
     }
 
-    /// This instant and `duration` later, cut to microseconds; `None` past the end of the range.
+    /// Returns the instant that is `duration` later, in whole microseconds. `None` if it is after
+    /// [`Timestamp::MAX`].
     #[must_use]
     pub fn checked_add(self, duration: Duration) -> Option<Self> {
         let micros = i64::try_from(duration.as_micros()).ok()?;
         Self::from_micros(self.0.checked_add(micros)?)
     }
 
-    /// How long after `earlier` this is; zero if it is not.
+    /// Returns the time from `earlier` to this instant. Zero if `earlier` is later than this instant.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(u64::try_from(self.0 - earlier.0).unwrap_or(0))

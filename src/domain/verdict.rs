@@ -1,22 +1,22 @@
-//! The answer to the one question.
+//! The verdict on a key.
 
 use super::{ApiKey, KeyState, ScopeMatch, ScopeSet, Timestamp};
 
-/// Whether a key may be used. What could not be decided is an error instead, never a verdict.
+/// Whether a key may be used. An undecided validation is an error, never a verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
-    /// It may.
+    /// The key may be used.
     Allowed,
-    /// It may not.
+    /// The key must not be used.
     Denied(Denial),
 }
 
-/// Why a key is refused: the first that applies, in this order.
+/// The reason why a key is denied. If several apply, it is the first in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Denial {
-    /// The string can't be a key of this server.
+    /// The string does not have the form of a key of this server.
     Malformed,
-    /// There is no such key.
+    /// The key does not exist.
     NotFound,
     /// The key was revoked.
     Revoked,
@@ -27,7 +27,7 @@ pub enum Denial {
 }
 
 impl Denial {
-    /// A name for a metric's label.
+    /// Returns the value of a metric's label.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -40,7 +40,8 @@ impl Denial {
     }
 }
 
-/// Judges a key that was found.
+/// Returns the verdict on a key that was found: revoked, expired, insufficient scope or allowed, the first
+/// that applies at `now`.
 #[must_use]
 pub fn judge(key: &ApiKey, required: &ScopeSet, scope_match: ScopeMatch, now: Timestamp) -> Verdict {
     match key.state(now) {
