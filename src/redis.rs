@@ -1,4 +1,4 @@
-//! Connections to Redis, for the store and for the cache.
+//! Connections to Redis, for the backend and for the cache.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,25 +27,30 @@ use error::Result;
 pub use files::{ClientCertificate, RedisFiles};
 pub(crate) use watch::Watch;
 
-/// How long to wait before the first and the last attempts to connect again, in milliseconds.
+/// Delays before the first and the last attempts to reconnect, in milliseconds.
 const RECONNECT_MILLIS: (u32, u32) = (20, 500);
-/// Commands that wait for a connection; more are refused at once.
+/// Maximum number of commands that wait for a connection. Further commands are rejected at once.
 const MAX_WAITING: usize = 50_000;
 
-/// For how long what was sent may stay unacknowledged by a machine, not by its server.
+/// Minimum time for which sent data may stay unacknowledged by the remote host's kernel before the connection
+/// is closed.
 const HALF_OPEN: Duration = Duration::from_secs(5);
 
-/// What follows `redis` or `valkey` in the schemes of URLs: TLS or not, and what is there.
+/// The suffixes of `redis` or `valkey` in URL schemes. They state whether TLS is used, and the kind of
+/// deployment.
 const SCHEMES: [&str; 7] = ["", "s", "-sentinel", "s-sentinel", "-cluster", "s-cluster", "+unix"];
 
-/// Whether a URL with `scheme` is one of Redis, or of Valkey, which is spoken to in the same way.
+/// Returns whether `scheme` is a URL scheme of Redis, or of Valkey, which has the same protocol.
 pub(crate) fn is_scheme(scheme: &str) -> bool {
     ["redis", "valkey"]
         .iter()
         .any(|name| scheme.strip_prefix(name).is_some_and(|rest| SCHEMES.contains(&rest)))
 }
 
-/// Parses `url`, and reads the `files`. Errors contain no part of the URL.
+/// Parses `url` and reads `files`.
+///
+/// # Errors
+/// The URL or a file is invalid. Errors contain no part of the URL.
 pub(crate) fn config(url: &str, files: &RedisFiles) -> Result<Config> {
     let mut config = parse(url, files)?;
     let Some(password_file) = &files.password else { return Ok(config) };
@@ -55,7 +60,7 @@ pub(crate) fn config(url: &str, files: &RedisFiles) -> Result<Config> {
         ));
     }
     if config.server.is_sentinel() {
-        // fred sends the credentials of a provider to the sentinels as well.
+        // fred sends a provider's credentials to the sentinels as well.
         return Err(InvalidSettings::new(
             "a password file is not supported with Sentinel; put the password into the URL",
         ));
@@ -65,7 +70,7 @@ pub(crate) fn config(url: &str, files: &RedisFiles) -> Result<Config> {
 }
 
 fn parse(url: &str, files: &RedisFiles) -> Result<Config> {
-    // The parser's own error can quote the URL.
+    // The parser's own error can quote the URL, so it is discarded.
     let parse = |url: &str| {
         let unreadable = "the URL can't be read, or the system's certificates: special characters in a password are \
                           written as %XX";
@@ -74,7 +79,7 @@ fn parse(url: &str, files: &RedisFiles) -> Result<Config> {
     if !files.need_tls() {
         return parse(url);
     }
-    // Parsed as a URL without TLS, because fred would read the system's certificates otherwise, which may be missing.
+    // Parse the URL without TLS: fred would otherwise read the system's certificates, which may be missing.
     let Some(rest) = url.strip_prefix("rediss").or_else(|| url.strip_prefix("valkeys")) else {
         return Err(InvalidSettings::new(
             "files of certificates are for URLs with TLS: rediss:, rediss-sentinel: or rediss-cluster:",
@@ -85,16 +90,17 @@ fn parse(url: &str, files: &RedisFiles) -> Result<Config> {
     Ok(config)
 }
 
-/// Maximum number of times that a command is sent. fred stops its client when this number is exceeded. Commands that must not be
-/// repeated after their connection broke set `fail_fast` and a limit of their own.
+/// Maximum number of times that a command is sent. fred stops its client when this number is exceeded.
+/// Commands that must not be repeated after their connection broke set `fail_fast` and a limit of their own.
 const MAX_ATTEMPTS: u32 = 4;
 
-/// Returns a client that reconnects by itself. Its commands end after `timeout`. A command that a cluster redirects fails with "Too many
-/// redirections."; the client has the new topology then, and the command can be sent again.
+/// Returns a client that reconnects by itself. Its commands time out after `timeout`. A command that a
+/// cluster redirects fails with "Too many redirections."; the client has the new topology then, and the
+/// command can be sent again.
 ///
-/// fred 10.1.0 must not follow redirections itself: after `ASK` it reads the next answer on the connection as that to its `ASKING`
-/// (`router/utils.rs`, `send_asking_with_policy`), although it may belong to another command in flight. From then on each command on the
-/// connection gets the answer to another one.
+/// fred 10.1.0 must not follow redirections itself: after `ASK` it reads the next response on the connection
+/// as the response to its `ASKING` (`router/utils.rs`, `send_asking_with_policy`), although it may belong to
+/// another command in flight. From then on, each command on the connection gets the response to another one.
 pub(crate) fn client(config: Config, timeout: Duration) -> Result<Client> {
     Builder::from_config(config)
         .with_performance_config(|performance: &mut PerformanceConfig| {
@@ -116,7 +122,7 @@ pub(crate) fn client(config: Config, timeout: Duration) -> Result<Client> {
         .map_err(|_| InvalidSettings::new("the URL does not fit together"))
 }
 
-/// The servers, without any credential.
+/// Returns the addresses of the servers, without credentials.
 pub(crate) fn place(server: &ServerConfig) -> String {
     let list = |hosts: &[fred::types::config::Server]| {
         hosts.iter().map(|it| format!("{}:{}", it.host, it.port)).collect::<Vec<_>>().join(",")
@@ -136,8 +142,8 @@ fn reconnects() -> ReconnectPolicy {
     ReconnectPolicy::new_exponential(0, first, last, 2)
 }
 
-/// Yields after messages in `channel`, and when some may have been lost. A message can come twice or never: it only says
-/// that it is worth looking.
+/// Returns a stream that yields after messages in `channel`, and after reconnections, during which messages
+/// may have been lost. A message is only a hint that there are changes to read: it may come twice or never.
 pub(crate) fn wakes(config: &Config, timeout: Duration, channel: String) -> BoxStream<'static, ()> {
     let subscriber = Builder::from_config(config.clone())
         .with_connection_config(|connection: &mut ConnectionConfig| {
@@ -148,10 +154,10 @@ pub(crate) fn wakes(config: &Config, timeout: Duration, channel: String) -> BoxS
         .set_policy(reconnects())
         .build_subscriber_client();
     let Ok(subscriber) = subscriber else {
-        // The same settings made a client already.
+        // A client was built from the same settings before, so this can't fail.
         return stream::pending().boxed();
     };
-    // One that waits stands for all that come meanwhile.
+    // Capacity 1: pending wake-ups are coalesced.
     let (wake, woken) = mpsc::channel(1);
     tokio::spawn(listen(subscriber, timeout, channel, wake));
     ReceiverStream::new(woken).boxed()
@@ -183,9 +189,9 @@ async fn listen(subscriber: SubscriberClient, timeout: Duration, channel: String
         if is_over {
             break;
         }
-        // A full channel has one that waits.
+        // A full channel already has a pending wake-up.
         let _ = wake.try_send(());
     }
-    // The connection is not needed any more, however that ends.
+    // The connection is not needed any more, so an error has no effect.
     let _ = subscriber.quit().await;
 }

@@ -1,8 +1,8 @@
-//! Settings that can't be used.
+//! The error of unusable settings.
 
 use std::error::Error;
 
-/// A URL or a file that no connection to Redis can be made with. The text contains no part of the URL.
+/// A URL or a file is unusable for connections to Redis. The text contains no part of the URL.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub(crate) struct InvalidSettings(Box<dyn Error + Send + Sync>);

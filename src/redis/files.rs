@@ -16,35 +16,36 @@ use super::error::{InvalidSettings, Result};
 /// Files that connections to Redis use besides the URL.
 #[derive(Clone, Debug, Default)]
 pub struct RedisFiles {
-    /// PEM certificates that servers with TLS are verified against. `None`: the system's.
+    /// PEM file of the certificates that verify servers with TLS. `None` means the system's certificates.
     pub ca: Option<PathBuf>,
-    /// Certificate for servers that demand one of their clients. Read again for each connection, as are the next two.
+    /// Certificate for servers that request one from clients. Its files are read again for each connection.
+    /// `None` means that no certificate is sent.
     pub client_certificate: Option<ClientCertificate>,
-    /// The password. `None`: the one in the URL.
+    /// File of the password, read again for each connection. `None` means the password in the URL.
     pub password: Option<PathBuf>,
 }
 
-/// A certificate and its private key.
+/// A client certificate and its private key.
 #[derive(Clone, Debug)]
 pub struct ClientCertificate {
-    /// PEM file of the certificate and of those that lead to its root.
+    /// PEM file of the certificate and of the intermediate certificates up to its root.
     pub certificate: PathBuf,
-    /// PEM file of its private key.
+    /// PEM file of the private key.
     pub key: PathBuf,
 }
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 impl RedisFiles {
-    /// Whether the files are of use for connections with TLS alone.
+    /// Returns whether the files have an effect only on connections with TLS.
     pub(super) fn need_tls(&self) -> bool {
         self.ca.is_some() || self.client_certificate.is_some()
     }
 
-    /// Makes connections that verify servers, and that show the client's certificate.
+    /// Returns a connector that verifies servers and presents the client certificate.
     ///
     /// # Errors
-    /// A file can't be used now.
+    /// A file can't be read or is invalid.
     pub(super) fn tls(&self) -> Result<TlsConnector> {
         let config = self.client_config();
         Ok(config.map_err(InvalidSettings::new)?.into())
@@ -63,7 +64,7 @@ impl RedisFiles {
 fn roots(ca: Option<&Path>) -> std::result::Result<RootCertStore, Failure> {
     let mut roots = RootCertStore::empty();
     let Some(ca) = ca else {
-        // Some of the system's certificates may be unusable.
+        // Unparsable system certificates are skipped, because some systems have such certificates.
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         return Ok(roots);
     };

@@ -1,4 +1,4 @@
-//! A password that changes while the process runs. The file is read again for each new connection.
+//! A password that can change while the process runs. The file is read again for each new connection.
 
 use std::path::{Path, PathBuf};
 
@@ -16,8 +16,10 @@ pub(super) struct PasswordFile {
 }
 
 impl PasswordFile {
+    /// Opens the file and checks that it can be read.
+    ///
     /// # Errors
-    /// The file can't be read now.
+    /// The file can't be read.
     pub(super) fn open(user: Option<String>, path: &Path) -> Result<Self> {
         let file = Self { user, path: path.to_owned() };
         file.read().map_err(InvalidSettings::new)?;

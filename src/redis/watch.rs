@@ -66,7 +66,7 @@ pub(super) fn patience(timeout: Duration) -> Duration {
     (timeout / 4).max(Duration::from_millis(100))
 }
 
-/// Starts the task of a client again when it ends with an error. Closing the client ends it without one.
+/// Restarts the task of a client when it ends with an error. Closing the client ends it without one.
 async fn restart(client: impl ClientLike, mut task: ConnectHandle) {
     loop {
         match task.await {
@@ -80,7 +80,7 @@ async fn restart(client: impl ClientLike, mut task: ConnectHandle) {
             Err(error) if error.is_panic() => {
                 tracing::error!(%error, "a Redis client panicked and is started again");
             }
-            // The client was closed, or the runtime ends.
+            // The client was closed, or the runtime shuts down.
             Ok(Ok(())) | Err(_) => return,
         }
         tokio::time::sleep(RESTART_DELAY).await;
@@ -106,8 +106,9 @@ async fn report(client: Client) {
     }
 }
 
-/// Pings a server over the connections of `clients`. All reconnect when the first one is silent: on the others, an answer can be late
-/// although the server is well, behind changes that wait for replicas.
+/// Pings a server over the connections of `clients`. All clients reconnect when the first one is silent. On
+/// the other connections a response can be late although the server is healthy, because it is queued behind
+/// changes that wait for replicas.
 async fn watch_server(clients: Vec<impl ClientLike>, patience: Duration) {
     let mut ticks = ticks();
     let mut silences = 0;
@@ -118,7 +119,7 @@ async fn watch_server(clients: Vec<impl ClientLike>, patience: Duration) {
         silences = if is_first_silent { silences + 1 } else { 0 };
         if silences == MAX_SILENCES {
             silences = 0;
-            // fred continues in the background.
+            // fred continues the reconnection in the background, also after the timeout.
             let reconnections = join_all(clients.iter().map(ClientLike::force_reconnection));
             let _ = tokio::time::timeout(patience, reconnections).await;
         }
@@ -141,7 +142,7 @@ async fn watch_cluster(clients: Vec<Client>, patience: Duration) {
             primaries.iter().map(move |primary| node_answers(client, primary.clone(), patience))
         });
         if !join_all(asked).await.into_iter().all(|answers| answers) {
-            // A failure is retried with the next tick.
+            // A failure is retried at the next tick.
             join_all(clients.iter().map(Client::sync_cluster)).await;
         }
     }
