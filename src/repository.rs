@@ -1,28 +1,33 @@
-//! Where keys are kept: the contract of every storage backend.
+//! The storage contract that every backend implements, and the built-in backends.
 //!
 //! # Writing a backend
 //!
-//! `examples/custom_backend.rs` keeps keys as JSON files in a folder: a whole backend, with a server of its own. This is
-//! the way through it, which is that of any backend.
+//! `examples/custom_backend.rs` stores keys as JSON files in a folder. It is a complete backend with a server
+//! of its own. The following steps apply to any backend.
 //!
-//! 1. **Implement [`KeyRepository`].** [`get_by_hash`](KeyRepository::get_by_hash), [`get`](KeyRepository::get),
-//!    [`create`](KeyRepository::create), [`update`](KeyRepository::update), [`delete`](KeyRepository::delete) and
-//!    [`list_by_owner`](KeyRepository::list_by_owner) are all that has to be written. The other methods have provided
-//!    forms that are sound but not fast; what can't be derived from these six answers [`ErrorKind::NotOffered`].
-//!    [`MemoryRepository`] is the reference to read beside the contract.
-//! 2. **Store records, decide nothing.** Rules of the domain stay in the domain: a repository asks
-//!    [`ApiKey::check_update`](crate::domain::ApiKey::check_update) whether one record may take the place of another, and
-//!    knows nothing else about a key. [`StoredKey`] makes a document of it and checks what it reads.
-//! 3. **Order the changes.** Every change draws a [`Revision`] larger than all that this hash had before, also after the
-//!    key was deleted: the example keeps the last one in a file. A change that was answered is seen by every read from
-//!    then on, so whatever makes it durable (there: a synced file and a rename) comes before the answer.
-//! 4. **Be honest about failure.** `Ok(None)` says that there is no such key; when you could not look, it is an `Err`,
-//!    whose kind callers act on and whose cause goes to the log, without key, hash or password in it.
-//! 5. **Make changes recognisable.** A change is identified by its revision and a random nonce ([`ChangeId`]), which the
-//!    record and its event carry. A restored copy of the storage uses revisions again, and the nonce tells them apart. A backend
-//!    that remembers which request made which key offers [`key_of_request`](KeyRepository::key_of_request), so that creations can
-//!    be retried.
-//! 6. **Run the suite.** Each sentence of the contract is a clause of `conformance::repository` (feature `conformance`):
+//! 1. **Implement [`KeyRepository`].** Only [`get_by_hash`](KeyRepository::get_by_hash),
+//!    [`get`](KeyRepository::get), [`create`](KeyRepository::create), [`update`](KeyRepository::update),
+//!    [`delete`](KeyRepository::delete) and [`list_by_owner`](KeyRepository::list_by_owner) are required. The
+//!    other methods have default implementations, which are correct but not fast. Methods that can't be
+//!    derived from these six fail with [`ErrorKind::NotOffered`] by default. [`MemoryRepository`] is the
+//!    reference implementation to read beside the contract.
+//! 2. **Store records, and leave decisions to the domain.** A repository calls
+//!    [`ApiKey::check_update`](crate::domain::ApiKey::check_update) to check whether one record may replace
+//!    another, and has no other rules about keys. [`StoredKey`] converts a key into a document, and checks
+//!    documents that are read.
+//! 3. **Order the changes.** Every change is assigned a [`Revision`] larger than all earlier ones of its
+//!    hash, even after the key was deleted. The example stores the last one in a file. Every read that begins
+//!    after a change was acknowledged has to see the change. So make the change durable before it is
+//!    acknowledged; the example syncs a file and renames it.
+//! 4. **Report failures as failures.** `Ok(None)` means that the key does not exist. If the lookup was not
+//!    possible, return an `Err`. Callers act on its kind. Its cause is logged, so it must not contain a key,
+//!    a hash or a password.
+//! 5. **Make changes identifiable.** A change is identified by its revision and a random nonce
+//!    ([`ChangeId`]), which the record and its event contain. A restored copy of the storage assigns the same
+//!    revisions again, and the nonce distinguishes them. A backend that records which request created which
+//!    key offers [`key_of_request`](KeyRepository::key_of_request), so that creations can be retried.
+//! 6. **Run the suite.** Each rule of the contract has a test in `conformance::repository` (feature
+//!    `conformance`):
 //!
 //!    ```
 //!    # #[cfg(feature = "conformance")]
@@ -32,14 +37,14 @@
 //!        keyvouch::repository_conformance!(required: async { (Backend::new(MemoryRepository::new()), ()) });
 //!    }
 //!    ```
-//! 7. **Offer capabilities.** A backend that reports changes to other replicas, keeps events or keeps last uses implements
-//!    [`ChangeFeed`], [`AuditTrail`] or [`UsageStore`], and adds them to its [`Backend`].
-//! 8. **Serve it.** [`App::with_backend`](crate::app::App::with_backend) serves any [`Backend`]. All its calls run on the runtime that
-//!    made the app, off the threads that answer clients.
+//! 7. **Offer capabilities.** A backend that reports changes to other replicas, stores events or records last
+//!    uses implements [`ChangeFeed`], [`AuditTrail`] or [`UsageStore`], and adds them to its [`Backend`].
+//! 8. **Serve it.** [`App::with_backend`](crate::app::App::with_backend) serves any [`Backend`]. All its
+//!    calls run on the runtime that created the app, not on the threads that serve clients.
 //!
-//! # Using the SQL backend in a program of your own
+//! # Using the SQL backend in another program
 //!
-//! [`SqlRepository`] needs no server around it: see `examples/list_by_owner.rs`.
+//! [`SqlRepository`] can be used without a server: see `examples/list_by_owner.rs`.
 
 mod capabilities;
 mod deadline;
@@ -84,14 +89,14 @@ use crate::domain::{
 };
 pub use crate::redis::{ClientCertificate, RedisFiles};
 
-/// A stream of keys that reads as it is polled, holds a bounded number of keys and stops when dropped. A record that
-/// can't be read is an item of it and doesn't end it.
+/// A stream of keys. It reads only while it is polled, buffers a bounded number of keys, and stops reading
+/// when it is dropped. A record that can't be read is an item of the stream and does not end it.
 pub type KeyStream = BoxStream<'static, Result<ListedKey>>;
 
-/// Minimum time for which the key that a request created can be found by the request.
+/// Minimum time for which the key that a request created can be found by that request.
 const REQUEST_RETENTION: Duration = Duration::from_hours(24);
 
-/// Tells one installation from another one that shares a cache with it.
+/// Identifies one installation among those that share a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct StoreIdentity(pub Uuid);
 
@@ -104,72 +109,77 @@ impl StoreIdentity {
     }
 }
 
-/// Stores keys. `Display` says where, without any credential.
+/// Stores keys. `Display` shows where they are stored, without any credential.
 ///
 /// Every method may fail with [`ErrorKind::Unavailable`], [`ErrorKind::Timeout`], [`ErrorKind::Corrupt`] or
-/// [`ErrorKind::Internal`]; the kinds named below come on top. After an error of a write nothing was stored,
-/// except after `Timeout` and `Unavailable`, when it is not known.
+/// [`ErrorKind::Internal`], in addition to the kinds that its documentation lists. After a write that failed,
+/// nothing was stored, except that the outcome is unknown after `Timeout` and `Unavailable`.
 ///
-/// A write that was answered is seen by every read that begins afterwards, through any handle of this store, and
-/// survives whatever the store is built to survive.
+/// An acknowledged write is seen by every read that begins afterwards, through any handle of the same
+/// backend. It survives all failures that the backend is designed to survive.
 #[async_trait]
 pub trait KeyRepository: Send + Sync + Debug + Display {
-    /// The key with this hash, revoked and expired ones too. `None` means that there is none.
+    /// Returns the key with this hash, even if it is revoked or expired. `None` means that it does not exist.
     async fn get_by_hash(&self, hash: &KeyHash) -> Result<Option<ApiKey>>;
 
-    /// The key with this id, revoked and expired ones too. `None` means that there is none.
+    /// Returns the key with this id, even if it is revoked or expired. `None` means that it does not exist.
     async fn get(&self, id: KeyId) -> Result<Option<ApiKey>>;
 
-    /// What [`get_by_hash`](Self::get_by_hash) says of each of `hashes`, in their order. A record that can't be read does
-    /// not hide the others.
+    /// Looks up each of `hashes` and returns the outcomes of [`get_by_hash`](Self::get_by_hash) in the same
+    /// order. A record that can't be read does not affect the other outcomes.
     ///
-    /// The provided form asks one after the other.
+    /// The default implementation looks up one hash after the other.
     ///
     /// # Errors
-    /// Any but those of a single record.
+    /// Any error that is not specific to one record.
     async fn get_many_by_hash(&self, hashes: &[KeyHash]) -> Result<Vec<Result<Option<ApiKey>>>> {
         provided::get_many_by_hash(self, hashes).await
     }
 
-    /// Returns whether [`get_many_by_hash`](Self::get_many_by_hash) costs less than as many concurrent lookups would. Then concurrent
-    /// lookups share one call.
+    /// Returns whether [`get_many_by_hash`](Self::get_many_by_hash) costs less than the same number of
+    /// concurrent lookups. If so, concurrent lookups share one call.
     ///
     /// The default implementation returns false.
     fn supports_batching(&self) -> bool {
         false
     }
 
-    /// Stores a new key and returns it with its first revision, which is larger than any that a key with this hash had
-    /// before, also one that was deleted. The id [belongs to](crate::domain::KeyId::belongs_to) the hash.
+    /// Stores a new key and returns it with its first revision. The revision is larger than any that a key
+    /// with this hash had before, even one that was deleted. The id has to [belong
+    /// to](crate::domain::KeyId::belongs_to) the hash.
     ///
     /// # Errors
-    /// [`ErrorKind::AlreadyExists`] if the id or the hash is taken; the key that has it is not touched. The same if
-    /// `context.request` made a key before, and the repository offers [`key_of_request`](Self::key_of_request).
-    /// [`ErrorKind::RevokedHash`] if the hash belonged to a key that was revoked and then deleted, unless the new key is
-    /// revoked itself or `context.may_revive` is set.
+    /// - [`ErrorKind::AlreadyExists`] if a key with the same id or hash exists, which is not changed, or if
+    ///   `context.request` created a key before and the repository offers
+    ///   [`key_of_request`](Self::key_of_request).
+    /// - [`ErrorKind::RevokedHash`] if the hash belonged to a key that was revoked and then deleted, unless
+    ///   the new key is itself revoked or `context.may_revive` is set.
     async fn create(&self, key: ApiKey, context: &ChangeContext) -> Result<ApiKey>;
 
-    /// Stores `key` in place of the record with its id and returns it with its new, larger revision.
+    /// Replaces the record with the id of `key` by `key`, and returns it with its new, larger revision.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] if there is no such key; it is not created. [`ErrorKind::Conflict`] if the stored
-    /// revision is not `expected`. [`ErrorKind::Refused`] if
-    /// [`ApiKey::check_update`](crate::domain::ApiKey::check_update) refuses it.
+    /// - [`ErrorKind::NotFound`] if the key does not exist. It is not created.
+    /// - [`ErrorKind::Conflict`] if the stored revision is not `expected`.
+    /// - [`ErrorKind::Refused`] if [`ApiKey::check_update`](crate::domain::ApiKey::check_update) rejects the
+    ///   update.
     async fn update(&self, key: ApiKey, expected: Revision, context: &ChangeContext) -> Result<ApiKey>;
 
-    /// Removes the key and its usage, and returns that change. The hash of a revoked key is remembered: see
-    /// [`create`](Self::create). A record that can't be read is removed like any other.
+    /// Deletes the key and its usage, and returns the identity of that change. The hash of a revoked key is
+    /// remembered: see [`create`](Self::create). A record that can't be read is deleted like any other.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] if there is no such key.
+    /// [`ErrorKind::NotFound`] if the key does not exist.
     async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<ChangeId>;
 
-    /// The same, if the stored revision is `expected`.
+    /// Deletes the key like [`delete`](Self::delete), but only if the stored revision is `expected`.
     ///
-    /// The provided form looks first and deletes then: a change in between goes with the key.
+    /// The default implementation reads the key and then deletes it. It is not atomic: a change between the
+    /// two steps is lost with the key.
     ///
     /// # Errors
-    /// Those of [`delete`](Self::delete); [`ErrorKind::Conflict`] if the revision is another one.
+    /// Those of [`delete`](Self::delete), and [`ErrorKind::Conflict`] if the stored revision is not
+    /// `expected`.
     async fn delete_unchanged(
         &self,
         id: KeyId,
@@ -179,111 +189,122 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
         provided::delete_unchanged(self, id, expected, context).await
     }
 
-    /// The owner's keys that `filter` shows, newest first, ties in the order of descending ids. None for an unknown
-    /// owner. Owners are the same only if their bytes are. Keys that come or go meanwhile may be missed, others not.
+    /// Streams the owner's keys that `filter` selects, newest first; keys created at the same time are in
+    /// descending order of their ids. The stream is empty for an unknown owner. Owners are compared byte by
+    /// byte. Keys that are created or deleted while the stream is read may be missed, but no others.
     fn list_by_owner(&self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream;
 
-    /// Revokes the key, whatever its revision, and returns it. A key that was revoked before is returned as it is: its
-    /// first revocation stands, and its revision does not change.
+    /// Revokes the key, whatever its revision, and returns it. This is idempotent: a key that was revoked
+    /// before is returned with its first revocation and an unchanged revision.
     ///
-    /// Built-in backends also revoke a record that can't be read. They then return it with the rules' defaults in place of
-    /// what breaks a rule.
+    /// Built-in backends also revoke a record that can't be read. They then return it with the domain's
+    /// defaults in place of invalid values.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] if there is no such key.
+    /// [`ErrorKind::NotFound`] if the key does not exist.
     async fn revoke(&self, id: KeyId, reason: RevokeReason, context: &ChangeContext) -> Result<ApiKey> {
         provided::revoke(self, id, reason, context).await
     }
 
-    /// Stores both records of `rotation`: creates the successor and updates the replaced key, whose stored revision
-    /// has to be the one in `rotation.replaced`. Returns both with their new revisions.
+    /// Stores both records of `rotation`: it creates the successor and updates the replaced key, whose stored
+    /// revision has to equal the one in `rotation.replaced`. Returns both with their new revisions.
     ///
-    /// The provided form creates first and takes the successor back if the update fails; built-in backends make it
-    /// one atomic change.
+    /// The default implementation creates the successor first, and deletes it if the update fails. Built-in
+    /// backends make one atomic change.
     ///
     /// # Errors
-    /// Those of [`create`](Self::create) and [`update`](Self::update); neither record is stored then.
+    /// Those of [`create`](Self::create) and [`update`](Self::update). Neither record is stored then.
     async fn rotate(&self, rotation: Rotation, context: &ChangeContext) -> Result<Rotation> {
         provided::rotate(self, rotation, context).await
     }
 
-    /// Whether [`rotate`](Self::rotate) can store a key with the hash `successor` as the successor of one with the hash `old`:
-    /// a store that spreads its keys changes only those at one place at once. About one hash of 64 or more can be
-    /// stored; others are drawn until then.
+    /// Returns whether [`rotate`](Self::rotate) can store a key with the hash `successor` as the successor of
+    /// a key with the hash `old`. A backend that distributes keys over shards can only change keys of one
+    /// shard atomically. At least about one of 64 random hashes has to be possible; the caller draws hashes
+    /// until one is.
     ///
-    /// The provided form says yes.
+    /// The default implementation returns true.
     fn can_rotate(&self, old: &KeyHash, successor: &KeyHash) -> bool {
         let _ = (old, successor);
         true
     }
 
-    /// At most `request.limit` of the keys that `request` asks for, and of the records that can't be read, in the order of
-    /// [`list_by_owner`](Self::list_by_owner), beginning after the position `request.after`. Reading on after the last
-    /// key of each page neither skips nor repeats a key, while others come and go. A page with fewer keys than the limit is the last.
+    /// Returns at most `request.limit` of the keys that `request` selects, in the order of
+    /// [`list_by_owner`](Self::list_by_owner), beginning after the position `request.after`. Records that
+    /// can't be read are included. Continuing after the last key of each page neither skips nor repeats a
+    /// key, even if keys are created or deleted meanwhile. A page with fewer items than the limit is the
+    /// last.
+    ///
+    /// The default implementation is limited to one owner.
     ///
     /// # Errors
-    /// [`ErrorKind::NotOffered`] by the provided form when no owner is named.
+    /// [`ErrorKind::NotOffered`] from the default implementation if `request` has no owner.
     async fn list_page(&self, request: &PageRequest) -> Result<Vec<ListedKey>> {
         provided::list_page(self, request).await
     }
 
-    /// Stores new keys and says of each, in their order, what [`create`](Self::create) would have said. A key that can't
-    /// be stored does not hinder the others.
+    /// Stores new keys and returns the outcome of [`create`](Self::create) for each, in the same order. A key
+    /// that can't be stored does not affect the other keys.
     ///
-    /// The provided form creates one after the other.
+    /// The default implementation creates one key after the other.
     ///
     /// # Errors
-    /// Any but those of a single key; then it is not known which of them were stored.
+    /// Any error that is not specific to one key. It is then unknown which keys were stored.
     async fn create_many(&self, keys: Vec<ApiKey>, context: &ChangeContext) -> Result<Vec<Result<ApiKey>>> {
         provided::create_many(self, keys, context).await
     }
 
-    /// Returns the key that `request` made, if [`create`](Self::create) or [`rotate`](Self::rotate) had it in its context
-    /// within the last 24 hours; it may know of older ones. `None`: it made none.
-    /// The key may have been deleted meanwhile.
+    /// Returns the id of the key that `request` created, if [`create`](Self::create) or
+    /// [`rotate`](Self::rotate) had it in its context within the last 24 hours. Older requests may be found,
+    /// too. `None` means that the request created no key. The key may have been deleted meanwhile.
     ///
     /// # Errors
-    /// [`ErrorKind::NotOffered`] by the provided form: then retries can't be recognised.
+    /// [`ErrorKind::NotOffered`] from the default implementation: retries can't be recognised.
     async fn key_of_request(&self, request: &RequestDigest) -> Result<Option<KeyId>> {
         let _ = request;
         Err(RepositoryError::not_offered("recognising the retry of a request"))
     }
 
-    /// Returns whether a key with the hash `hash` can be created for `request`: a store that spreads its keys remembers a
-    /// request only where the key is. About one hash of 64 or more can; others are drawn until then.
+    /// Returns whether a key with the hash `hash` can be created for `request`. A backend that distributes
+    /// keys over shards stores a request only in the shard of its key. At least about one of 64 random hashes
+    /// has to be possible; the caller draws hashes until one is.
     ///
-    /// The provided form says yes.
+    /// The default implementation returns true.
     fn can_create_for(&self, request: &RequestDigest, hash: &KeyHash) -> bool {
         let _ = (request, hash);
         true
     }
 
-    /// Returns what tells this installation's data from that of another one; the same for all replicas and restarts. Writes
-    /// it when it is asked for the first time.
+    /// Returns the identity of this installation's data, which distinguishes it from other installations. It
+    /// is the same for all replicas, and after restarts. The first call creates and stores it.
     ///
-    /// The provided form has none. Then replicas share a Redis cache by its prefix alone.
+    /// The default implementation returns `None`. Only the prefix then separates the entries of installations
+    /// that share a Redis cache.
     async fn identity(&self) -> Result<Option<StoreIdentity>> {
         Ok(None)
     }
 
-    /// Checks, without making a change, whether the backend accepts changes. [`ping`](Self::ping) checks reads.
+    /// Checks, without making a change, whether the backend accepts changes. [`ping`](Self::ping) checks
+    /// reads.
     ///
     /// The default implementation succeeds.
     ///
     /// # Errors
-    /// [`ErrorKind::Unavailable`] if the backend rejects changes, for example because it is read-only or out of memory.
+    /// [`ErrorKind::Unavailable`] if the backend rejects changes, for example because it is read-only or out
+    /// of memory.
     async fn check_changes(&self) -> Result<()> {
         Ok(())
     }
 
-    /// Succeeds if the store can answer.
+    /// Checks whether the backend answers reads.
     ///
-    /// The provided form looks up a key that can't exist.
+    /// The default implementation looks up a key that can't exist.
     async fn ping(&self) -> Result<()> {
         self.get_by_hash(&KeyHash::from_bytes([0; KeyHash::BYTES])).await.map(drop)
     }
 
-    /// Closes the connections, at the end of the process. Calls that follow may fail with [`ErrorKind::Unavailable`].
+    /// Closes the connections, at the end of the process. Subsequent calls may fail with
+    /// [`ErrorKind::Unavailable`].
     ///
     /// The default implementation does nothing.
     async fn close(&self) -> Result<()> {
@@ -291,34 +312,35 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
     }
 }
 
-/// Which page of a listing to read.
+/// Selects a page of a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PageRequest {
-    /// Only keys of this owner. `None`: keys of all owners.
+    /// Selects keys of this owner. `None` selects keys of all owners.
     pub owner_id: Option<OwnerId>,
-    /// Read on after this position. `None`: begin with the newest key.
+    /// The position after which the page begins. `None` begins with the newest key.
     pub after: Option<PagePosition>,
     /// Maximum number of keys.
     pub limit: usize,
 }
 
-/// A place in a listing: right behind the key that was made then and has this id. That key need not exist any more.
+/// A position in a listing, directly after the key with this creation time and id. The key need not exist any
+/// more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PagePosition {
-    /// The key's time of creation.
+    /// The key's creation time.
     pub created_at: Timestamp,
     /// The key's id.
     pub id: KeyId,
 }
 
 impl PagePosition {
-    /// The place right behind `key`.
+    /// Returns the position directly after `key`.
     #[must_use]
     pub fn of(key: &ApiKey) -> Self {
         Self { created_at: key.created_at, id: key.id }
     }
 
-    /// Returns whether `other` comes after this place, newest first.
+    /// Returns whether `other` comes after this position in a listing, newest first.
     #[must_use]
     pub fn precedes(&self, other: Self) -> bool {
         (other.created_at, other.id) < (self.created_at, self.id)

@@ -1,4 +1,5 @@
-//! What a backend can offer beyond keys. Each capability is a trait of its own, and a [`Backend`] has a value for each that it offers.
+//! Capabilities that a backend can offer in addition to keys. Each capability is a trait of its own, and a
+//! [`Backend`] has a value for each capability that it offers.
 
 use std::fmt::{self, Debug};
 use std::ops::Deref;
@@ -13,11 +14,13 @@ use super::{
 };
 use crate::domain::{KeyId, Timestamp};
 
-/// Reports changes of keys to all replicas. With it, a change that one replica acknowledges is known to the others within a bounded
-/// time; without it, caches of other replicas serve older records until their `ttl` ends.
+/// Reports changes of keys to all replicas. With a change feed, all replicas apply an acknowledged change
+/// within a bounded time. Without one, the caches of other replicas serve older records until their `ttl`
+/// ends.
 ///
-/// Every change of a key is an event of the feed, from the moment at which it is acknowledged. The feed has one or more partitions,
-/// each with an order of its own: within a partition, revisions grow in the order in which changes are made.
+/// Every change of a key is an event of the feed from the moment at which it is acknowledged. The feed has
+/// one or more partitions. Each has an order of its own: within a partition, revisions grow in the order in
+/// which changes are made.
 #[async_trait]
 pub trait ChangeFeed: Send + Sync + Debug {
     /// Returns the number of partitions, which never changes. The partition of a key is the first byte of its hash modulo this number.
@@ -27,19 +30,23 @@ pub trait ChangeFeed: Send + Sync + Debug {
         1
     }
 
-    /// Returns at most `limit` events after a position, each once and those of a key in their order, and the position behind them.
-    /// `None` begins with the oldest event that is kept.
+    /// Returns at most `limit` events after a position and the position after the last of them. Each event is
+    /// returned once, and the events of a key are in their order. `None` begins with the oldest event that is
+    /// stored.
     ///
     /// # Errors
-    /// [`ErrorKind::PositionLost`](super::ErrorKind::PositionLost) if events after the position may be missing: they were pruned, or
-    /// history was rewound, so that the event at the position is not the one that was there.
+    /// [`ErrorKind::PositionLost`](super::ErrorKind::PositionLost) if events after the position may be
+    /// missing. They were pruned, or history was rewound, so that the event at the position is a different
+    /// one.
     async fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes>;
 
-    /// Returns at most `limit` of the newest events, and the position behind the newest of all. A follower begins here.
+    /// Returns at most `limit` of the newest events, and the position after the newest of all. A follower
+    /// begins here.
     async fn recent_changes(&self, limit: usize) -> Result<RecentChanges>;
 
-    /// Yields after changes of any replica, so that followers need not wait for the next poll. A wake-up may come without a change,
-    /// and may be lost. `None` if there are no wake-ups.
+    /// Returns a stream that yields after changes of any replica, so that followers need not wait for the
+    /// next poll. A wake-up is only a hint: it may come without a change, and may be lost. `None` means that
+    /// the backend has no wake-ups, so followers depend on polls.
     ///
     /// The default implementation returns `None`.
     fn wake_ups(&self) -> Option<BoxStream<'static, ()>> {
@@ -47,26 +54,29 @@ pub trait ChangeFeed: Send + Sync + Debug {
     }
 }
 
-/// Keeps events for administrators: what was changed, when and by whom.
+/// Stores events for administrators: what was changed, when and by whom.
 #[async_trait]
 pub trait AuditTrail: Send + Sync + Debug {
-    /// Returns at most `request.limit` of the events that `request` asks for, newest first, beginning after the event
-    /// `request.after`. Events outlive their keys.
+    /// Returns at most `request.limit` of the events that `request` selects, newest first, beginning after
+    /// the event `request.after`. Events outlive their keys. A page with fewer events than the limit is the
+    /// last.
     async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<ListedEvent>>;
 
-    /// Deletes events from before `before` and returns their number. Never deletes the newest event of a partition. Of several
-    /// replicas that prune at the same time, one may do all the work.
+    /// Deletes events from before `before` and returns their number. It never deletes the newest event of a
+    /// partition. If several replicas prune at the same time, one of them may do all the work. Idempotent.
     async fn prune_events(&self, before: Timestamp) -> Result<u64>;
 }
 
-/// Keeps the time of the last use of each key. It is no part of the record: it changes no revision and makes no event.
+/// Stores the time of the last use of each key. It is not part of the record: recording a use changes no
+/// revision and makes no event.
 #[async_trait]
 pub trait UsageStore: Send + Sync + Debug {
-    /// Records that keys were used. Of several times the latest is kept, whatever order they come in. Ids of keys that don't exist
-    /// are ignored.
+    /// Records that keys were used. Idempotent: the latest time of each key is stored, whatever the order of
+    /// calls. Ids of keys that don't exist are ignored.
     async fn record_usage(&self, usage: &[(KeyId, Timestamp)]) -> Result<()>;
 
-    /// Returns the last recorded use of each of `ids`, in their order. `None` for a key that was never used or doesn't exist.
+    /// Returns the last recorded use of each of `ids`, in the same order. `None` for a key that was never
+    /// used or does not exist.
     async fn usage(&self, ids: &[KeyId]) -> Result<Vec<Option<Timestamp>>>;
 }
 
@@ -85,13 +95,13 @@ pub trait UsageStore: Send + Sync + Debug {
 /// ```
 #[derive(Clone, Debug)]
 pub struct Backend {
-    /// Keeps the keys.
+    /// The repository of keys.
     pub keys: Arc<dyn KeyRepository>,
-    /// Reports changes to other replicas.
+    /// Reports changes to other replicas. `None` if the backend has no change feed.
     pub feed: Option<Arc<dyn ChangeFeed>>,
-    /// Keeps events for administrators.
+    /// Stores events for administrators. `None` if the backend has no audit trail.
     pub audit: Option<Arc<dyn AuditTrail>>,
-    /// Keeps last uses.
+    /// Stores last uses. `None` if the backend does not record them.
     pub usage: Option<Arc<dyn UsageStore>>,
 }
 
@@ -119,7 +129,7 @@ impl Backend {
         Self { usage: Some(Arc::new(usage)), ..self }
     }
 
-    /// Creates a backend of a repository that has all capabilities itself.
+    /// Creates a backend from a repository that implements all capabilities.
     pub fn complete<R>(repository: R) -> Self
     where
         R: KeyRepository + ChangeFeed + AuditTrail + UsageStore + 'static,
@@ -134,7 +144,7 @@ impl Backend {
     }
 }
 
-/// The keys.
+/// Dereferences to the repository of keys.
 impl Deref for Backend {
     type Target = dyn KeyRepository;
 

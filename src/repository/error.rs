@@ -1,4 +1,4 @@
-//! What can go wrong in a store, as far as callers act on it.
+//! Errors of repositories, classified by how callers react to them.
 
 use std::error::Error;
 use std::fmt;
@@ -7,32 +7,32 @@ use std::sync::Arc;
 /// The result of a repository's method.
 pub type Result<T> = std::result::Result<T, RepositoryError>;
 
-/// What callers tell apart.
+/// The kinds of errors that callers distinguish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
-    /// The id or the hash of a new key is taken.
+    /// A key with the id or the hash of a new key exists already.
     AlreadyExists,
-    /// The hash of a new key belonged to one that was revoked and deleted.
+    /// The hash of a new key belonged to a key that was revoked and deleted.
     RevokedHash,
-    /// There is no such key.
+    /// The key does not exist.
     NotFound,
     /// The key was changed since the expected revision.
     Conflict,
-    /// The update would change what must not change.
+    /// The update would change an immutable field.
     Refused,
-    /// This backend has no such function.
+    /// The backend does not offer this function.
     NotOffered,
     /// Events after this position of the change feed may be missing.
     PositionLost,
-    /// Too much is asked of the store at this moment. Trying again later may help.
+    /// The backend has too many requests at this moment. A later retry may succeed.
     Overloaded,
-    /// The store can't be reached or takes no writes. Trying again later may help.
+    /// The backend is unreachable or rejects writes. A later retry may succeed.
     Unavailable,
-    /// The store did not answer in time.
+    /// The backend did not answer before the deadline.
     Timeout,
     /// A stored record can't be read.
     Corrupt,
-    /// Anything else: a fault of the backend or of Keyvouch.
+    /// Any other failure: a fault of the backend or of Keyvouch.
     Internal,
 }
 
@@ -55,9 +55,9 @@ impl ErrorKind {
     }
 }
 
-/// A kind that callers act on, and its cause for the log. `Display` leaves the cause out, and no cause holds a key,
-/// a hash, a password or a URL with one.
-/// Clones share the cause: one failure can be the answer to several calls.
+/// An error of a repository: a kind, which callers act on, and a cause for the log. `Display` shows only the
+/// kind. Causes never contain a key, a hash, a password or a URL with a password. Clones share the cause,
+/// because one failure can be the result of several calls.
 #[derive(Clone, Debug)]
 pub struct RepositoryError {
     kind: ErrorKind,
@@ -66,25 +66,25 @@ pub struct RepositoryError {
 }
 
 impl RepositoryError {
-    /// An error with the cause `source`: an error or a text.
+    /// Returns an error with the cause `source`, which is an error or a text.
     pub fn new(kind: ErrorKind, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self { kind, is_unapplied: false, source: Some(Arc::from(source.into())) }
     }
 
-    /// An error that this backend lacks `function`.
+    /// Returns an error stating that the backend does not offer `function`.
     #[must_use]
     pub fn not_offered(function: &'static str) -> Self {
         Self::new(ErrorKind::NotOffered, function)
     }
 
-    /// What callers act on.
+    /// Returns the kind of the error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
-    /// Declares that the change was certainly not made. Without it, a change that failed with [`ErrorKind::Unavailable`],
-    /// [`ErrorKind::Timeout`] or [`ErrorKind::Internal`] may have been made.
+    /// Declares that the change was certainly not made. Without this declaration, a change that failed with
+    /// [`ErrorKind::Unavailable`], [`ErrorKind::Timeout`] or [`ErrorKind::Internal`] may have been made.
     #[must_use]
     pub fn unapplied(self) -> Self {
         Self { is_unapplied: true, ..self }
@@ -103,7 +103,8 @@ impl From<ErrorKind> for RepositoryError {
     }
 }
 
-/// The task of a call did not come to its end; its panic is in the log.
+/// Converts the failure of a task that panicked or was aborted before it returned. A panic is logged
+/// separately.
 impl From<tokio::task::JoinError> for RepositoryError {
     fn from(stopped: tokio::task::JoinError) -> Self {
         Self::new(ErrorKind::Internal, stopped)

@@ -5,56 +5,58 @@ use std::collections::BTreeMap;
 use super::PagePosition;
 use crate::domain::{ApiKey, ChangeId, KeyEvent, KeyId, OwnerId, Revision};
 
-/// Which page of the audit trail to read.
+/// Selects a page of the audit trail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventPageRequest {
-    /// Only events of this key.
+    /// Selects events of this key. `None` selects events of all keys.
     pub key_id: Option<KeyId>,
-    /// Only events of keys of this owner.
+    /// Selects events of this owner's keys. `None` selects events of all owners.
     pub owner_id: Option<OwnerId>,
-    /// Read on after this event; `None`: from the newest.
+    /// The position after which the page begins. `None` begins with the newest event.
     pub after: Option<EventPosition>,
-    /// How many events at most.
+    /// Maximum number of events.
     pub limit: usize,
 }
 
-/// A place in the audit trail: right behind this event, which need not exist any more.
+/// A position in the audit trail, directly after this event. The event need not exist any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EventPosition {
     /// The event's revision.
     pub revision: Revision,
-    /// The event's key.
+    /// The id of the event's key.
     pub key_id: KeyId,
 }
 
 impl EventPosition {
-    /// The place right behind `event`.
+    /// Returns the position directly after `event`.
     #[must_use]
     pub fn of(event: &KeyEvent) -> Self {
         Self { revision: event.revision, key_id: event.key_id }
     }
 }
 
-/// A place in the change feed. Only the store that made it knows what it means.
+/// A position in the change feed, with one cursor per partition. Positions are only valid for the backend
+/// that returned them.
 ///
-/// A store that spreads its keys over shards has a place in each; one that does not has shard 0 alone.
+/// A backend that does not distribute its keys over partitions has only partition 0.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FeedPosition(BTreeMap<u8, Mark>);
 
-/// Which of `parts` parts of a feed tells of a key whose hash begins with `byte`: see
-/// [`KeyRepository::feed_parts`](super::KeyRepository::feed_parts).
+/// Returns the partition of a key whose hash begins with `byte`, in a feed with `parts` partitions: see
+/// [`ChangeFeed::partitions`](super::ChangeFeed::partitions).
 pub(crate) fn part_of(byte: u8, parts: usize) -> usize {
     usize::from(byte) % parts
 }
 
-/// How a mark is written: the part, what it is, and two numbers.
+/// Encoded length of a [`Mark`] in bytes: the partition, the variant, and two numbers of 8 bytes.
 const MARK_BYTES: usize = 18;
 const MARK_EVENT: u8 = 1;
 const MARK_START: u8 = 2;
 
 impl Mark {
-    /// Whether all events behind a [`Mark::Start`] of `missing` are there: where one counter numbers all of them, `first` is
-    /// the oldest that is kept and `head` the newest of all.
+    /// Returns whether all events after a [`Mark::Start`] with `missing` are still stored. This applies to
+    /// backends with one counter for all events. `first` is the oldest stored event, and `head` is the
+    /// revision of the newest event ever.
     pub(super) fn is_whole_after(missing: u64, first: Option<Revision>, head: Revision) -> bool {
         let expected = i64::try_from(missing).ok().map(Revision::new);
         match first {
@@ -64,13 +66,14 @@ impl Mark {
     }
 }
 
-/// How far a shard was seen.
+/// The cursor in one partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mark {
-    /// Through this event.
+    /// The cursor is after this event.
     Event { revision: Revision, nonce: u64 },
-    /// Nothing yet of what was there when it was first asked; so many events before that were let go already. Where one
-    /// counter numbers all events, that is also the revision of the last of those.
+    /// The cursor is before all events that were stored when the partition was first read. `missing` events
+    /// had been trimmed by then. In a backend with one counter for all events, that is also the revision of
+    /// the last of them.
     Start { missing: u64 },
 }
 
@@ -79,7 +82,7 @@ impl Mark {
         Self::Event { revision: change.revision, nonce: change.nonce }
     }
 
-    /// Returns whether the event of `change` may be the one of this mark. An event that can't be read has no nonce to
+    /// Returns whether `change` may be the event of this cursor. An event that can't be read has no nonce to
     /// compare.
     pub(super) fn is(self, change: ChangeId) -> bool {
         match self {
@@ -92,19 +95,19 @@ impl Mark {
 }
 
 impl FeedPosition {
-    /// Before all events there ever were.
+    /// Returns the position before all events ever made.
     #[must_use]
     pub fn beginning() -> Self {
         Self::default()
     }
 
-    /// Returns the position behind `change`, in a feed with one partition.
+    /// Returns the position after `change`, in a feed with one partition.
     #[must_use]
     pub fn of(change: ChangeId) -> Self {
         Self(BTreeMap::from([(0, Mark::of(change))]))
     }
 
-    /// The place as bytes, for whoever comes back to it later.
+    /// Encodes the position as bytes, for readers that continue later.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -122,7 +125,7 @@ impl FeedPosition {
         bytes
     }
 
-    /// Reads what [`to_bytes`](Self::to_bytes) gave; `None` if it is something else.
+    /// Decodes bytes that [`to_bytes`](Self::to_bytes) returned. `None` if the encoding is invalid.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (entries, []) = bytes.as_chunks::<MARK_BYTES>() else { return None };
@@ -145,7 +148,8 @@ impl FeedPosition {
         Some(Self(marks))
     }
 
-    /// Returns the last change of `part` before this place: all events up to it are before this place.
+    /// Returns the last change of the partition `part` before this position. All events up to it are before
+    /// this position. [`ChangeId::NONE`] if the partition was not read yet.
     #[must_use]
     pub fn last_change(&self, part: u8) -> ChangeId {
         match self.mark(part) {
@@ -154,27 +158,29 @@ impl FeedPosition {
         }
     }
 
-    /// Behind events up to `head` that are all gone, in a store without shards.
+    /// Returns the position after all events up to `head`, none of which is stored any more, in a backend
+    /// with one partition.
     fn after_missing(head: Revision) -> Self {
         Self(BTreeMap::from([(0, Mark::Start { missing: u64::try_from(head.get()).unwrap_or(0) })]))
     }
 
-    /// The place in `shard`.
+    /// Returns the cursor in the partition `shard`.
     pub(super) fn mark(&self, shard: u8) -> Mark {
         self.0.get(&shard).copied().unwrap_or(Mark::Start { missing: 0 })
     }
 
-    /// Begins with what there is in `shard`, of which `missing` events were let go.
+    /// Sets the cursor in the partition `shard` before the oldest stored event. `missing` events were trimmed
+    /// before.
     pub(super) fn start(&mut self, shard: u8, missing: u64) {
         self.0.insert(shard, Mark::Start { missing });
     }
 
-    /// Moves the position behind `change` of `partition`.
+    /// Moves the cursor in `partition` after `change`.
     pub fn advance(&mut self, partition: u8, change: ChangeId) {
         self.0.insert(partition, Mark::of(change));
     }
 
-    /// Moves the position to `other` in each partition in which that is further.
+    /// Moves the cursor of each partition to the one in `other` if that is further.
     pub(crate) fn advance_to(&mut self, other: &Self) {
         for (&partition, &mark) in &other.0 {
             let is_further = match (self.mark(partition), mark) {
@@ -194,12 +200,13 @@ impl FeedPosition {
     }
 }
 
-/// An item of a listing or of the feed: what was read, or where something is that can't be read.
+/// An item of a listing or of the feed: the value that was read, or the position of a value that can't be
+/// read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Listed<T, P> {
     /// The record or event.
     Read(T),
-    /// Something is stored at this place that breaks a rule of the domain.
+    /// The position of a stored value that is invalid in the domain.
     Unreadable(P),
 }
 
@@ -209,7 +216,7 @@ pub type ListedKey = Listed<ApiKey, PagePosition>;
 pub type ListedEvent = Listed<KeyEvent, EventPosition>;
 
 impl<T, P> Listed<T, P> {
-    /// Returns what was read; `None` if it could not be.
+    /// Returns the value, or `None` if it could not be read.
     pub fn read(self) -> Option<T> {
         match self {
             Self::Read(item) => Some(item),
@@ -217,7 +224,7 @@ impl<T, P> Listed<T, P> {
         }
     }
 
-    /// Returns the same with `f` of what was read.
+    /// Applies `f` to a value that was read.
     pub(crate) fn map<U>(self, f: impl FnOnce(T) -> U) -> Listed<U, P> {
         match self {
             Self::Read(item) => Listed::Read(f(item)),
@@ -227,7 +234,7 @@ impl<T, P> Listed<T, P> {
 }
 
 impl ListedKey {
-    /// Returns the place right behind this item.
+    /// Returns the position directly after this item.
     #[must_use]
     pub fn position(&self) -> PagePosition {
         match self {
@@ -238,7 +245,7 @@ impl ListedKey {
 }
 
 impl ListedEvent {
-    /// Returns the place right behind this item.
+    /// Returns the position directly after this item.
     #[must_use]
     pub fn position(&self) -> EventPosition {
         match self {
@@ -248,11 +255,11 @@ impl ListedEvent {
     }
 }
 
-/// An event as the feed has it; one that can't be read has a revision all the same.
+/// An event of the feed. The revision of an event is readable even if the rest is not.
 pub(super) type FeedItem = Listed<KeyEvent, Revision>;
 
 impl FeedItem {
-    /// Returns the change that it tells of.
+    /// Returns the identity of the event's change. The nonce of an unreadable event is unknown.
     pub(super) fn change(&self) -> ChangeId {
         match self {
             Self::Read(event) => event.change(),
@@ -261,7 +268,8 @@ impl FeedItem {
     }
 }
 
-/// Returns the events that could be read, and those that could not. Each item comes with the part of the feed that has it.
+/// Separates events that could be read from those that could not. Each item is paired with its partition of
+/// the feed.
 pub(super) fn split(
     items: impl IntoIterator<Item = (u8, FeedItem)>,
 ) -> (Vec<KeyEvent>, Vec<UnreadableEvent>) {
@@ -275,12 +283,12 @@ pub(super) fn split(
     (events, unreadable)
 }
 
-/// An event that can't be read, so that it isn't known which key it is about.
+/// An event that can't be read. It is therefore unknown which key was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnreadableEvent {
-    /// The part of the feed that has it.
+    /// The event's partition of the feed.
     pub part: u8,
-    /// The change that it should tell of; its nonce is not known.
+    /// The revision of the event's change. Its nonce is unknown.
     pub revision: Revision,
 }
 
@@ -289,27 +297,30 @@ pub struct UnreadableEvent {
 pub struct Changes {
     /// The events.
     pub events: Vec<KeyEvent>,
-    /// Events that can't be read, which lie between or behind the others. Any key of their part may have changed.
+    /// Events that can't be read, at any positions among or after the others. Any key of their partition may
+    /// have changed.
     pub unreadable: Vec<UnreadableEvent>,
-    /// Where to read on.
+    /// The position after these events, from which to continue.
     pub position: FeedPosition,
-    /// The parts of the feed that could not be asked. Nothing is missing: they are read on from where they were.
+    /// The partitions that could not be read. No events are skipped: the next read continues at their
+    /// previous cursors.
     pub unanswered: Vec<u8>,
 }
 
 /// The end of the change feed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecentChanges {
-    /// The newest events, those of a key in their order.
+    /// The newest events. Those of a key are in their order.
     pub events: Vec<KeyEvent>,
-    /// Events among them that can't be read. Any key of their part may have changed.
+    /// Events among the newest that can't be read. Any key of their partition may have changed.
     pub unreadable: Vec<UnreadableEvent>,
-    /// Behind the newest of all.
+    /// The position after the newest event of all.
     pub position: FeedPosition,
 }
 
 impl RecentChanges {
-    /// The newest events of a store without shards, at most `limit`, oldest first; `head` is the newest revision.
+    /// Returns the newest events of a backend with one partition, oldest first. `head` is the newest
+    /// revision.
     pub(super) fn of(items: Vec<FeedItem>, head: Revision) -> Self {
         let position = match items.last() {
             Some(last) => FeedPosition::of(last.change()),
@@ -357,7 +368,7 @@ mod tests {
         expected.advance(1, change(9));
         expected.start(2, 1);
         assert_eq!(position, expected);
-        // A partition in which the other one has seen nothing stays.
+        // A partition that `other` has not read yet does not move back.
         let mut begun = FeedPosition::beginning();
         begun.start(1, 0);
         position.advance_to(&begun);

@@ -1,4 +1,4 @@
-//! The reference implementation: all of the contract, and nothing survives the process.
+//! The reference implementation. It meets the whole contract, but nothing survives the process.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -20,7 +20,7 @@ use crate::domain::{
     RequestDigest, Revision, RevokeReason, Rotation, Timestamp,
 };
 
-/// Keeps keys in this process's memory. Clones share them.
+/// Stores keys in this process's memory. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryRepository {
     state: Arc<RwLock<State>>,
@@ -30,7 +30,7 @@ pub struct MemoryRepository {
 type ListKey = (Timestamp, KeyId);
 
 struct State {
-    /// The one counter of all changes, so it outlives each key.
+    /// The counter of all changes of all keys. It therefore continues after a key was deleted.
     last_revision: i64,
     keys: HashMap<KeyId, ApiKey>,
     ids_by_hash: HashMap<KeyHash, KeyId>,
@@ -39,12 +39,12 @@ struct State {
     last_used: HashMap<KeyId, Timestamp>,
     /// Hashes of keys that were revoked and deleted.
     revoked_hashes: HashSet<KeyHash>,
-    /// What requests made, and when.
+    /// The key that each request created, and the time of its creation.
     requests: HashMap<RequestDigest, (KeyId, Timestamp)>,
     identity: StoreIdentity,
-    /// By revision. All of them: pruning is the caller's.
+    /// All events, by revision. Only the caller prunes them.
     events: BTreeMap<Revision, KeyEvent>,
-    /// Drawn once: a feed position of another process is no position here.
+    /// Drawn once per process, so that feed positions of another process are rejected.
     nonce: u64,
 }
 
@@ -127,7 +127,7 @@ impl State {
         Ok(())
     }
 
-    /// Whether `key` is active and has the hash of one that was revoked and deleted.
+    /// Returns whether `key` is active and has the hash of a key that was revoked and deleted.
     fn revives(&self, key: &ApiKey) -> bool {
         key.revocation.is_none() && self.revoked_hashes.contains(&key.hash)
     }
@@ -146,7 +146,7 @@ impl State {
         Ok(key)
     }
 
-    /// The record that `key` may take the place of.
+    /// Returns the record that `key` may replace.
     fn check_replaceable(&self, key: &ApiKey, expected: Revision) -> Result<&ApiKey> {
         let stored = self.keys.get(&key.id).ok_or(ErrorKind::NotFound)?;
         if stored.revision != expected {
@@ -230,7 +230,7 @@ impl State {
         RecentChanges::of(events, Revision::new(self.last_revision))
     }
 
-    /// Whether no event after `position` is missing.
+    /// Returns whether all events after `position` are stored.
     fn knows(&self, position: &FeedPosition) -> bool {
         match position.mark(0) {
             Mark::Start { missing } => {
@@ -277,13 +277,13 @@ impl State {
 }
 
 impl MemoryRepository {
-    /// An empty repository.
+    /// Creates an empty repository.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    // A poisoned lock is taken over: no change of `State` can panic half-way.
+    // A poisoned lock is usable: changes of `State` can't panic halfway.
     fn read(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -414,7 +414,7 @@ impl ChangeFeed for MemoryRepository {
     }
 
     fn wake_ups(&self) -> Option<BoxStream<'static, ()>> {
-        // Changes of other processes don't exist.
+        // The records are in this process, so no other process changes them.
         None
     }
 }

@@ -1,4 +1,4 @@
-//! Streams that are made of pages: nothing is held open between two of them, so a reader may take its time.
+//! Streams made of pages. No resources are held between two pages, so slow readers block nothing.
 
 use std::sync::Arc;
 
@@ -7,14 +7,15 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use super::{KeyRepository, KeyStream, ListedKey, PageRequest, RepositoryError, Result};
 use crate::domain::{KeyFilter, OwnerId};
 
-/// Approximate number of bytes of keys that a stream keeps for its reader.
+/// Approximate number of bytes of keys that a stream buffers for its reader.
 const STREAM_BYTES: usize = 32 * 1024;
-/// Maximum number of keys that are read at once. They may all be as large as keys can be: 90 KiB.
+/// Maximum number of keys per read. Each may have the maximum size of a key, which is 90 KiB.
 const MAX_ROWS: usize = 128;
-/// Number of keys that are read first, before their size is known.
+/// Number of keys in the first read, when their size is unknown.
 const FIRST_ROWS: usize = 16;
 
-/// Reads keys in steps that adapt to their size. The largest keys take about 300 times as much memory as typical ones.
+/// Adapts the number of keys per read to their size. The largest keys take about 300 times as much memory as
+/// typical ones.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stride {
     bytes: usize,
@@ -22,7 +23,7 @@ pub(crate) struct Stride {
 }
 
 impl Stride {
-    /// Aims at steps of `bytes`.
+    /// Returns a stride whose target is `bytes` per read.
     pub(crate) fn new(bytes: usize) -> Self {
         Self { bytes, rows: FIRST_ROWS }
     }
@@ -32,8 +33,8 @@ impl Stride {
         self.rows
     }
 
-    /// Adapts to the keys that were read, and removes those beyond the aim, so that they are read again when they are needed.
-    /// Keeps at least one key. Returns the approximate size in bytes of the others.
+    /// Adapts to the keys that were read, and removes the keys beyond the target; they are read again when
+    /// they are needed. Keeps at least one key. Returns the approximate size of the remaining keys in bytes.
     pub(crate) fn fit(&mut self, keys: &mut Vec<ListedKey>) -> usize {
         let mut bytes = 0;
         let fitting = keys.iter().take_while(|key| {
@@ -44,13 +45,13 @@ impl Stride {
         let fitting = fitting.count();
         keys.truncate(fitting);
         let average = (bytes / fitting.max(1)).max(1);
-        // Grows by a factor of four at most, since the next keys may be larger.
+        // Grow by a factor of four at most, since the next keys may be larger.
         self.rows = (self.bytes / average).clamp(1, MAX_ROWS.min(4 * self.rows));
         bytes
     }
 }
 
-/// Returns the approximate size in bytes of a key in memory.
+/// Returns the approximate size of a key in memory, in bytes. 0 for a record that can't be read.
 pub(crate) fn size(listed: &ListedKey) -> usize {
     match listed {
         ListedKey::Read(key) => key.size(),
@@ -58,7 +59,7 @@ pub(crate) fn size(listed: &ListedKey) -> usize {
     }
 }
 
-/// Streams the keys of `owner` that `filter` shows.
+/// Streams the keys of `owner` that `filter` selects.
 pub(super) fn stream_by_owner(
     repository: impl KeyRepository + 'static,
     owner: &OwnerId,
@@ -67,8 +68,8 @@ pub(super) fn stream_by_owner(
     stream_pages(Arc::new(repository), Some(owner.clone()), filter.clone())
 }
 
-/// Streams the keys of one owner or of all that `filter` shows, by [`KeyRepository::list_page`]. Each step reads a bounded number of
-/// keys, however few of them the filter shows.
+/// Streams the keys that `filter` selects, of one owner or of all, using [`KeyRepository::list_page`]. Each
+/// read has a bounded number of keys, even if the filter selects few of them.
 pub(crate) fn stream_pages(
     repository: Arc<dyn KeyRepository>,
     owner_id: Option<OwnerId>,
@@ -99,7 +100,8 @@ pub(crate) fn stream_pages(
     pages.try_flatten().try_filter(move |listed| std::future::ready(is_shown(&filter, listed))).boxed()
 }
 
-/// Returns whether `filter` shows an item. Records that can't be read are shown: it isn't known what the filter would say of them.
+/// Returns whether a listing with `filter` contains an item. Records that can't be read are always included,
+/// because the filter can't be applied to them.
 pub(crate) fn is_shown(filter: &KeyFilter, listed: &ListedKey) -> bool {
     match listed {
         ListedKey::Read(key) => filter.matches(key),
@@ -107,13 +109,14 @@ pub(crate) fn is_shown(filter: &KeyFilter, listed: &ListedKey) -> bool {
     }
 }
 
-/// Waits for keys until they have about [`STREAM_BYTES`], or until the stream ends or fails. Returns an empty chunk at the end.
+/// Collects keys until their size is about [`STREAM_BYTES`], or until the stream ends or fails. Returns an
+/// empty chunk at the end.
 pub(crate) async fn next_chunk(keys: &mut KeyStream) -> Vec<Result<ListedKey>> {
     let (mut chunk, mut bytes) = (Vec::new(), 0);
     while bytes < STREAM_BYTES
         && let Some(key) = keys.next().await
     {
-        // An error ends the stream.
+        // An error is the last item of the stream, so it completes the chunk.
         bytes += key.as_ref().map_or(STREAM_BYTES, size);
         chunk.push(key);
     }

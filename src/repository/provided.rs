@@ -1,4 +1,5 @@
-//! The provided forms of [`KeyRepository`]: sound on any backend, built on its required methods alone.
+//! Default implementations of [`KeyRepository`]. They are correct on any backend, because they only use its
+//! required methods.
 
 use futures_util::TryStreamExt as _;
 
@@ -8,7 +9,7 @@ use crate::domain::{
 };
 use crate::telemetry::error_chain;
 
-/// How often a change that lost against another one is tried anew.
+/// Maximum number of attempts of a change that conflicts with others.
 const MAX_ATTEMPTS: usize = 64;
 
 pub(super) async fn get_many_by_hash<R: KeyRepository + ?Sized>(
@@ -66,11 +67,12 @@ pub(super) async fn rotate<R: KeyRepository + ?Sized>(
     let successor = repository.create(rotation.successor, context).await?;
     match repository.update(rotation.replaced, expected, context).await {
         Ok(replaced) => Ok(Rotation { replaced, successor }),
-        // The update may have been made: taking the successor back could leave the caller with no key at all.
+        // The update may have been made. Deleting the successor could leave the caller without any valid key.
         Err(error) if matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Unavailable) => Err(error),
         Err(error) => {
             if let Err(left) = repository.delete(successor.id, context).await {
-                // Nobody has its secret, so it harms nobody; the caller is told why the rotation failed.
+                // The successor's secret was not returned to anyone, so the key is harmless. The caller gets
+                // the error that made the rotation fail.
                 tracing::warn!(error = %error_chain(&left), key = %successor.id, "a successor was left behind");
             }
             Err(error)
@@ -93,7 +95,7 @@ pub(super) async fn create_many<R: KeyRepository + ?Sized>(
     Ok(outcomes)
 }
 
-/// Returns whether an error of this kind says something of one key that was to be created, and nothing of the others.
+/// Returns whether an error of this kind concerns only one of the keys that were to be created.
 pub(super) fn is_of_one_key(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::AlreadyExists | ErrorKind::RevokedHash)
 }
