@@ -1,4 +1,4 @@
-//! Caches of key records in front of a store, and what makes a revocation hold in spite of them.
+//! Caches of key records in front of a backend, and the rules by which they honour revocations.
 //!
 //! ```text
 //! Validator ─→ Loader ─→ moka ─→ Redis ─→ the backend
@@ -6,12 +6,13 @@
 //! feed ──────→ FeedFollower ─→ fence, evict ─→ watchers
 //! ```
 //!
-//! Caches keep facts, never verdicts, and no order of events among several replicas can be relied upon: a slow load, a late
-//! write of another replica, a lost message. So every [`Entry`] carries what it knows (`through`), and [`Knowledge`] what
-//! an entry has to know to be served, which grows by this replica's own changes and by the change feed. [`protocol`] has
-//! the rules; `docs/consistency.md` what they promise.
+//! Caches store records, never verdicts. Replicas can't depend on any order of events among each other,
+//! because loads can be slow, writes of other replicas can be late, and messages can be lost. So every
+//! [`Entry`] has an applied revision (`through`), and [`Knowledge`] has the smallest applied revisions that
+//! may be served. They grow with this replica's own changes and with the change feed. [`protocol`] has the
+//! rules, and `docs/consistency.md` describes the guarantees.
 //!
-//! Any number of caches can stand one behind the other, in any order, over any backend. An author of one implements
+//! Any number of caches can be stacked, in any order, in front of any backend. To add a cache, implement
 //! [`KeyCache`].
 
 mod breaker;
@@ -43,52 +44,54 @@ use crate::domain::{ApiKey, ChangeId, KeyHash, Moment};
 use crate::repository::Result;
 use protocol::Kind;
 
-/// A key record, or that there is none, and what that knows.
+/// A cache entry: a key record, or a negative entry, and the revision up to which it reflects all changes.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// The record; `None`: there is no key with this hash.
+    /// The record. `None` in a negative entry: no key with this hash exists.
     pub key: Option<Arc<ApiKey>>,
-    /// Every change up to this one is reflected.
+    /// The applied revision. The entry reflects every change up to this one.
     pub through: ChangeId,
-    /// Which history of the store that revision belongs to, as this process counts them.
+    /// The epoch that the entry belongs to, as this process counts epochs.
     pub history: u64,
-    /// When the load of it began. `None` if another process loaded it, whose clock is not ours.
+    /// The moment at which the load of the entry began. `None` if another process loaded it, whose clock is
+    /// not comparable.
     pub began: Option<Moment>,
-    /// Until when a cache may keep it.
+    /// The moment until which a cache may keep the entry.
     pub kept_until: Moment,
 }
 
 impl Entry {
-    /// This entry in a cache that keeps for `ttl`, counted from when the load began; shorter by up to a tenth, so that what
-    /// was loaded at once does not end at once.
+    /// Returns this entry for a cache with the lifetime `ttl`, counted from the beginning of the load. The
+    /// lifetime is shortened by up to a tenth, so that entries that were loaded at the same time don't expire
+    /// at the same time.
     #[must_use]
     pub fn kept_for(&self, ttl: Duration, hash: &KeyHash, now: Moment) -> Self {
-        // The digest is as good as random.
+        // The digest is uniformly distributed, so it serves as the random number.
         let ttl = ttl.saturating_sub(ttl / 10 * u32::from(hash.as_bytes()[KeyHash::BYTES - 1]) / 255);
         let kept_until = self.began.unwrap_or(now).after(ttl).min(self.kept_until);
         Self { kept_until, ..self.clone() }
     }
 
-    /// What the entry is about.
+    /// Returns whether this is a record or a negative entry.
     #[must_use]
     pub fn kind(&self) -> Kind {
         if self.key.is_some() { Kind::Present } else { Kind::Absent }
     }
 }
 
-/// Where an answer came from.
+/// The origin of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tier {
     /// The cache in this process.
     Local,
     /// The cache in Redis.
     Redis,
-    /// The store.
+    /// The backend.
     Store,
 }
 
 impl Tier {
-    /// A name for a metric's label.
+    /// Returns the value of a metric's label.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -99,79 +102,87 @@ impl Tier {
     }
 }
 
-/// What was found, and where.
+/// The result of a lookup and its origin.
 #[derive(Clone, Debug)]
 pub struct Found {
-    /// What was found.
+    /// The entry that was found.
     pub entry: Entry,
-    /// Where.
+    /// The origin of the entry.
     pub tier: Tier,
-    /// The store was as the entry says at this moment, if not later.
+    /// The moment from which the staleness counts: the entry reflects the state of the backend at this moment
+    /// or later.
     pub as_of: Moment,
 }
 
-/// How old an answer may be.
+/// The maximum staleness of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Demand {
-    /// When it was asked.
+    /// The moment of the call.
     pub asked_at: Moment,
-    /// How long before that the store may have been as the answer says. 0: not at all.
+    /// Maximum staleness of the answer at that moment. 0 requires a read of the backend.
     pub max_staleness: Duration,
 }
 
 impl Demand {
-    /// The store has to have been as the answer says at this moment or later.
+    /// Returns the earliest moment whose state of the backend the answer may reflect.
     #[must_use]
     pub fn oldest(&self) -> Moment {
         self.asked_at.before(self.max_staleness)
     }
 }
 
-/// Finds entries: a store, or a cache in front of one. `Display` is the stack.
+/// Looks up entries, in a backend or in caches in front of one. `Display` shows the stack.
 #[async_trait]
 pub trait KeySource: Send + Sync + Debug + Display {
-    /// What can be said without waiting; `None` says nothing. What it gives may be served: it fits, and it is as fresh as
-    /// `demand` asks for.
+    /// Returns an entry that is available without waiting. It may be served: it meets the fences and
+    /// `demand`. `None` means that [`find`](Self::find) has to be called.
+    ///
+    /// The default implementation returns `None`.
     fn peek(&self, hash: &KeyHash, demand: &Demand) -> Option<Found> {
         let _ = (hash, demand);
         None
     }
 
-    /// The entry of `hash`. Who hands it on judges it once more: it may have become too old on the way.
+    /// Looks up the entry of `hash`. A hash without a key results in a negative entry. The caller has to
+    /// check the staleness again before it serves the entry, because time has passed.
     ///
     /// # Errors
-    /// Those of the store; none of a cache.
+    /// The errors of the backend. Failures of caches are never returned.
     async fn find(&self, hash: &KeyHash, demand: &Demand) -> Result<Found>;
 }
 
-/// Keeps entries. It is asked and told, and decides nothing: a cache that is broken, or has let go of an entry, has a
-/// miss, which is never an error. `Display` says what it is, without any credential.
+/// Stores entries. A cache makes no decisions, and it never fails: a broken cache, or one that has evicted an
+/// entry, has a miss. `Display` shows the kind of cache, without any credential.
 ///
-/// The suite `conformance::cache` (feature `conformance`) has a clause for each sentence.
+/// The suite `conformance::cache` (feature `conformance`) tests each rule of this contract.
 #[async_trait]
 pub trait KeyCache: Send + Sync + Debug + Display {
-    /// What answers from here are called.
+    /// Returns the origin of answers from this cache.
     fn tier(&self) -> Tier;
 
-    /// What [`get`](Self::get) would give, if that is known without waiting. Only for a cache that lets nothing in that does not
-    /// fit, and takes it out when it is told: what it gives is not judged by fences any more.
+    /// Returns the result of [`get`](Self::get) if it is available without waiting. Callers don't check the
+    /// result against the fences. Only implement this for a cache that rejects entries which don't meet the
+    /// fences, and that evicts them on [`remove`](Self::remove).
+    ///
+    /// The default implementation returns `None`.
     fn peek(&self, hash: &KeyHash) -> Option<Entry> {
         let _ = hash;
         None
     }
 
-    /// The entry that was put for `hash`, unless it was taken out, has reached `kept_until`, or was let go for room.
+    /// Returns the entry that was put for `hash`. `None` if it was evicted, has reached `kept_until`, or was
+    /// never put.
     async fn get(&self, hash: &KeyHash) -> Option<Entry>;
 
-    /// Keeps `entry`, if it may be served. Cuts short how long, never prolongs it.
+    /// Stores `entry` if it may be served. May shorten its lifetime, but never extends it.
     async fn put(&self, hash: &KeyHash, entry: &Entry);
 
-    /// Takes out what is kept for `hash` and may not be served any more.
+    /// Evicts the entries of `hash` that may not be served any more. Idempotent.
     async fn remove(&self, hash: &KeyHash);
 
-    /// Takes out what is kept for `hash`, whatever it knows.
+    /// Evicts the entries of `hash`, whatever revision they reflect. Idempotent.
     async fn forget(&self, hash: &KeyHash);
 
-    /// Forgets everything: the store's history is another one.
+    /// Evicts everything, because the backend's epoch changed. Idempotent.
     async fn clear(&self);
 }

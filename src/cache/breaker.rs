@@ -1,4 +1,5 @@
-//! An outage of the store is told quickly: after a few failures nobody waits for it any more, but for a probe now and then.
+//! Fails loads quickly during an outage of the backend. After a few failures, only occasional probes wait for
+//! it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -6,19 +7,20 @@ use std::time::Duration;
 use crate::domain::{Entropy, KeyHash, Moment, Stopwatch};
 use crate::repository::{ErrorKind, RepositoryError, Result, part_of};
 
-/// So many failures one after the other open it.
+/// Number of consecutive failures after which the breaker opens.
 const FAILURES: u32 = 5;
-/// How long it stays open before the first probe; twice as long after each that fails.
+/// Time from opening to the first probe. It doubles after each failed probe.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// And at most.
+/// Maximum time between probes.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// A probe that has no answer by then may be followed by another.
+/// Timeout of a probe, after which another probe is allowed.
 const PROBE_TIME: Duration = Duration::from_secs(5);
 
-/// Lets loads through while the store answers. When it does not, one at a time may try, after pauses of random length, so
-/// that replicas do not return to a store that comes back all at once.
+/// Lets loads through while the backend answers. During an outage, only one probe at a time is let through,
+/// after pauses of random length, so that replicas don't all return at once to a backend that recovers.
 ///
-/// Each part of the store's feed has a state of its own: on a cluster, a part that is down is no reason to refuse the others.
+/// Each partition of the feed has its own state. On a cluster, the outage of one partition therefore does not
+/// affect loads of the others.
 #[derive(Debug)]
 pub struct Breaker {
     parts: Box<[Mutex<State>]>,
@@ -33,16 +35,16 @@ enum State {
 }
 
 impl Breaker {
-    /// A closed one, of a store whose feed has `parts` parts: all may pass.
+    /// Creates a closed breaker, which lets all loads through, for a feed with `parts` partitions.
     pub fn new(parts: u8, stopwatch: Arc<dyn Stopwatch>, entropy: Arc<dyn Entropy>) -> Self {
         let parts = (0..parts.max(1)).map(|_| Mutex::new(State::Closed { failures: 0 })).collect();
         Self { parts, stopwatch, entropy }
     }
 
-    /// Whether a load of `hash` may begin. Who may, says how it [ended](Asked::ended).
+    /// Checks whether a load of `hash` may begin. The caller has to report its outcome with [`Asked::ended`].
     ///
     /// # Errors
-    /// [`ErrorKind::Unavailable`]: the store did not answer lately.
+    /// [`ErrorKind::Unavailable`] while the breaker is open and no probe is due.
     pub(super) fn check(&self, hash: &KeyHash) -> Result<Asked<'_>> {
         let part = part_of(hash.as_bytes()[0], self.parts.len());
         let mut state = self.lock(part);
@@ -51,20 +53,20 @@ impl Breaker {
             if now < until {
                 return Err(RepositoryError::new(ErrorKind::Unavailable, "the store did not answer lately"));
             }
-            // This one is the probe; the others go on being refused.
+            // This load is the probe. Further loads are rejected until it ends.
             *state = State::Open { until: now.after(PROBE_TIME), pause };
         }
         drop(state);
         Ok(Asked { breaker: self, part, has_ended: false })
     }
 
-    /// Whether loads of some part are refused at this moment.
+    /// Returns whether loads of any partition are rejected at this moment.
     #[must_use]
     pub fn is_open(&self) -> bool {
         (0..self.parts.len()).any(|part| matches!(*self.lock(part), State::Open { .. }))
     }
 
-    /// A poll of the feed was answered, but by the parts in `unanswered`.
+    /// Reports that a poll of the feed was answered by all partitions except those in `unanswered`.
     pub(super) fn poll_answered(&self, unanswered: &[u8]) {
         for (number, part) in (0..).zip(0..self.parts.len()) {
             if !unanswered.contains(&number) {
@@ -73,7 +75,8 @@ impl Breaker {
         }
     }
 
-    /// A poll of the feed failed. Of several parts it is not known which one it was.
+    /// Reports that a poll of the feed failed. If there are several partitions, it is unknown which one
+    /// failed, so the report is ignored.
     pub(super) fn poll_failed(&self, error: &RepositoryError) {
         if self.parts.len() == 1 {
             self.report(0, is_outage(error));
@@ -90,16 +93,16 @@ impl Breaker {
         };
     }
 
-    /// Open for half to one and a half times `pause`.
+    /// Returns the open state, for 0.5 to 1.5 times `pause`.
     fn open(&self, pause: Duration) -> State {
         let mut random = [0];
-        // Without random bytes replicas probe at the same time, which is no reason to fail.
+        // Without random bytes, replicas may probe at the same time, which is harmless.
         let _ = self.entropy.fill(&mut random);
         let length = pause / 2 + pause * u32::from(random[0]) / 255;
         State::Open { until: self.stopwatch.moment().after(length), pause }
     }
 
-    // A poisoned lock is taken over: no change of the state can panic half-way.
+    // A poisoned lock is usable: changes of the state can't panic halfway.
     fn lock(&self, part: usize) -> MutexGuard<'_, State> {
         self.parts[part].lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -109,7 +112,7 @@ fn is_outage(error: &RepositoryError) -> bool {
     matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout)
 }
 
-/// A load that was let through. One that is given up without an answer counts as a time-out.
+/// A load that was let through. If it is dropped without an outcome, it is reported as a timeout.
 #[derive(Debug)]
 pub(super) struct Asked<'b> {
     breaker: &'b Breaker,
@@ -118,7 +121,7 @@ pub(super) struct Asked<'b> {
 }
 
 impl Asked<'_> {
-    /// How it ended.
+    /// Reports the outcome of the load.
     pub(super) fn ended<T>(mut self, outcome: &Result<T>) {
         self.has_ended = true;
         self.breaker.report(self.part, outcome.as_ref().is_err_and(is_outage));
@@ -158,7 +161,7 @@ mod tests {
         for _ in 1..FAILURES {
             fail(&breaker, 0, ErrorKind::Timeout);
         }
-        // Given up.
+        // A load that is dropped counts as a failure.
         drop(breaker.check(&hash(0)).unwrap());
         assert_eq!(breaker.check(&hash(0)).unwrap_err().kind(), ErrorKind::Unavailable);
         stopwatch.advance(FIRST_PAUSE * 2);

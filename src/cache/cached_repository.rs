@@ -24,12 +24,14 @@ use crate::repository::{
     UsageStore, pages,
 };
 
-/// A backend as the services see it. Lookups by hash go through the caches. Changes go to the backend, and into the caches before they
-/// are acknowledged. Everything else goes to the backend. `Display` is the stack.
+/// A backend as the services use it. Lookups by hash go through the caches. Changes go to the backend, and
+/// into the caches before they are acknowledged. Everything else goes to the backend. `Display` shows the
+/// stack.
 ///
-/// All calls run on the runtime of the backend's connections, since they come from the single-threaded runtimes that serve clients.
-/// A call that was begun completes even if its caller goes away, so a client that hangs up can't leave a change half done: committed,
-/// but not in effect in the caches of this replica.
+/// All calls run on the runtime of the backend's connections, since they come from the single-threaded
+/// runtimes that serve clients. A call that was begun completes even if its caller goes away. So a client
+/// that disconnects can't leave a change half done: committed, but not in effect in the caches of this
+/// replica.
 #[derive(Clone, Debug)]
 pub struct CachedRepository {
     backend: Backend,
@@ -40,8 +42,8 @@ pub struct CachedRepository {
 }
 
 impl CachedRepository {
-    /// Creates a repository that finds keys by `loader`. Lookups by hash may be as old as `max_staleness`. Calls run on the runtime of
-    /// `handle`.
+    /// Creates a repository that looks up keys with `loader`. Lookups by hash have at most the staleness
+    /// `max_staleness`. Calls run on the runtime of `handle`.
     pub(super) fn new(
         backend: Backend,
         loader: Loader,
@@ -64,7 +66,7 @@ impl CachedRepository {
         }
     }
 
-    /// Runs a call on the runtime of the backend, to its end.
+    /// Runs a call on the runtime of the backend. It completes even if the caller goes away.
     async fn run<T, F>(&self, call: impl FnOnce(Backend) -> F) -> Result<T>
     where
         T: Send + 'static,
@@ -74,7 +76,7 @@ impl CachedRepository {
         self.handle.spawn(call).await?
     }
 
-    /// Rule 2: makes a change, and completes when nothing older is served by this replica any more.
+    /// Makes a change (rule 2). It completes when this replica can't serve anything older any more.
     async fn change<T, F>(
         &self,
         target: Target,
@@ -162,7 +164,7 @@ impl KeyRepository for CachedRepository {
         let create = |backend: Backend| async move {
             let outcomes = backend.create_many(keys, &context).await?;
             if effects.are_needed() {
-                // The feed reports many creations at once, and evicts nothing else.
+                // The feed reports many creations at once, and evicts only negative entries for them.
                 effects.poll_feed().await?;
             }
             Ok(outcomes)
@@ -220,7 +222,8 @@ impl KeyRepository for CachedRepository {
     async fn revoke(&self, id: KeyId, reason: RevokeReason, context: &ChangeContext) -> Result<ApiKey> {
         let context = context.clone();
         let revoke = move |backend: Backend| async move { backend.revoke(id, reason, &context).await };
-        // A revocation of a revoked key counts too: this replica may not have read the first one yet.
+        // A repeated revocation raises the fence, too: this replica may not have read the first one from the
+        // feed yet.
         let revoked = |key: &ApiKey, known: &KnownKeys| vec![Effect::revoked(key, known)];
         self.change(Target::Id(id), revoke, revoked).await
     }
@@ -321,7 +324,8 @@ impl UsageStore for CachedRepository {
     }
 }
 
-/// Returns a capability of the backend, which has it: without it, [`CachedRepository::into_backend`] doesn't offer it either.
+/// Returns a capability of the backend. It is always present: [`CachedRepository::into_backend`] only offers
+/// the capabilities that the backend has.
 fn offered<T: ?Sized>(capability: Option<&Arc<T>>, what: &'static str) -> Result<Arc<T>> {
     capability.cloned().ok_or_else(|| RepositoryError::not_offered(what))
 }

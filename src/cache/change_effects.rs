@@ -1,4 +1,4 @@
-//! What a change means for the caches of this replica.
+//! The effects of a change on the caches of this replica.
 
 use std::sync::Arc;
 
@@ -7,12 +7,12 @@ use super::{Entry, FeedHandle, KeyCache, Knowledge, RedisCache};
 use crate::domain::{ApiKey, ChangeId, KeyHash, KeyId, Moment};
 use crate::repository::{ErrorKind, KeyRepository, RepositoryError, Result};
 
-/// Brings changes of this replica into effect.
+/// Applies changes of this replica to its caches.
 #[derive(Debug)]
 pub(super) struct ChangeEffects {
-    /// The outermost first.
+    /// The caches, the outermost first.
     caches: Vec<Arc<dyn KeyCache>>,
-    /// The cache of those by which other replicas are woken.
+    /// The Redis cache among them, which also wakes other replicas.
     redis: Option<Arc<RedisCache>>,
     knowledge: Arc<Knowledge>,
     feed: Option<FeedHandle>,
@@ -20,7 +20,7 @@ pub(super) struct ChangeEffects {
 
 /// The effect of a change on one key.
 pub(super) struct Effect {
-    /// `None` if it is unknown which key was changed.
+    /// The hash of the changed key, or `None` if it is unknown.
     hash: Option<KeyHash>,
     change: ChangeId,
     /// Whether the change was made after the call began. Otherwise it had been made before.
@@ -30,23 +30,23 @@ pub(super) struct Effect {
 }
 
 impl Effect {
-    /// The key was changed, and is cached.
+    /// Returns the effect of a change whose record is to be cached.
     pub(super) fn of(key: &ApiKey) -> Self {
         Self { hash: Some(key.hash), change: key.last_change(), is_new: true, key: Some(key.clone()) }
     }
 
-    /// The key was changed, and is not cached.
+    /// Returns the effect of a change whose record is not to be cached.
     pub(super) fn uncached(key: &ApiKey) -> Self {
         Self { key: None, ..Self::of(key) }
     }
 
-    /// The key is revoked: by this call, or since before.
+    /// Returns the effect of a revocation, made by this call or by an earlier one.
     pub(super) fn revoked(key: &ApiKey, known: &KnownKeys) -> Self {
         let is_new = known.last_change.is_some_and(|before| before != key.last_change());
         Self { is_new, ..Self::of(key) }
     }
 
-    /// The key was deleted.
+    /// Returns the effect of a deletion.
     pub(super) fn deleted(hash: Option<KeyHash>, change: ChangeId) -> Self {
         Self { hash, change, is_new: true, key: None }
     }
@@ -109,7 +109,7 @@ impl ChangeEffects {
         Self { caches, redis, knowledge, feed }
     }
 
-    /// Returns whether a change has effects: without caches it has none.
+    /// Returns whether changes have effects. They have none without caches.
     pub(super) fn are_needed(&self) -> bool {
         !self.caches.is_empty()
     }
@@ -118,12 +118,15 @@ impl ChangeEffects {
         self.knowledge.moment()
     }
 
-    /// Begins a change.
+    /// Returns the state before a change, which the change is compared with later.
     pub(super) fn begin(&self) -> ChangeBegun {
         self.knowledge.change_begins()
     }
 
-    /// Makes sure that nothing older than a change that was made is served from now on.
+    /// Ensures that nothing older than the changes in `effects` is served from now on.
+    ///
+    /// # Errors
+    /// The errors of a poll of the feed, if one was needed.
     pub(super) async fn changed(&self, effects: Vec<Effect>, begun: &ChangeBegun) -> Result<()> {
         for Effect { hash, change, is_new, key } in effects {
             let Some(hash) = hash else {
@@ -131,7 +134,8 @@ impl ChangeEffects {
                 continue;
             };
             let Made::Here(through) = self.knowledge.raise(begun, &hash, change, is_new) else {
-                // The backend's history became another one meanwhile: the feed reports what is left of the change.
+                // The backend's epoch ended meanwhile. The feed reports whether the change is part of the new
+                // one.
                 self.poll_feed().await?;
                 continue;
             };
@@ -142,7 +146,8 @@ impl ChangeEffects {
                 began: Some(begun.at),
                 kept_until: Moment::NEVER,
             });
-            // The innermost first, so that none is filled from another one that has an older record.
+            // Update the innermost cache first, so that no cache is filled with an older record from another
+            // one.
             for cache in self.caches.iter().rev() {
                 match &entry {
                     Some(entry) => cache.put(&hash, entry).await,
@@ -156,15 +161,15 @@ impl ChangeEffects {
         Ok(())
     }
 
-    /// Handles a change that failed: it was not made, or it is unknown whether it was.
+    /// Applies the effects of a change that failed: it was not made, or its outcome is unknown.
     ///
-    /// A change that was answered with an error promises nothing. If it was made all the same, this replica reads it from the
-    /// feed as all others do, within the same bound. So only the cached records of the keys that it is about are evicted, so
-    /// that the next lookup returns what the backend has; without a feed, that is all that keeps them from being served until
-    /// their `ttl` ends.
+    /// Nothing is guaranteed for a change that was answered with an error. If it was made nevertheless, this
+    /// replica reads it from the feed as all others do, within the same bound. So only the cached records of
+    /// the affected keys are evicted, so that the next lookup returns the backend's record. Without a feed,
+    /// nothing else prevents the records from being served until their `ttl` ends.
     pub(super) async fn failed(&self, error: &RepositoryError, known: &KnownKeys) -> Result<()> {
         match error.kind() {
-            // Another replica may have deleted the key: then it must not be served here any more.
+            // Another replica may have deleted the key. It must not be served here any more.
             ErrorKind::NotFound => {
                 self.forget(known.hashes.as_deref().unwrap_or_default()).await;
                 self.poll_feed().await
@@ -172,7 +177,7 @@ impl ChangeEffects {
             ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Internal => {
                 match &known.hashes {
                     Some(hashes) => self.forget(hashes).await,
-                    // The feed reports which key it was.
+                    // The feed reports which key was changed.
                     None if self.feed.is_some() => {}
                     None => self.clear().await,
                 }
@@ -197,7 +202,7 @@ impl ChangeEffects {
         }
     }
 
-    /// Handles a change of a key whose hash is unknown.
+    /// Applies a change of a key whose hash is unknown.
     async fn any_key_changed(&self) -> Result<()> {
         if self.feed.is_none() {
             self.clear().await;

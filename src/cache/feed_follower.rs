@@ -1,4 +1,4 @@
-//! Follows the store's change feed, so that this replica knows what others changed.
+//! Follows the backend's change feed, so that changes of other replicas take effect in this one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,24 +17,24 @@ use crate::repository::{
 };
 use crate::telemetry::{error_chain, seconds};
 
-/// How many events one poll reads.
+/// Maximum number of events per poll.
 const BATCH: usize = 1_000;
-/// How many polls can be asked for at one time; more wait.
+/// Maximum number of queued requests for polls. Further callers wait.
 const REQUESTS: usize = 64;
 /// Maximum number of updates that a receiver can fall behind.
 const UPDATES: usize = 64;
 
-/// How the feed is followed.
+/// Options of the feed follower.
 #[derive(Clone, Copy, Debug)]
 pub struct FeedOptions {
-    /// How long after a poll the next one is sent, unless something wakes it.
+    /// Time between a poll and the next one, unless a wake-up comes earlier.
     pub poll_interval: Duration,
-    /// How long a poll may take.
+    /// Maximum time of a poll.
     pub deadline: Duration,
 }
 
-/// Polls the feed, raises fences, takes out of the caches what no longer fits. The log decides; wake-ups only make it
-/// quicker.
+/// Polls the feed, raises fences, and evicts the entries behind them. Only the events decide; wake-ups merely
+/// reduce the delay.
 #[derive(Debug)]
 pub struct FeedFollower {
     keys: Arc<dyn KeyRepository>,
@@ -48,57 +48,62 @@ pub struct FeedFollower {
     seen: watch::Sender<Seen>,
     updates: broadcast::Sender<FeedUpdate>,
     propagation: Histogram,
-    /// Whether the end of the feed was read once.
+    /// Whether the end of the feed was read.
     has_begun: bool,
     is_failing: bool,
 }
 
-/// Asks the follower, and is told by it.
+/// Requests polls and receives updates from the follower. Clones share the follower.
 #[derive(Clone, Debug)]
 pub struct FeedHandle {
     requests: mpsc::Sender<Request>,
-    /// How long a poll may be waited for.
+    /// Maximum time to wait for a requested poll.
     patience: Duration,
     propagation: Histogram,
     seen: watch::Receiver<Seen>,
     updates: broadcast::Sender<FeedUpdate>,
 }
 
-/// What the follower has read. Sent before [`Seen`] changes.
+/// An update from the follower. It is sent before [`Seen`] changes.
 #[derive(Clone, Debug)]
 pub enum FeedUpdate {
-    /// Events, and the position behind them.
+    /// Events, and the position after them.
     Changes(Arc<(Vec<KeyEvent>, FeedPosition)>),
-    /// The follower began anew: events may be missing, or belong to another history.
+    /// The follower restarted. Events may have been missed, or belong to another epoch.
     Restarted,
 }
 
-/// How far the feed was followed.
+/// The progress of the follower.
 #[derive(Clone, Debug)]
 pub struct Seen {
-    /// All events before it were applied.
+    /// The position up to which all events were applied.
     pub position: FeedPosition,
-    /// There were none after it when this poll was sent; `None`: that was not found out yet.
+    /// The moment at which the last poll was sent that found no events after the position. `None` if no poll
+    /// has reached the end of the feed yet.
     pub as_of: Option<Moment>,
 }
 
-/// Asks for a poll that is sent from now on, and how it ended.
+/// Requests a poll that is sent after the request, and receives its outcome.
 type Request = oneshot::Sender<Result<()>>;
 
-/// Which caches a new beginning empties.
+/// The caches that a restart clears.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Empties {
-    /// Those in Redis too: this replica found that history is another one.
+    /// All caches, including Redis: this replica detected that history was rewound.
     All,
-    /// Another replica found it, and what is in Redis now is of the new one.
+    /// Only caches in this process. Another replica detected the rewind, and Redis only has entries of the
+    /// new epoch.
     ThisProcess,
 }
 
 impl FeedHandle {
-    /// Completes a poll that is sent from now on.
+    /// Requests a poll that is sent after this call, and waits until it has completed.
+    ///
+    /// If this future is dropped, the poll still completes.
     ///
     /// # Errors
-    /// Those of the store.
+    /// The errors of the backend, [`ErrorKind::Timeout`] after twice the deadline of a poll, or
+    /// [`ErrorKind::Unavailable`] if the follower was dropped.
     pub async fn poll(&self) -> Result<()> {
         let gone =
             || RepositoryError::new(ErrorKind::Unavailable, "the change feed is not followed any more");
@@ -110,19 +115,21 @@ impl FeedHandle {
         .await
     }
 
-    /// How long changes took to get here, by the clocks of both ends.
+    /// Returns the histogram of the delays in seconds from a change to its application here, by the clocks of
+    /// both replicas.
     #[must_use]
     pub fn propagation(&self) -> Histogram {
         self.propagation.clone()
     }
 
-    /// Receives what the follower reads from now on. A receiver that falls behind by more than 64 updates loses the oldest.
+    /// Returns a receiver of the updates from now on. A receiver that falls behind by more than 64 updates
+    /// loses the oldest.
     #[must_use]
     pub fn updates(&self) -> broadcast::Receiver<FeedUpdate> {
         self.updates.subscribe()
     }
 
-    /// How far the feed was followed, and when that changes.
+    /// Returns a receiver of the follower's progress.
     #[must_use]
     pub fn seen(&self) -> watch::Receiver<Seen> {
         self.seen.clone()
@@ -130,10 +137,11 @@ impl FeedHandle {
 }
 
 impl FeedFollower {
-    /// Reads the newest events of `backend` (rule 7), and prepares to follow them. Returns `None` without a feed. `redis` is the cache of
-    /// `caches` whose entries have an epoch.
+    /// Reads the newest events of `backend` (rule 7), and prepares to follow its feed. Returns `None` if the
+    /// backend has no feed. `redis` is the cache among `caches` whose entries have an epoch.
     ///
-    /// A feed that can't be read now is read as soon as it can; until then nothing is served.
+    /// A feed that can't be read now is read by [`run`](Self::run) as soon as possible. Nothing is served
+    /// until then.
     pub async fn start(
         backend: &Backend,
         knowledge: Arc<Knowledge>,
@@ -179,20 +187,20 @@ impl FeedFollower {
         Some((follower, FeedHandle { requests: asking, patience, propagation, seen: seeing, updates }))
     }
 
-    /// Reads the newest events of `feed`, as many as there is room for fences.
+    /// Reads the newest events of `feed`, one for each available fence.
     async fn read_recent(feed: &dyn ChangeFeed, deadline: Duration) -> Result<RecentChanges> {
         let limit = Knowledge::fences_of_a_part(feed.partitions());
         within(deadline, feed.recent_changes(limit)).await
     }
 
-    /// Follows for ever.
+    /// Follows the feed until the future is dropped.
     pub async fn run(mut self) {
         let mut wakes = self.wakes();
         let mut epochs = tokio::time::interval(self.options.poll_interval);
         epochs.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let redis = self.redis.clone();
         let (restart, mut restarts) = mpsc::channel(1);
-        // Beside the polls: a Redis that hangs holds up none of them.
+        // Runs concurrently with the polls, so that a hanging Redis does not delay them.
         let follow_epochs = async move {
             loop {
                 epochs.tick().await;
@@ -215,7 +223,7 @@ impl FeedFollower {
                 }
                 self.log(&outcome);
                 for answer in waiting.drain(..) {
-                    // Who asked may have gone away.
+                    // The requester may have gone away.
                     let _ = answer.send(outcome.clone());
                 }
                 tokio::select! {
@@ -238,13 +246,13 @@ impl FeedFollower {
         tokio::join!(follow_epochs, follow);
     }
 
-    /// Reads on until there is nothing more.
+    /// Reads events until the end of the feed.
     async fn poll(&mut self) -> Result<()> {
         self.identify().await?;
         let mut has_begun_anew = false;
         loop {
             if self.knowledge.history() == 0 {
-                // A load, or a change of this replica, contradicts what the feed said.
+                // A load or a change of this replica contradicts the events of the feed.
                 self.restart_rewound().await;
             }
             let sent = self.knowledge.poll_sent();
@@ -279,7 +287,7 @@ impl FeedFollower {
             let as_of = if is_known { Some(sent.at) } else { known };
             if !changes.events.is_empty() {
                 let update = Arc::new((changes.events, changes.position.clone()));
-                // Without a receiver nobody watches.
+                // Sending fails only if nobody watches.
                 let _ = self.updates.send(FeedUpdate::Changes(update));
             }
             self.seen.send_replace(Seen { position: changes.position, as_of });
@@ -299,7 +307,7 @@ impl FeedFollower {
         }
     }
 
-    /// Applies changes in the order of their revisions, and takes out of the caches what no longer fits.
+    /// Applies changes in the order of their revisions, and evicts the entries behind the raised fences.
     async fn apply(&self, changes: &Changes) -> std::result::Result<(), Rewound> {
         let read = changes.events.iter().map(|event| (event.revision, Listed::Read(event)));
         let unreadable = changes.unreadable.iter().map(|event| (event.revision, Listed::Unreadable(event)));
@@ -326,14 +334,14 @@ impl FeedFollower {
         Ok(())
     }
 
-    /// Tells the Redis cache whose entries it keeps.
+    /// Sets the identity of the backend in the Redis cache.
     async fn identify(&self) -> Result<()> {
         let Some(redis) = self.redis.as_ref().filter(|redis| !redis.is_identified()) else { return Ok(()) };
         redis.identify(within(self.options.deadline, self.keys.identity()).await?);
         Ok(())
     }
 
-    /// Begins anew in another history.
+    /// Restarts after history was rewound.
     async fn restart_rewound(&mut self) {
         tracing::warn!(
             "the store's history is not the one that was followed, or events were pruned before they were read: all caches \
@@ -342,10 +350,10 @@ impl FeedFollower {
         self.restart(Empties::All).await;
     }
 
-    /// Rule 8: begins anew, as often as it takes.
+    /// Restarts in a new epoch (rule 8). Retries until the end of the feed was read.
     async fn restart(&mut self, empties: Empties) {
         self.knowledge.end_history();
-        // Nothing that was read before counts for readiness.
+        // Positions of the previous epoch must not count for readiness.
         self.seen.send_modify(|seen| seen.as_of = None);
         for cache in &self.caches {
             if empties == Empties::All || cache.tier() == Tier::Local {
@@ -369,7 +377,7 @@ impl FeedFollower {
     }
 
     fn local_caches(&self) -> impl Iterator<Item = &Arc<dyn KeyCache>> {
-        // What others share is judged whenever it is read.
+        // Entries of shared caches are checked when they are read.
         self.caches.iter().filter(|cache| cache.tier() == Tier::Local)
     }
 

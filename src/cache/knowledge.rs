@@ -1,4 +1,4 @@
-//! What this replica knows of the store's changes, and so what an entry has to know.
+//! The state of this replica: the changes it has applied, and the fences that follow from them.
 
 use std::fmt;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -12,82 +12,86 @@ use super::protocol::{Cause, Kind, Part, Rewound, through};
 use crate::domain::{ApiKey, ChangeId, ChangeKind, KeyEvent, KeyHash, Moment, Revision, Stopwatch};
 use crate::repository::{FeedPosition, RecentChanges, UnreadableEvent, part_of};
 
-/// Number of fences that there is room for in all, for each cause. A fence takes about 170 bytes.
+/// Total number of fences per cause. A fence takes about 170 bytes.
 const FENCES: usize = 16_384;
-/// Number of applied changes that are remembered in all, so that entries of other replicas can be compared with them.
-/// Each takes 16 bytes. An entry in the Redis cache from before is loaded anew.
+/// Total number of applied changes that are remembered, so that entries of other replicas can be compared
+/// with them. Each takes 16 bytes. An entry in the Redis cache that is older than these changes is loaded
+/// anew.
 const APPLIED: usize = 65_536;
 
-/// One for all caches of a process. It is what the rules of [`protocol`](super::protocol) need, for threads.
+/// The state that the rules of [`protocol`](super::protocol) need, shared by all threads and all caches of a
+/// process.
 pub struct Knowledge {
     parts: Box<[Cell]>,
-    /// Which history of the store this is: grows when it was rewound. 0 while it is not known.
+    /// The number of the current epoch. It grows when history was rewound. 0 while no epoch is followed.
     history: AtomicU64,
-    /// How many there were.
+    /// The number of epochs so far.
     histories: AtomicU64,
-    /// For a store without a change feed: revisions of different keys need not be comparable, so changes are numbered here,
-    /// and this has the fences by the store's own revisions, for entries of other replicas.
+    /// For backends without a change feed. Revisions of different keys need not be comparable there, so
+    /// changes are numbered in this process. This field has fences by the backend's own revisions, for
+    /// entries of other replicas.
     alone: Option<Mutex<Part<KeyHash>>>,
-    /// Wakes the follower when something else than a poll found the history rewound.
+    /// Wakes the follower when something other than a poll detected that history was rewound.
     rewound: Notify,
     stopwatch: Arc<dyn Stopwatch>,
 }
 
-/// One part of the feed.
+/// The state of one partition of the feed.
 struct Cell {
     part: Mutex<Part<KeyHash>>,
-    /// When the last poll was sent that all events were applied of; 0: none.
+    /// The moment of the last poll whose events were all applied, in nanoseconds. 0 if there was none.
     confirmed: AtomicU64,
-    /// The revision of the part's cursor, to be read without a lock.
+    /// The revision of the partition's cursor, readable without a lock.
     cursor: AtomicI64,
 }
 
-/// What a load notes before it reads anything.
+/// The state that a load notes before it reads anything.
 #[derive(Clone, Copy, Debug)]
 pub struct Noted {
     change: ChangeId,
     history: u64,
-    /// When the load began.
+    /// The moment at which the load began.
     pub began: Moment,
 }
 
 impl Noted {
-    /// Which history of the store it belongs to.
+    /// Returns the epoch in which the load began.
     #[must_use]
     pub(super) fn history(&self) -> u64 {
         self.history
     }
 }
 
-/// What a poll has to bring.
+/// The state when a poll was sent, which its result is compared with.
 #[derive(Clone, Debug)]
 pub(super) struct PollSent {
     pub at: Moment,
-    /// The largest change of each part that was seen when the poll was sent.
+    /// The largest change seen in each partition when the poll was sent.
     seen: Vec<ChangeId>,
 }
 
-/// What a change that this replica begins has to be compared with when it was made.
+/// The state when this replica began a change, which the change is compared with after it was made.
 #[derive(Clone, Debug)]
 pub(crate) struct ChangeBegun {
     pub at: Moment,
-    /// The history in which it begins.
+    /// The epoch in which the change began.
     pub history: u64,
-    /// The largest change of each part that was seen.
+    /// The largest change seen in each partition.
     seen: Vec<ChangeId>,
 }
 
-/// What a change that this replica made turned out to be.
+/// The classification of a change that this replica made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Made {
-    /// A change of the history that is followed. This is the `through` of a record that reflects it.
+    /// The change belongs to the current epoch. Contains the applied revision of a record that reflects it.
     Here(ChangeId),
-    /// A change of another history: it is told by the feed once that one is followed.
+    /// The change belongs to another epoch. The feed reports it once that epoch is followed.
     Elsewhere,
 }
 
 impl Knowledge {
-    /// Of a store whose feed has `parts` parts. Nothing may be served until its end was read.
+    /// Creates the state for a feed with `parts` partitions. Nothing may be served until the end of the feed
+    /// was read.
     #[must_use]
     pub fn of_feed(parts: u8, stopwatch: Arc<dyn Stopwatch>) -> Self {
         let capacity = Self::fences_of_a_part(parts);
@@ -103,7 +107,7 @@ impl Knowledge {
         }
     }
 
-    /// Of a store without a feed: this replica's own changes are all that it knows of.
+    /// Creates the state for a backend without a feed. It only reflects changes of this replica.
     #[must_use]
     pub fn without_feed(stopwatch: Arc<dyn Stopwatch>) -> Self {
         let mut knowledge = Self::of_feed(1, stopwatch);
@@ -116,22 +120,23 @@ impl Knowledge {
         knowledge
     }
 
-    /// Whether changes of other replicas are heard of.
+    /// Returns whether changes of other replicas are received.
     #[must_use]
     pub fn has_feed(&self) -> bool {
         self.alone.is_none()
     }
 
-    /// The present moment.
+    /// Returns the current moment.
     #[must_use]
     pub fn moment(&self) -> Moment {
         self.stopwatch.moment()
     }
 
-    /// Rule 1: what a load of `hash` notes before it reads anything. `None` before the feed was read.
+    /// Returns the state that a load of `hash` has to note before it reads anything (rule 1). `None` before
+    /// the feed was read.
     ///
-    /// The load begins after the fence of its key went up, and that went up after the change was committed: so it reflects
-    /// that change, whether or not the feed has told of it yet.
+    /// A load that begins after a fence was raised reflects the fence's change, whether or not the feed has
+    /// delivered it yet: fences are raised after their change was committed.
     #[must_use]
     pub fn note(&self, hash: &KeyHash) -> Option<Noted> {
         let history = self.history.load(Ordering::SeqCst);
@@ -144,14 +149,14 @@ impl Knowledge {
         Some(Noted { change, history, began: self.moment() })
     }
 
-    /// The entry of a load of `hash` that noted `noted` and found `key` in the store. If the record is of another history
-    /// than the one that is followed, that one ends, and the entry does not fit.
+    /// Returns the entry of a load of `hash` that noted `noted` and found `key` in the backend. If the record
+    /// belongs to another epoch, the current epoch ends, and the entry may not be served.
     #[must_use]
     pub fn loaded(&self, hash: &KeyHash, noted: &Noted, key: Option<ApiKey>) -> Entry {
         let last_change = key.as_ref().map(ApiKey::last_change).filter(|_| self.has_feed());
         if let Some(last_change) = last_change {
             let seen = self.cell(hash).change(|part| {
-                // What belongs to a history that is over does not fit in any case.
+                // An entry of an epoch that has ended can't be served in any case.
                 if self.history() == noted.history { part.see(noted.change, last_change) } else { Ok(()) }
             });
             if seen.is_err() {
@@ -167,8 +172,9 @@ impl Knowledge {
         }
     }
 
-    /// Rule 12: what an entry that another replica wrote is here; `None` if it may not be served. `noted` is from before it
-    /// was read, `known` is the `through` that was written with it.
+    /// Returns the applied revision, in this process, of an entry that another replica wrote (rule 12).
+    /// `None` if the entry may not be served. `noted` was noted before the entry was read, and `known` is the
+    /// applied revision that was written with it.
     #[must_use]
     pub(super) fn adopt(&self, hash: &KeyHash, noted: &Noted, known: ChangeId) -> Option<ChangeId> {
         let Some(by_revision) = &self.alone else {
@@ -179,27 +185,30 @@ impl Knowledge {
         fits.then_some(noted.change)
     }
 
-    /// The `through` that is written for other replicas with a record.
+    /// Returns the applied revision that is written for other replicas with a record.
     #[must_use]
     pub(super) fn published(&self, entry: &Entry, key: &ApiKey) -> ChangeId {
         if self.has_feed() { entry.through } else { ChangeId::of_revision(key.revision) }
     }
 
-    /// Whether `entry` may be stored, or served if it is fresh enough.
+    /// Returns whether `entry` meets the fences, so that it may be stored, and served if its staleness is
+    /// acceptable.
     #[must_use]
     pub fn fits(&self, hash: &KeyHash, entry: &Entry) -> bool {
         self.is_of_this_history(entry) && self.cell(hash).lock().fits(hash, entry.kind(), entry.through)
     }
 
-    /// Whether `entry` is of the history that is followed now. For a hit in a cache that lets nothing in that does not fit and
-    /// takes it out as soon as it does not, that is all there is to ask, and it takes no lock.
+    /// Returns whether `entry` belongs to the current epoch. This takes no lock. It suffices for a hit in a
+    /// cache that rejects entries which don't meet the fences, and evicts them as soon as a fence is raised.
     #[must_use]
     pub(super) fn is_of_this_history(&self, entry: &Entry) -> bool {
         entry.history != 0 && entry.history == self.history()
     }
 
-    /// Rule 9: when the last poll was sent that all events were applied of. **Taken before an entry is read**: the entry then
-    /// reflects all that was known at that time. Taken afterwards, it could be about a change that the entry misses.
+    /// Returns the moment of the last poll whose events were all applied (rule 9). `None` if there was none.
+    /// **Call this before reading an entry.** The entry then reflects all changes up to that moment. If this
+    /// is called after the entry was read, a later poll may have delivered a change that the entry does not
+    /// reflect.
     #[must_use]
     pub(super) fn confirmed(&self, hash: &KeyHash) -> Option<Moment> {
         match self.cell(hash).confirmed.load(Ordering::SeqCst) {
@@ -208,19 +217,21 @@ impl Knowledge {
         }
     }
 
-    /// Rule 9: the latest moment at which the store is known to have been as `entry` says, which fits. `confirmed` was
-    /// [taken](Self::confirmed) before the entry was read.
+    /// Returns the latest moment at which the backend is certain to have been in the state of `entry`, which
+    /// has to meet the fences (rule 9). `confirmed` was [read](Self::confirmed) before the entry. `None` if
+    /// there is no such moment.
     ///
-    /// An entry that knows of changes that no poll has brought yet counts from its own load alone: those changes may be lost.
-    /// So does absence, which names no change that could be compared: it may reflect a deletion that is lost.
+    /// An entry that reflects changes that no poll has delivered yet counts from its own load alone, because
+    /// those changes may be lost. A negative entry counts from its own load, too: it has no change that could
+    /// be compared, and may reflect a deletion that is lost.
     #[must_use]
     pub(super) fn as_of(&self, hash: &KeyHash, entry: &Entry, confirmed: Option<Moment>) -> Option<Moment> {
         let is_ahead = entry.through.revision.get() > self.cell(hash).cursor.load(Ordering::SeqCst);
         if is_ahead || entry.kind() == Kind::Absent { entry.began } else { entry.began.max(confirmed) }
     }
 
-    /// How long ago the poll was sent that last said that nothing is missing; of the part that is furthest behind. `None`
-    /// without a feed, before the first, and while the history is not known.
+    /// Returns the time since the last poll that found no further events was sent, for the partition that is
+    /// furthest behind. `None` without a feed, before the first such poll, and while no epoch is followed.
     #[must_use]
     pub fn feed_age(&self) -> Option<Duration> {
         if self.history() == 0 {
@@ -230,31 +241,33 @@ impl Knowledge {
         (oldest > 0).then(|| self.moment().since(Moment::from_nanos(oldest)))
     }
 
-    /// How many fences there are.
+    /// Returns the number of fences.
     #[must_use]
     pub fn fences(&self) -> usize {
         self.parts.iter().map(|cell| lock(&cell.part).fences()).sum()
     }
 
-    /// Which history of the store this is; 0 while it is not known.
+    /// Returns the number of the current epoch. 0 while no epoch is followed.
     #[must_use]
     pub fn history(&self) -> u64 {
         self.history.load(Ordering::SeqCst)
     }
 
-    /// What a change that begins now is compared with when it was made.
+    /// Returns the state that a change which begins now is compared with after it was made.
     pub(crate) fn change_begins(&self) -> ChangeBegun {
         let history = self.history();
         ChangeBegun { at: self.moment(), history, seen: self.largest_seen() }
     }
 
-    /// Rules 2 and 11: from now on nothing is served for `hash` that does not reflect `change`, which this replica made. With
-    /// `is_new` it was made after `begun`; otherwise it is an older one that turned out to stand already. Caches take out
-    /// what no longer fits *after* that.
+    /// Raises the fence of `hash` to `change`, which this replica made (rules 2 and 11). From now on nothing
+    /// is served for `hash` that does not reflect it. `is_new` means that the change was made after `begun`;
+    /// otherwise it is an older change, which was found to be in effect already. The caller has to evict
+    /// entries *after* this call.
     pub(crate) fn raise(&self, begun: &ChangeBegun, hash: &KeyHash, change: ChangeId, is_new: bool) -> Made {
         let number = part_of(hash.as_bytes()[0], self.parts.len());
         let made = self.parts[number].change(|part| {
-            // A new history is read after the old one ended: if that has not happened yet, this change will be in it.
+            // A new epoch is read after the old one ended. If that has not happened yet, the new epoch will
+            // contain this change.
             if begun.history == 0 || self.history() != begun.history {
                 return Ok(Made::Elsewhere);
             }
@@ -288,13 +301,14 @@ impl Knowledge {
         PollSent { at: self.moment(), seen: self.largest_seen() }
     }
 
-    /// Rule 8, for each event of a poll. The caller takes it out of the caches next.
+    /// Applies an event of a poll (rule 8). The caller has to evict the key's entries afterwards.
     ///
     /// # Errors
-    /// Rule 10: the event is of another history.
+    /// The event belongs to another epoch (rule 10).
     pub(crate) fn apply(&self, event: &KeyEvent) -> Result<(), Rewound> {
         let cause = match event.kind {
-            // To revive a revoked hash is more than to create a key: what was cached before is not only absence.
+            // Reviving a revoked hash is more than a creation: not only negative entries may be cached for
+            // it.
             ChangeKind::Created if event.changed_fields.is_empty() => Cause::Creation,
             ChangeKind::Created
             | ChangeKind::Updated
@@ -306,7 +320,7 @@ impl Knowledge {
         self.cell(&event.hash).change(|part| part.apply(event.hash, cause, event.change()))
     }
 
-    /// The same for an event that can't be read. The caller empties the caches next.
+    /// Applies an event that can't be read. The caller has to clear the caches afterwards.
     ///
     /// # Errors
     /// Those of [`apply`](Self::apply).
@@ -317,14 +331,16 @@ impl Knowledge {
         }
     }
 
-    /// Rule 8: all events before `position` were applied and taken out.
+    /// Advances the cursors to `position` (rule 8). All events before it were applied, and entries were
+    /// evicted.
     pub(super) fn advance(&self, position: &FeedPosition) {
         for (number, cell) in (0..).zip(&self.parts) {
             cell.change(|part| part.advance(position.last_change(number)));
         }
     }
 
-    /// Rules 9 and 10: the poll `sent` found nothing more; the parts in `unanswered` were not reached.
+    /// Confirms that the poll `sent` reached the end of the feed (rules 9 and 10). The partitions in
+    /// `unanswered` were not reached.
     ///
     /// # Errors
     /// The feed ends before a change that was seen.
@@ -342,7 +358,7 @@ impl Knowledge {
         Ok(())
     }
 
-    /// Rule 7: begins with the newest events, in a history of its own: what belongs to another one is not served any more.
+    /// Begins a new epoch with the newest events (rule 7). Entries of earlier epochs are not served any more.
     pub(super) fn start(&self, recent: &RecentChanges) {
         self.end_history();
         for (number, cell) in (0..).zip(&self.parts) {
@@ -351,7 +367,7 @@ impl Knowledge {
             cell.change(|part| part.start(position));
         }
         for event in &recent.events {
-            // They are from one history, so nothing contradicts anything.
+            // All events belong to one epoch, so they can't contradict each other.
             let _ = self.apply(event);
         }
         for event in &recent.unreadable {
@@ -361,24 +377,25 @@ impl Knowledge {
         self.history.store(number, Ordering::SeqCst);
     }
 
-    /// Rule 8: history was rewound, or events were let go before they were read. Nothing is served until the next
-    /// [`start`](Self::start).
+    /// Ends the epoch, because history was rewound or events were pruned before they were read (rule 8).
+    /// Nothing is served until the next [`start`](Self::start).
     pub(super) fn end_history(&self) {
         self.history.store(0, Ordering::SeqCst);
     }
 
-    /// Rule 11: ends the history, and has the follower begin anew.
+    /// Ends the epoch and makes the follower restart (rule 11).
     fn rewind(&self) {
         self.end_history();
         self.rewound.notify_one();
     }
 
-    /// Waits until something else than a poll found the history rewound.
+    /// Waits until something other than a poll detects that history was rewound.
     pub(super) async fn is_rewound(&self) {
         self.rewound.notified().await;
     }
 
-    /// How many of the newest events of a part are worth reading at the start, of a feed with `parts` parts.
+    /// Returns the number of fences per partition, in a feed with `parts` partitions. At startup, as many of
+    /// the newest events are read.
     pub(super) fn fences_of_a_part(parts: u8) -> usize {
         FENCES / usize::from(parts.max(1))
     }
@@ -415,7 +432,7 @@ impl Cell {
     }
 }
 
-// A poisoned lock is taken over: no change of a part can panic half-way.
+// A poisoned lock is usable: changes of a partition can't panic halfway.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,12 +1,13 @@
-//! Loads keys that the cache in this process does not have.
+//! Loads keys that are not in the cache of this process.
 //!
 //! ```text
 //! find ─→ peek ─→ join or begin the flight of the key ─→ batch ─→ one task: caches, then the backend ─→ all who wait
 //! ```
 //!
-//! All calls that wait for one key share one *flight*. Flights that begin in the same turn of a thread's runtime share one task and,
-//! if the backend [supports batching](KeyRepository::supports_batching), one lookup. The task runs on the runtime of the backend's
-//! connections, and completes even if all callers go away.
+//! All calls that wait for one key share one *flight*. Flights that begin in the same turn of a thread's
+//! runtime share one task and, if the backend [supports batching](KeyRepository::supports_batching), one
+//! lookup. The task runs on the runtime of the backend's connections, and completes even if all callers go
+//! away.
 
 mod flights;
 mod queue;
@@ -29,19 +30,20 @@ use super::{Breaker, Demand, Entry, Found, KeyCache, KeySource, Knowledge, Tier}
 use crate::domain::{ApiKey, KeyHash, Moment};
 use crate::repository::{ErrorKind, KeyRepository, RepositoryError, Result, within};
 
-/// Number of times that a call waits for another flight because a change made the result of the one before unusable.
+/// Maximum number of flights that a call waits for. A further flight is needed if a change made the result of
+/// the previous one unusable.
 const MAX_ATTEMPTS: usize = 16;
 
 /// Limits of loads.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadLimits {
-    /// Maximum number of concurrent loads. Further ones are rejected.
+    /// Maximum number of concurrent loads. Further loads are rejected.
     pub max_loads: usize,
     /// Maximum time of a load, from the beginning of its batch.
     pub deadline: Duration,
 }
 
-/// Finds keys in caches and in a repository behind them. Clones share flights.
+/// Looks up keys in caches and in a repository behind them. Clones share flights.
 #[derive(Clone, Debug)]
 pub struct Loader {
     tiers: Arc<Tiers>,
@@ -51,10 +53,10 @@ pub struct Loader {
     handle: Handle,
 }
 
-/// Caches and the backend, in the order in which they are asked.
+/// Caches and the backend, in the order of lookups.
 #[derive(Debug)]
 struct Tiers {
-    /// The outermost first.
+    /// The caches, the outermost first.
     caches: Vec<Arc<dyn KeyCache>>,
     repository: Arc<dyn KeyRepository>,
     knowledge: Arc<Knowledge>,
@@ -63,8 +65,8 @@ struct Tiers {
 }
 
 impl Loader {
-    /// Creates a loader that asks `caches`, the outermost first, and then `repository` while `breaker` is closed. Loads run on the
-    /// runtime of `handle`.
+    /// Creates a loader that looks up keys in `caches`, the outermost first, and then in `repository` while
+    /// `breaker` is closed. Loads run on the runtime of `handle`.
     pub fn new(
         caches: Vec<Arc<dyn KeyCache>>,
         repository: Arc<dyn KeyRepository>,
@@ -136,7 +138,8 @@ impl KeySource for Loader {
         for _ in 0..MAX_ATTEMPTS {
             let flight = self.flight(hash, &demand)?;
             let found = within(self.tiers.deadline, flight.landed()).await?;
-            // A change that was acknowledged while this call waited is not undone by a load from before it.
+            // A load from before an acknowledged change must not be served, even to a call that began before
+            // the change.
             if self.tiers.knowledge.fits(hash, &found.entry) && found.as_of >= demand.oldest() {
                 return Ok(found);
             }
@@ -155,7 +158,7 @@ impl fmt::Display for Loader {
 }
 
 impl Tiers {
-    /// Runs loads, and returns those that the backend was asked for with their outcomes. The others have landed.
+    /// Runs loads, and returns the outcomes of loads that required the backend. The others have landed.
     async fn run(&self, mut loads: Vec<Load>) -> Vec<(Load, Result<Found>)> {
         let mut outcomes = Vec::with_capacity(loads.len());
         if tokio::time::timeout(self.deadline, self.find_all(&mut loads, &mut outcomes)).await.is_err() {
@@ -172,7 +175,7 @@ impl Tiers {
             let mut found = found.into_iter();
             loads.retain_mut(|load| match found.next().flatten() {
                 Some(found) => {
-                    // Not held up by the backend, which the rest of the batch waits for.
+                    // Land it now: the backend, which the rest of the batch waits for, must not delay it.
                     load.land_early(Ok(found));
                     false
                 }
@@ -201,7 +204,7 @@ impl Tiers {
     async fn find_in_repository(&self, loads: &mut Vec<Load>, outcomes: &mut Vec<(Load, Result<Found>)>) {
         let mut asked = Vec::with_capacity(loads.len());
         for load in std::mem::take(loads) {
-            // Before anything is read: the result reflects everything that is known by now.
+            // Note the cursor before anything is read, so that the result reflects everything up to it.
             let began = self.breaker.check(&load.hash).and_then(|asked| {
                 let noted = self.knowledge.note(&load.hash).ok_or_else(|| {
                     RepositoryError::new(ErrorKind::Unavailable, "the store's change feed was not read yet")
@@ -223,13 +226,14 @@ impl Tiers {
         {
             asked.ended(&record);
             let outcome = match record {
-                // An answer to another question must never decide about a key.
+                // The response to another lookup must never decide about a key.
                 Ok(Some(record)) if record.hash != hash => {
                     Err(RepositoryError::new(ErrorKind::Corrupt, "the record of another key"))
                 }
                 Ok(record) => {
                     let entry = self.knowledge.loaded(&hash, &noted, record);
-                    // A cache keeps nothing that does not fit. Each call judges the entry for itself.
+                    // Caches reject entries that don't meet the fences. Each call checks the entry for
+                    // itself.
                     self.put(&self.caches, &hash, &entry).await;
                     Ok(Found { entry, tier: Tier::Store, as_of: noted.began })
                 }
@@ -239,7 +243,7 @@ impl Tiers {
         }
     }
 
-    /// Returns what the repository has for each of `hashes`.
+    /// Returns the repository's outcome for each of `hashes`.
     async fn read(&self, hashes: &[KeyHash]) -> Vec<Result<Option<ApiKey>>> {
         match hashes {
             [] => Vec::new(),
@@ -266,7 +270,7 @@ impl Tiers {
         may_serve.then(|| self.fresh(cache, hash, entry, confirmed, demand))?
     }
 
-    /// Returns `entry` of `cache` if it is fresh enough. `confirmed` was read before the entry.
+    /// Returns `entry` of `cache` if its staleness meets `demand`. `confirmed` was read before the entry.
     fn fresh(
         &self,
         cache: &dyn KeyCache,

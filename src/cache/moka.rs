@@ -13,35 +13,35 @@ use super::protocol::{Kind, may_replace};
 use super::{Entry, KeyCache, Knowledge, Tier};
 use crate::domain::{ApiKey, KeyHash, Moment, Stopwatch};
 
-/// What an entry takes beside the texts of its record: measured, about.
+/// Approximate size of an entry in bytes without the texts of its record. Measured.
 const ENTRY_BYTES: usize = 700;
 
-/// How much it keeps.
+/// Limits of the cache.
 #[derive(Clone, Copy, Debug)]
 pub struct MokaOptions {
-    /// How many records.
+    /// Maximum number or size of records.
     pub capacity: Capacity,
-    /// How long, from when their load began.
+    /// Maximum lifetime of a record, from the beginning of its load.
     pub ttl: Duration,
-    /// For how many hashes it keeps that there is no key.
+    /// Maximum number of negative entries. They are counted separately from records.
     pub max_absent: u64,
-    /// How long, from when that was loaded.
+    /// Maximum lifetime of a negative entry, from the beginning of its load.
     pub absent_ttl: Duration,
 }
 
-/// How many records a cache keeps.
+/// Maximum number or size of the records in a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Capacity {
-    /// So many.
+    /// Number of records.
     Entries(u64),
-    /// So many as take about that much memory.
+    /// Approximate memory size of the records in bytes.
     Bytes(u64),
 }
 
-/// Keeps entries in this process's memory. That there is no key is kept apart, so that a flood of random keys evicts no
-/// record.
+/// Stores entries in this process's memory. Negative entries are counted separately, so that a flood of
+/// random keys can't evict records.
 ///
-/// It takes out what no longer fits, and lets nothing in that does not, so a hit has little to be compared with.
+/// It evicts entries that don't meet the fences and never stores such entries, so hits need few checks.
 #[derive(Clone)]
 pub struct MokaCache {
     present: Cache<KeyHash, Entry>,
@@ -51,7 +51,7 @@ pub struct MokaCache {
 }
 
 impl MokaCache {
-    /// An empty cache.
+    /// Creates an empty cache.
     #[must_use]
     pub fn new(options: MokaOptions, knowledge: Arc<Knowledge>, stopwatch: Arc<dyn Stopwatch>) -> Self {
         let until = KeptUntil(stopwatch);
@@ -64,7 +64,7 @@ impl MokaCache {
         Self { present, absent, knowledge, options }
     }
 
-    /// How many entries there are, about: records, and hashes without one.
+    /// Returns the approximate numbers of records and of negative entries.
     #[must_use]
     pub fn len(&self) -> (u64, u64) {
         for cache in [&self.present, &self.absent] {
@@ -87,8 +87,8 @@ impl MokaCache {
         };
         let kept = entry.kept_for(ttl, hash, self.knowledge.moment());
         let is_stale = |there: &Entry| !self.knowledge.fits(hash, there);
-        // Serialised with all else that is done to this hash: a fence that goes up before is seen here, and one that goes up
-        // later is followed by a removal, which waits for this.
+        // Serialised with all other operations on this hash. A fence that was raised before is seen here. A
+        // fence that is raised later is followed by an eviction, which waits for this operation.
         same.entry_by_ref(hash).and_compute_with(|there| {
             let there = there.map(moka::Entry::into_value);
             let knows_more = there.as_ref().is_some_and(|it| !may_replace(kept.through, it.through));
@@ -115,7 +115,8 @@ impl MokaCache {
     }
 }
 
-/// moka's own clock stands still while the machine is suspended, so a hit is compared with `kept_until` too.
+/// Computes expiry with the stopwatch. moka's own clock does not advance while the machine is suspended, so
+/// hits are also compared with `kept_until`.
 #[derive(Clone)]
 struct KeptUntil(Arc<dyn Stopwatch>);
 
@@ -130,7 +131,7 @@ impl Expiry<KeyHash, Entry> for KeptUntil {
         Some(self.remaining(entry.kept_until))
     }
 
-    // moka keeps the old end unless it is told.
+    // moka keeps the previous expiry unless this returns another one.
     fn expire_after_update(
         &self,
         _: &KeyHash,
@@ -142,7 +143,7 @@ impl Expiry<KeyHash, Entry> for KeptUntil {
     }
 }
 
-/// Bytes, about.
+/// Returns the approximate size of an entry in bytes.
 fn weight(entry: &Entry) -> u32 {
     let texts = entry.key.as_deref().map_or(0, |key| key.size() - size_of::<ApiKey>());
     u32::try_from(ENTRY_BYTES + texts).unwrap_or(u32::MAX)

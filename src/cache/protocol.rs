@@ -1,73 +1,80 @@
-//! The rules by which a cached record may be served: a pure state machine.
+//! The rules by which a cached record may be served, as a pure state machine.
 //!
-//! It is generic over what keys are called and knows neither time nor I/O, so the checker in its tests explores the very
-//! code that the server runs. [`Knowledge`](super::Knowledge) holds one [`Part`] for each part of the change feed.
+//! It is generic over the type of keys and has neither time nor I/O, so the checker in its tests explores the
+//! same code that the server runs. [`Knowledge`](super::Knowledge) has one [`Part`] per partition of the
+//! change feed.
 //!
 //! - The **cursor** is the change up to which this replica has applied all events.
-//! - An entry of a cache carries `through`: it reflects every change up to that one.
-//! - The **floor** of a key is the smallest `through` that may be served for it: its **fence**, if it has one, or `dropped`,
-//!   which holds for all keys.
-//! - The **largest change seen** is the latest change of which this replica knows in any way: by its own changes, by loaded
-//!   records or by events.
+//! - The **applied revision** of a cache entry is its `through`: the entry reflects every change up to that
+//!   one.
+//! - The **fence** of a key is the smallest applied revision that may still be served for it. The number of
+//!   fences is bounded.
+//! - The **watermark** (`dropped`) is the smallest applied revision that may be served for any key. When a
+//!   fence has to be evicted, the watermark is raised to it. The **floor** of a key is the larger of its
+//!   fence and the watermark.
+//! - The **largest change seen** is the latest change of which this replica has learned in any way: by its
+//!   own changes, by loaded records or by events.
 //!
-//! An entry is a key or says that there is none. An event that tells of a *creation* can only make the latter stale: if the
-//! key was there before, then another event has told that it was deleted. So such events have fences of their own, and an
-//! import of a million keys costs nobody the records that are cached. It takes the feed for that: a replica that creates a
-//! key may not have read yet that it was deleted, so its own creations are changes like any other.
+//! An entry is a record or a negative entry. An event of a *creation* can only make negative entries stale,
+//! because an existing key has to be deleted first, which is an event of its own. So creations have fences of
+//! their own, and an import of a million keys does not evict cached records. This depends on the feed: a
+//! replica that creates a key may not have read the event of its deletion yet, so its own creations are
+//! treated as changes.
 //!
 //! # Rewound histories
 //!
-//! A failover can lose changes, and a restored backup always does. The revisions of the lost changes are then used again, so
-//! two changes are the same only if their nonces are, too ([`ChangeId`]). Two histories that diverge have different nonces
-//! at every revision from there on. Therefore:
+//! A failover can lose changes, and a restored backup always does. The revisions of the lost changes are then
+//! used again, so two changes are the same only if their nonces are equal, too ([`ChangeId`]). Two epochs
+//! have different nonces at every revision after they diverge. Therefore:
 //!
-//! - Rule 10: a poll compares the feed with the largest change seen. A feed that ends below it, or has another change at its
-//!   revision, is a [rewound](Rewound) history.
-//! - Rule 11: a load, and a change that this replica makes, is compared in the same way. What contradicts the history that
-//!   is followed ends it at once, for nothing may be served until it is known which one is true.
-//! - Rule 12: an entry that another replica wrote is used only if its `through` is a change that this replica has applied
-//!   ([`Part::has_applied`]). It may be one of a lost history otherwise, whatever its revision.
+//! - Rule 10: a poll compares the feed with the largest change seen. If the feed ends before it, or has
+//!   another change at its revision, history was [rewound](Rewound).
+//! - Rule 11: loads and this replica's own changes are compared in the same way. A change that contradicts
+//!   the current epoch ends it at once, because nothing may be served until it is known which epoch is valid.
+//! - Rule 12: an entry that another replica wrote is used only if its `through` is a change that this replica
+//!   has applied ([`Part::has_applied`]). Otherwise it may belong to a lost epoch, whatever its revision.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::domain::{ChangeId, Revision};
 
-/// What an entry is about, as far as the rules go.
+/// The kinds of entries that the rules distinguish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
-    /// A key.
+    /// A record.
     Present,
-    /// That there is no key.
+    /// A negative entry.
     Absent,
 }
 
-/// What a change was, as far as the rules go.
+/// The kinds of changes that the rules distinguish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Cause {
-    /// The feed tells that the key was made, after everything that happened to it before.
+    /// An event of the feed that reports a creation. All earlier events of the key were applied before.
     Creation,
-    /// Anything else.
+    /// Any other change.
     Change,
 }
 
-/// The backend's history is not the one that this replica follows: it lost changes that were seen.
+/// History was rewound: the backend lost changes that were seen, so its epoch is not the one that this
+/// replica follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rewound;
 
-/// The `through` of what a load found (rule 1). `noted` is the cursor from before the load read anything; a record also
-/// reflects its last change. That there is none reflects no more than was noted.
+/// Returns the applied revision of a load's result (rule 1). `noted` is the cursor from before the load read
+/// anything. A record also reflects its own last change. A negative entry only reflects `noted`.
 #[must_use]
 pub fn through(noted: ChangeId, last_change: Option<ChangeId>) -> ChangeId {
     last_change.map_or(noted, |change| noted.later(change))
 }
 
-/// Whether an entry that is to be stored may take the place of one that is there (rule 3).
+/// Returns whether a new entry may replace a cached one (rule 3).
 #[must_use]
 pub fn may_replace(new_through: ChangeId, old_through: ChangeId) -> bool {
     new_through.revision >= old_through.revision
 }
 
-/// What this replica knows of one part of the feed, and so of all keys whose changes are told there.
+/// The state of this replica for one partition of the feed, and so for all keys of that partition.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Part<K> {
     cursor: ChangeId,
@@ -78,8 +85,9 @@ pub struct Part<K> {
 }
 
 impl<K: Ord + Clone> Part<K> {
-    /// A part of which nothing was read yet: nothing fits, until [`start`](Self::start). It has room for `capacity` fences
-    /// of each cause, and remembers `history` applied changes.
+    /// Creates the state of a partition that was not read yet. Nothing may be served until
+    /// [`start`](Self::start). `capacity` is the maximum number of fences per cause, and `history` is the
+    /// number of applied changes to remember.
     #[must_use]
     pub fn new(capacity: usize, history: usize) -> Self {
         let closed = || Fences { dropped: LAST, ..Fences::new(capacity) };
@@ -92,8 +100,9 @@ impl<K: Ord + Clone> Part<K> {
         }
     }
 
-    /// Rule 7: `cursor` is the newest event; the newest events are [applied](Self::apply) next. Nothing is cached yet, and by
-    /// rule 12 nothing that others cached before the first of these events is used.
+    /// Begins at the newest event `cursor` (rule 7). The caller [applies](Self::apply) the newest events
+    /// next. No entry is cached yet, and rule 12 rejects entries of other replicas from before the first of
+    /// these events.
     pub fn start(&mut self, cursor: ChangeId) {
         self.cursor = cursor;
         self.seen = cursor;
@@ -103,19 +112,19 @@ impl<K: Ord + Clone> Part<K> {
         }
     }
 
-    /// Rule 1: what a load notes before it reads anything.
+    /// Returns the cursor. A load notes it before it reads anything (rule 1).
     #[must_use]
     pub fn cursor(&self) -> ChangeId {
         self.cursor
     }
 
-    /// The largest change seen in any way.
+    /// Returns the largest change seen.
     #[must_use]
     pub fn seen(&self) -> ChangeId {
         self.seen
     }
 
-    /// The smallest `through` that may be served for `key`.
+    /// Returns the smallest applied revision that may be served for `key`.
     #[must_use]
     pub fn floor(&self, key: &K, kind: Kind) -> ChangeId {
         let floor = self.changes.floor(key);
@@ -125,7 +134,7 @@ impl<K: Ord + Clone> Part<K> {
         }
     }
 
-    /// The smallest `through` that may be served for a key without a fence of its own.
+    /// Returns the watermark: the smallest applied revision that may be served for keys without a fence.
     #[cfg(test)]
     fn dropped(&self, kind: Kind) -> ChangeId {
         match kind {
@@ -134,15 +143,15 @@ impl<K: Ord + Clone> Part<K> {
         }
     }
 
-    /// Whether an entry may be stored or served.
+    /// Returns whether an entry may be stored or served.
     #[must_use]
     pub fn fits(&self, key: &K, kind: Kind, entry_through: ChangeId) -> bool {
         let floor = self.floor(key, kind);
         entry_through.revision >= floor.revision && !entry_through.contradicts(floor)
     }
 
-    /// Rule 2: from now on nothing is served for `key` that does not reflect its change `change`. What no longer fits is
-    /// taken out *after* that.
+    /// Raises the fence of `key` (rule 2). From now on nothing is served for `key` that does not reflect
+    /// `change`. The caller has to evict entries *after* this call.
     pub fn raise(&mut self, key: K, cause: Cause, change: ChangeId) {
         match cause {
             Cause::Creation => self.creations.raise(key, change),
@@ -150,10 +159,11 @@ impl<K: Ord + Clone> Part<K> {
         }
     }
 
-    /// Rule 11 for a load that noted `noted` and found a record whose last change is `last_change`.
+    /// Compares a loaded record with the current epoch (rule 11). The load noted `noted`, and `last_change`
+    /// is the last change of the record that it found.
     ///
     /// # Errors
-    /// The record is of another history.
+    /// The record belongs to another epoch.
     pub fn see(&mut self, noted: ChangeId, last_change: ChangeId) -> Result<(), Rewound> {
         let is_of_another =
             last_change.contradicts(noted) || last_change.contradicts(self.seen) || self.lacks(last_change);
@@ -167,11 +177,12 @@ impl<K: Ord + Clone> Part<K> {
         Ok(())
     }
 
-    /// Rule 11 for a change that this replica made. `seen_before` is the [largest change seen](Self::seen) when it began:
-    /// a change that is not larger than that has a revision that was used before.
+    /// Compares a change that this replica made with the current epoch (rule 11). `seen_before` is the
+    /// [largest change seen](Self::seen) when the change began. A change that is not larger has a revision
+    /// that was used before.
     ///
     /// # Errors
-    /// The change was made in another history.
+    /// The change was made in another epoch.
     pub fn see_own(&mut self, seen_before: ChangeId, change: ChangeId) -> Result<(), Rewound> {
         if change.revision <= seen_before.revision {
             return Err(Rewound);
@@ -179,17 +190,18 @@ impl<K: Ord + Clone> Part<K> {
         self.see(ChangeId::NONE, change)
     }
 
-    /// Rule 8, for each event of a poll, in their order: rule 10 for it, then rule 2.
+    /// Applies an event of a poll (rule 8). It is compared with the current epoch (rule 10), and then it
+    /// raises the key's fence (rule 2). Events have to be applied in their order.
     ///
     /// # Errors
-    /// The event is of another history than what was seen.
+    /// The event belongs to another epoch.
     pub fn apply(&mut self, key: K, cause: Cause, event: ChangeId) -> Result<(), Rewound> {
         self.meet(event)?;
         self.raise(key, cause, event);
         Ok(())
     }
 
-    /// The same for an event that can't be read, so that any key may have changed.
+    /// Applies an event that can't be read. Any key may have changed, so it raises the watermark.
     ///
     /// # Errors
     /// Those of [`apply`](Self::apply).
@@ -203,7 +215,7 @@ impl<K: Ord + Clone> Part<K> {
     }
 
     fn meet(&mut self, event: ChangeId) -> Result<(), Rewound> {
-        // The event at the revision of the largest change seen was passed without being met.
+        // The events have passed the revision of the largest change seen without containing that change.
         let has_passed = event.revision > self.seen.revision && self.seen.revision > self.last_applied();
         if has_passed || event.contradicts(self.seen) {
             return Err(Rewound);
@@ -213,12 +225,13 @@ impl<K: Ord + Clone> Part<K> {
         Ok(())
     }
 
-    /// Rule 8: all events up to `cursor` were applied.
+    /// Advances the cursor (rule 8). All events up to `cursor` were applied.
     pub fn advance(&mut self, cursor: ChangeId) {
         self.cursor = self.cursor.later(cursor);
     }
 
-    /// Rule 10: a poll that was sent when `seen` was the largest change seen has read the feed to its end.
+    /// Checks the result of a poll that has read the feed to its end (rule 10). `seen` is the largest change
+    /// seen when the poll was sent.
     ///
     /// # Errors
     /// The feed ends before that change.
@@ -226,7 +239,8 @@ impl<K: Ord + Clone> Part<K> {
         if seen.revision > self.cursor.revision { Err(Rewound) } else { Ok(()) }
     }
 
-    /// Rule 12: whether `change` is a change of the history that is followed, as far as this replica remembers it.
+    /// Returns whether `change` is an applied change of the current epoch (rule 12). Returns false for a
+    /// change that is not remembered any more.
     #[must_use]
     pub fn has_applied(&self, change: ChangeId) -> bool {
         match self.applied.at(change.revision) {
@@ -235,7 +249,7 @@ impl<K: Ord + Clone> Part<K> {
         }
     }
 
-    /// Whether the history that is followed has no such change.
+    /// Returns whether the current epoch certainly does not contain this change.
     fn lacks(&self, change: ChangeId) -> bool {
         match self.applied.at(change.revision) {
             Some(applied) => applied.contradicts(change),
@@ -247,7 +261,7 @@ impl<K: Ord + Clone> Part<K> {
         self.applied.last().map_or(self.cursor.revision, |last| last.revision.max(self.cursor.revision))
     }
 
-    /// How many fences there are.
+    /// Returns the number of fences.
     #[must_use]
     pub fn fences(&self) -> usize {
         self.changes.by_key.len() + self.creations.by_key.len()
@@ -257,7 +271,7 @@ impl<K: Ord + Clone> Part<K> {
 /// Larger than any change.
 const LAST: ChangeId = ChangeId { revision: Revision::MAX, nonce: ChangeId::UNKNOWN_NONCE };
 
-/// The latest changes that were applied, in the order of their revisions. None between the first and the last is missing.
+/// The latest applied changes, in the order of their revisions, without gaps between the first and the last.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Applied {
     capacity: usize,
@@ -292,14 +306,15 @@ impl Applied {
         self.changes.is_empty()
     }
 
-    /// Whether `revision` lies between the first change and the last.
+    /// Returns whether `revision` lies between the first change and the last.
     fn spans(&self, revision: Revision) -> bool {
         let ends = self.changes.front().zip(self.changes.back());
         ends.is_some_and(|(first, last)| first.revision < revision && revision < last.revision)
     }
 }
 
-/// A bounded map from keys to the smallest `through` that may be served for them (rule 5).
+/// A bounded map from keys to the smallest applied revisions that may be served for them (rule 5). `dropped`
+/// is the watermark.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Fences<K> {
     capacity: usize,
@@ -325,7 +340,7 @@ impl<K: Ord + Clone> Fences<K> {
             self.oldest_first.remove(&(former, key.clone()));
         }
         self.oldest_first.insert((change, key));
-        // Room is made by holding all keys to what the oldest fence held one to.
+        // Evict the oldest fence, and raise the watermark to it: it is then the minimum for all keys.
         while self.by_key.len() > self.capacity
             && let Some((oldest, key)) = self.oldest_first.pop_first()
         {
@@ -342,12 +357,12 @@ mod checker;
 mod tests {
     use super::*;
 
-    /// The change `number` of the first history.
+    /// Returns the change `number` of the first epoch.
     fn change(number: i64) -> ChangeId {
         ChangeId::new(Revision::new(number), 1)
     }
 
-    /// The change `number` of a history that lost changes of the first one.
+    /// Returns the change `number` of an epoch that lost changes of the first one.
     fn other(number: i64) -> ChangeId {
         ChangeId::new(Revision::new(number), 2)
     }
@@ -358,7 +373,7 @@ mod tests {
         part
     }
 
-    /// One that has applied the changes 1 to `last` of the first history.
+    /// Returns a partition that has applied the changes 1 to `last` of the first epoch.
     fn following(last: i64) -> Part<char> {
         let mut part = part(8);
         for number in 1..=last {
@@ -426,14 +441,14 @@ mod tests {
 
     #[test]
     fn a_poll_that_does_not_bring_what_was_seen_is_of_another_history() {
-        // Seen by a load, and not there when the feed was read to its end.
+        // A load saw the change, but the feed ends before it.
         let mut part = following(3);
         part.see(change(3), change(5)).unwrap();
         assert_eq!(part.check_end(part.seen()), Err(Rewound));
         // Another change has its revision.
         assert_eq!(part.apply('b', Cause::Change, other(4)), Ok(()));
         assert_eq!(part.apply('b', Cause::Change, other(5)), Err(Rewound));
-        // It was passed without being met.
+        // The events pass its revision without containing it.
         let mut part = following(3);
         part.see(change(3), change(5)).unwrap();
         assert_eq!(part.apply('b', Cause::Change, other(6)), Err(Rewound));
@@ -457,7 +472,7 @@ mod tests {
         let mut part = following(3);
         assert_eq!(part.see(change(1), other(2)), Err(Rewound));
         assert_eq!(part.see(change(1), change(2)), Ok(()));
-        // Noted by a change of this replica that was not read back yet.
+        // The load noted the fence of this replica's own change, which the feed has not delivered yet.
         assert_eq!(part.see(other(4), change(4)), Err(Rewound));
     }
 
@@ -466,7 +481,7 @@ mod tests {
         let mut part = following(3);
         part.see(change(3), change(5)).unwrap();
         assert_eq!(part.see_own(change(5), other(4)), Err(Rewound));
-        // It began before the other change was seen.
+        // The change began before the other one was seen.
         assert_eq!(part.see_own(change(3), change(4)), Ok(()));
     }
 

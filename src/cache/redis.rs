@@ -5,10 +5,12 @@
 //! <prefix><identity>:<epoch>:<hash>     the entry: format, revision and nonce of `through`, revision, record as JSON
 //! ```
 //!
-//! The identity is that of the store, so that installations that share a server never see each other's entries.
+//! The identity is that of the backend, so that installations that share a Redis server never read each
+//! other's entries.
 //!
-//! It needs no order: each reader judges what it finds by its own fences and by the changes that it has applied, so losing,
-//! flushing or filling it late is harmless. Only records are kept here: that there is no key would let a flood of random keys fill it.
+//! The cache needs no order among writers. Each reader checks an entry against its own fences and applied
+//! changes, so losing, flushing or late filling is harmless. Only records are stored here; with negative
+//! entries, a flood of random keys could fill the server.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,12 +30,12 @@ use crate::domain::{ApiKey, ChangeId, Entropy, KeyHash, Revision};
 use crate::redis::{RedisFiles, Watch, client, config, place};
 use crate::repository::{ErrorKind, RepositoryError, Result, StoreIdentity, StoredKey};
 
-/// What this release writes. What it does not know is a miss.
+/// The format that this release writes. Entries of other formats are misses.
 const FORMAT: &str = "2";
-/// After a failure nobody waits for Redis for so long.
+/// Time after a failure during which Redis is not used.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Sets the epoch to ARGV[2] if it is ARGV[1], or if there is none; returns what it is then. KEYS: epoch.
+/// Sets the epoch to `ARGV[2]` if it is `ARGV[1]` or unset, and returns the resulting epoch. `KEYS`: epoch.
 const MOVE_EPOCH: &str = "
 local epoch = redis.call('GET', KEYS[1])
 if not epoch or epoch == ARGV[1] then
@@ -42,29 +44,30 @@ if not epoch or epoch == ARGV[1] then
 end
 return epoch";
 
-/// Where it is and how it behaves.
+/// The server and the behaviour of the cache.
 #[derive(Clone)]
 pub struct RedisCacheOptions {
-    /// The server: `redis://…` and the other forms of [`RedisRepository`](crate::repository::RedisRepository).
+    /// URL of the server: `redis://…` or another form that
+    /// [`RedisRepository`](crate::repository::RedisRepository) supports.
     pub url: String,
-    /// What all names begin with.
+    /// Prefix of all names in Redis.
     pub key_prefix: String,
-    /// How long records are kept, from when their load began.
+    /// Maximum lifetime of a record, from the beginning of its load.
     pub ttl: Duration,
-    /// How long a command may take. A change waits for it at most so long.
+    /// Timeout of a command. It is also the maximum delay of a change by the cache, per command.
     pub timeout: Duration,
     /// Certificates and a password.
     pub files: RedisFiles,
 }
 
-/// The URL can hold a password.
+/// Hides the URL, which can contain a password.
 impl fmt::Debug for RedisCacheOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisCacheOptions").field("key_prefix", &self.key_prefix).finish_non_exhaustive()
     }
 }
 
-/// Keeps records in Redis. A server that can't be reached is a miss.
+/// Stores records in Redis. An unreachable server is a miss.
 pub struct RedisCache {
     client: Client,
     _watch: Watch,
@@ -73,30 +76,32 @@ pub struct RedisCache {
     place: String,
     knowledge: Arc<Knowledge>,
     entropy: Arc<dyn Entropy>,
-    /// Whose entries these are, as it stands in their names. Nothing is read or written before that is known.
+    /// The namespace of the backend's entries, part of their names. Nothing is read or written before it is
+    /// set.
     namespace: OnceLock<String>,
     epoch: RwLock<Epoch>,
-    /// Held while Redis is asked for the epoch: one answer at a time.
+    /// Held while the epoch is read from Redis, so that only one read is in flight.
     following: tokio::sync::Mutex<()>,
-    /// Until then nothing is asked of it.
+    /// The moment until which Redis is not used.
     paused_until: AtomicU64,
     is_failing: AtomicBool,
 }
 
-/// Which history of the store the entries are from.
+/// The epoch of the backend to which the entries belong.
 #[derive(Debug, Default)]
 struct Epoch {
-    /// `None`: not known, so nothing is read or written.
+    /// `None` while it is unknown. Nothing is read or written then.
     current: Option<Arc<str>>,
-    /// The one that is being left.
+    /// The epoch that this replica is leaving.
     left: Option<Arc<str>>,
 }
 
 impl RedisCache {
-    /// A cache on the server of `options`, which is looked for in the background: a cache is no reason not to start.
+    /// Creates a cache on the server of `options`. It connects in the background, because an unreachable
+    /// cache must not prevent startup.
     ///
     /// # Errors
-    /// [`ErrorKind::Refused`] if the URL can't be used. No error holds it.
+    /// [`ErrorKind::Refused`] if the URL or a file can't be used. Errors contain no part of the URL.
     pub fn open(
         options: RedisCacheOptions,
         knowledge: Arc<Knowledge>,
@@ -104,7 +109,7 @@ impl RedisCache {
     ) -> Result<Self> {
         let config = config(&options.url, &options.files)?;
         let client = client(config.clone(), options.timeout)?;
-        // It goes on trying for as long as the client lives.
+        // The task reconnects for as long as the client lives.
         let task = client.connect();
         Ok(Self {
             place: place(&config.server),
@@ -122,26 +127,27 @@ impl RedisCache {
         })
     }
 
-    /// Says whose entries these are: of the store with this identity. A store without one is told from others by the prefix
-    /// alone.
+    /// Sets the identity of the backend whose entries are stored. `None` means that only the prefix separates
+    /// them from those of other backends. Only the first call has an effect.
     pub fn identify(&self, identity: Option<StoreIdentity>) {
-        // The identity of a store never changes.
+        // The identity of a backend never changes, so later calls are ignored.
         let _ = self.namespace.set(identity.map_or_else(String::new, |StoreIdentity(it)| format!("{it}:")));
     }
 
-    /// Whether it is known whose entries these are.
+    /// Returns whether the identity is set.
     #[must_use]
     pub fn is_identified(&self) -> bool {
         self.namespace.get().is_some()
     }
 
-    /// Finds out in which epoch the entries are now; with `is_over`, leaves the one that was known: what was written in it
-    /// may be of a history that is no more. Returns whether another replica left it: then history was rewound.
+    /// Reads the current epoch from Redis. `is_over` leaves the known epoch first, because its entries may
+    /// belong to a history that was rewound. Returns whether another replica left the epoch, which means that
+    /// history was rewound.
     ///
-    /// All that leave an epoch meet in the same next one, as the first of them names it.
+    /// All replicas that leave an epoch get the same next one, which the first of them names.
     pub async fn follow_epoch(&self, is_over: bool) -> bool {
         if is_over {
-            // At once, whoever asks Redis just now: nothing more of it is read.
+            // Leave before waiting for other reads of the epoch, so that no entry of it is read any more.
             let mut epoch = self.lock_epoch();
             if let Some(current) = epoch.current.take() {
                 epoch.left = Some(current);
@@ -154,7 +160,8 @@ impl RedisCache {
             let old = epoch.left.clone().or_else(|| epoch.current.clone());
             (old.unwrap_or_else(|| Arc::from("")), epoch.left.is_some())
         };
-        // One that is missing there was flushed or evicted, with or without the entries: this replica's own goes on.
+        // If the epoch is missing in Redis, it was flushed or evicted, with or without the entries. This
+        // replica writes its own again.
         let next = if is_left || old.is_empty() {
             let mut random = [0; 8];
             if self.entropy.fill(&mut random).is_err() {
@@ -170,14 +177,15 @@ impl RedisCache {
         let Some(now) = self.heard(answer) else { return false };
         let mut epoch = self.lock_epoch();
         if epoch.left.is_some() && !is_left {
-            // It was left meanwhile; who left it asks next.
+            // The epoch was left meanwhile. The call that left it reads the next one.
             return false;
         }
         *epoch = Epoch { current: Some(now.as_str().into()), left: None };
         !is_left && !old.is_empty() && *now != *old
     }
 
-    /// Tells the other replicas that there is something new. They find out what from the store.
+    /// Wakes the other replicas after a change. They read the change from the backend. Failures are logged
+    /// and otherwise ignored.
     pub async fn wake_others(&self) {
         if self.is_paused() {
             return;
@@ -186,14 +194,14 @@ impl RedisCache {
         self.heard(published);
     }
 
-    /// Yields when another replica, or this one, [wakes](Self::wake_others) the others, and when messages may have been
-    /// lost.
+    /// Returns a stream that yields when any replica [wakes](Self::wake_others) the others, and when messages
+    /// may have been lost.
     #[must_use]
     pub fn wakes(&self) -> BoxStream<'static, ()> {
         crate::redis::wakes(&self.config, self.options.timeout, self.name("changes"))
     }
 
-    /// Whether entries are read and written at this moment.
+    /// Returns whether entries are read and written at this moment.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         !self.is_paused() && self.epoch().is_some() && self.is_identified()
@@ -201,7 +209,7 @@ impl RedisCache {
 
     /// Closes the connection.
     pub async fn close(&self) {
-        // There is nothing to be lost.
+        // The cache has no state to lose, so an error has no effect.
         let _ = self.client.quit().await;
     }
 
@@ -209,7 +217,7 @@ impl RedisCache {
         format!("{}{what}", self.options.key_prefix)
     }
 
-    /// A name that belongs to this store; `None` while it is not known which one that is.
+    /// Returns a name in the backend's namespace. `None` while the identity is unset.
     fn namespaced(&self, what: &str) -> Option<String> {
         let namespace = self.namespace.get()?;
         Some(self.name(&format!("{namespace}{what}")))
@@ -232,7 +240,8 @@ impl RedisCache {
         self.knowledge.moment().as_nanos() < self.paused_until.load(Ordering::Relaxed)
     }
 
-    /// The answer, if there was one. Trouble is logged when it begins and when it ends.
+    /// Returns the value of a successful response, or `None` after a failure. Logs the first failure and the
+    /// recovery.
     fn heard<T>(&self, answer: std::result::Result<T, fred::error::Error>) -> Option<T> {
         match answer {
             Ok(answer) => {
@@ -258,7 +267,7 @@ impl RedisCache {
         }
         let noted = self.knowledge.note(hash)?;
         let name = self.entry_name(hash)?;
-        // One round trip: how long it may still be kept is told by Redis alone, whatever the clocks of replicas say.
+        // One round trip. Redis alone determines the remaining lifetime, independent of the replicas' clocks.
         let pipeline = self.client.pipeline();
         pipeline.get::<(), _>(name.clone()).await.ok()?;
         pipeline.pttl::<(), _>(name).await.ok()?;
@@ -266,7 +275,7 @@ impl RedisCache {
         let (stored, millis) = self.heard(answer)?;
         let (known, key) = parse(&stored?, hash)?;
         let kept_for = Duration::from_millis(u64::try_from(millis).ok()?);
-        // Without a feed its age counts, which follows from how long it may still be kept.
+        // Without a feed, the entry's age counts. It follows from the remaining lifetime.
         let age = self.options.ttl.checked_sub(kept_for);
         let began = if self.knowledge.has_feed() { None } else { Some(noted.began.before(age?)) };
         Some(Entry {

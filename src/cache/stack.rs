@@ -1,4 +1,4 @@
-//! Puts caches in front of a store.
+//! Composes caches and a backend.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,48 +13,49 @@ use super::{
 use crate::domain::{Entropy, Stopwatch};
 use crate::repository::{Backend, Result, within};
 
-/// Which caches there are, and how they behave.
+/// The caches of a stack and their options.
 #[derive(Clone, Debug)]
 pub struct StackOptions {
-    /// The cache in this process, if there is one.
+    /// The cache in this process. `None` disables it.
     pub local: Option<MokaOptions>,
-    /// The cache in Redis, if there is one.
+    /// The cache in Redis. `None` disables it.
     pub redis: Option<RedisCacheOptions>,
-    /// How much is loaded at one time.
+    /// Limits of concurrent loads.
     pub limits: LoadLimits,
-    /// How the change feed is followed.
+    /// Options of the feed follower.
     pub feed: FeedOptions,
-    /// How old an answer may be.
+    /// Maximum staleness of lookups by hash.
     pub max_staleness: Duration,
 }
 
 /// A backend with caches in front of it.
 #[derive(Debug)]
 pub struct CacheStack {
-    /// For everything but validations. Its `Display` is the stack.
+    /// The backend for everything except validations. Its `Display` shows the stack.
     pub backend: Backend,
-    /// For validations.
+    /// The source of keys for validations.
     pub source: Arc<dyn KeySource>,
-    /// What is known of the backend's changes.
+    /// The state of this replica: applied changes and fences.
     pub knowledge: Arc<Knowledge>,
-    /// Follows the changes of other replicas, if the backend has a feed: has to be run.
+    /// The feed follower, which the caller has to run. `None` if the backend has no feed.
     pub follower: Option<FeedFollower>,
-    /// Reaches the follower.
+    /// The handle of the follower. `None` if the backend has no feed.
     pub feed: Option<FeedHandle>,
-    /// The cache in this process.
+    /// The cache in this process, if it is enabled.
     pub local: Option<MokaCache>,
-    /// The cache in Redis.
+    /// The cache in Redis, if it is enabled.
     pub redis: Option<Arc<RedisCache>>,
-    /// Knows whether the backend answers.
+    /// The breaker, which is open while the backend does not answer.
     pub breaker: Arc<Breaker>,
 }
 
 impl CacheStack {
-    /// Puts caches in front of `backend`, and reads the end of its change feed. Has to be called on the runtime of the backend's
-    /// connections, which runs all calls.
+    /// Puts caches in front of `backend`, and reads the end of its change feed. Must be called on the runtime
+    /// of the backend's connections, on which all calls run.
     ///
     /// # Errors
-    /// [`ErrorKind::Refused`](crate::repository::ErrorKind::Refused) if the URL of Redis can't be used.
+    /// [`ErrorKind::Refused`](crate::repository::ErrorKind::Refused) if the URL of Redis or one of its files
+    /// can't be used.
     pub async fn build(
         backend: Backend,
         options: &StackOptions,
@@ -78,12 +79,12 @@ impl CacheStack {
         if let Some(redis) = &redis
             && let Ok(identity) = within(options.feed.deadline, backend.identity()).await
         {
-            // Otherwise the follower asks for it as soon as the backend answers.
+            // If this fails, the follower reads the identity as soon as the backend answers.
             redis.identify(identity);
         }
         let local =
             options.local.map(|local| MokaCache::new(local, Arc::clone(&knowledge), Arc::clone(stopwatch)));
-        // The outermost first.
+        // The outermost cache first.
         let mut caches: Vec<Arc<dyn KeyCache>> = Vec::new();
         caches.extend(local.clone().map(|local| Arc::new(local) as Arc<dyn KeyCache>));
         caches.extend(redis.as_ref().map(|redis| Arc::<RedisCache>::clone(redis) as Arc<dyn KeyCache>));

@@ -36,7 +36,7 @@ pub(super) struct Flight {
 #[derive(Debug)]
 pub(super) struct Load {
     pub(super) hash: KeyHash,
-    /// The demand of the call that began the flight, at the moment at which it began.
+    /// The demand of the call that began the flight, with the moment at which the flight began.
     pub(super) demand: Demand,
     number: u64,
     outcome: watch::Sender<Option<Result<Found>>>,
@@ -46,14 +46,14 @@ pub(super) struct Load {
 }
 
 impl Flights {
-    // A poisoned lock is taken over: no change of the map can panic half-way.
+    // A poisoned lock is usable: changes of the map can't panic halfway.
     pub(super) fn lock(&self) -> MutexGuard<'_, InProgress> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl InProgress {
-    /// Returns the flight of `hash` if it serves `demand`.
+    /// Returns the flight of `hash` if it meets `demand`. `None` if a new flight is needed.
     ///
     /// # Errors
     /// [`ErrorKind::Overloaded`] if too many calls wait for it.
@@ -112,7 +112,7 @@ impl Flight {
 }
 
 impl Load {
-    /// Returns whether no call waits for the outcome any more. Then none joins from here on.
+    /// Returns whether no call waits for the outcome any more. If so, no call can join any more.
     pub(super) fn is_abandoned(&self) -> bool {
         let mut in_progress = self.flights.lock();
         let is_listed = in_progress.is_listed(self);
@@ -123,14 +123,14 @@ impl Load {
         is_abandoned
     }
 
-    /// Hands the outcome to all calls that wait.
+    /// Sends the outcome to all waiting calls.
     pub(super) fn land(mut self, outcome: Result<Found>) {
         self.land_early(outcome);
     }
 
-    /// Hands the outcome to all calls that wait, before the load is dropped.
+    /// Sends the outcome to all waiting calls, before the load is dropped.
     pub(super) fn land_early(&mut self, outcome: Result<Found>) {
-        // No call joins from here on, so each that has joined gets the outcome.
+        // Once it is removed, no call can join. Each call that has joined gets the outcome.
         let mut in_progress = self.flights.lock();
         if in_progress.is_listed(self) {
             in_progress.by_hash.remove(&self.hash);
@@ -143,7 +143,7 @@ impl Load {
 impl Drop for Load {
     fn drop(&mut self) {
         if self.outcome.borrow().is_none() {
-            // A panic, which the log has, or the end of a runtime.
+            // The task panicked, which is logged, or its runtime shut down.
             self.land_early(Err(lost()));
         }
     }

@@ -20,7 +20,7 @@ pub(super) const MAX_BATCHES: usize = 4;
 /// Maximum number of loads per batch.
 pub(super) const MAX_BATCH: usize = 64;
 
-/// Loads that wait to leave, per thread.
+/// Queues of loads, one per thread.
 pub(super) struct LoadQueue {
     tiers: Arc<Tiers>,
     /// The runtime that runs the batches.
@@ -34,7 +34,7 @@ struct ThreadQueue {
     waiting: Vec<Load>,
     /// Batches that are in flight or scheduled.
     batches: usize,
-    /// Whether a batch is scheduled, which takes the loads that arrive until it leaves.
+    /// Whether a batch is scheduled. Loads that arrive before it leaves become part of it.
     is_scheduled: bool,
 }
 
@@ -43,7 +43,7 @@ impl LoadQueue {
         Arc::new(Self { tiers, handle, threads: ThreadLocal::new() })
     }
 
-    /// Runs `load` in one of the next batches. Has to be called on a runtime.
+    /// Queues `load` for one of the next batches. Must be called on a runtime.
     pub(super) fn push(self: &Arc<Self>, load: Load) {
         let queue = self.threads.get_or_default();
         lock(queue).waiting.push(load);
@@ -55,7 +55,7 @@ impl LoadQueue {
         if lock(queue).try_reserve_batch() {
             let slot = BatchSlot { queue: Arc::clone(queue), is_held: true };
             let batches = Arc::clone(self).run_batches(slot);
-            // Its first batch belongs to the call that began it.
+            // The span is that of the call that scheduled the first batch.
             tokio::spawn(batches.in_current_span());
         }
     }
@@ -63,11 +63,11 @@ impl LoadQueue {
     /// Runs batches until no load is waiting.
     async fn run_batches(self: Arc<Self>, mut slot: BatchSlot) {
         while let Some(batch) = slot.next() {
-            // Loads for which this batch had no room leave with another one.
+            // Schedule the remaining loads as another batch.
             self.schedule(&slot.queue);
             let tiers = Arc::clone(&self.tiers);
             let ran = self.handle.spawn(async move { tiers.run(batch).await }.in_current_span());
-            // A panic, which the log has, fails the loads of this batch alone: they are dropped.
+            // A panic, which is logged, only fails the loads of this batch: they are dropped.
             for (load, outcome) in ran.await.unwrap_or_default() {
                 load.land(outcome);
             }
@@ -76,7 +76,8 @@ impl LoadQueue {
 }
 
 impl ThreadQueue {
-    /// Reserves a slot for another batch, which has to be scheduled then. Returns false if none is needed or none is free.
+    /// Reserves a slot for another batch. Returns whether it did; the caller then has to schedule the batch.
+    /// Returns false if no batch is needed or no slot is free.
     fn try_reserve_batch(&mut self) -> bool {
         let is_needed = !self.is_scheduled && !self.waiting.is_empty() && self.batches < MAX_BATCHES;
         if is_needed {
@@ -94,7 +95,8 @@ struct BatchSlot {
 }
 
 impl BatchSlot {
-    /// Takes the loads of the next batch. If none is waiting, the slot is given back at once: the next load schedules a batch.
+    /// Takes the loads of the next batch. If none is waiting, frees the slot at once and returns `None`; the
+    /// next load schedules a batch.
     fn next(&mut self) -> Option<Vec<Load>> {
         let mut queue = lock(&self.queue);
         queue.is_scheduled = false;
@@ -115,7 +117,8 @@ impl BatchSlot {
     }
 }
 
-/// A slot that is still held: its runtime has ended. The loads of its thread end with it.
+/// Frees a slot that is still held because its runtime shut down. If it was the last one, the thread's
+/// waiting loads are dropped.
 impl Drop for BatchSlot {
     fn drop(&mut self) {
         if self.is_held {
@@ -129,7 +132,7 @@ impl Drop for BatchSlot {
     }
 }
 
-// Nothing that holds a queue panics.
+// A poisoned lock is usable: code that holds a queue can't panic.
 fn lock(queue: &Mutex<ThreadQueue>) -> MutexGuard<'_, ThreadQueue> {
     queue.lock().unwrap_or_else(PoisonError::into_inner)
 }

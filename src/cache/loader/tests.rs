@@ -9,10 +9,10 @@ use crate::domain::{
 };
 use crate::repository::KeyStream;
 
-/// Longer than a test takes.
+/// Longer than any test.
 const NEVER: Duration = Duration::from_mins(10);
 
-/// Has one key, answers when it is released, and counts how often it is asked.
+/// A repository with one key. It answers when it is released, and counts its calls.
 #[derive(Debug, Default)]
 struct Slow {
     released: Notify,
@@ -32,7 +32,7 @@ impl Slow {
         if *hash == KeyHash::of("corrupt") {
             return Err(ErrorKind::Corrupt.into());
         }
-        // The record of another key.
+        // A record of another key than the requested one.
         Ok((key.hash == *hash || *hash == KeyHash::of("mixed up")).then_some(key))
     }
 
@@ -85,7 +85,7 @@ async fn until_asked(slow: &Slow, times: usize) {
     }
 }
 
-/// A loader without caches.
+/// Returns a loader without caches.
 fn loader(slow: &Arc<Slow>, deadline: Duration, handle: Handle) -> Loader {
     let stopwatch = Arc::new(BootClock);
     let breaker = Arc::new(Breaker::new(1, Arc::<BootClock>::clone(&stopwatch), Arc::new(SystemEntropy)));
@@ -109,7 +109,7 @@ fn find(loader: &Loader, secret: &str) -> tokio::task::JoinHandle<Outcome> {
 async fn waiting_loads_share_a_call_and_each_gets_its_own_answer() {
     let slow = Arc::new(Slow::default());
     let loader = loader(&slow, NEVER, Handle::current());
-    // Each leaves alone, since no other is waiting, until no slot is free.
+    // While slots are free, each load leaves alone, since no other load is waiting.
     let mut alone = Vec::new();
     for calls in 1..=MAX_BATCHES {
         alone.push(find(&loader, &format!("unknown {calls}")));
@@ -141,7 +141,7 @@ async fn loads_without_room_in_a_batch_leave_with_another_one() {
     let loader = loader(&slow, NEVER, Handle::current());
     let loads: Vec<_> =
         (0..2 * MAX_BATCH).map(|number| find(&loader, &format!("unknown {number}"))).collect();
-    // Neither has been answered when the other begins.
+    // Both loads reach the repository before either is answered.
     until_asked(&slow, 2).await;
     slow.released.notify_waiters();
     for load in loads {
@@ -150,7 +150,7 @@ async fn loads_without_room_in_a_batch_leave_with_another_one() {
     assert_eq!(slow.calls.load(Ordering::SeqCst), 2);
 }
 
-/// Loads that are left in the queue of a thread whose runtime has ended hold up nothing that comes later.
+/// Loads that remain in the queue of a thread whose runtime has shut down must not block later loads.
 #[test]
 fn a_runtime_that_ends_takes_its_loads_with_it() {
     let slow = Arc::new(Slow::default());
@@ -171,7 +171,7 @@ fn a_runtime_that_ends_takes_its_loads_with_it() {
     drop(first);
     runtime().block_on(async {
         let answered = find(&loader, "unknown");
-        // It is asked on another thread, and may not wait yet.
+        // The load runs on another thread, and may not wait for the notification yet.
         while !answered.is_finished() {
             slow.released.notify_waiters();
             tokio::time::sleep(Duration::from_millis(1)).await;

@@ -1,13 +1,17 @@
-//! Explores the rules exhaustively: one replica, one key that is watched, and another whose changes make fences overflow.
+//! Explores the rules exhaustively with one replica, one watched key, and another key whose changes make
+//! fences overflow.
 //!
-//! All other replicas are in what the second cache may hold: **any** entry that is honest, that is, one that some replica
-//! could have written at some time. That includes caches that were flushed, filled late, or lost.
+//! All other replicas are modelled by the possible content of the second cache. It may return **any** honest
+//! entry, that is, one that some replica could have written at some time. This includes caches that were
+//! flushed, filled late, or lost.
 //!
-//! The store can lose changes, which other replicas and caches have seen, and use their revisions again.
+//! The backend can lose changes that other replicas and caches have seen, and use their revisions again.
 //!
-//! What must hold of every answer from a cache, and of every load that is handed to one who waits for it: the store was as
-//! it says after each change of the key that this replica answered and that was not lost, after the poll that the answer
-//! counts its age by was sent, and after the load began. Whoever leaves out a guard finds a violation within a few steps.
+//! The guarantee is checked for every answer from a cache and for every load that is handed to a waiting
+//! call. The backend has to have been in the state of the entry at some moment that is not before any of
+//! three others: the newest acknowledged change of the key that was not lost, the poll from which the
+//! staleness of the answer counts, and the beginning of the load. Without any one of the guards, the checker
+//! finds a violation within a few steps.
 
 mod steps;
 mod world;
@@ -18,11 +22,11 @@ use std::hash::{Hash as _, Hasher as _};
 
 use self::world::World;
 
-/// The key that is watched, and the other one.
+/// The watched key and the other key.
 const KEY: u8 = 0;
 const OTHER: u8 = 1;
 
-/// How far it explores.
+/// The bounds of the exploration.
 #[derive(Clone, Copy, Debug)]
 struct Bounds {
     changes: u8,
@@ -31,52 +35,52 @@ struct Bounds {
     rewinds: u8,
     restarts: u8,
     capacity: usize,
-    /// How many applied changes are remembered.
+    /// Number of applied changes that are remembered.
     history: usize,
 }
 
-/// A guard that can be left out.
+/// The guards, each of which can be disabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Guard {
-    /// 1: the cursor is noted before anything is read.
+    /// Rule 1: the cursor is noted before anything is read.
     NotedBeforeReading,
-    /// 1: an entry of the second cache keeps its `through`.
+    /// Rule 1: an entry of the second cache keeps its applied revision.
     ThroughIsKept,
-    /// 1: that there is no key reflects what was noted and no more.
+    /// Rule 1: a negative entry only reflects the noted cursor.
     AbsenceKnowsWhatWasNoted,
-    /// 2: a change raises a fence.
+    /// Rule 2: a change raises a fence.
     ChangeRaises,
-    /// 2: a change takes out.
+    /// Rule 2: a change evicts entries.
     ChangeTakesOut,
-    /// 2: the fence goes up before anything is taken out.
+    /// Rule 2: the fence is raised before entries are evicted.
     FenceGoesFirst,
-    /// 2: a revocation that changed nothing counts.
+    /// Rule 2: a repeated revocation raises a fence, although it changes nothing.
     RepeatedRevokeCounts,
-    /// 2: a change that found nothing completes a poll.
+    /// Rule 2: a change that found no key completes a poll.
     NotFoundPolls,
-    /// 2: an event raises a fence.
+    /// Rule 2: an event raises a fence.
     EventRaises,
-    /// 2: an event takes out.
+    /// Rule 2: an event evicts entries.
     EventTakesOut,
-    /// 3: only what fits is stored.
+    /// Rule 3: only entries that meet the fences are stored.
     OnlyFittingIsStored,
-    /// 4: a load is judged when it is handed over.
+    /// Rule 4: the result of a load is checked when it is handed over.
     HandedOverIsJudged,
-    /// 5: `dropped` is raised to the fence that has to go.
+    /// Rule 5: the watermark (`dropped`) is raised to an evicted fence.
     OverflowRaises,
-    /// 8: the cursor advances after the events were applied.
+    /// Rule 8: the cursor advances after the events were applied.
     AppliedBeforeAdvancing,
-    /// 9: a poll counts from when it was sent.
+    /// Rule 9: staleness counts from the moment at which a poll was sent.
     CountsFromSending,
-    /// 9: an entry that is ahead of all polls counts for its own age alone.
+    /// Rule 9: the staleness of an entry that is ahead of all polls counts from its own load.
     AheadCountsForItself,
-    /// 9: so is absence.
+    /// Rule 9: the staleness of a negative entry counts from its own load.
     AbsenceCountsForItself,
-    /// 10: a poll is compared with the largest change seen.
+    /// Rule 10: a poll is compared with the largest change seen.
     SeenIsCompared,
-    /// 11: a change that this replica made is compared with it.
+    /// Rule 11: a change that this replica made is compared with the largest change seen.
     OwnChangeIsCompared,
-    /// 12: an entry that another replica wrote has to be of it.
+    /// Rule 12: an entry that another replica wrote has to belong to the current epoch.
     EntriesAreVerified,
 }
 
@@ -86,8 +90,8 @@ struct Checker {
 }
 
 impl Checker {
-    /// Explores up to `limit` worlds, nearest first. Returns how many there are, or how one is reached in which a promise is
-    /// broken.
+    /// Explores up to `limit` states of the model, breadth first. Returns their number, or the path to the
+    /// first violation.
     fn explore(&self, limit: usize) -> Result<usize, Vec<String>> {
         let mut seen: HashMap<u64, (u64, String)> = HashMap::new();
         let first = World::new(self.bounds);
@@ -123,7 +127,7 @@ impl Checker {
 fn fingerprint(world: &World) -> u64 {
     let mut hasher = DefaultHasher::new();
     world.hash(&mut hasher);
-    // 0 stands for none.
+    // 0 marks the initial state, which has no predecessor.
     hasher.finish().max(1)
 }
 
@@ -132,7 +136,7 @@ const SMALL: Bounds =
 
 #[test]
 fn no_promise_is_broken_whatever_happens_in_whichever_order() {
-    // `scripts/prove` explores all worlds within wider bounds.
+    // `scripts/prove` explores all states within wider bounds.
     let deep = vec![
         Bounds { changes: 3, ..SMALL },
         Bounds { loads: 2, ..SMALL },

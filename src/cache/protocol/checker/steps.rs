@@ -1,11 +1,11 @@
-//! Everything that can happen next.
+//! All possible next steps.
 
 use super::super::{Cause, Kind, Part, Rewound, may_replace, through};
 use super::world::{Change, Event, Fact, Found, Happening, Load, Poll, Step, Value, World};
 use super::{Checker, Guard, KEY, OTHER};
 use crate::domain::{ChangeId, Revision};
 
-/// Steps by what they are called, with what they lead to: another world, or a promise that is broken.
+/// Labelled steps with their results: the next state, or a violation.
 pub(super) type Steps = Vec<(String, Result<World, String>)>;
 
 impl Checker {
@@ -13,7 +13,7 @@ impl Checker {
         self.without != Some(guard)
     }
 
-    /// Every step that is possible, with what it leads to.
+    /// Returns every possible step with its result.
     pub(super) fn steps(&self, world: &World) -> Steps {
         let mut steps = Steps::new();
         self.commits(world, &mut steps);
@@ -26,10 +26,11 @@ impl Checker {
             self.loads(world, &mut steps);
         }
         if let Some(fact) = world.cache {
-            // It is served as it is: what does not fit is not let in, and taken out as soon as it does not.
+            // Hits are served without a check against the fences, because the cache rejects and evicts
+            // entries that don't meet them.
             steps
                 .push(("hit".into(), world.judge(fact, self.confirmed(world, fact)).map(|()| world.clone())));
-            // Evicted, or expired.
+            // The entry was evicted or has expired.
             steps.push(("evict".into(), Ok(World { cache: None, ..world.clone() })));
         }
         if world.restarts > 0 {
@@ -44,8 +45,8 @@ impl Checker {
         steps
     }
 
-    /// Rule 9: the poll that the age of an entry counts from. One that knows of changes that no poll has brought yet, and
-    /// absence, count from their own load alone.
+    /// Returns the poll from which the staleness of an entry counts (rule 9). 0 for negative entries and for
+    /// entries that are ahead of all polls: they count from their own load.
     fn confirmed(&self, world: &World, fact: Fact) -> usize {
         let is_ahead = fact.through.revision > world.part.cursor().revision;
         let is_absent = world.kind(fact) == Kind::Absent;
@@ -54,7 +55,7 @@ impl Checker {
         if counts_for_itself { 0 } else { world.confirmed }
     }
 
-    /// A change of the key by this replica or another, and changes of the other key.
+    /// Adds changes of the watched key, by this replica or another, and changes of the other key.
     fn commits(&self, world: &World, steps: &mut Steps) {
         let current = world.states[world.states.len() - 1];
         let next = match current.value {
@@ -116,7 +117,7 @@ impl Checker {
         }
     }
 
-    /// A failover loses the last changes, or a backup is restored.
+    /// Adds failovers that lose the last changes, and restored backups.
     fn rewinds(world: &World, steps: &mut Steps) {
         if world.rewinds == 0 {
             return;
@@ -137,7 +138,8 @@ impl Checker {
         }
     }
 
-    /// Rule 11 for a change of this replica. A world that finds its history rewound is closed.
+    /// Compares a change of this replica with the current epoch (rule 11). If history was rewound, the world
+    /// is closed.
     fn see_own(&self, world: &mut World, seen: ChangeId, id: ChangeId) -> Result<(), Rewound> {
         if !self.has(Guard::OwnChangeIsCompared) {
             return Ok(());
@@ -169,18 +171,19 @@ impl Checker {
                         return;
                     }
                     if self.has(Guard::ChangeRaises) {
-                        // Also if it made the key: what was there before may be gone without this replica having read of it.
+                        // A creation raises the fence, too: this replica may not have read the deletion of
+                        // the key before it.
                         self.raise(&mut next, KEY, Cause::Change, change.id);
                     }
                 } else if self.has(Guard::ChangeTakesOut) {
-                    // Without a fence to compare with, it is taken out whatever it knows.
+                    // Without a fence to compare with, the entry is evicted in any case.
                     if fence_first { next.take_out() } else { next.cache = None }
                 }
                 next.change = step(if is_first { Step::Fenced } else { Step::TakenOut });
             }
             Step::TakenOut => {
                 let fact = Fact { state: change.state, through: change.id, began: 0 };
-                // That there is none any more is not put.
+                // Negative entries are not put by changes.
                 if world.kind(fact) == Kind::Present && change.epoch == world.epoch {
                     self.store(&mut next, fact);
                 }
@@ -203,13 +206,14 @@ impl Checker {
             }
         }
         steps.push((format!("this goes on after {:?}", change.step), Ok(next)));
-        // Its caller gets an error, which promises nothing: whether the change was made is read from the feed.
+        // The caller gets an error, which guarantees nothing. The feed reports whether the change was made.
         steps.push(("this gives up".into(), Ok(World { change: None, ..world.clone() })));
     }
 
     fn store(&self, world: &mut World, fact: Fact) {
         let fits = world.fits(fact) || !self.has(Guard::OnlyFittingIsStored);
-        // That what is there knows more is a matter of not going back within the bound: whatever fits may be served.
+        // Keeping the newer entry only avoids going back in time within the bound. Any entry that meets the
+        // fences may be served.
         let knows_more = world.cache.is_some_and(|there| !may_replace(fact.through, there.through));
         if fits && !knows_more {
             world.cache = Some(fact);
@@ -266,7 +270,7 @@ impl Checker {
         steps.push((format!("the poll applies {:?}", event.id), Ok(next)));
     }
 
-    /// Rules 8 and 10 for one event.
+    /// Applies one event (rules 8 and 10).
     fn apply(&self, world: &mut World, log: &[Event], at: usize, event: Event) -> Result<(), Rewound> {
         if !self.has(Guard::SeenIsCompared) {
             world.part.seen = event.id;
@@ -305,8 +309,8 @@ impl Checker {
                     }
                     let through = if self.has(Guard::ThroughIsKept) { fact.through } else { load.noted };
                     let fact = Fact { through, ..fact };
-                    // Without this, nothing else would be served: it is judged when it is stored and handed over, too. But
-                    // then the store would not be asked.
+                    // This check only avoids useless steps: the entry is checked when it is stored and handed
+                    // over, too, but the load would not read the backend then.
                     if world.fits(fact) {
                         let confirmed = world.confirmed;
                         let found = Some(Found { fact, is_of_store: false, confirmed });
@@ -344,7 +348,7 @@ impl Checker {
         }
     }
 
-    /// Rule 11 for what a load found in the store.
+    /// Compares a loaded record with the current epoch (rule 11).
     fn see(world: &mut World, load: Load, fact: Fact) -> Result<(), Rewound> {
         if world.kind(fact) == Kind::Absent {
             return Ok(());
@@ -366,8 +370,8 @@ impl Checker {
         Fact { state, through, began: load.began }
     }
 
-    /// All that any replica could have put into the second cache by now: a record, with the newest change that it could have
-    /// noted at that time. That there is none is not put there.
+    /// Returns all entries that any replica could have written into the second cache by now: records, with
+    /// the newest change that could have been noted at that time. Negative entries are not written there.
     fn honest(world: &World) -> Vec<Fact> {
         let states = &world.states;
         let mut facts: Vec<Fact> = Vec::new();
@@ -381,7 +385,7 @@ impl Checker {
         facts
     }
 
-    /// Begins with the newest events.
+    /// Begins a new epoch with the newest events.
     fn follow_anew(&self, world: &World) -> World {
         let mut part = Part::new(self.bounds.capacity, self.bounds.history);
         let capacity = i64::try_from(self.bounds.capacity).unwrap();

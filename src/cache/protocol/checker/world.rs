@@ -1,6 +1,7 @@
-//! What the checker knows at one moment: the store, this replica, and what is under way.
+//! The state of the model at one moment: the backend, this replica, and all operations in progress.
 //!
-//! Time is counted in what happens to the store: commits and rewinds. So "sent before" and "committed after" are numbers.
+//! Time is the number of commits and rewinds of the backend, so "sent before" and "committed after" are
+//! comparisons of numbers.
 
 use std::hash::{Hash, Hasher};
 
@@ -15,12 +16,12 @@ pub(super) enum Value {
     Revoked,
 }
 
-/// What happens to the store.
+/// An event in the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Happening {
-    /// A change of the watched key, with its state afterwards, or of the other one.
+    /// A change of the watched key, with its new state, or of the other key (`None`).
     Commit { id: ChangeId, value: Option<Value> },
-    /// Every change after this revision is lost.
+    /// All changes after this revision are lost.
     Rewind { to: i64 },
 }
 
@@ -32,21 +33,21 @@ pub(super) struct Event {
     pub(super) time: usize,
 }
 
-/// What the watched key was from some time on.
+/// A state of the watched key, and the time from which it applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct State {
     pub(super) since: usize,
     pub(super) value: Value,
-    /// The change that made it so, perhaps long before a rewind brought it back.
+    /// The change that led to this state. It may be much older if a rewind restored the state.
     pub(super) id: ChangeId,
 }
 
-/// An entry: which of the key's states it has, and what it knows.
+/// An entry: the state of the key that it reflects, and its applied revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Fact {
     pub(super) state: usize,
     pub(super) through: ChangeId,
-    /// When its load began; 0 if another replica loaded it.
+    /// The time at which its load began. 0 if another replica loaded it.
     pub(super) began: usize,
 }
 
@@ -58,12 +59,12 @@ pub(super) struct Load {
     pub(super) is_stored: bool,
 }
 
-/// What a load found, and where.
+/// The result of a load and its origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Found {
     pub(super) fact: Fact,
     pub(super) is_of_store: bool,
-    /// The poll that its age counts from, if it is one of the second cache.
+    /// The poll from which the staleness counts, for an entry of the second cache.
     pub(super) confirmed: usize,
 }
 
@@ -71,13 +72,13 @@ pub(super) struct Found {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Change {
     pub(super) id: ChangeId,
-    /// When it was made.
+    /// The time at which the change was made.
     pub(super) time: usize,
-    /// The largest change seen when it began.
+    /// The largest change seen when the change began.
     pub(super) seen: ChangeId,
     pub(super) is_new: bool,
     pub(super) epoch: u8,
-    /// The state that is put into the cache.
+    /// The state of the key that is put into the cache.
     pub(super) state: usize,
     pub(super) step: Step,
 }
@@ -88,43 +89,45 @@ pub(super) enum Step {
     Fenced,
     TakenOut,
     Put,
-    /// A poll has to be completed that was sent at this time or later, before it is answered.
+    /// The change is answered after a poll has completed that was sent at this time or later.
     AwaitsPoll(usize),
-    /// The same, and nothing was found.
+    /// The change found no key, and is answered after a poll has completed that was sent at this time or
+    /// later.
     NotFound(usize),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Poll {
     pub(super) sent: usize,
-    /// The largest change seen when it was sent.
+    /// The largest change seen when the poll was sent.
     pub(super) seen: ChangeId,
-    /// What it read, if it has.
+    /// The events that the poll has read. `None` if it has not read them yet.
     pub(super) read: Option<Vec<Event>>,
     pub(super) applied: i64,
-    /// The fence of the event after `applied` is up, or the event is taken out, whichever comes first.
+    /// Whether the event after `applied` is half applied: its fence is raised, but entries are not evicted
+    /// yet.
     pub(super) is_half: bool,
 }
 
 #[derive(Clone)]
 pub(super) struct World {
     pub(super) timeline: Vec<Happening>,
-    /// What follows from the timeline: the feed, the states of the key and the newest change at each time.
+    /// Derived from the timeline: the feed, the states of the key, and the newest change at each time.
     pub(super) log: Vec<Event>,
     pub(super) states: Vec<State>,
     pub(super) heads: Vec<ChangeId>,
     pub(super) part: Part<u8>,
-    /// Counts the histories that this replica followed.
+    /// Number of epochs that this replica followed.
     pub(super) epoch: u8,
-    /// The history was found to be rewound: nothing is served until the next one is followed.
+    /// Whether history was found to be rewound. Nothing is served until the next epoch is followed.
     pub(super) is_closed: bool,
     pub(super) cache: Option<Fact>,
     pub(super) loads: Vec<Load>,
     pub(super) change: Option<Change>,
     pub(super) poll: Option<Poll>,
-    /// When the last poll was sent that was completed.
+    /// The time at which the last completed poll was sent.
     pub(super) confirmed: usize,
-    /// The times of the key's changes that this replica answered: bits.
+    /// The times of the acknowledged changes of the key, as bits.
     pub(super) answered: u32,
     pub(super) changes: u8,
     pub(super) other_changes: u8,
@@ -132,7 +135,7 @@ pub(super) struct World {
     pub(super) restarts: u8,
 }
 
-/// What follows from the rest is left out.
+/// Leaves out fields that are derived from others.
 impl Hash for World {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         (&self.timeline, &self.part, self.epoch, self.is_closed, self.cache).hash(hasher);
@@ -170,7 +173,7 @@ impl World {
             rewinds: bounds.rewinds,
             restarts: bounds.restarts,
         };
-        // The key was made by revision 1.
+        // Revision 1 creates the key.
         world.happens(Happening::Commit { id: first, value: Some(Value::Active) });
         world
     }
@@ -183,7 +186,7 @@ impl World {
         self.heads[self.now() - 1]
     }
 
-    /// Makes a change; returns it. Its nonce tells the history in which it is made.
+    /// Makes a change and returns it. Its nonce identifies the epoch.
     pub(super) fn commit(&mut self, value: Option<Value>) -> ChangeId {
         let rewinds = self.timeline.iter().filter(|it| matches!(it, Happening::Rewind { .. })).count();
         let id = change_id(self.head().revision.get() + 1, u64::try_from(rewinds).unwrap() + 1);
@@ -191,7 +194,7 @@ impl World {
         id
     }
 
-    /// A rewind that loses a change of the key brings a former state back.
+    /// Records an event in the backend. A rewind that loses a change of the key restores an earlier state.
     pub(super) fn happens(&mut self, happening: Happening) {
         self.timeline.push(happening);
         let time = self.now();
@@ -211,17 +214,17 @@ impl World {
         if self.states[fact.state].value == Value::Absent { Kind::Absent } else { Kind::Present }
     }
 
-    /// Whether it fits at the fences. Only a world that is not closed serves anything.
+    /// Returns whether an entry meets the fences. A closed world serves nothing.
     pub(super) fn fits(&self, fact: Fact) -> bool {
         !self.is_closed && self.part.fits(&KEY, self.kind(fact), fact.through)
     }
 
-    /// What the event number `at` of `log` is for the rules.
+    /// Returns how the rules classify the event number `at` of `log`.
     pub(super) fn cause_of(log: &[Event], at: usize) -> Cause {
         if log[at].value.is_none() {
             return Cause::Change;
         }
-        // The key was made again if it was absent before.
+        // The event is a creation if the key did not exist before.
         let before = log[..at].iter().rev().find_map(|earlier| earlier.value);
         if before == Some(Value::Absent) || before.is_none() { Cause::Creation } else { Cause::Change }
     }
@@ -230,7 +233,7 @@ impl World {
         self.cache = self.cache.filter(|&fact| self.fits(fact));
     }
 
-    /// Nothing of the history that was followed is served any more.
+    /// Ends the epoch, so that nothing of it is served any more.
     pub(super) fn close(&mut self) {
         self.is_closed = true;
         self.cache = None;
@@ -239,16 +242,16 @@ impl World {
         self.confirmed = 0;
     }
 
-    /// The time of the newest change of the key that this replica answered and that was not lost.
+    /// Returns the time of the newest acknowledged change of the key that was not lost.
     fn answered(&self) -> usize {
         let is_answered = |event: &&Event| self.answered & (1 << event.time) != 0;
         self.log.iter().filter(is_answered).map(|event| event.time).max().unwrap_or(0)
     }
 
-    /// Whether an answer that rests on `fact`, and whose age counts from the poll `confirmed`, keeps what is promised.
+    /// Checks the guarantee for an answer from `fact` whose staleness counts from the poll `confirmed`.
     pub(super) fn judge(&self, fact: Fact, confirmed: usize) -> Result<(), String> {
         let states = &self.states;
-        // A rewind can bring its state back.
+        // A rewind can restore the state, so the latest state made by the same change counts.
         let id = states[fact.state].id;
         let state = states.iter().rposition(|state| state.id == id).unwrap();
         let superseded = states.get(state + 1).map_or(usize::MAX, |next| next.since);
