@@ -1,8 +1,9 @@
 //! Keys in Redis, through fred: a server, a Sentinel set or a Cluster.
 //!
-//! Keys are spread over 64 shards by the first byte of their hash ([`keyspace`]). All that belongs to a key is in its shard,
-//! and a shard is in one hash slot, so every change is one atomic script, on a cluster too, and a look-up by hash is one
-//! command. What is about all keys (an owner's list, the audit trail, the change feed) asks every shard and merges.
+//! Keys are distributed over 64 shards by the first byte of their hash ([`keyspace`]). All data of a key is
+//! in its shard, and a shard is in one hash slot. So every change is one atomic script, even on a cluster,
+//! and a lookup by hash is one command. Listings of all keys, of an owner's keys and of events, and the
+//! change feed, read every shard and merge the results.
 
 mod check;
 mod connection;
@@ -43,7 +44,7 @@ pub use self::options::RedisOptions;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::record::parse as parse_record;
 
-/// Keys in Redis. Clones share its connections.
+/// Stores keys in Redis. Clones share its connections.
 #[derive(Clone, Debug)]
 pub struct RedisRepository {
     connection: Connection,
@@ -55,31 +56,37 @@ pub struct RedisRepository {
 #[derive(Debug)]
 struct Scripts {
     change: Script,
-    /// The same for changes that have to be possible when the server's memory is full: revocations and deletions.
+    /// The script `change` with the flag for changes that have to succeed even when the server's memory is
+    /// full: revocations and deletions.
     urgent: Script,
     usage: Script,
     count: Script,
 }
 
-/// How many events of a shard there are, and how many there were ever, at one moment. KEYS: events, head.
+/// Returns the number of stored events of a shard and the number of all events it ever had, at one moment.
+/// `KEYS`: events, head.
 const COUNT: &str =
     "return { redis.call('XLEN', KEYS[1]), tonumber(redis.call('HGET', KEYS[2], 'events') or '0') }";
 
 impl RedisRepository {
-    /// Connects to the server of `url`: `redis://…`, `redis-sentinel://…`, `redis-cluster://…`, each with `rediss-` for TLS,
-    /// or `redis+unix://…`.
+    /// Connects to the server of `url`: `redis://…`, `redis-sentinel://…`, `redis-cluster://…`, each with
+    /// `rediss-` for TLS, or `redis+unix://…`. Checks the server's settings and the user's permissions.
     ///
     /// # Errors
-    /// [`ErrorKind::Refused`](super::ErrorKind::Refused) if the URL can't be used, or the server under
-    /// [`strict`](RedisOptions::strict) is one that may lose keys;
-    /// [`ErrorKind::Unavailable`](super::ErrorKind::Unavailable) if it can't be reached. No error holds the URL.
+    /// - [`ErrorKind::Refused`](super::ErrorKind::Refused) if the URL can't be used, if the server is too
+    ///   old, if its user lacks a permission, or if [`strict`](RedisOptions::strict) is set and the server
+    ///   may lose keys.
+    /// - [`ErrorKind::Unavailable`](super::ErrorKind::Unavailable) if the server can't be reached or is a
+    ///   replica.
+    ///
+    /// Errors contain no part of the URL.
     pub async fn open(url: &str, options: RedisOptions) -> Result<Self> {
         let connection = Connection::open(url, &options).await?;
         let oldest = check::servers(&connection, &options).await?;
         let keyspace = Keyspace::new(&options.key_prefix);
         check::permissions(&connection, &keyspace).await?;
         let change = include_str!("redis/change.lua");
-        // Older servers don't know the flag.
+        // Servers before Redis 7.0 don't support the flag.
         let flags = if oldest >= (7, 0) { "#!lua flags=allow-oom\n" } else { "" };
         let scripts = Scripts {
             change: Script::from_lua(change),
@@ -94,7 +101,7 @@ impl RedisRepository {
         self.stored(hash).await?.map(|stored| record::parse_of(hash, &stored)).transpose()
     }
 
-    /// Reads the text at `name`.
+    /// Reads the string at `name`.
     async fn read_text(&self, name: String) -> Result<Option<String>> {
         let read = |client: Client| {
             let name = name.clone();
@@ -103,13 +110,13 @@ impl RedisRepository {
         self.connection.read(read).await
     }
 
-    /// Reads a record as it is stored.
+    /// Reads a record in its stored form.
     async fn stored(&self, hash: &KeyHash) -> Result<Option<Bytes>> {
         let stored = self.connection.read_primary(vec![self.keyspace.record(hash)]).await?;
         Ok(stored.into_iter().next().flatten())
     }
 
-    /// Reads the identity of this installation, or writes one if there is none.
+    /// Reads the identity of this installation. If it is unset, draws one and stores it.
     async fn read_or_write_identity(&self) -> Result<StoreIdentity> {
         let name = self.keyspace.identity();
         let mut stored = self.read_text(name.clone()).await?;
@@ -122,15 +129,15 @@ impl RedisRepository {
                 }
             };
             self.connection.read(write).await?;
-            // Another replica may have been faster.
+            // Another replica may have stored its own first.
             stored = self.read_text(name).await?.or(Some(drawn));
         }
         let identity = stored.and_then(|stored| stored.parse().ok());
         identity.map(StoreIdentity).ok_or_else(|| record::corrupt("an identity that is not a UUID"))
     }
 
-    /// The records of `hashes`, by their positions: by one command, or on a cluster by one for each shard, with an outcome of
-    /// its own.
+    /// Reads the records of `hashes`. Uses one command, or on a cluster one per shard. Returns the outcome of
+    /// each command with the positions of its hashes.
     async fn records(&self, hashes: &[KeyHash]) -> Vec<(Vec<usize>, Result<Vec<Option<Bytes>>>)> {
         let mut places: BTreeMap<Option<Shard>, Vec<usize>> = BTreeMap::new();
         for (position, hash) in hashes.iter().enumerate() {
@@ -145,7 +152,7 @@ impl RedisRepository {
         join_all(asked).await
     }
 
-    /// Runs `ask` for each shard and the positions of its ids among `ids`.
+    /// Calls `ask` for each shard with the positions of its ids in `ids`.
     async fn by_shard<F>(&self, ids: &[KeyId], ask: impl Fn(Shard, Vec<usize>) -> F) -> Result<()>
     where
         F: Future<Output = Result<()>>,
@@ -181,7 +188,7 @@ impl KeyRepository for RedisRepository {
                         found[position] = stored.map(parse).transpose();
                     }
                 }
-                // A shard that can't be reached is no error of the others.
+                // The failure of one shard must not affect the others.
                 Err(error) => {
                     for position in positions {
                         found[position] = Err(error.clone());
@@ -192,8 +199,8 @@ impl KeyRepository for RedisRepository {
         Ok(found)
     }
 
-    /// Not on a cluster: what asks several shards at once is answered when the last of them is, and one that hangs must hold
-    /// up no other.
+    /// Returns false on a cluster. A batch completes only when its slowest shard has answered, so a hanging
+    /// shard would delay lookups of the others.
     fn supports_batching(&self) -> bool {
         !self.connection.is_clustered()
     }
@@ -202,7 +209,7 @@ impl KeyRepository for RedisRepository {
         let Some(index) = self.index_of(id).await? else {
             return Ok(None);
         };
-        // Between the two reads the key may have been deleted, and its hash taken by another.
+        // Between the two reads, the key may have been deleted and its hash used by another key.
         Ok(self.find(&index.hash).await?.filter(|key| key.id == id))
     }
 
@@ -275,7 +282,7 @@ impl KeyRepository for RedisRepository {
 
     async fn ping(&self) -> Result<()> {
         self.connection.check_role().await?;
-        // A key that can't exist: on a cluster the node is asked that would have it.
+        // Looks up a key that can't exist. On a cluster this uses the node of its slot.
         self.find(&KeyHash::from_bytes([0; KeyHash::BYTES])).await.map(drop)
     }
 

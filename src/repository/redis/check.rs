@@ -1,4 +1,4 @@
-//! Whether the server is one that keeps keys: told at the start.
+//! Startup checks: whether the server keeps keys safely, and whether the user has the required permissions.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -11,13 +11,14 @@ use super::error::NO_CLUSTER;
 use super::keyspace::{Keyspace, Shard};
 use crate::repository::{ErrorKind, RepositoryError, Result};
 
-/// The oldest release that has all commands used here.
+/// The oldest version that supports all commands used here.
 const OLDEST: Version = (6, 2);
 
-/// Major and minor version.
+/// A major and a minor version.
 type Version = (u32, u32);
 
-/// Warns about servers that may lose keys, or rejects them if the options are strict. Returns the oldest version.
+/// Logs a warning for each setting with which servers may lose keys, or fails if the options are strict.
+/// Returns the oldest version among the servers.
 pub(super) async fn servers(connection: &Connection, options: &RedisOptions) -> Result<Version> {
     let mut oldest = (u32::MAX, 0);
     for (info, settings) in connection.describe().await? {
@@ -39,7 +40,7 @@ fn server(
             "the server is older than Redis 6.2: use a newer one",
         ));
     }
-    // Valkey calls the mode otherwise, and both say this.
+    // Valkey has another name for the mode, but both have this field.
     let is_cluster = info.get("cluster_enabled").copied() == Some("1");
     if is_cluster != connection.is_clustered() {
         let problem = if is_cluster {
@@ -61,7 +62,7 @@ fn server(
         ));
     }
     let replication = Replication {
-        // A primary of a Cluster that hung stops taking changes by itself when it comes back.
+        // A primary of a Cluster that was suspended rejects changes by itself when it resumes.
         is_replicated: !connection.is_clustered()
             && (connection.has_sentinel()
                 || info.get("connected_slaves").is_some_and(|replicas| *replicas != "0")),
@@ -77,7 +78,8 @@ fn server(
     Ok(version)
 }
 
-/// Rejects a user who lacks a required command. Otherwise the first change that needs it would fail.
+/// Fails if the user lacks permission for a required command. Otherwise the first change that needs it would
+/// fail.
 pub(super) async fn permissions(connection: &Connection, keyspace: &Keyspace) -> Result<()> {
     let probe = Script::from_lua(include_str!("permissions.lua"));
     let asked = Shard::all().map(|shard| connection.try_out(&probe, vec![keyspace.probe(shard).into()]));
@@ -85,7 +87,7 @@ pub(super) async fn permissions(connection: &Connection, keyspace: &Keyspace) ->
     for answer in join_all(asked).await {
         match answer {
             Ok(commands) => forbidden.extend(commands),
-            // Startup does not depend on every node of a cluster.
+            // Startup must not depend on every node of a cluster, so other errors are ignored.
             Err(error) if error.details().contains("NOPERM") => {
                 forbidden.extend(["EVAL", "EVALSHA"].map(str::to_owned));
             }
@@ -124,7 +126,7 @@ fn fields(info: &str) -> HashMap<&str, &str> {
     info.lines().filter_map(|line| line.trim_end().split_once(':')).collect()
 }
 
-/// How changes get to replicas.
+/// The replication of changes.
 #[derive(Clone, Copy, Debug)]
 struct Replication {
     /// Whether another server can become the primary.
@@ -133,7 +135,7 @@ struct Replication {
     is_clustered: bool,
 }
 
-/// What is wrong with a server that says `info` of itself, with the fix.
+/// Returns the problems of a server with the output `info` of `INFO`, each with its fix.
 fn problems(
     info: &HashMap<&str, &str>,
     settings: &HashMap<String, String>,

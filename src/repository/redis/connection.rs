@@ -27,17 +27,17 @@ use super::keyspace::Shard;
 use crate::redis::{Watch, client, config, place, wakes};
 use crate::repository::{ErrorKind, RepositoryError, Result};
 
-/// How long a change waits that was not run and can be sent again.
+/// Delay before a command that was not run is sent again.
 const RETRY_DELAY: Duration = Duration::from_millis(20);
-/// How long connections stay as they are after they were made anew to find the primary.
+/// Minimum time between reconnections that look for the primary.
 const SEARCH_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Asks a server what it is.
+/// Returns the command that reads a server's role.
 fn role() -> CustomCommand {
     CustomCommand::new_static("ROLE", ClusterHash::Random, false)
 }
 
-/// How a script is run.
+/// The ways to run a script.
 #[derive(Clone, Copy, Debug)]
 enum Evaluation {
     ByHash,
@@ -45,7 +45,7 @@ enum Evaluation {
 }
 
 impl Evaluation {
-    /// The command, and what it takes of `script`.
+    /// Returns the command and the form in which it takes `script`.
     fn of(self, script: &Script) -> (&'static str, Str) {
         match self {
             Self::ByHash => ("EVALSHA", script.sha1().clone()),
@@ -54,24 +54,30 @@ impl Evaluation {
     }
 }
 
-/// Connections: changes wait for replicas on theirs, and reads, which have one for all, never do. Clones share them.
+/// Connections to Redis. Changes wait for replicas on their own connections, so reads, which share one
+/// connection, never wait for them. Clones share the connections.
 #[derive(Clone)]
 pub(super) struct Connection {
     reads: Client,
-    /// Each for some of the shards: a change that waits holds up few others, and those of a key stay in their order.
+    /// Each connection serves some of the shards. A change that waits therefore delays few others, and
+    /// changes of one key stay in order.
     changes: Arc<[Client]>,
     place: String,
     config: Config,
     timeout: Duration,
     min_replicas_ack: u32,
-    /// When the connections were last made anew to find the primary.
+    /// The time of the last reconnection that looked for the primary.
     last_search: Arc<Mutex<Option<Instant>>>,
-    /// Ends with the last clone.
+    /// Dropped with the last clone.
     watch: Option<Arc<Watch>>,
 }
 
 impl Connection {
-    /// Connects to the server of `url`. No error holds any part of it.
+    /// Connects to the server of `url`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Refused`] if the URL or a file can't be used; otherwise the classified error of the
+    /// connection. Errors contain no part of the URL.
     pub(super) async fn open(url: &str, options: &RedisOptions) -> Result<Self> {
         let config = config(url, &options.files)?;
         let mut connection = Self {
@@ -102,7 +108,7 @@ impl Connection {
         &self.changes[usize::from(shard.number()) % self.changes.len()]
     }
 
-    /// Runs commands that can be repeated, and repeats them while a slot moves to another node.
+    /// Runs commands that are idempotent. Retries them while a slot moves to another node.
     pub(super) async fn read<T, F>(&self, read: impl Fn(Client) -> F) -> Result<T>
     where
         F: Future<Output = std::result::Result<T, fred::error::Error>>,
@@ -110,7 +116,7 @@ impl Connection {
         self.repeated(|| read(self.reads.clone())).await.map_err(from_fred)
     }
 
-    /// Runs `run` until it was certainly run, or until the timeout.
+    /// Runs `run`, and repeats it while it certainly was not run, until the timeout.
     async fn repeated<T, F>(&self, run: impl Fn() -> F) -> std::result::Result<T, fred::error::Error>
     where
         F: Future<Output = std::result::Result<T, fred::error::Error>>,
@@ -126,22 +132,22 @@ impl Connection {
         }
     }
 
-    /// Whether the servers are found through Sentinel.
+    /// Returns whether servers are found through Sentinel.
     pub(super) fn has_sentinel(&self) -> bool {
         self.config.server.is_sentinel()
     }
 
-    /// Whether keys are on several servers.
+    /// Returns whether keys are distributed over several servers.
     pub(super) fn is_clustered(&self) -> bool {
         self.reads.is_clustered()
     }
 
-    /// Yields after messages in `channel`, and when some may have been lost.
+    /// Returns a stream that yields after messages in `channel`, and when messages may have been lost.
     pub(super) fn wakes(&self, channel: String) -> BoxStream<'static, ()> {
         wakes(&self.config, self.timeout, channel)
     }
 
-    /// What `INFO` says, and the settings that tell what is kept on disk: of the server, or of each primary of a cluster.
+    /// Returns the output of `INFO` and the settings of the server, or of each primary of a cluster.
     pub(super) async fn describe(&self) -> Result<Vec<(String, HashMap<String, String>)>> {
         if !self.is_clustered() {
             let info: String = self.reads.info(None).await.map_err(from_fred)?;
@@ -174,7 +180,7 @@ impl Connection {
         Ok(join_all(asked).await.into_iter().flatten().collect())
     }
 
-    /// Runs a script by its text, and answers with texts.
+    /// Runs a script by its text, and returns its response as strings.
     pub(super) async fn try_out(
         &self,
         script: &Script,
@@ -184,8 +190,12 @@ impl Connection {
         self.reads.eval(text, keys, Vec::<Value>::new()).await
     }
 
-    /// Runs a script that changes keys and answers with revisions, or with a word that says why nothing was changed. A change
-    /// is answered when enough replicas have it.
+    /// Runs a script that changes keys. It returns revisions, or a word that states why nothing was changed.
+    /// A change is acknowledged once enough replicas have it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] if too few replicas confirmed the change before the timeout. The change was
+    /// made nevertheless. Other errors are those of [`from_fred`].
     pub(super) async fn change(
         &self,
         shard: Shard,
@@ -209,10 +219,11 @@ impl Connection {
         Ok(answer)
     }
 
-    /// The script and the wait for its replicas, sent together on one connection: on another one there would be nothing to
-    /// wait for, and the answer would come at once.
+    /// Sends the script and the `WAIT` for its replicas together on one connection. On another connection,
+    /// `WAIT` would not cover the change and would return at once.
     ///
-    /// A change whose connection broke may have been made: it is not sent again, for it is for the caller to find out.
+    /// A change whose connection broke may have been made. It is not sent again, because the caller has to
+    /// determine the outcome.
     async fn change_and_wait(
         &self,
         shard: Shard,
@@ -221,7 +232,7 @@ impl Connection {
         arguments: Vec<Value>,
     ) -> std::result::Result<(Vec<String>, i64), fred::error::Error> {
         let slot = keys.first().map(Key::cluster_hash).filter(|_| self.is_clustered());
-        // Without a limit of attempts, a client that is told to reconnect sends commands again that were in flight.
+        // Without a limit of attempts, a client that reconnects sends commands again that were in flight.
         let to_its_node = Options {
             cluster_hash: slot.map(ClusterHash::Custom),
             fail_fast: true,
@@ -253,7 +264,7 @@ impl Connection {
         self.evaluate(&self.reads, script, keys, Vec::new()).await
     }
 
-    /// Runs a script that notes what may be lost.
+    /// Runs a script whose changes may be lost in a failover.
     pub(super) async fn note(&self, script: &Script, keys: Vec<Key>, arguments: Vec<Value>) -> Result<()> {
         self.evaluate::<i64>(&self.reads, script, keys, arguments).await.map(drop)
     }
@@ -278,8 +289,8 @@ impl Connection {
         self.repeated(|| self.by_hash_or_text(evaluate)).await.map_err(from_fred)
     }
 
-    /// By the hash of a script; where that is not known, as after a failover, the command itself loads it: a node of a
-    /// cluster that is down must not stop the others from learning it.
+    /// Runs a script by its hash. If the server does not have the script, for example after a failover, runs
+    /// it by its text, which loads it. Loading it with a separate command would need all nodes of a cluster.
     async fn by_hash_or_text<T, F>(
         &self,
         evaluate: impl Fn(Evaluation) -> F,
@@ -297,8 +308,8 @@ impl Connection {
         outcome
     }
 
-    /// Succeeds if the server takes changes. A replica answers reads too, from its own past, so it is asked what it is. Nodes
-    /// of a cluster send reads to the primary by themselves.
+    /// Fails if the server is not a primary. A replica answers reads with old data, so the server's role is
+    /// read. Nodes of a cluster redirect reads to the primary by themselves.
     pub(super) async fn check_role(&self) -> Result<()> {
         if self.is_clustered() {
             return Ok(());
@@ -307,8 +318,9 @@ impl Connection {
         self.require_primary(role).await
     }
 
-    /// Reads the values of `names`, of one slot, from the primary: what a replica says counts for nothing, so the server is asked
-    /// what it is in the same round trip, and last. Nodes of a cluster send reads to the primary by themselves.
+    /// Reads the values of `names`, which are in one slot, from the primary. The response of a replica must
+    /// not be used, so the server's role is read last in the same round trip. Nodes of a cluster redirect
+    /// reads to the primary by themselves.
     pub(super) async fn read_primary(&self, names: Vec<String>) -> Result<Vec<Option<Bytes>>> {
         if self.is_clustered() {
             let values = self.repeated(|| async {
@@ -327,7 +339,8 @@ impl Connection {
         Ok(values)
     }
 
-    /// Reads the values of `names` while their slot moves to another node: those that are not at its old node any more from the new one.
+    /// Reads the values of `names` while their slot moves to another node. Values that have left the old node
+    /// are read from the new one.
     async fn read_moving(
         &self,
         names: Vec<String>,
@@ -352,11 +365,11 @@ impl Connection {
         Ok(values)
     }
 
-    /// The node that a slot is on its way to.
+    /// Returns the node to which a slot moves.
     async fn target_of(&self, slot: u16) -> Option<Server> {
         let asked = self.primaries().into_iter().map(|primary| async move {
             let nodes: String = self.reads.with_cluster_node(primary.clone()).cluster_nodes().await.ok()?;
-            // A node tells of its own alone what it imports.
+            // A node only lists the slots that it imports itself.
             nodes.contains(&format!("[{slot}-<-")).then_some(primary)
         });
         join_all(asked).await.into_iter().flatten().next()
@@ -373,14 +386,15 @@ impl Connection {
         ))
     }
 
-    /// By connecting anew: Sentinel, or the name of the server, may lead to another one. If that fails, fred goes on trying.
-    /// Of many calls that met a replica one does it, and not at once again: connections have to come to rest.
+    /// Looks for the primary by reconnecting: Sentinel, or the name of the server, may lead to another
+    /// server. If that fails, fred continues in the background. Of several concurrent calls, only one
+    /// reconnects, and at most once per [`SEARCH_INTERVAL`], so that connections can settle.
     async fn look_for_the_primary(&self) {
         let Ok(mut last) = self.last_search.try_lock() else { return };
         if last.is_some_and(|last| last.elapsed() < SEARCH_INTERVAL) {
             return;
         }
-        // The call that met the replica has its answer already: it waits for no more than another command would take.
+        // The caller already has its error. Bound the reconnection by one command timeout.
         let reconnections = join_all(self.all().map(ClientLike::force_reconnection));
         let _ = tokio::time::timeout(self.timeout, reconnections).await;
         *last = Some(Instant::now());
@@ -394,7 +408,8 @@ impl Connection {
     }
 }
 
-/// The settings that tell what may be lost or served stale; nothing where the server does not say, as managed ones do.
+/// Returns the settings that determine which data may be lost or served stale. Settings that the server does
+/// not return, as with managed services, are missing.
 async fn settings(client: &impl ClientLike) -> HashMap<String, String> {
     let config = CustomCommand::new_static("CONFIG", ClusterHash::Random, false);
     let mut settings = HashMap::new();
@@ -408,7 +423,7 @@ async fn settings(client: &impl ClientLike) -> HashMap<String, String> {
     settings
 }
 
-/// The setting by which a node that is cut off from its cluster goes on answering reads.
+/// The setting by which a node that is cut off from its cluster continues to answer reads.
 pub(super) const ALLOWS_STALE_READS: &str = "cluster-allow-reads-when-down";
 
 impl fmt::Display for Connection {

@@ -1,4 +1,4 @@
-//! From the errors of fred and Redis to the kinds that callers act on.
+//! Maps errors of fred and Redis to the kinds that callers act on.
 
 use fred::error::{Error, ErrorKind as FredKind};
 
@@ -11,7 +11,8 @@ impl From<InvalidSettings> for RepositoryError {
     }
 }
 
-/// The beginnings of these answers say that the server did not run the command, or that a script ended before its first change.
+/// Prefixes of errors after which the command certainly was not run, or a script ended before its first
+/// change.
 const NOT_RUN: [&str; 12] = [
     "Failed to route command",
     "Invalid or missing cluster state",
@@ -27,9 +28,9 @@ const NOT_RUN: [&str; 12] = [
     "NOPERM",
 ];
 
-/// What answers begin with when it can't be served now.
+/// Prefixes of errors of a server or cluster that is unavailable at the moment.
 const UNAVAILABLE: [&str; 17] = [
-    // fred's own words while it has no connection, and of a cluster that says of itself that it is not up.
+    // The first two are fred's own errors: it has no connection, or the cluster reports that it is not up.
     "Failed to route command",
     "Invalid or missing cluster state",
     "Too many failed write attempts",
@@ -49,11 +50,11 @@ const UNAVAILABLE: [&str; 17] = [
     "NOPERM",
 ];
 
-/// What to do about a URL of a cluster that is none.
+/// The problem of a cluster URL for a server that is not in cluster mode.
 pub(super) const NO_CLUSTER: &str =
     "the server is no part of a Cluster: its URL begins with redis: or rediss:";
 
-/// Classifies what stands against a first connection: some of it can be mended in the URL.
+/// Classifies an error of the first connection. Some of these errors can be fixed in the URL.
 pub(super) fn from_start(error: Error) -> RepositoryError {
     let problem = match error.details() {
         details if details.contains("cluster support disabled") => NO_CLUSTER,
@@ -65,27 +66,28 @@ pub(super) fn from_start(error: Error) -> RepositoryError {
     RepositoryError::new(ErrorKind::Refused, problem)
 }
 
-/// Classifies `error`, which becomes the source.
+/// Classifies `error`, which becomes the source. Marks changes that were certainly not made as unapplied.
 pub(super) fn from_fred(error: Error) -> RepositoryError {
     let is_unapplied = was_not_run(&error) || NOT_RUN.iter().any(|code| says(&error, code));
     let error = RepositoryError::new(kind_of(&error), error);
     if is_unapplied { error.unapplied() } else { error }
 }
 
-/// The server takes no writes: it was a primary, or never one.
+/// Returns whether the server rejects writes because it is a replica.
 pub(super) fn is_read_only(error: &Error) -> bool {
     says(error, "READONLY")
 }
 
-/// Whether the command was certainly not run: it was not sent, or its slot is on its way to another node.
+/// Returns whether the command certainly was not run: it was not sent, or its slot is moving to another node.
 pub(super) fn was_not_run(error: &Error) -> bool {
-    // fred's words for a command that finds no connection, and for one that may not be redirected.
+    // fred's errors for a command without a connection, and for one that is not redirected.
     let was_not_sent =
         error.kind() == &FredKind::Canceled && error.details() == "Connection closed unexpectedly.";
     was_not_sent || error.details() == "Too many redirections." || error.details().starts_with("TRYAGAIN")
 }
 
-/// Whether the answer begins with `code`; before Redis 7, what a command in a script says stands behind other words.
+/// Returns whether the error has the prefix `code`. Before Redis 7, the error of a command within a script is
+/// embedded in another text.
 fn says(error: &Error, code: &str) -> bool {
     let details = error.details();
     details.starts_with(code) || details.contains(&format!("-{code}"))
@@ -97,7 +99,7 @@ fn kind_of(error: &Error) -> ErrorKind {
     }
     match error.kind() {
         FredKind::Timeout => ErrorKind::Timeout,
-        // The URL and the server do not fit together.
+        // The URL does not match the server.
         FredKind::Config => ErrorKind::Refused,
         FredKind::IO
         | FredKind::Auth

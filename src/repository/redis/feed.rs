@@ -1,5 +1,5 @@
-//! The changes, one stream a shard: the audit trail merges them newest first, the change feed follows each by a position of
-//! its own.
+//! The change feed and the audit trail, with one stream per shard. The audit trail merges the streams, newest
+//! first. The change feed has a cursor in each stream.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,10 +22,10 @@ use crate::repository::{
     RecentChanges, Result, split, within,
 };
 
-/// How many events are read at once while they are filtered or pruned.
+/// Number of events per read while they are filtered or pruned.
 const BATCH: u64 = 500;
 
-/// How long a poll waits for one shard.
+/// Timeout of a poll for one shard.
 const SHARD_PATIENCE: Duration = Duration::from_secs(1);
 
 type Entry = (String, BTreeMap<String, String>);
@@ -36,7 +36,7 @@ impl RedisRepository {
             Some(id) => vec![Shard::of_id(id)],
             None => Shard::all().collect(),
         };
-        // The newest of all are among the newest of each.
+        // The newest events of all shards are among the newest of each shard.
         let parts = shards.into_iter().map(|shard| self.newest_events(shard, request));
         let mut events: Vec<_> = try_join_all(parts).await?.into_iter().flatten().collect();
         events.sort_by_key(|event| std::cmp::Reverse(event.position()));
@@ -44,10 +44,10 @@ impl RedisRepository {
         Ok(events)
     }
 
-    /// The newest events of one shard that `request` asks for, as many as it asks for.
+    /// Returns the newest events of one shard that `request` selects, at most `request.limit`.
     async fn newest_events(&self, shard: Shard, request: &EventPageRequest) -> Result<Vec<ListedEvent>> {
         let mut end = request.after.map_or_else(|| "+".to_owned(), |after| entry_id(after.revision));
-        // The newest come first.
+        // Positions descend, because the newest events come first.
         let is_after = |position: EventPosition| request.after.is_none_or(|after| position < after);
         let asked_for = |item: FeedItem| match item {
             FeedItem::Read(event) => {
@@ -56,7 +56,7 @@ impl RedisRepository {
                     && is_after(EventPosition::of(&event));
                 is_asked_for.then_some(ListedEvent::Read(event))
             }
-            // It isn't known whose it is: it is in the listing of everything.
+            // The key of an unreadable event is unknown, so only listings without a filter contain it.
             FeedItem::Unreadable(revision) => {
                 let position = EventPosition { revision, key_id: KeyId::from_uuid(Uuid::nil()) };
                 let is_asked_for =
@@ -89,11 +89,11 @@ impl RedisRepository {
     pub(super) async fn changes_after(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
         let mut position = match after {
             Some(position) => position.clone(),
-            // Whoever names no position begins with what there is.
+            // Without a position, begin with the oldest stored event.
             None => self.start().await?,
         };
         let asked = &position;
-        // A shard that hangs is not waited for as long as one key would be: the others have news.
+        // A hanging shard must not delay the changes of the others for as long as a lookup may take.
         let patience = self.options.timeout.min(SHARD_PATIENCE);
         let parts = Shard::all().map(|shard| async move {
             within(patience, self.events_after(shard, asked.mark(shard.number()), limit)).await
@@ -115,9 +115,9 @@ impl RedisRepository {
         {
             return Err(error);
         }
-        // Asked last: a server that takes changes now did so when it was read.
+        // Check the role last: a server that accepts changes now also did when the events were read.
         self.connection.check_role().await?;
-        // Within a shard that is their order; across shards it is about the order of time.
+        // This keeps the order within each shard. Across shards, it is approximately the order of time.
         items.sort_by_key(|(_, item)| item.change().revision);
         items.truncate(limit);
         for (part, item) in &items {
@@ -144,7 +144,7 @@ impl RedisRepository {
         Ok(RecentChanges { events, unreadable, position })
     }
 
-    /// The newest events of a shard, oldest first, and how many events were trimmed.
+    /// Returns the newest events of a shard, oldest first, and the number of events that were trimmed.
     async fn newest_of(&self, shard: Shard, limit: usize) -> Result<(Vec<FeedItem>, u64)> {
         let count = u64::try_from(limit).unwrap_or(u64::MAX);
         let missing = self.missing(shard).await?;
@@ -172,7 +172,7 @@ impl RedisRepository {
         self.connection.read(read).await
     }
 
-    /// Before the oldest event that is kept of each shard.
+    /// Returns the position before the oldest stored event of each shard.
     async fn start(&self) -> Result<FeedPosition> {
         let missing = try_join_all(Shard::all().map(|shard| self.missing(shard))).await?;
         let mut position = FeedPosition::beginning();
@@ -192,14 +192,15 @@ impl RedisRepository {
         let entries = self.oldest_entries(name, &start, count).await?;
         let mut events: Vec<_> = entries.into_iter().map(parse).collect::<Result<_>>()?;
         match mark {
-            // Its own event is read again: if it is not there, or is another one, history was trimmed or rewound.
+            // Read the event at the cursor again. If it is missing or another one, events were trimmed or
+            // history was rewound.
             Mark::Event { .. } => match events.first() {
                 Some(first) if mark.is(first.change()) => {
                     events.remove(0);
                 }
                 _ => return Err(ErrorKind::PositionLost.into()),
             },
-            // Asked after they were read: what is trimmed from now on was seen.
+            // Count after the events were read: events that are trimmed from now on are among them.
             Mark::Start { missing } if self.missing(shard).await? == missing => {}
             Mark::Start { .. } => return Err(ErrorKind::PositionLost.into()),
         }
@@ -207,8 +208,8 @@ impl RedisRepository {
         Ok(events)
     }
 
-    /// Returns how many events of the shard were trimmed. A shard whose count of events was lost begins anew with the events
-    /// that it has, as the next change of it will count them.
+    /// Returns the number of events of the shard that were trimmed. If the shard's count of events was lost,
+    /// it starts again with the stored events, and the next change of the shard counts from there.
     async fn missing(&self, shard: Shard) -> Result<u64> {
         let keys = vec![Key::from(self.keyspace.events(shard)), Key::from(self.keyspace.head(shard))];
         let counted: Vec<u64> = self.connection.ask(&self.scripts.count, keys).await?;
@@ -223,8 +224,8 @@ impl RedisRepository {
         Ok(pruned.into_iter().sum())
     }
 
-    /// Lets go of events from before `before`, oldest first, but never of the newest. Several replicas may do so at once:
-    /// what one has trimmed, another can't.
+    /// Deletes events from before `before`, oldest first, but never the newest. Several replicas can prune
+    /// concurrently, and each event counts for the one that trimmed it.
     async fn prune_shard(&self, shard: Shard, before: Timestamp) -> Result<u64> {
         let name = self.keyspace.events(shard);
         let newest = self.newest_entries(shard, "+", 1).await?;
@@ -237,7 +238,7 @@ impl RedisRepository {
             let read = oldest.len();
             let mut first_kept = None;
             for (id, fields) in oldest {
-                // An event that can't be read has a revision, which is a time here.
+                // The revision of an unreadable event approximates its time.
                 let at = match parse((id.clone(), fields))? {
                     FeedItem::Read(event) => event.at,
                     FeedItem::Unreadable(revision) => {
@@ -269,12 +270,12 @@ impl RedisRepository {
     }
 }
 
-/// The place of an event in its stream.
+/// Returns the id of an event in its stream.
 fn entry_id(revision: Revision) -> String {
     format!("{}-1", revision.get())
 }
 
-/// Reads an entry. One that can't be read is known by its revision all the same.
+/// Parses an entry. The revision of an unreadable event is returned nevertheless.
 fn parse((id, fields): Entry) -> Result<FeedItem> {
     let revision = parse_revision(id.split('-').next().unwrap_or_default())?;
     match parse_event(revision, fields) {

@@ -1,7 +1,8 @@
-//! What is called what in Redis.
+//! The names of Redis keys, and how they map to hash slots.
 //!
-//! All that belongs to one key is in one hash slot, by a tag in braces: the shard. A key's shard is told by the first byte
-//! of its hash, which is also the last of its id, so both find it.
+//! All data of one key is in one hash slot, by a tag in braces, which is the number of the shard. The shard
+//! is determined by the first byte of the key's hash, which is also the last byte of its id. So both lead to
+//! it.
 //!
 //! ```text
 //! <prefix>{07}:key:<hash in hex>    the record: its revision, a space, and a StoredKey as JSON
@@ -22,10 +23,10 @@ use uuid::Uuid;
 use crate::domain::{KeyHash, KeyId, OwnerId, RequestDigest, Timestamp};
 use crate::repository::PagePosition;
 
-/// How many parts the keys are spread over. Never changed: it is where the data is.
+/// Number of shards. It can't be changed, because it determines where data is stored.
 pub(super) const SHARDS: u8 = 64;
 
-/// A part of the keys, in a hash slot of its own.
+/// One of the shards, which is in one hash slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Shard(u8);
 
@@ -51,7 +52,7 @@ impl Shard {
     }
 }
 
-/// The names below one prefix.
+/// The names with one prefix.
 #[derive(Clone, Debug)]
 pub(super) struct Keyspace {
     prefix: String,
@@ -62,7 +63,7 @@ impl Keyspace {
         Self { prefix: prefix.to_owned() }
     }
 
-    /// Where followers are told that there is something new.
+    /// Returns the channel of wake-ups for followers.
     pub(super) fn channel(&self) -> String {
         format!("{}changes", self.prefix)
     }
@@ -73,8 +74,8 @@ impl Keyspace {
         name
     }
 
-    /// What all names of `shard` begin with, with room for so many bytes more. Put together without the machinery of
-    /// `format!`: every look-up needs one.
+    /// Returns the prefix of all names of `shard`, with capacity for `room` more bytes. Avoids `format!`,
+    /// which is slow, because every lookup needs a name.
     fn begin(&self, shard: Shard, room: usize) -> String {
         let mut name = String::with_capacity(self.prefix.len() + "{00}:".len() + room);
         name.push_str(&self.prefix);
@@ -112,7 +113,7 @@ impl Keyspace {
         format!("{}identity", self.prefix)
     }
 
-    /// A name that nothing has.
+    /// Returns a name that is never used for data.
     pub(super) fn probe(&self, shard: Shard) -> String {
         self.name(shard, "probe")
     }
@@ -134,7 +135,8 @@ impl Keyspace {
     }
 }
 
-/// How the indexes call a key: bytes that sort by the time of its creation and then by its id, and end in its hash.
+/// The member of a key in the indexes: bytes that sort by creation time and then by id, and end with the
+/// hash.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Member(Vec<u8>);
 
@@ -147,17 +149,18 @@ impl Member {
         Self(bytes)
     }
 
-    /// What sorts directly before the key at `position`, and after all that come later in a list.
+    /// Returns bytes that sort directly before the key at `position`, and after all keys that follow it in a
+    /// listing.
     pub(super) fn before(position: &PagePosition) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(Self::BYTES);
-        // Times before 1970 sort first, as they should, once the sign is turned.
+        // Inverting the sign bit makes times before 1970 sort first.
         let sortable = position.created_at.as_micros().cast_unsigned() ^ (1 << 63);
         bytes.extend(sortable.to_be_bytes());
         bytes.extend(position.id.as_uuid().as_bytes());
         bytes
     }
 
-    /// A member that was stored; `None` if it has another form.
+    /// Parses a stored member. `None` if it has another length.
     pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
         (bytes.len() == Self::BYTES).then(|| Self(bytes.to_vec()))
     }
@@ -166,7 +169,7 @@ impl Member {
         &self.0
     }
 
-    /// Returns the place of the key in a listing; `None` if its time breaks the rules.
+    /// Returns the key's position in a listing. `None` if its time is out of range.
     pub(super) fn position(&self) -> Option<PagePosition> {
         let (created_at, rest) = self.0.split_first_chunk::<8>()?;
         let micros = (u64::from_be_bytes(*created_at) ^ (1 << 63)).cast_signed();

@@ -1,4 +1,4 @@
-//! Listings: every shard has a part, and the parts are merged, newest first.
+//! Listings. Every shard has a part of a listing, and the parts are merged, newest first.
 
 use std::collections::VecDeque;
 
@@ -15,13 +15,13 @@ use super::record;
 use crate::repository::unreadable::skipped_key;
 use crate::repository::{ListedKey, PageRequest, Result};
 
-/// How many keys are read at least to fill a page.
+/// Minimum number of members that are read to fill a page.
 const MIN_READ: usize = 256;
 
-/// One shard's part of a list, read as far as it is needed.
+/// The part of a listing in one shard, read as far as it is needed.
 struct Part {
     name: String,
-    /// Where to read on, as the command takes it.
+    /// The exclusive upper bound of the next read, as the argument of the command.
     below: Vec<u8>,
     read: VecDeque<Member>,
     is_exhausted: bool,
@@ -53,7 +53,7 @@ impl RedisRepository {
             .collect();
         let mut page = Vec::new();
         loop {
-            // Members of deleted keys lead nowhere, so some more are read.
+            // Members of deleted keys have no record, so read some more.
             let wanted = (request.limit - page.len()).max(MIN_READ);
             let members = self.newest(&mut parts, wanted).await?;
             let is_last = members.len() < wanted;
@@ -69,13 +69,13 @@ impl RedisRepository {
         }
     }
 
-    /// The next `count` members of all parts, newest first; fewer at the end.
+    /// Returns the next `count` members of all parts, newest first. Returns fewer at the end.
     async fn newest(&self, parts: &mut [Part], count: usize) -> Result<Vec<Member>> {
-        // A part has its share and some more, since they are never quite even.
+        // Read slightly more than an equal share, because the parts differ in size.
         let share = count / usize::from(SHARDS) + 8;
         let mut newest = Vec::with_capacity(count);
         while newest.len() < count {
-            // A part can hold nothing but what leads to no key, and has to be read on then.
+            // A part may have returned only invalid members. It has to be read again then.
             while parts.iter().any(Part::is_to_be_read) {
                 let empty = parts.iter_mut().filter(|part| part.is_to_be_read());
                 try_join_all(empty.map(|part| self.read_on(part, share))).await?;
@@ -99,7 +99,7 @@ impl RedisRepository {
             "0".into(),
             count_text.into(),
         ];
-        // By raw bytes, which fred's own function does not take.
+        // fred's own function does not support binary members.
         let command = CustomCommand::new_static("ZREVRANGEBYLEX", ClusterHash::FirstKey, false);
         let read = |client: Client| {
             let (command, arguments) = (command.clone(), arguments.clone());
@@ -109,13 +109,13 @@ impl RedisRepository {
         part.is_exhausted = members.len() < count;
         for bytes in members {
             part.below = [b"(".as_slice(), &bytes].concat();
-            // What is no member leads to no key.
+            // Skip invalid members: they lead to no key.
             part.read.extend(Member::parse(&bytes));
         }
         Ok(())
     }
 
-    /// The keys of `members`, in their order; those that were deleted meanwhile are missing.
+    /// Returns the keys of `members`, in the same order, without keys that were deleted meanwhile.
     async fn keys_of(&self, members: &[Member]) -> Result<Vec<ListedKey>> {
         let members: Vec<_> = members.iter().filter_map(|it| Some((it.hash()?, it.position()?))).collect();
         let hashes: Vec<_> = members.iter().map(|(hash, _)| *hash).collect();

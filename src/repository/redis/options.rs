@@ -1,4 +1,4 @@
-//! How a Redis store behaves.
+//! Options of a Redis repository.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,27 +6,32 @@ use std::time::Duration;
 use crate::domain::{Entropy, SystemEntropy};
 use crate::redis::RedisFiles;
 
-/// How a [`RedisRepository`](super::RedisRepository) behaves.
+/// Options of a [`RedisRepository`](super::RedisRepository).
 #[derive(Clone, Debug)]
 pub struct RedisOptions {
-    /// What all names begin with. Two stores with different prefixes on one server never see each other.
+    /// Prefix of all names. Repositories with different prefixes can share a server; neither reads the
+    /// other's data.
     pub key_prefix: String,
-    /// How long a command may take, waiting for the connection included.
+    /// Timeout of a command, including the time to wait for a connection.
     pub timeout: Duration,
-    /// Connections for changes. With [`min_replicas_ack`](Self::min_replicas_ack) each takes one change at a time.
+    /// Number of connections for changes. With [`min_replicas_ack`](Self::min_replicas_ack), each connection
+    /// has one change in flight at a time.
     pub change_connections: u32,
-    /// How many replicas must have a change before it is answered; 0: none. A change that too few confirm in time is
-    /// answered as unavailable: it may have been made.
+    /// Number of replicas that must have a change before it is acknowledged. 0 disables this. If too few
+    /// replicas confirm a change in time, it fails with
+    /// [`ErrorKind::Unavailable`](crate::repository::ErrorKind::Unavailable), although it may have been made.
     pub min_replicas_ack: u32,
-    /// How many events of each of the 64 shards are kept, about. Older ones are let go: a follower that was further behind
-    /// is told.
+    /// Approximate maximum number of stored events in each of the 64 shards. Older events are trimmed. A
+    /// follower that has not read them yet gets
+    /// [`ErrorKind::PositionLost`](crate::repository::ErrorKind::PositionLost).
     pub max_events_per_shard: u64,
-    /// Refuse a server that may lose keys, instead of warning: one that evicts keys, does not persist them, or loses changes in
-    /// a failover. The same for a Cluster that does not tell whether its nodes answer from their past.
+    /// Whether to reject a server that may lose keys, instead of logging a warning. This is a server that
+    /// evicts keys, does not persist them, or loses changes in a failover. A Cluster that does not report
+    /// whether its nodes serve stale reads is rejected, too.
     pub strict: bool,
     /// Certificates and a password.
     pub files: RedisFiles,
-    /// Where the nonces of events come from.
+    /// Source of the nonces of events.
     pub entropy: Arc<dyn Entropy>,
 }
 

@@ -1,4 +1,4 @@
-//! Between what Redis keeps and domain types.
+//! Conversion between stored records and domain types.
 
 use data_encoding::HEXLOWER;
 
@@ -6,18 +6,18 @@ use super::keyspace::Member;
 use crate::domain::{ApiKey, KeyHash, KeyId, OwnerId, Revision, Revocation, RevokeReason, Timestamp};
 use crate::repository::{ErrorKind, RepositoryError, Result, StoredKey, unreadable};
 
-/// A record without its revision, which the script that stores it draws.
+/// Returns a record without its revision, which is added by the script that stores it.
 pub(super) fn body(key: &ApiKey) -> Result<String> {
     serde_json::to_string(&StoredKey::new(key))
         .map_err(|error| RepositoryError::new(ErrorKind::Internal, error))
 }
 
-/// A record: its revision, a space and the document.
+/// Parses a record: its revision, a space and the document.
 pub(crate) fn parse(stored: &[u8]) -> Result<ApiKey> {
     let space = stored.iter().position(|&byte| byte == b' ');
     let (revision, document) = stored.split_at(space.ok_or_else(|| corrupt("a record without a revision"))?);
     let revision = str::from_utf8(revision).map_err(|_| corrupt("a revision that is no number"))?;
-    // The parser's message could quote the record.
+    // The parser's own error could quote the record, so it is discarded.
     let document: StoredKey = serde_json::from_slice(document)
         .map_err(|_| corrupt("a record that is not the JSON that it should be"))?;
     Ok(ApiKey { revision: parse_revision(revision)?, ..document.into_key()? })
@@ -26,13 +26,14 @@ pub(crate) fn parse(stored: &[u8]) -> Result<ApiKey> {
 /// Parses the record of `hash`.
 ///
 /// # Errors
-/// [`ErrorKind::Corrupt`] if it is not a record, or that of another key: an answer to another question must never decide about a key.
+/// [`ErrorKind::Corrupt`] if it is not a valid record, or the record of another key. The response to another
+/// lookup must never decide about a key.
 pub(super) fn parse_of(hash: &KeyHash, stored: &[u8]) -> Result<ApiKey> {
     let key = parse(stored)?;
     if key.hash == *hash { Ok(key) } else { Err(corrupt("the record of another key")) }
 }
 
-/// Returns `stub` with what can be read of a record that breaks a rule.
+/// Returns `stub` with the readable values of an invalid record.
 pub(super) fn salvage(stored: &[u8], stub: ApiKey) -> ApiKey {
     let space = stored.iter().position(|&byte| byte == b' ').map_or(0, |space| space + 1);
     StoredKey::salvage(&stored[space..], stub)
@@ -46,7 +47,8 @@ pub(super) fn timestamp(micros: i64) -> Result<Timestamp> {
     Timestamp::from_micros(micros).ok_or_else(|| corrupt("a time outside of the years 1 to 9999"))
 }
 
-/// What the id of a key leads to: all that a deletion has to know, even if the record can't be read any more.
+/// The data to which the id of a key leads. It is sufficient for a deletion, even if the record can't be read
+/// any more.
 #[derive(Clone, Debug)]
 pub(super) struct Index {
     pub hash: KeyHash,
@@ -60,12 +62,12 @@ impl Index {
         Self { hash: key.hash, member, owner_id: key.owner_id.clone() }
     }
 
-    /// The member, which ends in the hash, and the owner.
+    /// Encodes the member, which ends with the hash, and the owner.
     pub(super) fn to_text(&self) -> String {
         format!("{} {}", HEXLOWER.encode(self.member.as_bytes()), self.owner_id)
     }
 
-    /// Returns a key that is revoked, with defaults in place of all that the index doesn't know.
+    /// Returns a revoked key, with defaults for all values that are not in the index.
     pub(super) fn revoked_key(&self, id: KeyId, reason: &RevokeReason, now: Timestamp) -> Result<ApiKey> {
         let created_at = self.member.position().map_or(now, |position| position.created_at);
         let revocation = Revocation { at: now, reason: reason.clone() };

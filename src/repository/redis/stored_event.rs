@@ -8,7 +8,7 @@ use crate::domain::{
 };
 use crate::repository::{ErrorKind, RepositoryError, Result};
 
-/// All of an event but its revision, which is its place in the stream.
+/// An event without its revision, which is part of the id of its entry in the stream.
 #[derive(Serialize, Deserialize)]
 pub(super) struct StoredEvent {
     nonce: u64,
@@ -44,7 +44,7 @@ impl StoredEvent {
     }
 
     pub(super) fn into_event(self, revision: Revision) -> Result<KeyEvent> {
-        // A newer release may know more fields.
+        // A newer release may write fields that this one does not support; they are skipped.
         let fields = self.changed_fields.iter().filter_map(|field| ChangedField::parse(field));
         let event = KeyEvent {
             revision,

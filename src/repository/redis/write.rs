@@ -1,4 +1,4 @@
-//! The changes of keys: each is one script on one shard.
+//! Changes of keys. Each is one script on one shard.
 
 use fred::types::{Key, Value};
 use prost::bytes::Bytes;
@@ -13,12 +13,12 @@ use crate::domain::{
 };
 use crate::repository::{ErrorKind, REQUEST_RETENTION, RepositoryError, Result};
 
-/// How often a change that lost against another one is tried anew.
+/// Maximum number of attempts of a change that conflicts with others.
 const MAX_ATTEMPTS: usize = 64;
-/// How many uses one script records: a script holds up all others.
+/// Maximum number of uses per script. A running script blocks all other commands.
 pub(super) const USAGE_BATCH: usize = 200;
 
-/// A part of a change.
+/// One step of a change.
 struct Step<'k> {
     what: What<'k>,
     event: String,
@@ -26,23 +26,23 @@ struct Step<'k> {
 
 enum What<'k> {
     Create(&'k ApiKey),
-    /// Of the record that begins like this.
+    /// Replaces the record that begins with these bytes.
     Replace(&'k ApiKey, Beginning),
     Delete(KeyId, &'k Index, Option<Revision>),
 }
 
-/// What a stored record begins with.
+/// The first bytes of a stored record.
 struct Beginning(Bytes);
 
 impl Beginning {
-    /// Of the record with this revision.
+    /// Returns the first bytes of a record with this revision.
     fn of(revision: Revision) -> Self {
         Self(format!("{} ", revision.get()).into())
     }
 }
 
 impl RedisRepository {
-    /// What the id of a key leads to.
+    /// Reads the index entry of an id. `None` if the key does not exist.
     pub(super) async fn index_of(&self, id: KeyId) -> Result<Option<Index>> {
         let stored: Option<String> = self.read_text(self.keyspace.id(id)).await?;
         stored.map(|stored| Index::parse(&stored)).transpose()
@@ -52,7 +52,8 @@ impl RedisRepository {
         let key = ApiKey { nonce: self.nonce()?, ..key };
         let careful = ChangeContext { may_revive: false, ..context.clone() };
         let revision = match self.try_create(&key, &[], &careful).await {
-            // The audit trail tells of what the context allows.
+            // Try without the permission to revive first, so that the event records a revival only if there
+            // is one.
             Err(error) if error.kind() == ErrorKind::RevokedHash && context.may_revive => {
                 self.try_create(&key, &[ChangedField::Revocation], context).await?
             }
@@ -73,7 +74,7 @@ impl RedisRepository {
         Ok(revision)
     }
 
-    /// Returns the key that `request` made.
+    /// Returns the id of the key that `request` created.
     pub(super) async fn made_by(&self, request: &RequestDigest) -> Result<Option<KeyId>> {
         let id: Option<String> = self.read_text(self.keyspace.request(request)).await?;
         id.map(|id| KeyId::parse("id", &id).map_err(|_| corrupt("a request that made no key"))).transpose()
@@ -117,7 +118,8 @@ impl RedisRepository {
         Err(ErrorKind::Conflict.into())
     }
 
-    /// Replaces a record that can't be read by one that is revoked, and has what the index knows and what can be read.
+    /// Replaces an unreadable record by a revoked one, with the values from the index and the readable values
+    /// of the record.
     ///
     /// # Errors
     /// [`ErrorKind::Conflict`] if the record was changed meanwhile, so that it may be readable.
@@ -140,7 +142,7 @@ impl RedisRepository {
         Ok(ApiKey { revision, ..key })
     }
 
-    /// Deletes a key: of whatever revision, or of `expected` alone.
+    /// Deletes a key. If `expected` is set, only with this revision.
     pub(super) async fn delete_key(
         &self,
         id: KeyId,
@@ -190,7 +192,7 @@ impl RedisRepository {
         })
     }
 
-    /// Records uses of keys of one shard.
+    /// Records uses of keys in one shard.
     pub(super) async fn record_usage_of(&self, shard: Shard, usage: &[(KeyId, Timestamp)]) -> Result<()> {
         let mut keys = vec![Key::from(self.keyspace.usage(shard))];
         let mut arguments = Vec::new();
@@ -216,7 +218,7 @@ impl RedisRepository {
         Ok(stored)
     }
 
-    /// Stores `next` over `stored`, if that is still there.
+    /// Replaces `stored` by `next`, if `stored` is still the current record.
     async fn replace(
         &self,
         stored: &ApiKey,
@@ -231,7 +233,7 @@ impl RedisRepository {
         Ok(ApiKey { revision, ..next })
     }
 
-    /// Does all of `steps` or nothing; returns the revision of each.
+    /// Makes all of `steps` or none, and returns the revision of each.
     async fn change<const N: usize>(
         &self,
         shard: Shard,
@@ -243,7 +245,7 @@ impl RedisRepository {
             What::Create(key) => Some(key.id),
             What::Replace(..) | What::Delete(..) => None,
         });
-        // A change that makes no key has no request to remember; the script wants a name all the same.
+        // A change that creates no key has no request to store, but the script needs a name.
         let request = context.request.filter(|_| made.is_some());
         let request_name = request.map_or_else(|| names.head(shard), |request| names.request(&request));
         let mut keys: Vec<Key> =
@@ -327,7 +329,7 @@ fn event(
         .map_err(|error| RepositoryError::new(ErrorKind::Internal, error))
 }
 
-/// What an event says of the key itself.
+/// Returns the data of the key that an event contains.
 fn of(key: &ApiKey) -> (KeyId, &KeyHash, &OwnerId) {
     (key.id, &key.hash, &key.owner_id)
 }
