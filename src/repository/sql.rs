@@ -1,8 +1,9 @@
 //! Keys in a SQL database, through SeaORM: SQLite, PostgreSQL, MySQL and MariaDB.
 //!
-//! Every change is one transaction ([`change::Change`]) that first takes the next number of `revision_head` and holds it
-//! to its commit, so the order of revisions is the order of commits; it writes the record and its event together.
-//! Reads go through a pool of their own, so that they never wait for a writer.
+//! Every change is one transaction ([`change::Change`]). It first takes the next revision from the row of
+//! `revision_head`, which it locks until it commits, so the order of revisions is the order of commits. It
+//! writes the record and its event together. Reads use a pool of their own, so that they never wait for a
+//! writer.
 
 mod change;
 mod error;
@@ -56,18 +57,18 @@ use crate::telemetry::error_chain;
 
 pub use self::options::{PoolOptions, SqlOptions};
 
-/// How many ids one statement names, below SQLite's limit of 500 rows in a list.
+/// Maximum number of ids per statement, below SQLite's limit of 500 rows in a list.
 const BATCH: usize = 400;
-/// How often a change is tried that the database took back because of another one.
+/// Maximum number of attempts of a change that the database rolled back because of a conflict.
 const MAX_ATTEMPTS: usize = 5;
 
-/// Keys in a SQL database. Clones share its connections.
+/// Stores keys in a SQL database. Clones share its connections.
 #[derive(Clone, Debug)]
 pub struct SqlRepository {
     reader: Pool,
-    /// On SQLite one connection, since the database takes one writer at a time.
+    /// A single connection on SQLite, which supports one writer at a time.
     writer: Pool,
-    /// For listings, which may come from a replica.
+    /// The pool for listings, which may belong to a replica.
     lister: Pool,
     tables: Arc<Tables>,
     lookups: Arc<LookupStatements>,
@@ -76,18 +77,24 @@ pub struct SqlRepository {
 }
 
 impl SqlRepository {
-    /// Opens the database of `url`: `sqlite://FILE`, `postgres://…` or `mysql://…` (MariaDB too). Its tables are made by
-    /// [`SqlRepository::migrate`].
+    /// Opens the database of `url`: `sqlite://FILE`, `postgres://…` or `mysql://…` (also for MariaDB).
+    /// [`SqlRepository::migrate`] creates its tables.
     ///
     /// # Errors
-    /// [`ErrorKind::Refused`] if the URL can't be used, [`ErrorKind::Unavailable`] if the database can't be reached,
-    /// [`ErrorKind::Corrupt`] if a file is no database. No error holds the URL.
+    /// - [`ErrorKind::Refused`] if the URL can't be used.
+    /// - [`ErrorKind::Unavailable`] if the database can't be reached.
+    /// - [`ErrorKind::Corrupt`] if a file is not a database.
+    ///
+    /// Errors contain no part of the URL.
     pub async fn open(url: &str, options: SqlOptions) -> Result<Self> {
         Self::open_place(Place::parse(url)?, options).await
     }
 
-    /// Opens the SQLite database in the file `path`, which is made with mode 0600 if it does not exist; its folder has to
-    /// be there.
+    /// Opens the SQLite database in the file `path`. The file is created with mode 0600 if it does not exist.
+    /// Its folder has to exist.
+    ///
+    /// # Errors
+    /// Those of [`SqlRepository::open`].
     pub async fn open_sqlite(path: &Path, options: SqlOptions) -> Result<Self> {
         let file = sqlite::DatabaseFile::create(path.to_owned())?;
         Self::open_place(Place::Sqlite(Arc::new(file)), options).await
@@ -110,12 +117,18 @@ impl SqlRepository {
         })
     }
 
-    /// Has listings (pages of keys and of events, and streams) read from the replica of `url`, which may lag behind, and need
-    /// not be there yet. Everything else, validation above all, stays with the primary.
+    /// Reads listings (pages of keys and of events, and streams) from the replica of `url`. The replica may
+    /// lag behind, and may be unreachable at startup. Everything else, in particular validation, uses the
+    /// primary.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Refused`] if the URL can't be used or the replica is another kind of database. Errors
+    /// contain no part of the URL.
     pub async fn with_replica(self, url: &str) -> Result<Self> {
         let replica = Place::parse(url)?;
         match replica.probe(&self.options).await {
-            // Startup does not depend on the replica: it serves listings only, which fail until it is back.
+            // Startup must not depend on the replica. It only serves listings, which fail until it is
+            // available.
             Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => {
                 tracing::warn!(error = %error_chain(&error), "can't reach the read replica for listings (store.replica_url)");
             }
@@ -147,14 +160,14 @@ impl SqlRepository {
                 }
             }
             Err(elapsed) => {
-                // Before the call is dropped and gives its connection back.
+                // Mark the pool before the call is dropped and returns its connection.
                 pool.health.suspect();
                 Err(RepositoryError::new(ErrorKind::Timeout, elapsed))
             }
         }
     }
 
-    /// Reads, and once more if the connection turned out to be gone.
+    /// Runs a read, and repeats it once if its connection was lost.
     async fn read<T, F>(&self, read: impl Fn(Pool) -> F + Send + Sync) -> Result<T>
     where
         T: Send,
@@ -181,7 +194,7 @@ impl SqlRepository {
         .await
     }
 
-    /// Reads what only a server that takes changes can say; `None` means that this one does not.
+    /// Runs a read that only a primary can answer. `None` from `read` means that the server rejects changes.
     async fn read_primary<T, F>(&self, read: impl Fn(Pool) -> F + Send + Sync) -> Result<T>
     where
         T: Send,
@@ -199,7 +212,8 @@ impl SqlRepository {
         self.read(|pool| lookup::find(pool, &self.tables, &self.lookups, hashes)).await
     }
 
-    /// Makes a change, and makes it anew if the database took it back because of another one, or takes no writes here.
+    /// Makes a change. Retries it if the database rolled it back because of a conflict, or if the server
+    /// rejects writes.
     async fn write<W: Write>(&self, write: W, context: &ChangeContext) -> Result<W::Output> {
         self.within_deadline(&self.writer, async {
             for _ in 1..MAX_ATTEMPTS {
@@ -223,7 +237,7 @@ impl SqlRepository {
         .await
     }
 
-    /// Runs a statement that is no change of a key.
+    /// Runs a statement that does not change a key.
     async fn write_once(&self, statement: &impl StatementBuilder) -> Result<()> {
         self.within_deadline(&self.writer, async {
             self.place.check()?;
@@ -369,7 +383,7 @@ impl KeyRepository for SqlRepository {
         if let Some(identity) = self.read_value(&select).await? {
             return Ok(Some(StoreIdentity(identity)));
         }
-        // Of several replicas that do so at once, one writes its own.
+        // Several replicas may do this at once. Only the first identity is stored.
         let drawn = StoreIdentity::draw(self.options.entropy.as_ref())?;
         self.write_once(&query::insert_identity(&self.tables, drawn.0)?).await?;
         Ok(self.read_value(&select).await?.map(StoreIdentity))
@@ -385,7 +399,7 @@ impl KeyRepository for SqlRepository {
     async fn ping(&self) -> Result<()> {
         self.place.check()?;
         self.read(|pool| async move {
-            // The keys too: row-level security can hide them alone.
+            // Read the keys, too: row-level security can hide only them.
             let any = query::any_key(&self.tables);
             pool.connection.query_one(&any).await.map_err(from_db)?;
             read_head(&pool.connection, &self.tables).await.map(drop)
@@ -410,7 +424,7 @@ impl ChangeFeed for SqlRepository {
 
     async fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
         if let Err(replaced) = self.place.check() {
-            // What was read of the other file is worth nothing from now on.
+            // Events of the other file must not be applied any more.
             return Err(RepositoryError::new(ErrorKind::PositionLost, replaced));
         }
         let tables = &self.tables;

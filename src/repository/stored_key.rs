@@ -1,4 +1,4 @@
-//! A key as a document, for stores that have no columns.
+//! A key as a document, for backends without columns.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,13 +14,14 @@ use crate::domain::{
     Revision, Revocation, RevokeReason, Scope, ScopeSet, Timestamp,
 };
 
-/// The form that this release writes. Another one is not guessed at.
+/// The format that this release writes. Other formats are rejected.
 const FORMAT: u32 = 1;
 
-/// A key in a form for serde: times are microseconds since the epoch, the hash is hex.
+/// A key as a document for serde. Times are in microseconds since the Unix epoch, and the hash is in
+/// hexadecimal.
 ///
-/// What is read goes through the rules of the domain again: a record that breaks one is [`ErrorKind::Corrupt`], and so is
-/// one in a form that this release does not know.
+/// A document that is read is checked against the rules of the domain. An invalid document, or one in a
+/// format that this release does not support, is an [`ErrorKind::Corrupt`] error.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct StoredKey {
     format: u32,
@@ -59,7 +60,7 @@ fn is_unknown(nonce: &u64) -> bool {
 }
 
 impl StoredKey {
-    /// `key` as a document.
+    /// Converts `key` into a document.
     #[must_use]
     pub fn new(key: &ApiKey) -> Self {
         let revocation = key.revocation.as_ref();
@@ -85,10 +86,11 @@ impl StoredKey {
         }
     }
 
-    /// The key.
+    /// Converts the document into a key.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`].
+    /// [`ErrorKind::Corrupt`] if a value is invalid, or if this release does not support the document's
+    /// format.
     pub fn into_key(self) -> Result<ApiKey> {
         if self.format != FORMAT {
             return Err(corrupt("the record has a form that this release does not know"));
@@ -96,8 +98,8 @@ impl StoredKey {
         self.parse().map_err(corrupt)
     }
 
-    /// Returns `stub` with those texts, scopes, metadata and times of `document` that break no rule. A revocation that can be
-    /// read stands.
+    /// Returns `stub` with all valid texts, scopes, metadata and times of `document`. A readable revocation
+    /// takes precedence over the one in `stub`.
     pub(super) fn salvage(document: &[u8], stub: ApiKey) -> ApiKey {
         let Ok(Value::Object(document)) = serde_json::from_slice(document) else { return stub };
         let time = |name| document.get(name).and_then(Value::as_i64).and_then(Timestamp::from_micros);
@@ -151,7 +153,7 @@ impl StoredKey {
     }
 }
 
-/// Returns the field `name` of a document, if it is there and breaks no rule.
+/// Returns the field `name` of a document, if it is present and valid.
 fn read<V: DeserializeOwned, T>(
     document: &Map<String, Value>,
     name: &str,
@@ -161,7 +163,7 @@ fn read<V: DeserializeOwned, T>(
     parse(name, value).ok()
 }
 
-/// Shows the id alone: a record holds the hash.
+/// Shows only the id, because a document contains the hash.
 impl fmt::Debug for StoredKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StoredKey").field("id", &self.id).finish_non_exhaustive()

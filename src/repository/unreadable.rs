@@ -1,4 +1,4 @@
-//! Records and events that can't be read: skipped, counted and logged.
+//! Records and events that can't be read. They are skipped, counted and logged.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,16 +12,17 @@ use crate::telemetry::{LogLimit, error_chain};
 static KEYS: AtomicU64 = AtomicU64::new(0);
 static EVENTS: AtomicU64 = AtomicU64::new(0);
 
-/// Returns how often a record was skipped because it can't be read, and how often an event was.
+/// Returns the number of unreadable records and the number of unreadable events that were skipped since the
+/// start of the process. Each occurrence counts.
 #[must_use]
 pub fn unreadable_counts() -> (u64, u64) {
     (KEYS.load(Ordering::Relaxed), EVENTS.load(Ordering::Relaxed))
 }
 
-/// Stands for a name or an owner that can't be read.
+/// Replaces a name or an owner that can't be read.
 pub(super) const UNREADABLE: &str = "unreadable record";
 
-/// Returns a revoked key of which no more can be read than what is given, with defaults in place of the rest.
+/// Returns a revoked key with these readable values, and defaults for all others.
 pub(super) fn revoked_key(
     id: KeyId,
     hash: KeyHash,

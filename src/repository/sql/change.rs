@@ -1,4 +1,4 @@
-//! One change: a transaction with revisions of its own.
+//! A change: one transaction with its revisions.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -19,7 +19,8 @@ use crate::domain::{
 };
 use crate::repository::{ErrorKind, REQUEST_RETENTION, RepositoryError, Result};
 
-/// A transaction that holds the row of `revision_head` to its end. Dropped without [`Change::commit`], it is rolled back.
+/// A transaction that locks the row of `revision_head` until it ends. It is rolled back if it is dropped
+/// without [`Change::commit`].
 pub(super) struct Change {
     transaction: DatabaseTransaction,
     revision: Revision,
@@ -28,13 +29,13 @@ pub(super) struct Change {
 }
 
 impl Change {
-    /// Begins a change and takes the next revision, behind all other writers.
+    /// Begins a change and takes the next revision. Waits for all earlier writers.
     pub(super) async fn begin(
         writer: &DatabaseConnection,
         tables: Arc<Tables>,
         entropy: Arc<dyn Entropy>,
     ) -> Result<Self> {
-        // A deferred transaction of SQLite can fail when it turns from reading to writing.
+        // A deferred transaction of SQLite can fail when it begins to write.
         let immediate = TransactionOptions {
             sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
             ..TransactionOptions::default()
@@ -64,7 +65,7 @@ impl Change {
         KeyRow::from_query_result(&row, "").map_err(from_db)?.into_key()
     }
 
-    /// Reads what identifies a record, which need not break down with the rest of it.
+    /// Reads the identifying columns of a record, which may be readable even if the rest is not.
     async fn find_stub(&self, id: KeyId) -> Result<KeyStub> {
         let row = self.row(&query::key_stub(&self.tables, id)).await?;
         KeyStub::read(&row)
@@ -93,7 +94,7 @@ impl Change {
         Ok(key)
     }
 
-    /// Returns those hashes of `keys` that belonged to keys that were revoked and deleted.
+    /// Returns the hashes among `keys` that belonged to keys that were revoked and deleted.
     async fn revoked_hashes(&self, keys: &[ApiKey]) -> Result<HashSet<KeyHash>> {
         let select = query::revoked_among(&self.tables, keys);
         let rows = self.transaction.query_all(&select).await.map_err(from_db)?;
@@ -105,7 +106,8 @@ impl Change {
         Ok(revoked)
     }
 
-    /// Returns what the creation of `key` changes beyond creating it: it may revive a revoked hash.
+    /// Returns the fields that the creation of `key` changes in addition, which is the revocation if it
+    /// revives a revoked hash.
     fn revive(
         key: &ApiKey,
         revoked: &HashSet<KeyHash>,
@@ -117,8 +119,8 @@ impl Change {
         if context.may_revive { Ok(&[ChangedField::Revocation]) } else { Err(ErrorKind::RevokedHash.into()) }
     }
 
-    /// Stores those of `keys` whose id and hash are free, and their events. No other writer can take an id or a hash
-    /// meanwhile: all of them stand behind this change.
+    /// Stores the keys whose id and hash are not in use, and their events. Other writers can't use an id or a
+    /// hash meanwhile, because they wait for this change.
     pub(super) async fn insert_many(
         &mut self,
         keys: Vec<ApiKey>,
@@ -179,7 +181,7 @@ impl Change {
             for row in self.transaction.query_all(&select).await.map_err(from_db)? {
                 ids.insert(KeyId::from_uuid(row.try_get_by_index(0).map_err(from_db)?));
                 let hash: Vec<u8> = row.try_get_by_index(1).map_err(from_db)?;
-                // A hash of another length is in nobody's way.
+                // A hash of another length can't conflict with any key.
                 if let Ok(hash) = hash.try_into() {
                     hashes.insert(KeyHash::from_bytes(hash));
                 }
@@ -188,7 +190,7 @@ impl Change {
         Ok((ids, hashes))
     }
 
-    /// Stores `key` over the record with its id, if that has the revision `expected`, and the event of that.
+    /// Replaces the record with the key's id if it has the revision `expected`, and stores the event.
     pub(super) async fn replace(
         &self,
         key: ApiKey,
@@ -208,8 +210,8 @@ impl Change {
         Ok(key)
     }
 
-    /// Revokes a record that can't be read, and touches nothing else of it. Returns the key with defaults in place of what
-    /// breaks a rule, and whether that changed anything.
+    /// Revokes a record that can't be read, and leaves all its other columns unchanged. Returns the key with
+    /// defaults in place of invalid values, and whether the record was changed.
     pub(super) async fn revoke_unreadable(
         &self,
         id: KeyId,
@@ -233,8 +235,8 @@ impl Change {
         Ok((revoked.into_key(reason)?, true))
     }
 
-    /// Removes the key and its usage, and writes the event of that. The row need not make a key any more: what is corrupt
-    /// can be deleted.
+    /// Deletes the key and its usage, and stores the event. The record need not be readable, so corrupt
+    /// records can be deleted.
     pub(super) async fn remove(
         &self,
         id: KeyId,
@@ -268,10 +270,10 @@ impl Change {
         Ok(self.transaction.execute(statement).await.map_err(from_db)?.rows_affected())
     }
 
-    /// Makes the change last.
+    /// Commits the change, which is durable when this returns.
     pub(super) async fn commit(self) -> Result<()> {
         if let Some(channel) = &self.tables.channel {
-            // Told when the change is committed, and only then.
+            // PostgreSQL delivers the notification if and when the transaction commits.
             let notify = "SELECT pg_notify($1, '')";
             let notify =
                 Statement::from_sql_and_values(self.tables.backend, notify, [channel.as_str().into()]);
@@ -281,7 +283,7 @@ impl Change {
     }
 }
 
-/// The event of a change that made `key` what it is.
+/// Returns the event of the change that resulted in `key`.
 fn event_of<'e>(
     key: &'e ApiKey,
     kind: ChangeKind,
@@ -300,7 +302,7 @@ fn event_of<'e>(
     }
 }
 
-/// Returns the event of `change` of a key that need not be readable.
+/// Returns the event of `change`, of a key that need not be readable.
 fn event_of_stub<'e>(
     key: &'e KeyStub,
     change: ChangeId,
@@ -320,7 +322,7 @@ fn event_of_stub<'e>(
     }
 }
 
-/// The last revision that was given out.
+/// Returns the last revision that was assigned.
 pub(super) async fn read_head(
     connection: &impl sea_orm::ConnectionTrait,
     tables: &Tables,

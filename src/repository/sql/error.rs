@@ -1,4 +1,4 @@
-//! From the errors of SeaORM and the drivers to the kinds that callers act on.
+//! Maps errors of SeaORM and the drivers to the kinds that callers act on.
 
 use std::error::Error as _;
 
@@ -11,12 +11,12 @@ pub(super) fn from_db(error: DbErr) -> RepositoryError {
     RepositoryError::new(verdict_on(&error).0, error)
 }
 
-/// The same for an error of the driver.
+/// Classifies an error of the driver, which becomes the source.
 pub(super) fn from_driver(error: sqlx::Error) -> RepositoryError {
     from_db(DbErr::Conn(RuntimeErr::SqlxError(error.into())))
 }
 
-/// A setting of the database session that has another value than Keyvouch needs, and can't be set.
+/// Returns the error of a session setting that differs from the value that Keyvouch needs, and can't be set.
 pub(super) fn differs(name: &str, value: &str, wanted: &str) -> sqlx::Error {
     let problem = format!(
         "the database setting {name} is {value} and stays so, but has to be {wanted}: change it for this database or user, or \
@@ -25,20 +25,20 @@ pub(super) fn differs(name: &str, value: &str, wanted: &str) -> sqlx::Error {
     sqlx::Error::Configuration(problem.into())
 }
 
-/// What the repository can do about an error by itself.
+/// The reactions of the repository to an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Remedy {
-    /// Nothing.
+    /// No reaction.
     None,
-    /// The database took the transaction back because of another one: the same again may pass.
+    /// The database rolled the transaction back because of a conflict. A retry may succeed.
     Retry,
-    /// This server takes no writes (any more): connect anew, perhaps to another one, and try again.
+    /// The server rejects writes. Reconnect, which may lead to another server, and retry.
     Reconnect,
-    /// This connection is gone; others may be too. What only reads may be tried again.
+    /// The connection was lost, and others may be, too. Reads may be retried.
     Distrust,
 }
 
-/// The remedy for `error`, which [`from_db`] made.
+/// Returns the reaction to `error`, which [`from_db`] created.
 pub(super) fn remedy(error: &RepositoryError) -> Remedy {
     match error.source().and_then(|source| source.downcast_ref::<DbErr>()) {
         Some(error) => verdict_on(error).1,
@@ -46,7 +46,8 @@ pub(super) fn remedy(error: &RepositoryError) -> Remedy {
     }
 }
 
-/// Whether somebody else has the rows that a statement wanted at once, or the database where that is what is locked.
+/// Returns whether a statement failed because another transaction has locked the rows, or the database on
+/// SQLite.
 pub(super) fn is_held(error: &RepositoryError) -> bool {
     let Some(DbErr::Exec(RuntimeErr::SqlxError(source)) | DbErr::Query(RuntimeErr::SqlxError(source))) =
         error.source().and_then(|source| source.downcast_ref())
@@ -73,7 +74,7 @@ type Verdict = (ErrorKind, Remedy);
 fn verdict_on(error: &DbErr) -> Verdict {
     match error {
         DbErr::Conn(RuntimeErr::SqlxError(source)) => match verdict_on_driver(source) {
-            // Whatever keeps us from connecting, the store is unavailable.
+            // Failing to connect means that the database is unavailable, whatever the reason.
             (ErrorKind::Internal, remedy) => (ErrorKind::Unavailable, remedy),
             verdict => verdict,
         },
@@ -103,7 +104,7 @@ fn verdict_on_driver(error: &sqlx::Error) -> Verdict {
             }
             (kind_of_sqlite(&code), Remedy::None)
         }
-        // A setting of the session that can't be had.
+        // A session setting that can't be set.
         sqlx::Error::Configuration(_) => (ErrorKind::Refused, Remedy::None),
         _ => (ErrorKind::Internal, Remedy::None),
     }
@@ -116,14 +117,14 @@ fn verdict_on_postgres(state: &str) -> Verdict {
         "23505" => (ErrorKind::AlreadyExists, Remedy::None),
         // serialization_failure, deadlock_detected
         "40001" | "40P01" => (ErrorKind::Unavailable, Remedy::Retry),
-        // read_only_sql_transaction: a standby, or a primary that was demoted
+        // read_only_sql_transaction: a standby, or a demoted primary
         "25006" => (ErrorKind::Unavailable, Remedy::Reconnect),
         // lock_not_available, query_canceled
         "55P03" | "57014" => (ErrorKind::Timeout, Remedy::None),
-        // insufficient_privilege, also by row-level security, which would hide rows; invalid_catalog_name: there is no such
-        // database
+        // insufficient_privilege, also if row-level security would hide rows; invalid_catalog_name: the
+        // database does not exist
         "42501" | "3D000" => (ErrorKind::Unavailable, Remedy::None),
-        // idle_in_transaction_session_timeout, transaction_timeout: the connection is closed
+        // idle_in_transaction_session_timeout, transaction_timeout: the server closes the connection
         "25P03" | "25P04" => (ErrorKind::Timeout, Remedy::Distrust),
         // admin_shutdown, crash_shutdown, cannot_connect_now, database_dropped, idle_session_timeout
         "57P01" | "57P02" | "57P03" | "57P04" | "57P05" => (ErrorKind::Unavailable, Remedy::Distrust),

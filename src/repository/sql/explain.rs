@@ -1,4 +1,4 @@
-//! How the database runs the repository's statements, for tests that none reads a whole table.
+//! Query plans of the repository's statements, for tests which check that none scans a whole table.
 
 use sea_orm::{ConnectionTrait as _, DbBackend, Statement, StatementBuilder};
 
@@ -9,8 +9,9 @@ use crate::domain::{ApiKey, KeyHash, Revision};
 use crate::repository::{EventPageRequest, EventPosition, PagePosition, PageRequest, Result};
 
 impl SqlRepository {
-    /// The plans of all statements that touch keys, uses and events, each with its name. They have the values of `key`,
-    /// which is stored: some databases say little of what leads nowhere.
+    /// Returns the plans of all statements on keys, uses and events, each with its name. The statements have
+    /// values of `key`, which has to be stored, because some databases return short plans for values that
+    /// match no row.
     pub async fn explain(&self, key: &ApiKey) -> Result<Vec<(&'static str, String)>> {
         let mut plans = Vec::new();
         for (name, statement) in self.statements(key)? {

@@ -1,4 +1,4 @@
-//! Following the events, and letting go of old ones.
+//! The change feed and the pruning of events.
 
 use sea_orm::sea_query::SelectStatement;
 use sea_orm::{
@@ -16,9 +16,9 @@ use crate::repository::{
     RepositoryError, Result, split,
 };
 
-/// The one part of this feed.
+/// The only partition of this feed.
 const PART: u8 = 0;
-/// How many events one transaction deletes.
+/// Maximum number of events that one transaction deletes.
 const PRUNE_BATCH: usize = 1_000;
 
 pub(super) async fn page(
@@ -35,10 +35,10 @@ async fn read(connection: &impl ConnectionTrait, select: &SelectStatement) -> Re
     rows.iter().map(feed_item).collect()
 }
 
-/// Reads by `read` from a server that takes changes: one that was demoted would say for ever that there are none.
+/// Runs `read` on a server that accepts changes. A demoted primary would never return any further events.
 ///
-/// Returns `None` if it is another one. It is asked last, on the same connection: a server that takes changes now did so
-/// when it was read.
+/// Returns `None` if the server rejects changes. This is checked last, on the same connection: a server that
+/// accepts changes now also did when `read` ran.
 pub(super) async fn of_the_primary<T>(
     connection: &DatabaseConnection,
     read: impl AsyncFnOnce(&DatabaseTransaction) -> Result<T>,
@@ -54,7 +54,8 @@ async fn takes_changes(connection: &impl ConnectionTrait) -> Result<bool> {
     ask(connection, "SELECT NOT pg_is_in_recovery()", "SELECT NOT @@global.read_only").await
 }
 
-/// Whether the server takes changes from sessions like this one: also a primary may not, when its disk is full.
+/// Returns whether the server accepts changes from sessions like this one. A primary may reject them, too,
+/// for example when its disk is full.
 pub(super) async fn is_writable(connection: &impl ConnectionTrait) -> Result<bool> {
     let of_postgres = "SELECT current_setting('transaction_read_only') = 'off'";
     ask(connection, of_postgres, "SELECT NOT @@global.read_only").await
@@ -73,7 +74,7 @@ async fn ask(connection: &impl ConnectionTrait, of_postgres: &str, of_mysql: &st
     row.try_get_by_index(0).map_err(from_db)
 }
 
-/// The newest events and the position behind them.
+/// Returns the newest events and the position after them.
 pub(super) async fn recent_changes(
     connection: &impl ConnectionTrait,
     tables: &Tables,
@@ -82,13 +83,13 @@ pub(super) async fn recent_changes(
     let newest = EventPageRequest { key_id: None, owner_id: None, after: None, limit };
     let mut events = read(connection, &query::event_page(tables, &newest)).await?;
     events.reverse();
-    // Read last: where there is no event, whatever was changed by then is not in the feed.
+    // Read the head last: without any event, changes up to it are not in the feed.
     let head = read_head(connection, tables).await?;
     Ok(RecentChanges::of(events, head))
 }
 
-/// The events after `position`, whose own event is read again: if it is not there, or is another one, then history was
-/// pruned beyond it or rewound.
+/// Returns the events after `position`. The event at the position is read again. If it is missing or another
+/// one, events after it were pruned or history was rewound.
 pub(super) async fn changes(
     connection: &impl ConnectionTrait,
     tables: &Tables,
@@ -101,7 +102,7 @@ pub(super) async fn changes(
     };
     let events = match position.mark(0) {
         Mark::Start { missing } => {
-            // Read first: what is counted there has its event by the time when events are read.
+            // Read the head first: the events of all changes up to it are visible when the events are read.
             let head = read_head(connection, tables).await?;
             let events = read(connection, &query::events_from(tables, Revision::NONE, limit)).await?;
             if !Mark::is_whole_after(missing, events.first().map(|first| first.change().revision), head) {
@@ -121,22 +122,23 @@ pub(super) async fn changes(
     Ok(behind(position, events))
 }
 
-/// The changes in `items`, which come after `position`.
+/// Returns the changes in `items`, which come after `position`.
 fn behind(position: &FeedPosition, items: Vec<FeedItem>) -> Changes {
     let position = items.last().map_or_else(|| position.clone(), |last| FeedPosition::of(last.change()));
     let (events, unreadable) = split(items.into_iter().map(|item| (PART, item)));
     Changes { events, unreadable, position, unanswered: Vec::new() }
 }
 
-/// Deletes one batch of the events from before `before`, oldest first, but never the newest of all, which tells followers
-/// that nothing is missing. Returns how many; `None` if another process prunes at this moment.
+/// Deletes one batch of the events from before `before`, oldest first, but never the newest of all, by which
+/// followers detect missing events. Returns the number of deleted events, or `None` if another process is
+/// pruning.
 pub(super) async fn prune_batch(
     connection: &DatabaseConnection,
     tables: &Tables,
     before: Timestamp,
 ) -> Result<Option<u64>> {
     let transaction = connection.begin().await.map_err(from_db)?;
-    // Whoever holds the rows deletes them; on SQLite it is whoever writes.
+    // The process that locks the rows deletes them. On SQLite, it is the process that writes.
     let oldest = query::lock_oldest_events(tables, PRUNE_BATCH);
     let rows = match transaction.query_all(&oldest).await.map_err(from_db) {
         Err(error) if is_held(&error) => return Ok(None),
@@ -153,7 +155,8 @@ pub(super) async fn prune_batch(
         last = Some(revision);
     }
     let Some(last) = last else {
-        // One that is dropped holds its rows until the pool gets to it: whoever prunes next would be told that another does.
+        // Roll back explicitly: a dropped transaction keeps its locks until the pool rolls it back, and the
+        // next pruner would see them as held.
         transaction.rollback().await.map_err(from_db)?;
         return Ok(Some(0));
     };

@@ -1,4 +1,4 @@
-//! Finding keys by their hashes: the query on the way of every validation that no cache answers.
+//! Lookups of keys by their hashes. Every validation that is not answered by a cache runs this query.
 
 use std::collections::HashMap;
 
@@ -12,9 +12,9 @@ use super::tables::Tables;
 use crate::domain::{ApiKey, KeyHash};
 use crate::repository::Result;
 
-/// How many hashes a statement names: few sizes, since each connection prepares each of them once.
+/// Numbers of hashes per statement. There are few, because each connection prepares each statement once.
 const SIZES: [usize; 4] = [1, 4, 16, 64];
-/// How many hashes one statement takes.
+/// Maximum number of hashes per statement.
 pub(super) const MAX_HASHES: usize = SIZES[SIZES.len() - 1];
 
 /// The statements, built once.
@@ -26,7 +26,8 @@ impl LookupStatements {
         Self(SIZES.map(|size| query::keys_by_hash(tables, size)))
     }
 
-    /// Looks for up to [`MAX_HASHES`] hashes. Where there are fewer than the statement names, the last one is named again.
+    /// Returns the statement for up to [`MAX_HASHES`] hashes. Repeats the last hash if the statement has more
+    /// parameters.
     pub(super) fn of(&self, tables: &Tables, hashes: &[KeyHash]) -> Statement {
         let fitting = SIZES.iter().zip(&self.0).find(|(size, _)| **size >= hashes.len());
         let (size, sql) = fitting.unwrap_or((&MAX_HASHES, &self.0[SIZES.len() - 1]));
@@ -36,7 +37,7 @@ impl LookupStatements {
     }
 }
 
-/// The key of each of up to [`MAX_HASHES`] hashes.
+/// Looks up the keys of up to [`MAX_HASHES`] hashes.
 pub(super) async fn find(
     pool: Pool,
     tables: &Tables,
@@ -47,7 +48,7 @@ pub(super) async fn find(
     let mut found = HashMap::with_capacity(rows.len());
     for row in rows {
         let hash: Vec<u8> = row.try_get("", "hash").map_err(from_db)?;
-        // A row that can't be read is the answer to its own hash alone.
+        // An unreadable row only affects the outcome of its own hash.
         let key = KeyRow::from_query_result(&row, "").map_err(from_db).and_then(KeyRow::into_key);
         found.insert(hash, key);
     }

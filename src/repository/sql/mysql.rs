@@ -44,7 +44,7 @@ pub(super) fn single(server: &MySqlConnectOptions, options: &SqlOptions) -> Data
     SqlxMySqlConnector::from_sqlx_mysql_pool(pool)
 }
 
-/// How long statements may take, and how long they may wait for locks.
+/// Timeouts of statements and of their waits for locks.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
     timeout: Duration,
@@ -57,15 +57,17 @@ impl Limits {
     }
 }
 
-/// Sets what every connection needs, whatever the defaults of the server are, and reads it back.
+/// Sets the session settings that every connection needs, whatever the defaults of the server are, and
+/// verifies them.
 ///
-/// What is too long for its column is an error and never cut off. READ COMMITTED: a change that waited for another one sees
-/// what that wrote, and no gaps between rows are locked. Each statement outside of a transaction commits by itself, and a
-/// transaction that ends begins no other one. No statement is cut to a number of rows. On a Galera cluster, a read waits until
-/// its node has what the others had committed.
+/// A value that is too long for its column is an error and never truncated. With READ COMMITTED, a change
+/// that waited for another one reads its result, and no gaps between rows are locked. Each statement outside
+/// of a transaction commits by itself, and the end of a transaction does not begin another one. Results are
+/// not limited to a number of rows. On a Galera cluster, a read waits until its node has applied what the
+/// others committed.
 ///
 /// # Errors
-/// [`sqlx::Error::Configuration`] names a setting that has another value all the same.
+/// [`sqlx::Error::Configuration`] names a setting that still has another value.
 async fn begin_session(connection: &mut MySqlConnection, limits: Option<Limits>) -> sqlx::Result<()> {
     let row = connection.fetch_one("SELECT VERSION()").await?;
     let is_mariadb = row.try_get::<String, _>(0)?.contains("MariaDB");
@@ -76,7 +78,7 @@ async fn begin_session(connection: &mut MySqlConnection, limits: Option<Limits>)
         ("sql_select_limit", u64::MAX.to_string()),
         (isolation, "READ-COMMITTED".to_owned()),
     ];
-    // Only servers that can be part of a Galera cluster have it.
+    // Only servers that can be part of a Galera cluster have this setting.
     let has_galera = connection.fetch_optional("SHOW VARIABLES LIKE 'wsrep_sync_wait'").await?.is_some();
     if has_galera {
         wanted.push(("wsrep_sync_wait", "1".to_owned()));
@@ -92,7 +94,7 @@ async fn begin_session(connection: &mut MySqlConnection, limits: Option<Limits>)
     let set: Vec<_> = set.collect();
     connection.execute(AssertSqlSafe(format!("SET {}", set.join(", ")))).await?;
 
-    // Texts are sent as UTF-8, so they must not be read as anything else.
+    // Texts are sent as UTF-8, so the server must not interpret them in another encoding.
     wanted.push(("character_set_client", "utf8mb4".to_owned()));
     wanted.push(("character_set_connection", "utf8mb4".to_owned()));
     let columns: Vec<_> = wanted.iter().map(|(name, _)| format!("CONVERT(@@SESSION.{name}, CHAR)")).collect();
@@ -106,13 +108,13 @@ async fn begin_session(connection: &mut MySqlConnection, limits: Option<Limits>)
     Ok(())
 }
 
-/// A value that doesn't fit its column is an error, and no other dialect of SQL is understood (such as ORACLE). sqlx needs the
-/// first and the last; the server names them in this order.
+/// Rejects values that don't fit their column, and disables other SQL dialects, such as ORACLE. sqlx needs
+/// the first and the last mode. The server returns the modes in this order.
 const SQL_MODE: &str = "PIPES_AS_CONCAT,STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION";
 
-/// Returns whether a setting is as wanted, now that the server says `value`.
+/// Returns whether the server's `value` of a setting equals `wanted`.
 fn is_set(value: &str, wanted: &str) -> bool {
-    // MariaDB has words for a switch, MySQL numbers.
+    // MariaDB returns words for a boolean, MySQL returns numbers.
     let value = if value == "ON" { "1" } else { value };
     match (value.parse::<f64>(), wanted.parse::<f64>()) {
         (Ok(value), Ok(wanted)) => value.total_cmp(&wanted).is_eq(),
@@ -121,8 +123,8 @@ fn is_set(value: &str, wanted: &str) -> bool {
 }
 
 impl Limits {
-    /// The server ends a statement of ours that takes too long (MySQL: reads alone), and, on MariaDB, a transaction that
-    /// stands still.
+    /// Returns the settings by which the server aborts statements that exceed the timeout (on MySQL, only
+    /// reads) and, on MariaDB, idle transactions.
     fn settings(self, is_mariadb: bool) -> Vec<(&'static str, String)> {
         let lock_seconds = self.lock_timeout.as_millis().div_ceil(1_000).max(1).to_string();
         let millis = self.timeout.as_millis().max(1);

@@ -1,4 +1,4 @@
-//! How a SQL store behaves.
+//! Options of a SQL repository.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,42 +7,42 @@ use keyvouch_migration::Names;
 
 use crate::domain::{Entropy, SystemEntropy};
 
-/// How a [`SqlRepository`](super::SqlRepository) behaves.
+/// Options of a [`SqlRepository`](super::SqlRepository).
 #[derive(Clone, Debug)]
 pub struct SqlOptions {
-    /// How long a call may take, waiting for a connection included. The database is told too, so that it ends a statement
-    /// that nobody waits for any more.
+    /// Timeout of a call, including the time to wait for a connection. It is also the database's statement
+    /// timeout, so that the database aborts statements whose caller has given up.
     pub timeout: Duration,
-    /// How long a change may wait for others, and how long one may hold them up: a transaction that stands still for
-    /// longer is ended by the database, where it can do that (PostgreSQL, MariaDB). MySQL and MariaDB count in seconds,
-    /// rounded up.
+    /// Timeout of a change that waits for others, and of an idle transaction, which the database aborts if it
+    /// supports that (PostgreSQL, MariaDB). MySQL and MariaDB have whole seconds; the value is rounded up.
     pub lock_timeout: Duration,
-    /// What the tables are called.
+    /// The names of the tables.
     pub names: Names,
-    /// The schema of PostgreSQL that the tables are in; `None`: the one that the database's user has by default.
+    /// The PostgreSQL schema of the tables. `None` means the default schema of the database user.
     pub schema: Option<String>,
-    /// The connections.
+    /// Options of the connection pools.
     pub pool: PoolOptions,
-    /// Where the nonces of events come from.
+    /// Source of the nonces of events.
     pub entropy: Arc<dyn Entropy>,
 }
 
-/// The connections to a database server. SQLite has four that read and one that writes, and keeps them.
+/// Options of the connections to a database server. SQLite ignores most of them: it has four connections for
+/// reads and one for writes, and keeps them open.
 #[derive(Clone, Debug)]
 pub struct PoolOptions {
-    /// Connections for reads, at most.
+    /// Maximum number of connections for reads.
     pub max_readers: u32,
-    /// Connections for changes, at most. They are apart from those for reads, so that changes that wait for each other
-    /// hold up no read.
+    /// Maximum number of connections for changes. They are separate from those for reads, so that changes
+    /// that wait for each other don't delay reads.
     pub max_writers: u32,
-    /// How long a call may wait for a connection, until one is free or made.
+    /// Maximum time that a call waits for a connection to become free or to be established.
     pub acquire_timeout: Duration,
-    /// How long the first connection may take, at the start and before a migration.
+    /// Timeout of the first connection, at startup and before a migration.
     pub connect_timeout: Duration,
-    /// A connection that was not used for so long is closed.
+    /// Time after which an unused connection is closed.
     pub idle_timeout: Duration,
-    /// How long a connection lives at most. It is replaced up to a quarter earlier, by chance and never many at once, so
-    /// that a database is not stormed.
+    /// Maximum lifetime of a connection. Connections are replaced up to a quarter earlier, at random times
+    /// and one after the other, so that they don't all reconnect at once.
     pub max_lifetime: Duration,
 }
 

@@ -1,4 +1,4 @@
-//! Which database a URL names, and connections to it.
+//! The database of a URL, and connections to it.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use super::sqlite::DatabaseFile;
 use super::{SqlOptions, SqlRepository, mysql, postgres, sqlite};
 use crate::repository::{ErrorKind, RepositoryError, Result};
 
-/// A database. `Display` and `Debug` show no credential.
+/// A database. `Display` and `Debug` hide credentials.
 #[derive(Clone)]
 pub(super) enum Place {
     Sqlite(Arc<DatabaseFile>),
@@ -25,7 +25,7 @@ pub(super) enum Place {
     MySql(MySqlConnectOptions),
 }
 
-/// Connections for one purpose.
+/// The connections for one purpose.
 #[derive(Clone, Debug)]
 pub(super) struct Pool {
     pub connection: DatabaseConnection,
@@ -33,7 +33,7 @@ pub(super) struct Pool {
     place: Arc<Place>,
 }
 
-/// Maximum time for finding out why a pool can't connect.
+/// Timeout for determining why a pool can't connect.
 const EXPLAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Pool {
@@ -50,9 +50,10 @@ impl Pool {
         }
     }
 
-    /// Replaces the timeout of a call that waited for a connection by its cause: [`ErrorKind::Overloaded`] if the pool was exhausted
-    /// and the server answered lately, or the server's reason for rejecting connections. A pool retries without reporting that
-    /// reason, so one call per second connects to learn it.
+    /// Replaces the timeout of a call that waited for a connection by its cause. The cause is
+    /// [`ErrorKind::Overloaded`] if the pool was exhausted and the server answered recently, or the server's
+    /// reason for rejecting connections. A pool retries without reporting that reason, so one call per second
+    /// connects to determine it.
     pub(super) async fn explain(&self, error: RepositoryError, options: &SqlOptions) -> RepositoryError {
         if !waited_in_vain(&error) {
             return error;
@@ -72,7 +73,7 @@ impl Pool {
     }
 }
 
-/// The connections of a pool.
+/// The numbers of a pool's connections.
 struct Connections {
     open: u32,
     idle: usize,
@@ -80,7 +81,7 @@ struct Connections {
 }
 
 impl SqlRepository {
-    /// The connections of each pool: its name, how many are open, and how many of them are idle.
+    /// Returns for each pool its name, its number of open connections, and how many of them are idle.
     #[must_use]
     pub fn connections(&self) -> [(&'static str, u32, usize); 2] {
         [("reads", &self.reader), ("changes", &self.writer)].map(|(name, pool)| {
@@ -90,7 +91,7 @@ impl SqlRepository {
     }
 }
 
-/// What a pool is for.
+/// The purpose of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
     Reads,
@@ -98,7 +99,7 @@ pub(super) enum Purpose {
 }
 
 impl Place {
-    /// Reads `url`. No error holds any part of it.
+    /// Parses `url`. Errors contain no part of the URL.
     pub(super) fn parse(url: &str) -> Result<Self> {
         let refused = |problem: &'static str| RepositoryError::new(ErrorKind::Refused, problem);
         let (scheme, rest) = url.split_once(':').ok_or_else(|| refused("the URL has no scheme"))?;
@@ -119,7 +120,7 @@ impl Place {
         }
     }
 
-    /// A pool. Connections to a server are made when they are needed.
+    /// Creates a pool. Connections to a server are established when they are needed.
     pub(super) async fn pool(&self, purpose: Purpose, options: &SqlOptions) -> Result<Pool> {
         let max_connections = match (self, purpose) {
             (Self::Sqlite(_), Purpose::Reads) => sqlite::READERS,
@@ -136,7 +137,7 @@ impl Place {
         Ok(Pool { connection, health, place: Arc::new(self.clone()) })
     }
 
-    /// Connects once, for the sake of the error: a pool tells only that it timed out.
+    /// Connects once to get the error, because a pool only reports a timeout.
     pub(super) async fn probe(&self, options: &SqlOptions) -> Result<()> {
         let probe = async {
             match self {
@@ -151,7 +152,7 @@ impl Place {
         }
     }
 
-    /// A single connection whose statements have no deadline, for migrations.
+    /// Returns a single connection without statement timeouts, for migrations.
     pub(super) async fn single(&self, options: &SqlOptions) -> Result<DatabaseConnection> {
         self.probe(options).await?;
         match self {
@@ -163,10 +164,10 @@ impl Place {
         }
     }
 
-    /// Returns whether a connection must not be used again after `error`. SQLite may have rolled the transaction back by
-    /// itself after any error that is not a violated constraint
-    /// (<https://www.sqlite.org/lang_transaction.html#response_to_errors_within_a_transaction>); a new connection costs
-    /// less than finding out.
+    /// Returns whether a connection must not be used again after `error`. SQLite may have rolled the
+    /// transaction back by itself after any error except a violated constraint
+    /// (<https://www.sqlite.org/lang_transaction.html#response_to_errors_within_a_transaction>). A new
+    /// connection costs less than a check.
     pub(super) fn distrusts_connection_after(&self, error: &RepositoryError) -> bool {
         let is_of_the_database = matches!(
             error.kind(),
@@ -175,7 +176,7 @@ impl Place {
         matches!(self, Self::Sqlite(_)) && is_of_the_database
     }
 
-    /// Whether the database is still the one that was opened.
+    /// Checks that the database is still the one that was opened.
     pub(super) fn check(&self) -> Result<()> {
         match self {
             Self::Sqlite(file) => file.check(),

@@ -1,7 +1,8 @@
-//! What the drivers' pools lack: connections to a server that was demoted or is gone are replaced, none is used again
-//! without a test after trouble, and they are renewed one after the other.
+//! Features that the drivers' pools lack. Connections to a server that was demoted or vanished are replaced,
+//! connections are tested after failures before they are used again, and they are renewed one after the
+//! other.
 //!
-//! sqlx asks the hooks here before it hands out a connection and when it takes one back.
+//! sqlx calls the hooks of this module before it hands out a connection and when a connection is returned.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,28 +15,28 @@ use tokio::time::Instant;
 use super::SqlOptions;
 use crate::repository::Result;
 
-/// How long a connection may take to answer a test.
+/// Timeout for the test of a connection.
 const TEST_TIMEOUT: Duration = Duration::from_millis(500);
-/// A connection that was idle for longer is tested before it is used: a firewall may have forgotten it.
+/// Idle time after which a connection is tested before it is used, because a firewall may have dropped it.
 const TEST_AFTER_IDLE: Duration = Duration::from_secs(15);
 /// Minimum time between two replacements of all connections to a server that accepts no changes.
 const LEAVE_INTERVAL: Duration = Duration::from_secs(2);
-/// Minimum time between two attempts to find out why connecting fails.
+/// Minimum time between two attempts to determine why connecting fails.
 const EXPLANATION_INTERVAL: Duration = Duration::from_secs(1);
-/// How long after trouble every connection is tested.
+/// Time after a failure during which every connection is tested.
 const SUSPICION: Duration = Duration::from_secs(10);
 
-/// What is known of a pool's connections beyond what the driver knows. All times are microseconds since `opened`.
+/// State of a pool's connections that the driver does not have. All times are microseconds since `opened`.
 #[derive(Debug)]
 pub(super) struct PoolHealth {
     opened: Instant,
-    /// Connections that were made before this instant are not used any more.
+    /// Connections that were established before this instant are not used any more.
     replace_before: AtomicU64,
-    /// Until then, every connection is tested before it is used and when it comes back.
+    /// Until this instant, every connection is tested before it is used and when it is returned.
     suspect_until: AtomicU64,
-    /// No connection is renewed before this instant.
+    /// The earliest instant for the next renewal of a connection.
     next_renewal: AtomicU64,
-    /// Earliest instant for finding out again why connecting fails.
+    /// The earliest instant for determining again why connecting fails.
     next_explanation: AtomicU64,
     renew_after: Duration,
     renewal_interval: Duration,
@@ -46,7 +47,8 @@ impl PoolHealth {
         let mut random = [0];
         options.entropy.fill(&mut random)?;
         let lifetime = options.pool.max_lifetime;
-        // Between three quarters and seven eighths: processes that were started at once renew at different times.
+        // Between three quarters and seven eighths, so that processes that started at the same time renew at
+        // different times.
         let renew_after = lifetime * 3 / 4 + lifetime / 8 * u32::from(random[0]) / 255;
         Ok(Self {
             opened: Instant::now(),
@@ -59,14 +61,14 @@ impl PoolHealth {
         })
     }
 
-    /// Has all connections that exist replaced by new ones: the server is not what it was.
+    /// Replaces all existing connections, because the server may have changed.
     pub(super) fn replace_all(&self) {
         self.replace_before.fetch_max(self.now(), Ordering::Relaxed);
     }
 
-    /// Replaces all connections, because the server accepts no changes and the same name may lead to another one by now. Does
-    /// nothing and returns false within [`LEAVE_INTERVAL`] after the last time, so that a read-only server is not flooded with
-    /// new connections.
+    /// Replaces all connections, because the server accepts no changes and its name may lead to another
+    /// server by now. Does nothing and returns false within [`LEAVE_INTERVAL`] after the last time, so that a
+    /// read-only server is not flooded with new connections.
     pub(super) fn leave_server(&self) -> bool {
         let (now, last) = (self.now(), self.replace_before.load(Ordering::Relaxed));
         let is_due = last == 0 || now >= last + micros(LEAVE_INTERVAL);
@@ -76,12 +78,12 @@ impl PoolHealth {
         is_due
     }
 
-    /// Has all connections tested for a while: one of them did not answer.
+    /// Causes all connections to be tested for a while, because one of them did not answer.
     pub(super) fn suspect(&self) {
         self.suspect_until.fetch_max(self.now() + micros(SUSPICION), Ordering::Relaxed);
     }
 
-    /// The settings of a driver's pool that asks here.
+    /// Returns the settings of a driver's pool with the hooks of this module.
     pub(super) fn guard<DB: Database>(
         self: &Arc<Self>,
         options: &SqlOptions,
@@ -98,8 +100,8 @@ impl PoolHealth {
             .before_acquire(move |connection: &mut DB::Connection, met| {
                 let health = Arc::clone(&before);
                 Box::pin(async move {
-                    // A change that began inside another transaction would only be a savepoint of that one: its commit would
-                    // commit nothing.
+                    // A change inside another transaction would only be a savepoint, whose commit commits
+                    // nothing.
                     if health.is_outdated(met.age) || connection.is_in_transaction() {
                         return Ok(false);
                     }
@@ -113,18 +115,18 @@ impl PoolHealth {
                     if health.is_outdated(met.age) || health.takes_renewal(met.age) {
                         return Ok(false);
                     }
-                    // sqlx tests it too, but without a deadline.
+                    // sqlx tests it, too, but without a timeout.
                     Ok(!health.is_suspect() || health.test::<DB>(connection).await)
                 })
             })
     }
 
-    /// Returns the settings of a pool of connections to a SQLite file. The connections are kept for as long as they are
-    /// sound: a local file doesn't hang up.
+    /// Returns the settings of a pool of connections to a SQLite file. Sound connections are kept without a
+    /// time limit, because a local file has no idle timeout.
     ///
-    /// SQLite rolls a transaction back by itself when the disk is full or an I/O error occurs. The driver doesn't notice:
-    /// its own rollback then fails, it still counts the transaction as open, and every later change only ends a savepoint
-    /// and is never committed. Such a connection must not be used again.
+    /// SQLite rolls a transaction back by itself when the disk is full or an I/O error occurs. The driver
+    /// does not notice that: its own rollback then fails, it still counts the transaction as open, and every
+    /// later change only ends a savepoint and is never committed. Such a connection must not be used again.
     pub(super) fn guard_file(self: &Arc<Self>) -> DriverPoolOptions<Sqlite> {
         let before = Arc::clone(self);
         let after = Arc::clone(self);
@@ -139,7 +141,7 @@ impl PoolHealth {
             .after_release(move |connection: &mut SqliteConnection, met| {
                 let health = Arc::clone(&after);
                 Box::pin(async move {
-                    // A dropped transaction is rolled back by the connection's thread, ahead of this ping.
+                    // The connection's thread rolls back a dropped transaction before it handles this ping.
                     let answers = connection.ping().await.is_ok();
                     Ok(answers && !health.is_outdated(met.age) && !connection.is_in_transaction())
                 })
@@ -151,29 +153,32 @@ impl PoolHealth {
         made < self.replace_before.load(Ordering::Relaxed)
     }
 
-    /// Whether one of the connections did not answer lately.
+    /// Returns whether one of the connections recently did not answer.
     pub(super) fn is_suspect(&self) -> bool {
         self.now() < self.suspect_until.load(Ordering::Relaxed)
     }
 
-    /// Whether the connection is old, and its turn has come.
+    /// Returns whether the connection is due for renewal and no other one was renewed within the interval.
     fn takes_renewal(&self, age: Duration) -> bool {
         age > self.renew_after && self.takes_turn(&self.next_renewal, self.renewal_interval)
     }
 
-    /// Returns whether the caller may find out why connecting fails: one may per [`EXPLANATION_INTERVAL`].
+    /// Returns whether the caller may determine why connecting fails: one caller per
+    /// [`EXPLANATION_INTERVAL`].
     pub(super) fn takes_explanation(&self) -> bool {
         self.takes_turn(&self.next_explanation, EXPLANATION_INTERVAL)
     }
 
-    /// Returns whether the instant `next` has come, and moves it `interval` ahead of now. Of concurrent callers one succeeds.
+    /// Returns whether the instant `next` has come, and moves it to `interval` from now. Of concurrent
+    /// callers, only one succeeds.
     fn takes_turn(&self, next: &AtomicU64, interval: Duration) -> bool {
         let (now, due) = (self.now(), next.load(Ordering::Relaxed));
         let later = now + micros(interval);
         now >= due && next.compare_exchange(due, later, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
-    /// Whether the connection answers. If it doesn't, those of its age won't either, and are not asked one by one.
+    /// Returns whether the connection answers. If it does not answer in time, assume that all existing
+    /// connections are dead, and replace them instead of testing each.
     async fn test<DB: Database>(&self, connection: &mut DB::Connection) -> bool {
         if let Ok(answer) = tokio::time::timeout(TEST_TIMEOUT, connection.ping()).await {
             return answer.is_ok();

@@ -16,7 +16,7 @@ use super::error::{differs, from_driver};
 use super::pool::PoolHealth;
 use crate::repository::RepositoryError;
 
-/// How long after trouble it is listened anew.
+/// Delay before listening again after a failure.
 const LISTEN_PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) fn pool(
@@ -47,7 +47,7 @@ pub(super) fn single(server: &PgConnectOptions, options: &SqlOptions) -> Databas
     SqlxPostgresConnector::from_sqlx_postgres_pool(pool)
 }
 
-/// A pool of one connection, whose statements have no deadline.
+/// Returns the options of a pool with one connection, whose statements have no timeout.
 fn lazy_pool(options: &SqlOptions) -> PgPoolOptions {
     let session = Session::new(options);
     PgPoolOptions::new()
@@ -60,8 +60,8 @@ fn lazy_pool(options: &SqlOptions) -> PgPoolOptions {
         })
 }
 
-/// The settings that every connection needs, whatever the defaults of the server, the database and the role are. They are set
-/// after connecting: poolers refuse or drop what comes with the start of a connection.
+/// The settings that every connection needs, whatever the defaults of the server, the database and the role
+/// are. They are set after connecting, because poolers reject or drop startup parameters.
 #[derive(Clone, Debug)]
 struct Session {
     settings: Vec<(&'static str, String)>,
@@ -70,9 +70,9 @@ struct Session {
 impl Session {
     fn new(options: &SqlOptions) -> Self {
         let mut settings = vec![
-            // A change that waited for another one sees what that wrote.
+            // A change that waited for another one reads its result.
             ("default_transaction_isolation", "read committed".to_owned()),
-            // A policy that hides rows is an error instead of keys that are missing.
+            // A policy that would hide rows causes an error instead of missing keys.
             ("row_security", "off".to_owned()),
         ];
         settings.extend(options.schema.clone().map(|schema| ("search_path", schema)));
@@ -86,20 +86,21 @@ impl Session {
             ("statement_timeout", millis(options.timeout)),
             ("lock_timeout", millis(options.lock_timeout)),
             ("idle_in_transaction_session_timeout", millis(options.lock_timeout)),
-            // A statement that is prepared while a table is small is planned to read all of it, and that plan is kept until
-            // the statistics change: measured, 1,600 imported keys a second instead of 30,000. Every statement here has an
-            // index.
+            // A statement that is prepared while a table is small gets a plan that reads the whole table, and
+            // the plan is kept until the statistics change. Measured: 1,600 imported keys per second instead
+            // of 30,000. Every statement here has an index.
             ("enable_seqscan", "off".to_owned()),
         ]);
         session
     }
 
-    /// Sets all of them and reads them back.
+    /// Sets all settings and verifies them.
     ///
     /// # Errors
-    /// [`sqlx::Error::Configuration`] names a setting that has another value all the same.
+    /// [`sqlx::Error::Configuration`] names a setting that still has another value.
     async fn begin(&self, connection: &mut PgConnection) -> sqlx::Result<()> {
-        // Names and values are ours, and a schema has no character that would have to be quoted.
+        // Names and values are constants or options, and a schema has no character that would have to be
+        // quoted.
         let calls: Vec<_> = self
             .settings
             .iter()
@@ -114,7 +115,7 @@ impl Session {
         let rows = connection.fetch_all(AssertSqlSafe(read)).await?;
         let mut wanted: HashMap<&str, &str> =
             self.settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        // In another encoding, names and owners that Keyvouch takes could not be stored.
+        // In another encoding, some valid names and owners could not be stored.
         wanted.insert("server_encoding", "UTF8");
         for row in rows {
             let (name, value): (String, String) = (row.try_get(0)?, row.try_get(1)?);
@@ -131,18 +132,18 @@ impl Session {
     }
 }
 
-/// Yields after messages in `channel`, and when some may have been lost.
+/// Returns a stream that yields after notifications in `channel`, and when notifications may have been lost.
 pub(super) fn wakes(
     server: &PgConnectOptions,
     options: &SqlOptions,
     channel: String,
 ) -> BoxStream<'static, ()> {
     let pool = lazy_pool(options).connect_lazy_with(named(server));
-    // One that waits stands for all that come meanwhile.
+    // Capacity 1: pending wake-ups are coalesced.
     let (wake, woken) = mpsc::channel(1);
     tokio::spawn(async move {
         while !wake.is_closed() {
-            // An error means that there is no connection: then the next poll comes without a hint.
+            // An error means that the connection was lost. Followers depend on polls until it is back.
             tokio::select! {
                 () = wake.closed() => return,
                 _ = listen(&pool, &channel, &wake) => {}
@@ -157,15 +158,15 @@ async fn listen(pool: &PgPool, channel: &str, wake: &mpsc::Sender<()>) -> Result
     let mut listener = PgListener::connect_with(pool).await?;
     listener.listen(channel).await?;
     loop {
-        // A full channel has one that waits.
+        // A full channel already has a pending wake-up.
         let _ = wake.try_send(());
-        // `None`: the connection was lost, and with it perhaps a message.
+        // `None` means that the connection was lost, possibly with a notification.
         listener.try_recv().await?;
     }
 }
 
 fn named(server: &PgConnectOptions) -> PgConnectOptions {
-    // The driver would send `extra_float_digits` with the start of a connection, which PgBouncer rejects by default.
+    // The driver would send `extra_float_digits` as a startup parameter, which PgBouncer rejects by default.
     let server = server.clone().disable_statement_logging().extra_float_digits(None);
     if server.get_application_name().is_none() { server.application_name("keyvouch") } else { server }
 }

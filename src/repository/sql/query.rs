@@ -1,4 +1,4 @@
-//! The statements.
+//! The SQL statements.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +26,7 @@ fn limit(count: usize) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
 }
 
-/// The keys with one of `count` hashes, as text to be prepared.
+/// Returns the text of the statement that selects keys by one of `count` hashes, to be prepared.
 pub(super) fn keys_by_hash(tables: &Tables, count: usize) -> String {
     let hashes = (0..count).map(|_| Vec::<u8>::new());
     let select = keys(tables).and_where(Expr::col(Key::Hash).is_in(hashes)).take();
@@ -37,7 +37,7 @@ pub(super) fn key_by_id(tables: &Tables, id: KeyId) -> SelectStatement {
     keys(tables).and_where(Expr::col(Key::Id).eq(id.as_uuid())).take()
 }
 
-/// What identifies the key `id`.
+/// Selects the identifying columns of the key `id`.
 pub(super) fn key_stub(tables: &Tables, id: KeyId) -> SelectStatement {
     let columns = [Key::Id, Key::Hash, Key::OwnerId, Key::RevokedAt, Key::Revision, Key::Nonce];
     Query::select()
@@ -47,7 +47,7 @@ pub(super) fn key_stub(tables: &Tables, id: KeyId) -> SelectStatement {
         .take()
 }
 
-/// Writes the revocation of `key`, and nothing else of it.
+/// Writes the revocation of `key` and no other columns.
 pub(super) fn revoke_stub(tables: &Tables, key: &KeyStub, reason: &RevokeReason) -> UpdateStatement {
     Query::update()
         .table(tables.key.clone())
@@ -63,7 +63,7 @@ pub(super) fn revoke_stub(tables: &Tables, key: &KeyStub, reason: &RevokeReason)
         .take()
 }
 
-/// Remembers that a key with this hash was revoked.
+/// Stores the hash of a revoked key that is deleted.
 pub(super) fn remember_revoked(tables: &Tables, hash: &[u8], now: Timestamp) -> Result<InsertStatement> {
     let once = OnConflict::column(RevokedHash::Hash).do_nothing_on([RevokedHash::Hash]).to_owned();
     Query::insert()
@@ -74,7 +74,7 @@ pub(super) fn remember_revoked(tables: &Tables, hash: &[u8], now: Timestamp) -> 
         .map_err(unbuildable)
 }
 
-/// Forgets that a key with this hash was revoked.
+/// Deletes the stored hash of a revoked key.
 pub(super) fn forget_revoked(tables: &Tables, hash: &KeyHash) -> DeleteStatement {
     Query::delete()
         .from_table(tables.revoked_hash.clone())
@@ -82,7 +82,7 @@ pub(super) fn forget_revoked(tables: &Tables, hash: &KeyHash) -> DeleteStatement
         .take()
 }
 
-/// The hashes of `keys` that belonged to keys that were revoked and deleted.
+/// Selects the hashes among `keys` that belonged to keys that were revoked and deleted.
 pub(super) fn revoked_among(tables: &Tables, keys: &[ApiKey]) -> SelectStatement {
     let hashes = keys.iter().map(|key| key.hash.as_bytes().to_vec());
     Query::select()
@@ -92,7 +92,7 @@ pub(super) fn revoked_among(tables: &Tables, keys: &[ApiKey]) -> SelectStatement
         .take()
 }
 
-/// Remembers which key `request` made.
+/// Stores which key `request` created.
 pub(super) fn insert_request(
     tables: &Tables,
     request: &RequestDigest,
@@ -107,12 +107,12 @@ pub(super) fn insert_request(
         .map_err(unbuildable)
 }
 
-/// Whether there is a key.
+/// Selects whether any key exists.
 pub(super) fn any_key(tables: &Tables) -> SelectStatement {
     Query::select().expr(Expr::val(1)).from(tables.key.clone()).limit(1).take()
 }
 
-/// Which key `request` made.
+/// Selects the key that `request` created.
 pub(super) fn key_of_request(tables: &Tables, request: &RequestDigest) -> SelectStatement {
     Query::select()
         .column(Request::KeyId)
@@ -121,7 +121,7 @@ pub(super) fn key_of_request(tables: &Tables, request: &RequestDigest) -> Select
         .take()
 }
 
-/// Forgets the requests from before `before`.
+/// Deletes requests from before `before`.
 pub(super) fn delete_requests(tables: &Tables, before: Timestamp) -> DeleteStatement {
     Query::delete()
         .from_table(tables.request.clone())
@@ -129,7 +129,7 @@ pub(super) fn delete_requests(tables: &Tables, before: Timestamp) -> DeleteState
         .take()
 }
 
-/// The identity of this installation.
+/// Selects the identity of this installation.
 pub(super) fn identity(tables: &Tables) -> SelectStatement {
     Query::select()
         .column(Identity::Identity)
@@ -138,7 +138,7 @@ pub(super) fn identity(tables: &Tables) -> SelectStatement {
         .take()
 }
 
-/// Writes `identity`, unless there is one.
+/// Inserts `identity`, unless an identity exists.
 pub(super) fn insert_identity(tables: &Tables, identity: Uuid) -> Result<InsertStatement> {
     let once = OnConflict::column(Identity::Id).do_nothing_on([Identity::Id]).to_owned();
     Query::insert()
@@ -149,7 +149,7 @@ pub(super) fn insert_identity(tables: &Tables, identity: Uuid) -> Result<InsertS
         .map_err(unbuildable)
 }
 
-/// The ids and hashes of stored keys that are among those of `keys`.
+/// Select the stored ids and hashes that are among those of `keys`.
 pub(super) fn taken(tables: &Tables, keys: &[ApiKey]) -> [SelectStatement; 2] {
     let select = || Query::select().columns([Key::Id, Key::Hash]).from(tables.key.clone()).take();
     let ids = keys.iter().map(|key| key.id.as_uuid());
@@ -160,7 +160,7 @@ pub(super) fn taken(tables: &Tables, keys: &[ApiKey]) -> [SelectStatement; 2] {
     ]
 }
 
-/// A page of keys, newest first, ties in the order of descending ids.
+/// Selects a page of keys, newest first; keys created at the same time are in descending order of their ids.
 pub(super) fn page(tables: &Tables, request: &PageRequest) -> SelectStatement {
     let mut condition = Condition::all();
     if let Some(owner) = &request.owner_id {
@@ -168,7 +168,7 @@ pub(super) fn page(tables: &Tables, request: &PageRequest) -> SelectStatement {
     }
     if let Some(PagePosition { created_at, id }) = request.after {
         let created_at = created_at.as_micros();
-        // The first term is implied by the second; it lets the index on the order find its place.
+        // The second condition implies the first one, which lets the database find the position in the index.
         condition = condition.add(Expr::col(Key::CreatedAt).lte(created_at)).add(
             Condition::any()
                 .add(Expr::col(Key::CreatedAt).lt(created_at))
@@ -191,7 +191,7 @@ pub(super) fn insert_keys(tables: &Tables, keys: &[ApiKey]) -> Result<InsertStat
     Ok(insert)
 }
 
-/// All columns of the row with the key's id.
+/// Replaces all columns of the row with the key's id.
 pub(super) fn replace_key(tables: &Tables, key: &ApiKey) -> Result<UpdateStatement> {
     let values = Key::ALL.into_iter().zip(key_values(key, tables)?);
     Ok(Query::update()
@@ -201,7 +201,7 @@ pub(super) fn replace_key(tables: &Tables, key: &ApiKey) -> Result<UpdateStateme
         .take())
 }
 
-/// Removes the key's usage, then the key.
+/// Delete the key's usage, and then the key.
 pub(super) fn delete_key(tables: &Tables, id: KeyId) -> [DeleteStatement; 2] {
     let id = id.as_uuid();
     [
@@ -218,7 +218,7 @@ pub(super) fn insert_events(tables: &Tables, events: &[NewEvent<'_>]) -> Result<
     Ok(insert)
 }
 
-/// The last revision that was given out.
+/// Selects the last revision that was assigned.
 pub(super) fn head(tables: &Tables) -> SelectStatement {
     Query::select()
         .column(Head::Revision)
@@ -236,7 +236,7 @@ pub(super) fn advance_head(tables: &Tables, count: i64) -> UpdateStatement {
         .take()
 }
 
-/// Events from `first` on, in their order.
+/// Selects events from `first` on, in their order.
 pub(super) fn events_from(tables: &Tables, first: Revision, count: usize) -> SelectStatement {
     events(tables)
         .and_where(Expr::col(Event::Revision).gte(first.get()))
@@ -245,7 +245,7 @@ pub(super) fn events_from(tables: &Tables, first: Revision, count: usize) -> Sel
         .take()
 }
 
-/// A page of the audit trail, newest first.
+/// Selects a page of the audit trail, newest first.
 pub(super) fn event_page(tables: &Tables, request: &EventPageRequest) -> SelectStatement {
     let mut condition = Condition::all();
     if let Some(id) = request.key_id {
@@ -264,8 +264,8 @@ pub(super) fn event_page(tables: &Tables, request: &EventPageRequest) -> SelectS
         .take()
 }
 
-/// The revisions and times of the oldest events, which nobody else may delete until the transaction ends. Fails at once if
-/// somebody else has them.
+/// Selects the revisions and times of the oldest events, and locks them until the transaction ends. Fails at
+/// once if another transaction has locked them.
 pub(super) fn lock_oldest_events(tables: &Tables, count: usize) -> SelectStatement {
     Query::select()
         .columns([Event::Revision, Event::CreatedAt])
@@ -291,14 +291,14 @@ pub(super) fn usage(tables: &Tables, ids: &[KeyId]) -> SelectStatement {
         .take()
 }
 
-/// Records the uses of keys that exist, in one statement, keeping the latest of each.
+/// Records the uses of existing keys in one statement, keeping the latest of each.
 pub(super) fn record_usage(tables: &Tables, usage: &[(KeyId, Timestamp)]) -> Result<InsertStatement> {
     let mut latest = BTreeMap::new();
     for &(id, used_at) in usage {
         let known = latest.entry(id).or_insert(used_at);
         *known = used_at.max(*known);
     }
-    // A list of rows that all databases read alike: PostgreSQL's and MySQL's forms of VALUES differ.
+    // A list of rows that all databases support. The syntax of VALUES differs between PostgreSQL and MySQL.
     let row = |(id, used_at): (KeyId, Timestamp)| {
         Query::select().expr_as(id.as_uuid(), "used_id").expr_as(used_at.as_micros(), "used_at").take()
     };
@@ -312,7 +312,7 @@ pub(super) fn record_usage(tables: &Tables, usage: &[(KeyId, Timestamp)]) -> Res
         .column(("used", "used_at"))
         .from_subquery(list, "used")
         .inner_join(tables.key.clone(), Expr::col((tables.key.clone(), Key::Id)).equals(("used", "used_id")))
-        // SQLite could take ON CONFLICT for the condition of a join if nothing stood between.
+        // Without a condition in between, SQLite could parse ON CONFLICT as the condition of the join.
         .and_where(Expr::val(1).eq(1))
         .take();
 

@@ -1,4 +1,5 @@
-//! Between rows and keys or events. A row that breaks a rule of the domain is corrupt: it is reported, never guessed at.
+//! Conversion between rows and keys or events. A row that violates a rule of the domain is reported as
+//! corrupt, and never repaired by guessing.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,7 +19,7 @@ use crate::repository::{
     ErrorKind, EventPosition, FeedItem, ListedEvent, ListedKey, PagePosition, RepositoryError, Result,
 };
 
-/// A key as it is stored.
+/// A stored key.
 #[derive(FromQueryResult)]
 pub(super) struct KeyRow {
     pub id: Uuid,
@@ -38,12 +39,12 @@ pub(super) struct KeyRow {
     replaced_by: Option<Uuid>,
     pub revision: i64,
     nonce: Option<i64>,
-    /// The revision that `nonce` belongs to: releases before 0.2 change `revision` alone.
+    /// The revision that `nonce` belongs to. Releases before 0.2 only change `revision`.
     nonce_revision: Option<i64>,
 }
 
-/// What identifies a key that can't be read otherwise. SQLite stores what it is given, whatever the column's type is, so only
-/// the id has to be right.
+/// The identifying columns of a key that can't be read otherwise. SQLite stores values of any type in any
+/// column, so only the id has to be valid.
 pub(super) struct KeyStub {
     pub id: Uuid,
     pub hash: Vec<u8>,
@@ -60,17 +61,17 @@ impl KeyStub {
             id: row.try_get("", "id").map_err(from_db)?,
             hash: row.try_get("", "hash").unwrap_or_default(),
             owner_id: row.try_get("", "owner_id").unwrap_or(Exact(UNREADABLE.to_owned())),
-            // What is no time says nothing.
+            // An invalid time is treated as unset.
             revoked_at: time.unwrap_or_default(),
             revision: row.try_get("", "revision").unwrap_or_default(),
             nonce: row.try_get("", "nonce").unwrap_or_default(),
         })
     }
 
-    /// Returns a key that is revoked for `reason`, with defaults in place of all that isn't here.
+    /// Returns a key that is revoked for `reason`, with defaults for all columns that are missing here.
     pub(super) fn into_key(self, reason: &RevokeReason) -> Result<ApiKey> {
         let at = self.revoked_at.and_then(Timestamp::from_micros).unwrap_or(Timestamp::MIN);
-        // A hash of another length belongs to no key string, so no cache has it either.
+        // A hash of another length is not the digest of any key string, so no cache contains it.
         let hash = hash(self.hash).unwrap_or(KeyHash::from_bytes([0; KeyHash::BYTES]));
         let owner_id = OwnerId::parse("owner_id", self.owner_id.0)
             .or_else(|_| OwnerId::parse("owner_id", UNREADABLE))
@@ -84,7 +85,7 @@ impl KeyStub {
     }
 }
 
-/// An event as it is stored.
+/// A stored event.
 #[derive(FromQueryResult)]
 pub(super) struct EventRow {
     revision: i64,
@@ -99,7 +100,7 @@ pub(super) struct EventRow {
     created_at: i64,
 }
 
-/// A text that the database compares by its bytes: see [`Tables::exact`].
+/// A text that the database compares byte by byte: see [`Tables::exact`].
 pub(super) struct Exact(pub String);
 
 impl TryGetable for Exact {
@@ -113,7 +114,7 @@ impl TryGetable for Exact {
     }
 }
 
-/// Shows the id alone: a row holds the hash.
+/// Shows only the id, because a row contains the hash.
 impl fmt::Debug for KeyRow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("KeyRow").field("id", &self.id).finish_non_exhaustive()
@@ -157,15 +158,15 @@ impl KeyRow {
     }
 }
 
-/// Reads a row of a listing. One that can't be read is known by its place all the same.
+/// Parses a row of a listing. The position of an unreadable row is returned nevertheless.
 pub(super) fn listed_key(row: &QueryResult) -> Result<ListedKey> {
     match KeyRow::from_query_result(row, "").map_err(from_db).and_then(KeyRow::into_key) {
         Ok(key) => Ok(ListedKey::Read(key)),
         Err(error) => {
             let id = row.try_get("", "id").map_err(from_db)?;
-            // SQLite sorts what is no number after all numbers.
+            // SQLite sorts values that are not numbers after all numbers.
             let created_at = row.try_get("", "created_at").unwrap_or(i64::MAX);
-            // A time that breaks the rules is outside of all others, so it keeps its place.
+            // A time out of range is before or after all valid times, so clamping it preserves the order.
             let limit = if created_at < 0 { Timestamp::MIN } else { Timestamp::MAX };
             let created_at = Timestamp::from_micros(created_at).unwrap_or(limit);
             skipped_key(KeyId::from_uuid(id), &error);
@@ -174,7 +175,7 @@ pub(super) fn listed_key(row: &QueryResult) -> Result<ListedKey> {
     }
 }
 
-/// Reads an event. One that can't be read is known by its revision all the same.
+/// Parses an event. The revision of an unreadable event is returned nevertheless.
 pub(super) fn feed_item(row: &QueryResult) -> Result<FeedItem> {
     match EventRow::from_query_result(row, "").map_err(from_db).and_then(EventRow::into_event) {
         Ok(event) => Ok(FeedItem::Read(event)),
@@ -186,7 +187,7 @@ pub(super) fn feed_item(row: &QueryResult) -> Result<FeedItem> {
     }
 }
 
-/// Reads an event of the audit trail.
+/// Parses an event of the audit trail.
 pub(super) fn listed_event(row: &QueryResult) -> Result<ListedEvent> {
     Ok(match feed_item(row)? {
         FeedItem::Read(event) => ListedEvent::Read(event),
@@ -207,7 +208,7 @@ impl EventRow {
             hash: hash(self.hash)?,
             owner_id: OwnerId::parse("owner_id", self.owner_id.0).map_err(corrupt)?,
             kind: ChangeKind::parse(&self.kind),
-            // A newer release may know more fields.
+            // A newer release may write fields that this one does not support; they are skipped.
             changed_fields: fields.filter_map(ChangedField::parse).collect(),
             actor: self.actor,
             request_id: self.request_id,
@@ -216,7 +217,7 @@ impl EventRow {
     }
 }
 
-/// The values of `key` in the order of [`super::tables::Key::ALL`].
+/// Returns the values of `key` in the order of [`super::tables::Key::ALL`].
 pub(super) fn key_values(key: &ApiKey, tables: &Tables) -> Result<[Expr; 18]> {
     let scopes: Vec<&str> = key.scopes.iter().map(Scope::as_str).collect();
     let revoked_at = key.revocation.as_ref().map(|revocation| revocation.at.as_micros());
@@ -243,8 +244,8 @@ pub(super) fn key_values(key: &ApiKey, tables: &Tables) -> Result<[Expr; 18]> {
     ])
 }
 
-/// The values of `event` in the order of [`super::tables::Event::ALL`]. The key may be one that is corrupt, so its owner
-/// and hash come as they are stored.
+/// Returns the values of `event` in the order of [`super::tables::Event::ALL`]. The key may be corrupt, so
+/// its owner and hash are written as they are stored.
 pub(super) fn event_values(event: &NewEvent<'_>, tables: &Tables) -> [Expr; 10] {
     let fields: Vec<_> = event.changed_fields.iter().map(|field| field.as_str()).collect();
     [
@@ -261,7 +262,7 @@ pub(super) fn event_values(event: &NewEvent<'_>, tables: &Tables) -> [Expr; 10] 
     ]
 }
 
-/// An event that is to be written.
+/// An event to be written.
 pub(super) struct NewEvent<'e> {
     pub revision: Revision,
     pub nonce: u64,
@@ -289,7 +290,7 @@ fn corrupt(error: InvalidField) -> RepositoryError {
     RepositoryError::new(ErrorKind::Corrupt, error)
 }
 
-/// The parser's message can quote the text, so only its category and place are kept.
+/// Keeps only the category and the position of the parser's error, because its message can quote the text.
 fn corrupt_json(error: serde_json::Error) -> RepositoryError {
     let problem =
         format!("JSON: {:?} error at line {} column {}", error.classify(), error.line(), error.column());

@@ -1,4 +1,4 @@
-//! Whether the database has the tables that this release needs, and making them.
+//! Checks and migrations of the schema.
 
 use keyvouch_migration::{MigrateError, Migrator, PlannedMigration, SchemaState};
 use sea_orm::DatabaseConnection;
@@ -17,15 +17,15 @@ pub(super) fn migrator(options: &SqlOptions) -> Result<Migrator> {
     }
 }
 
-/// Migrations take as long as they need, on a connection of their own.
+/// Migrations run without a timeout, on a connection of their own.
 impl SqlRepository {
-    /// How the schema differs from that of this release. Changes nothing.
+    /// Returns how the schema differs from the schema of this release. Makes no changes.
     pub async fn schema_state(&self) -> Result<SchemaState> {
         let migrator = &migrator(&self.options)?;
         self.read(|pool| async move { migrator.state(&pool.connection).await.map_err(from_db) }).await
     }
 
-    /// Applies all pending migrations and returns their names.
+    /// Applies all pending migrations and returns their names. Idempotent.
     pub async fn migrate(&self) -> Result<Vec<String>> {
         let single = self.place.single(&self.options).await?;
         let outcome = migrator(&self.options)?.up(&single).await;
@@ -33,7 +33,8 @@ impl SqlRepository {
         outcome.map_err(from_migrator)
     }
 
-    /// Undoes the last `steps` migrations and returns their names. What they added is lost, data too.
+    /// Reverts the last `steps` migrations and returns their names. The tables and columns that they added
+    /// are deleted, including their data.
     pub async fn undo_migrations(&self, steps: u32) -> Result<Vec<String>> {
         let single = self.place.single(&self.options).await?;
         let outcome = migrator(&self.options)?.down(&single, steps).await;
@@ -41,18 +42,18 @@ impl SqlRepository {
         outcome.map_err(from_migrator)
     }
 
-    /// Whether there are keys, which [`SqlRepository::undo_migrations`] could delete.
+    /// Returns whether keys exist, which [`SqlRepository::undo_migrations`] could delete.
     pub async fn has_keys(&self) -> Result<bool> {
         let migrator = &migrator(&self.options)?;
         self.read(|pool| async move { migrator.has_keys(&pool.connection).await.map_err(from_db) }).await
     }
 
-    /// The migrations that [`SqlRepository::migrate`] would apply, with their statements.
+    /// Returns the migrations that [`SqlRepository::migrate`] would apply, with their statements.
     pub async fn plan_migrations(&self) -> Result<Vec<PlannedMigration>> {
         migrator(&self.options)?.plan_up(&self.reader.connection).await.map_err(from_db)
     }
 
-    /// The migrations that [`SqlRepository::undo_migrations`] would undo, with their statements.
+    /// Returns the migrations that [`SqlRepository::undo_migrations`] would revert, with their statements.
     pub async fn plan_undo(&self, steps: u32) -> Result<Vec<PlannedMigration>> {
         migrator(&self.options)?.plan_down(&self.reader.connection, steps).await.map_err(from_db)
     }

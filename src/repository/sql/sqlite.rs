@@ -17,16 +17,16 @@ use super::error::from_driver;
 use super::pool::PoolHealth;
 use crate::repository::{ErrorKind, RepositoryError, Result};
 
-/// Connections that read. Writers need no more than one.
+/// Number of connections for reads. More than one connection for writes would have no effect.
 pub(super) const READERS: u32 = 4;
-/// How long to wait before a file that is held by another process is opened again.
+/// Delay before a file that another process has locked is opened again.
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
-/// How long a statement waits for another process that holds the database's lock.
+/// Maximum time that a statement waits for the database's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(4);
-/// The same for a migration: another process that migrates may take its time.
+/// Maximum time that a migration waits for the database's lock. Another process may run a long migration.
 const MIGRATION_BUSY_TIMEOUT: Duration = Duration::from_hours(1);
 
-/// The connections of `file`, all of them for reading, or the one that writes.
+/// Opens a pool of connections to `file`, either for reads or for writes.
 pub(super) async fn pool(
     file: &DatabaseFile,
     health: &Arc<PoolHealth>,
@@ -36,7 +36,7 @@ pub(super) async fn pool(
     connect_patiently(file, health, connections, BUSY_TIMEOUT, options).await
 }
 
-/// A connection that waits for others as long as it takes.
+/// Opens a connection that waits for other processes up to [`MIGRATION_BUSY_TIMEOUT`].
 pub(super) async fn single(
     file: &DatabaseFile,
     health: &Arc<PoolHealth>,
@@ -45,7 +45,8 @@ pub(super) async fn single(
     connect_patiently(file, health, 1, MIGRATION_BUSY_TIMEOUT, options).await
 }
 
-/// The file that was opened. SQLite goes on in a file that was deleted or replaced, and what is written there is lost.
+/// The file that was opened. If the file is deleted or replaced, SQLite continues to use the old one, and
+/// writes to it are lost.
 #[derive(Debug)]
 pub(super) struct DatabaseFile {
     path: PathBuf,
@@ -54,7 +55,7 @@ pub(super) struct DatabaseFile {
 }
 
 impl DatabaseFile {
-    /// Makes the file with mode 0600 if it does not exist; its folder has to be there.
+    /// Creates the file with mode 0600 if it does not exist. Its folder has to exist.
     pub(super) fn create(path: PathBuf) -> Result<Self> {
         let identity = || -> io::Result<_> {
             let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path)?;
@@ -85,8 +86,8 @@ fn identity(file: &Metadata) -> (u64, u64) {
     (file.dev(), file.ino())
 }
 
-/// Connects, and tries again while another process holds the file: turning it into a write-ahead log needs it alone, and
-/// SQLite does not wait for that.
+/// Connects, and retries while another process has locked the file. Switching to a write-ahead log needs
+/// exclusive access, and SQLite does not wait for that.
 async fn connect_patiently(
     file: &DatabaseFile,
     health: &Arc<PoolHealth>,
@@ -108,8 +109,8 @@ async fn connect_patiently(
     }
 }
 
-/// Journal: WAL, so that readers and the writer don't wait for each other. Synchronous: FULL, so that a change that was
-/// answered survives a power loss.
+/// Connects. The journal mode is WAL, so that readers and the writer don't wait for each other. The
+/// synchronous mode is FULL, so that acknowledged changes survive a power loss.
 async fn connect(
     file: &DatabaseFile,
     health: &Arc<PoolHealth>,

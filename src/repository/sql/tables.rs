@@ -1,4 +1,5 @@
-//! The tables and columns, as statements name them. `migration/` makes them and never looks here.
+//! The names of tables and columns in statements. The crate in `migration/` creates them and does not use
+//! this module.
 
 use data_encoding::HEXLOWER;
 use keyvouch_migration::Names;
@@ -6,7 +7,7 @@ use sea_orm::sea_query::{Alias, DynIden, IntoIden as _};
 use sea_orm::{DbBackend, DeriveIden, Value};
 use sha2::{Digest as _, Sha256};
 
-/// The tables of one store, and how its database wants to be spoken to.
+/// The tables of one installation, and the dialect of its database.
 #[derive(Clone, Debug)]
 pub(super) struct Tables {
     pub backend: DbBackend,
@@ -17,11 +18,11 @@ pub(super) struct Tables {
     pub identity: DynIden,
     pub revoked_hash: DynIden,
     pub request: DynIden,
-    /// Where PostgreSQL tells of changes.
+    /// The channel of PostgreSQL's notifications.
     pub channel: Option<String>,
 }
 
-/// A name that fits in 63 bytes, whatever the names of the schema and the tables.
+/// Returns a channel name that fits in 63 bytes, whatever the names of the tables are.
 fn channel(names: &Names) -> String {
     let digest = Sha256::digest(format!("{names:?}"));
     format!("keyvouch_{}", HEXLOWER.encode(&digest[..8]))
@@ -43,7 +44,7 @@ impl Tables {
         }
     }
 
-    /// A text that is compared by its bytes: on MySQL its column has no characters but bytes.
+    /// Returns a text that the database compares byte by byte. On MySQL, the column is binary.
     pub(super) fn exact(&self, text: &str) -> Value {
         match self.backend {
             DbBackend::MySql => text.as_bytes().to_vec().into(),
@@ -76,7 +77,7 @@ pub(super) enum Key {
 }
 
 impl Key {
-    /// In the order of [`super::row::key_values`].
+    /// All columns, in the order of [`super::row::key_values`].
     pub(super) const ALL: [Self; 18] = [
         Self::Id,
         Self::Hash,
@@ -122,7 +123,7 @@ pub(super) enum Event {
 }
 
 impl Event {
-    /// In the order of [`super::row::event_values`].
+    /// All columns, in the order of [`super::row::event_values`].
     pub(super) const ALL: [Self; 10] = [
         Self::Revision,
         Self::Nonce,
@@ -137,14 +138,14 @@ impl Event {
     ];
 }
 
-/// The columns of the one row with the last revision.
+/// The columns of the single row with the last revision.
 #[derive(Clone, Copy, Debug, DeriveIden)]
 pub(super) enum Head {
     Id,
     Revision,
 }
 
-/// The columns of the one row with the identity of this installation.
+/// The columns of the single row with the identity of this installation.
 #[derive(Clone, Copy, Debug, DeriveIden)]
 pub(super) enum Identity {
     Id,
@@ -158,7 +159,7 @@ pub(super) enum RevokedHash {
     DeletedAt,
 }
 
-/// The columns of what requests made.
+/// The columns of requests that created keys.
 #[derive(Clone, Copy, Debug, DeriveIden)]
 pub(super) enum Request {
     Digest,

@@ -1,4 +1,4 @@
-//! The changes of keys, each as a value that can be tried again.
+//! The changes of keys, as values that can be retried.
 
 use async_trait::async_trait;
 
@@ -6,7 +6,8 @@ use super::change::Change;
 use crate::domain::{ApiKey, ChangeContext, ChangeId, ChangeKind, KeyId, Revision, RevokeReason, Rotation};
 use crate::repository::{ErrorKind, Result};
 
-/// A change. It commits by itself; left without a commit, it is rolled back and no revision is used up.
+/// A change. It commits its transaction. If it does not, the transaction is rolled back and no revision is
+/// used.
 #[async_trait]
 pub(super) trait Write: Sync {
     type Output: Send;
