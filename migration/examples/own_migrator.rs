@@ -1,10 +1,10 @@
-//! The tables of Keyvouch among those of a program of one's own, by its own migrator:
+//! The tables of Keyvouch next to the tables of another program, created by that program's migrator:
 //!
 //! ```sh
 //! DATABASE_URL=sqlite://app.db?mode=rwc cargo run -p keyvouch-migration --example own_migrator
 //! ```
 //!
-//! A server finds them with `store.table_prefix = "vouch_"` and `store.migrations_table = "migration"`.
+//! A server finds the tables with `store.table_prefix = "vouch_"` and `store.migrations_table = "migration"`.
 
 use keyvouch_migration::Names;
 use keyvouch_migration::sea_orm_migration::prelude::*;
@@ -15,7 +15,8 @@ struct Migrator;
 
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        // SeaORM runs them in this order: Keyvouch's can stand anywhere, as long as new ones are added at the end.
+        // SeaORM runs migrations in this order. Keyvouch's migrations can be anywhere, as long as new ones
+        // are added at the end.
         let mut all: Vec<Box<dyn MigrationTrait>> = vec![Box::new(CreateNotes)];
         if let Ok(names) = Names::prefixed("vouch_") {
             all.extend(keyvouch_migration::migrations(&names));
@@ -54,7 +55,8 @@ impl MigrationTrait for CreateNotes {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let database = Database::connect(std::env::var("DATABASE_URL")?).await?;
-    // SeaORM takes no lock: run it in one process at a time, or use `keyvouch_migration::Migrator` for Keyvouch's tables.
+    // SeaORM takes no lock. Run this in one process at a time, or use `keyvouch_migration::Migrator` for
+    // Keyvouch's tables.
     Migrator::up(&database, None).await?;
     Ok(())
 }

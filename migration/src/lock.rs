@@ -1,4 +1,4 @@
-//! One process migrates at a time: SeaORM's migrator takes no lock.
+//! A lock, so that only one process migrates at a time. SeaORM's migrator takes no lock.
 
 use sea_orm_migration::sea_orm::{
     ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, SqliteTransactionMode,
@@ -7,23 +7,30 @@ use sea_orm_migration::sea_orm::{
 
 use crate::{MigrateError, Names};
 
-/// How long a process waits for another one that migrates, in seconds: that can take its time.
+/// Maximum time in seconds that a process waits for another one that migrates. A migration can take long.
 const PATIENCE_SECONDS: u32 = 3_600;
 
-/// MySQL's locks are the server's, with names of at most 64 characters: the database is part of this one.
+/// MySQL's locks are global to the server, with names of at most 64 characters. The name is therefore derived
+/// from the database and the table.
 const MYSQL_LOCK: &str = "CONCAT('keyvouch_', LEFT(SHA2(CONCAT(DATABASE(), '.', ?), 256), 32))";
-/// PostgreSQL's advisory locks are the database's, with a number each: the schema is part of this one.
+/// PostgreSQL's advisory locks are local to the database, with numbers as names. The number is therefore
+/// derived from the schema and the table.
 const POSTGRES_LOCK: &str = "SELECT pg_advisory_xact_lock(\
      hashtextextended('keyvouch ' || coalesce(current_schema(), '') || '.' || $1, 0))";
 
-/// What [`lock`] hands to the work: a transaction where a schema can be changed in one.
+/// The connection on which [`lock`] lets the caller work. It is a transaction if the database supports
+/// transactional schema changes.
 pub(crate) enum Session<'c> {
     Transaction(DatabaseTransaction),
     Connection(&'c DatabaseConnection),
 }
 
-/// Takes the lock of these tables. `connection` has exactly one connection to the database, since MySQL's lock belongs
-/// to a connection.
+/// Takes the lock of these tables. `connection` must have exactly one connection to the database, since
+/// MySQL's lock belongs to a connection.
+///
+/// # Errors
+/// [`MigrateError::Locked`] on MySQL if another process holds the lock for longer than an hour. Otherwise the
+/// database's error.
 pub(crate) async fn lock<'c>(
     connection: &'c DatabaseConnection,
     names: &Names,
@@ -51,7 +58,7 @@ pub(crate) async fn lock<'c>(
             Ok(Session::Transaction(transaction))
         }
         _ => {
-            // A deferred transaction could fail when it turns from reading to writing.
+            // A deferred transaction could fail when it begins to write.
             let options = TransactionOptions {
                 sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
                 ..TransactionOptions::default()
@@ -62,7 +69,7 @@ pub(crate) async fn lock<'c>(
 }
 
 impl Session<'_> {
-    /// Makes the work last and gives the lock back.
+    /// Commits the work and releases the lock.
     pub(crate) async fn finish(self, names: &Names) -> Result<(), DbErr> {
         match self {
             Self::Transaction(transaction) => transaction.commit().await,
@@ -70,7 +77,7 @@ impl Session<'_> {
         }
     }
 
-    /// Undoes the work as far as the database can, and gives the lock back.
+    /// Rolls the work back as far as the database supports it, and releases the lock.
     pub(crate) async fn abandon(self, names: &Names) -> Result<(), DbErr> {
         match self {
             Self::Transaction(transaction) => transaction.rollback().await,

@@ -1,8 +1,9 @@
 //! The first schema: keys, their usage, the events of their changes and the counter of revisions.
 //!
-//! Times are microseconds since the epoch in UTC as `BIGINT`, because the timestamp types of the databases differ in
-//! range and precision. Scopes and metadata are JSON texts. Owners are compared by their bytes: on MySQL as
-//! `VARBINARY`, since all its collations of text fold letters or ignore trailing spaces on one server or another.
+//! Times are in microseconds since the Unix epoch in UTC as `BIGINT`, because the timestamp types of the
+//! databases differ in range and precision. Scopes and metadata are JSON texts. Owners are compared byte by
+//! byte. On MySQL they are `VARBINARY`, since all its text collations fold letters or ignore trailing spaces
+//! on some servers.
 
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::sea_orm::DbBackend;
@@ -31,7 +32,7 @@ impl Statements for CreateKeyTables {
         tables
             .into_iter()
             .map(|table| {
-                // Repeatable, as every statement is.
+                // Idempotent, as every statement has to be.
                 let drop = Table::drop().table(Alias::new(table)).if_exists().take();
                 backend.build(&drop).sql
             })
@@ -45,8 +46,8 @@ struct Schema<'n> {
 }
 
 impl Schema<'_> {
-    /// Adds the statements that make `table`. MySQL can't make an index only if it is missing, but can make it with its
-    /// table, in one statement that can be repeated.
+    /// Adds the statements that create `table`. MySQL has no `IF NOT EXISTS` for indexes, but can create them
+    /// together with their table in one idempotent statement.
     fn create(
         &self,
         mut table: TableCreateStatement,
@@ -104,7 +105,8 @@ impl Schema<'_> {
             .table(Alias::new(self.names.api_key_usage()))
             .col(ColumnDef::new(ApiKeyUsage::KeyId).uuid().not_null().primary_key())
             .col(ColumnDef::new(ApiKeyUsage::LastUsedAt).big_integer().not_null());
-        // On MySQL a foreign key would make each write of usage lock the row of its key, and a revocation wait for it.
+        // On MySQL, a foreign key would make each write of usage lock the row of its key, and a revocation
+        // wait for it.
         if self.backend != DbBackend::MySql {
             table.foreign_key(
                 ForeignKey::create()
@@ -142,7 +144,7 @@ impl Schema<'_> {
         ]
     }
 
-    /// One row: the last revision that was given out.
+    /// A table with one row: the last revision that was assigned.
     fn revision_head(&self) -> TableCreateStatement {
         Table::create()
             .table(Alias::new(self.names.revision_head()))
@@ -161,7 +163,7 @@ impl Schema<'_> {
         self.backend.build(&insert).to_string()
     }
 
-    /// Up to 128 characters that are compared by their bytes.
+    /// A text of up to 128 characters that is compared byte by byte.
     fn owner(&self, column: impl IntoIden) -> ColumnDef {
         let mut column = ColumnDef::new(column);
         match self.backend {

@@ -1,10 +1,13 @@
 //! Nonces of changes, hashes of revoked keys, ids of requests, and the identity of the installation.
 //!
-//! - `api_key.nonce`: the nonce of the key's last change, which is also in `key_event`. It is valid only while
-//!   `nonce_revision` equals `revision`: releases before this one change a key without knowing either column.
-//! - `store_identity`: one row with a random identity of this installation. Servers write it when they first need it.
-//! - `key_request`: which key a `CreateKey` or `RotateKey` with a request id made.
-//! - `revoked_hash`: hashes of keys that were revoked and then deleted, so that an import can't revive them.
+//! - `api_key.nonce`: the nonce of the key's last change, which is also in `key_event`. It is valid only
+//!   while `nonce_revision` equals `revision`, because earlier releases change a key without updating either
+//!   column.
+//! - `store_identity`: one row with a random identity of this installation. Servers write it when they first
+//!   need it.
+//! - `key_request`: the key that a `CreateKey` or `RotateKey` with a request id created.
+//! - `revoked_hash`: the hashes of keys that were revoked and then deleted, so that an import can't revive
+//!   them.
 
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::sea_orm::DbBackend;
@@ -47,8 +50,8 @@ impl Statements for ChangeIds {
     }
 }
 
-/// Adds the statements that make `table`. MySQL can't make an index only if it is missing, but can make it with its
-/// table, in one statement that can be repeated.
+/// Adds the statements that create `table`. MySQL has no `IF NOT EXISTS` for indexes, but can create them
+/// together with their table in one idempotent statement.
 fn create(
     mut table: TableCreateStatement,
     index: Option<IndexCreateStatement>,
@@ -90,8 +93,9 @@ fn drop_column(names: &Names, backend: DbBackend, column: &str) -> Vec<String> {
     }
 }
 
-/// Returns statements that alter `table` if it has `column`, or has not: MySQL can't say that in one statement, and a
-/// migration that was cut off has to be repeatable. They are sent together, because they share a session.
+/// Returns statements that alter `table` depending on whether it has `column`. MySQL has no single statement
+/// for that, and an interrupted migration has to be repeatable. The statements are sent together, because
+/// they share a session.
 fn on_mysql(table: &str, column: &str, if_it_has: bool, alteration: &str) -> Vec<String> {
     let found = i32::from(if_it_has);
     vec![format!(
@@ -102,7 +106,7 @@ fn on_mysql(table: &str, column: &str, if_it_has: bool, alteration: &str) -> Vec
     )]
 }
 
-/// The nonces of events that are still kept.
+/// Returns a statement that copies the nonces of the events that are still stored.
 fn fill_nonces(names: &Names) -> String {
     let (key, event) = (names.api_key(), names.key_event());
     format!(
@@ -137,7 +141,7 @@ fn key_request(names: &Names) -> TableCreateStatement {
         .take()
 }
 
-/// For pruning.
+/// Returns the index for pruning.
 fn key_request_age(names: &Names) -> IndexCreateStatement {
     Index::create()
         .name(names.named("key_request_age"))

@@ -1,5 +1,5 @@
-//! `keyvouch-migration`: applies the migrations of Keyvouch to a database, for those who keep this step apart from the
-//! server. `keyvouch migrate` does the same with the server's settings.
+//! `keyvouch-migration`: applies the migrations of Keyvouch to a database, for deployments that run this step
+//! separately from the server. `keyvouch migrate` does the same with the server's settings.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -8,15 +8,15 @@ use clap::{Parser, Subcommand};
 use keyvouch_migration::sea_orm_migration::sea_orm::{ConnectOptions, Database, DatabaseConnection, DbErr};
 use keyvouch_migration::{MigrateError, Migrator, Names, PlannedMigration};
 
-/// Brings the tables of Keyvouch in a database up to date. The database is named by the variable `DATABASE_URL`: an
-/// argument, with a password in it, would be seen in the list of processes.
+/// Migrates the tables of Keyvouch in a database. The variable `DATABASE_URL` has the URL of the database. It
+/// is not an argument, because its password would be visible in the list of processes.
 #[derive(Debug, Parser)]
 #[command(name = "keyvouch-migration", version, max_term_width = 110)]
 struct Cli {
-    /// What the names of the tables begin with.
+    /// Prefix of the names of all tables.
     #[arg(long, global = true, default_value = "", value_name = "TEXT")]
     table_prefix: String,
-    /// The schema of PostgreSQL that the tables are in.
+    /// PostgreSQL schema of the tables. If unset, the default schema of the database user.
     #[arg(long, global = true, value_name = "NAME")]
     schema: Option<String>,
     #[command(subcommand)]
@@ -25,31 +25,31 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Apply all migrations that are pending.
+    /// Apply all pending migrations.
     Up {
-        /// Print the statements and change nothing.
+        /// Print the statements without making changes.
         #[arg(long)]
         dry_run: bool,
     },
-    /// Undo the last migrations, with the data in what they added.
+    /// Revert the last migrations and delete the tables and columns that they added, including their data.
     Down {
-        /// How many.
+        /// Number of migrations to revert.
         #[arg(long, default_value_t = 1)]
         steps: u32,
-        /// Print the statements and change nothing.
+        /// Print the statements without making changes.
         #[arg(long)]
         dry_run: bool,
-        /// Do it although the database has keys.
+        /// Proceed even if the database has keys.
         #[arg(long)]
         yes: bool,
     },
-    /// Say which migrations are pending. Exit status: 0 none, 3 some.
+    /// List pending migrations. Exit status: 0 if there are none, 3 if there are some.
     Status,
 }
 
-/// How long a connection may take. sqlx tries again for so long even where nobody listens.
+/// Timeout of connecting. sqlx retries for this time even if the server refuses connections.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The schema is behind.
+/// The exit status for pending migrations.
 const PENDING: u8 = 3;
 
 #[tokio::main(flavor = "current_thread")]
@@ -104,7 +104,7 @@ async fn execute(
     Ok(ExitCode::SUCCESS)
 }
 
-/// One connection, as [`Migrator`] wants it.
+/// Connects with exactly one connection, which [`Migrator`] requires.
 async fn connect(schema: Option<&str>) -> Result<DatabaseConnection, String> {
     let url = std::env::var("DATABASE_URL").map_err(|_| "set DATABASE_URL to the URL of the database")?;
     let mut options = ConnectOptions::new(url);
@@ -117,7 +117,7 @@ async fn connect(schema: Option<&str>) -> Result<DatabaseConnection, String> {
     if let Some(schema) = schema {
         options.set_schema_search_path(schema);
     }
-    // What the driver says of a URL can hold the whole of it, with the password.
+    // The driver's error can contain the whole URL with the password.
     Database::connect(options).await.map_err(|error| match error {
         DbErr::Conn(_) => "can't connect: is DATABASE_URL right, and is the database up?".to_owned(),
         error => error.to_string(),

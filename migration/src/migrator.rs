@@ -1,4 +1,4 @@
-//! Bringing a database to the schema of this release, and taking that back.
+//! Migrating a database to the schema of this release, and reverting migrations.
 
 use std::fmt;
 
@@ -11,42 +11,42 @@ use crate::lock::{Session, lock};
 use crate::sql_migration::BREAKING;
 use crate::{Names, all, migrations, names};
 
-/// Brings a database to the schema of this release.
+/// Migrates a database to the schema of this release.
 ///
-/// Its methods take a connection pool with exactly one connection, whose statements have no deadline: a migration takes
-/// as long as it needs.
+/// Its methods take a connection pool with exactly one connection, whose statements have no timeout, because
+/// a migration can take long.
 #[derive(Clone, Debug)]
 pub struct Migrator {
     names: Names,
     schema: Option<String>,
 }
 
-/// How a database's schema differs from that of this release.
+/// The differences between a database's schema and the schema of this release.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SchemaState {
-    /// The migrations that the database lacks, oldest first.
+    /// The migrations that were not applied yet, oldest first.
     pub pending: Vec<String>,
-    /// Those that it has and that this release does not know: a newer release's, or those of another program that shares
-    /// the history.
+    /// Applied migrations that this release does not have. They belong to a newer release, or to another
+    /// program that shares the history.
     pub unknown: Vec<String>,
 }
 
-/// One migration that would be run, or undone.
+/// A migration to be applied or reverted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedMigration {
-    /// Its name.
+    /// The name of the migration.
     pub name: String,
-    /// Its statements.
+    /// The SQL statements of the migration, in their order.
     pub sql: Vec<String>,
 }
 
-/// Why the schema was not changed.
+/// The reason why the schema was not changed.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
-    /// The database refused.
+    /// The database returned an error.
     #[error("the database refused")]
     Database(#[from] DbErr),
-    /// Another process migrates, for an hour already.
+    /// Another process has held the migration lock for an hour. Returned only for MySQL and MariaDB.
     #[error("another process holds the migration lock")]
     Locked,
     /// The history has migrations of a newer release.
@@ -55,7 +55,7 @@ pub enum MigrateError {
 }
 
 impl SchemaState {
-    /// The unknown migrations that this release can't live with.
+    /// Returns the unknown migrations that are incompatible with this release.
     pub fn breaking(&self) -> impl Iterator<Item = &str> {
         self.unknown.iter().map(String::as_str).filter(|name| name.contains(BREAKING))
     }
@@ -82,26 +82,26 @@ impl MigratorTraitSelf for Migrator {
 }
 
 impl Migrator {
-    /// Migrates the tables with these names.
+    /// Returns a migrator of the tables with these names.
     #[must_use]
     pub fn new(names: Names) -> Self {
         Self { names, schema: None }
     }
 
-    /// Has the tables in this schema of PostgreSQL, which is made if it is missing. The connections have to name it as
-    /// their `search_path`.
+    /// Sets the PostgreSQL schema of the tables, which is created if it does not exist. The connections must
+    /// have it as their `search_path`.
     ///
     /// # Errors
-    /// The name breaks the rules of a prefix.
+    /// The name violates the rules of a prefix: see [`Names::prefixed`].
     pub fn in_schema(self, schema: &str) -> Result<Self, names::InvalidName> {
         names::check(schema)?;
         Ok(Self { schema: Some(schema.to_owned()), ..self })
     }
 
-    /// How the schema differs from that of this release. Changes nothing.
+    /// Returns how the schema differs from the schema of this release. Makes no changes.
     ///
     /// # Errors
-    /// The database can't be asked.
+    /// The database can't be read.
     pub async fn state(&self, connection: &impl ConnectionTrait) -> Result<SchemaState, DbErr> {
         let applied = self.applied(connection).await?;
         let known: Vec<String> = all(&self.names).iter().map(name_of).collect();
@@ -111,10 +111,10 @@ impl Migrator {
         })
     }
 
-    /// The migrations that [`Migrator::up`] would run.
+    /// Returns the migrations that [`Migrator::up`] would apply. Makes no changes.
     ///
     /// # Errors
-    /// The database can't be asked.
+    /// The database can't be read.
     pub async fn plan_up(&self, connection: &impl ConnectionTrait) -> Result<Vec<PlannedMigration>, DbErr> {
         let state = self.state(connection).await?;
         let backend = connection.get_database_backend();
@@ -131,11 +131,14 @@ impl Migrator {
         Ok(plan)
     }
 
-    /// Runs all migrations that are pending and returns their names: in one transaction where the database can, otherwise
-    /// one after the other. Of several processes one does the work while the others wait.
+    /// Applies all pending migrations and returns their names. Uses one transaction if the database supports
+    /// it, and otherwise applies one migration after the other. Of several concurrent processes, one does the
+    /// work while the others wait. Idempotent.
     ///
     /// # Errors
-    /// The database refused, or has a newer schema that lacks a migration of this release.
+    /// - [`MigrateError::Database`] if the database returned an error.
+    /// - [`MigrateError::Locked`] on MySQL, if another process has held the lock for an hour.
+    /// - [`MigrateError::Newer`] if migrations are pending, but the schema has migrations of a newer release.
     pub async fn up(&self, connection: &DatabaseConnection) -> Result<Vec<String>, MigrateError> {
         if self.state(connection).await?.pending.is_empty() {
             return Ok(Vec::new());
@@ -153,10 +156,13 @@ impl Migrator {
         self.end(session, outcome).await
     }
 
-    /// Undoes the last `steps` migrations and returns their names, the last first. What they added is lost, data too.
+    /// Reverts the last `steps` migrations and returns their names, the last first. The tables and columns
+    /// that they added are deleted, including their data.
     ///
     /// # Errors
-    /// The database refused, or has migrations of a newer release.
+    /// - [`MigrateError::Database`] if the database returned an error.
+    /// - [`MigrateError::Locked`] on MySQL, if another process has held the lock for an hour.
+    /// - [`MigrateError::Newer`] if the schema has migrations of a newer release.
     pub async fn down(
         &self,
         connection: &DatabaseConnection,
@@ -170,10 +176,10 @@ impl Migrator {
         self.end(session, outcome).await
     }
 
-    /// The migrations that [`Migrator::down`] would undo.
+    /// Returns the migrations that [`Migrator::down`] would revert, the last first. Makes no changes.
     ///
     /// # Errors
-    /// The database can't be asked.
+    /// The database can't be read.
     pub async fn plan_down(
         &self,
         connection: &impl ConnectionTrait,
@@ -190,10 +196,10 @@ impl Migrator {
             .collect())
     }
 
-    /// Whether the database has keys, which [`Migrator::down`] could delete.
+    /// Returns whether the database has keys, which [`Migrator::down`] could delete.
     ///
     /// # Errors
-    /// The database can't be asked.
+    /// The database can't be read.
     pub async fn has_keys(&self, connection: &impl ConnectionTrait) -> Result<bool, DbErr> {
         let applied = self.applied(connection).await?;
         if !all(&self.names).iter().any(|migration| applied.contains(&name_of(migration))) {
@@ -208,7 +214,7 @@ impl Migrator {
         C: ConnectionTrait,
         &'c C: sea_orm_migration::IntoSchemaManagerConnection<'c>,
     {
-        // Another process may have done the work meanwhile.
+        // Another process may have migrated meanwhile.
         let state = self.state(connection).await?;
         if state.pending.is_empty() {
             return Ok(Vec::new());
@@ -247,14 +253,15 @@ impl Migrator {
                 Ok(done)
             }
             Err(error) => {
-                // The first failure is the one to tell.
+                // The first failure is reported; a failed rollback adds nothing to it.
                 let _ = session.abandon(&self.names).await;
                 Err(error)
             }
         }
     }
 
-    /// Two processes that make a schema at once can collide, even with `IF NOT EXISTS`: the loser looks again.
+    /// Creates the schema. Concurrent creations can fail even with `IF NOT EXISTS`, so a failure is ignored
+    /// if the schema exists afterwards.
     async fn make_schema(&self, connection: &DatabaseConnection, schema: &str) -> Result<(), DbErr> {
         let made = connection.execute_unprepared(&create_schema(schema)).await;
         if made.is_err() && has_schema(connection, schema).await? {
@@ -263,7 +270,7 @@ impl Migrator {
         made.map(drop)
     }
 
-    /// The names in the history; none if there is no history yet.
+    /// Returns the names in the history. Empty if the history does not exist yet.
     async fn applied(&self, connection: &impl ConnectionTrait) -> Result<Vec<String>, DbErr> {
         if !self.has_history(connection).await? {
             return Ok(Vec::new());

@@ -1,19 +1,19 @@
-//! What the tables are called.
+//! The names of the tables.
 
 use std::fmt;
 
-/// The longest prefix: with it, every name fits into the 63 bytes of PostgreSQL.
+/// Maximum length of a prefix. With it, every name fits in PostgreSQL's 63 bytes.
 const MAX_PREFIX: usize = 24;
 
-/// The names of Keyvouch's tables. They have a common prefix, so that several Keyvouch installations, or Keyvouch and
-/// another program, can share a database.
+/// The names of Keyvouch's tables. They have a common prefix, so that several installations of Keyvouch, or
+/// Keyvouch and another program, can share a database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Names {
     prefix: String,
     history: String,
 }
 
-/// A name that can't be one of a table.
+/// The name is not a valid prefix, schema or table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InvalidName;
 
@@ -32,10 +32,12 @@ impl Default for Names {
 }
 
 impl Names {
-    /// Tables whose names begin with `prefix`; the history of their migrations is in `<prefix>seaql_migrations`.
+    /// Returns the names of tables that begin with `prefix`. The history of their migrations is in
+    /// `<prefix>seaql_migrations`. An empty prefix is allowed.
     ///
     /// # Errors
-    /// The prefix is longer than 24 characters, or has others than `a-z`, `0-9` and `_`, or begins with a digit.
+    /// The prefix is longer than 24 characters, has characters other than `a-z`, `0-9` and `_`, or begins
+    /// with a digit.
     pub fn prefixed(prefix: &str) -> Result<Self, InvalidName> {
         if prefix.is_empty() {
             return Ok(Self::default());
@@ -44,71 +46,71 @@ impl Names {
         Ok(Self { prefix: prefix.to_owned(), history: format!("{prefix}seaql_migrations") })
     }
 
-    /// The same, with the history of migrations in `table`.
+    /// Sets `table` as the table of the migrations' history.
     ///
     /// # Errors
-    /// `table` breaks the rules of a prefix.
+    /// `table` violates the rules of a prefix: see [`Names::prefixed`]. It must not be empty.
     pub fn with_history(self, table: &str) -> Result<Self, InvalidName> {
         check(table)?;
         Ok(Self { history: table.to_owned(), ..self })
     }
 
-    /// The table of keys.
+    /// Returns the name of the table of keys.
     #[must_use]
     pub fn api_key(&self) -> String {
         self.named("api_key")
     }
 
-    /// The table of their last uses.
+    /// Returns the name of the table of keys' last uses.
     #[must_use]
     pub fn api_key_usage(&self) -> String {
         self.named("api_key_usage")
     }
 
-    /// The table of their changes.
+    /// Returns the name of the table of events.
     #[must_use]
     pub fn key_event(&self) -> String {
         self.named("key_event")
     }
 
-    /// The table with the last revision.
+    /// Returns the name of the table with the last revision.
     #[must_use]
     pub fn revision_head(&self) -> String {
         self.named("revision_head")
     }
 
-    /// The table with the identity of this installation.
+    /// Returns the name of the table with the identity of this installation.
     #[must_use]
     pub fn store_identity(&self) -> String {
         self.named("store_identity")
     }
 
-    /// The table with the hashes of keys that were revoked and deleted.
+    /// Returns the name of the table with the hashes of keys that were revoked and deleted.
     #[must_use]
     pub fn revoked_hash(&self) -> String {
         self.named("revoked_hash")
     }
 
-    /// The table with the keys that requests made.
+    /// Returns the name of the table with the keys that requests created.
     #[must_use]
     pub fn key_request(&self) -> String {
         self.named("key_request")
     }
 
-    /// The table with the names of the migrations that were applied.
+    /// Returns the name of the table with the applied migrations.
     #[must_use]
     pub fn history(&self) -> &str {
         &self.history
     }
 
-    /// `name` with the prefix in front, as indexes have it too.
+    /// Returns `name` with the prefix. Indexes have it, too.
     #[must_use]
     pub(crate) fn named(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
 }
 
-/// A schema, a prefix or a table that can be quoted without a thought.
+/// Checks a schema, a prefix or a table. Valid names need no escaping when they are quoted.
 pub(crate) fn check(name: &str) -> Result<(), InvalidName> {
     let is_first = |byte: u8| byte.is_ascii_lowercase() || byte == b'_';
     let is_next = |byte: u8| is_first(byte) || byte.is_ascii_digit();

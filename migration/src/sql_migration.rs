@@ -1,30 +1,31 @@
-//! A migration that is a list of statements, so that it can be shown before it is run.
+//! Migrations as lists of statements, so that they can be printed before they are run.
 
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::sea_orm::DbBackend;
 
 use crate::Names;
 
-/// What one migration consists of. On MySQL, where each statement of a schema is a transaction of its own, all of them
-/// can be repeated: a migration that was cut off half-way is run again from its beginning.
+/// The statements of a migration. On MySQL, each schema statement is a transaction of its own. All statements
+/// have to be idempotent there, because an interrupted migration is run again from its beginning.
 pub(crate) trait Statements {
-    /// Its place in the order and its name. A name with [`BREAKING`] in it says that older releases can't work with the
-    /// schema any more.
+    /// The name of the migration, which determines its position in the order. A name that contains
+    /// [`BREAKING`] marks a schema that is incompatible with older releases.
     const NAME: &'static str;
 
-    /// Brings the schema forward.
+    /// Returns the statements that apply the migration.
     fn up(names: &Names, backend: DbBackend) -> Vec<String>;
 
-    /// Takes that back.
+    /// Returns the statements that revert the migration.
     fn down(names: &Names, backend: DbBackend) -> Vec<String>;
 }
 
-/// What the name of a migration holds that releases before it can't live with: the contract step of expand and contract.
+/// The part of a migration's name that marks it as incompatible with earlier releases: the contract step of
+/// expand and contract.
 pub(crate) const BREAKING: &str = "keyvouch_contract";
 
 type Build = fn(&Names, DbBackend) -> Vec<String>;
 
-/// [`Statements`] for tables with certain names.
+/// The [`Statements`] of a migration for tables with certain names.
 pub(crate) struct SqlMigration {
     name: &'static str,
     names: Names,

@@ -1,10 +1,10 @@
-//! The program `keyvouch-migration`, as its users run it.
+//! Tests of the program `keyvouch-migration` through its command line.
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use std::process::Command;
 
-/// The exit status, and what was printed.
+/// Runs the program and returns its exit status and its output.
 fn run(url: &str, arguments: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_keyvouch-migration"));
     let done = command.env("DATABASE_URL", url).args(arguments).output().unwrap();
