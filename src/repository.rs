@@ -178,7 +178,7 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
     /// two steps is lost with the key.
     ///
     /// # Errors
-    /// Those of [`delete`](Self::delete), and [`ErrorKind::Conflict`] if the stored revision is not
+    /// The errors of [`delete`](Self::delete), and [`ErrorKind::Conflict`] if the stored revision is not
     /// `expected`.
     async fn delete_unchanged(
         &self,
@@ -213,7 +213,7 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
     /// backends make one atomic change.
     ///
     /// # Errors
-    /// Those of [`create`](Self::create) and [`update`](Self::update). Neither record is stored then.
+    /// The errors of [`create`](Self::create) and [`update`](Self::update). Neither record is stored then.
     async fn rotate(&self, rotation: Rotation, context: &ChangeContext) -> Result<Rotation> {
         provided::rotate(self, rotation, context).await
     }

@@ -134,7 +134,7 @@ impl KeyRepository for CachedRepository {
     async fn get_many_by_hash(&self, hashes: &[KeyHash]) -> Result<Vec<Result<Option<ApiKey>>>> {
         let found = hashes.iter().map(|hash| self.get_by_hash(hash));
         let found = futures_util::future::join_all(found).await;
-        // The error of one record affects that record alone; any other error affects all.
+        // An error of one record affects only that record. Any other error affects all.
         let outage =
             found.iter().find_map(|it| it.as_ref().err().filter(|it| it.kind() != ErrorKind::Corrupt));
         match outage {
@@ -144,7 +144,7 @@ impl KeyRepository for CachedRepository {
     }
 
     fn supports_batching(&self) -> bool {
-        // The loader makes the batches.
+        // The loader already makes batches.
         false
     }
 

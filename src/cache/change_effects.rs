@@ -52,7 +52,7 @@ impl Effect {
     }
 }
 
-/// The keys that a change is about.
+/// The keys of a change.
 pub(super) enum Target {
     /// The key with this id, whose hash has to be looked up.
     Id(KeyId),
@@ -79,7 +79,7 @@ impl Target {
     /// Reads the keys of a change.
     ///
     /// # Errors
-    /// Fails with the errors of the backend; the change is not attempted then.
+    /// The errors of the backend. The change must not be attempted then.
     pub(super) async fn look_up(self, keys: &dyn KeyRepository) -> Result<KnownKeys> {
         let id = match self {
             Self::Hashes(hashes) => return Ok(KnownKeys { hashes: Some(hashes), last_change: None }),

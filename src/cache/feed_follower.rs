@@ -97,13 +97,12 @@ enum Empties {
 }
 
 impl FeedHandle {
-    /// Requests a poll that is sent after this call, and waits until it has completed.
-    ///
-    /// If this future is dropped, the poll still completes.
+    /// Requests a poll that is sent after this call, and waits until it has completed. Dropping this future
+    /// does not cancel a poll that was requested.
     ///
     /// # Errors
     /// The errors of the backend, [`ErrorKind::Timeout`] after twice the deadline of a poll, or
-    /// [`ErrorKind::Unavailable`] if the follower was dropped.
+    /// [`ErrorKind::Unavailable`] if the feed is not followed any more.
     pub async fn poll(&self) -> Result<()> {
         let gone =
             || RepositoryError::new(ErrorKind::Unavailable, "the change feed is not followed any more");

@@ -12,11 +12,11 @@ use super::protocol::{Cause, Kind, Part, Rewound, through};
 use crate::domain::{ApiKey, ChangeId, ChangeKind, KeyEvent, KeyHash, Moment, Revision, Stopwatch};
 use crate::repository::{FeedPosition, RecentChanges, UnreadableEvent, part_of};
 
-/// Total number of fences per cause. A fence takes about 170 bytes.
+/// Maximum total number of fences per cause. A fence takes about 170 bytes.
 const FENCES: usize = 16_384;
-/// Total number of applied changes that are remembered, so that entries of other replicas can be compared
-/// with them. Each takes 16 bytes. An entry in the Redis cache that is older than these changes is loaded
-/// anew.
+/// Maximum total number of applied changes that are remembered, so that entries of other replicas can be
+/// compared with them. Each takes 16 bytes. An entry in the Redis cache that is older than these changes is
+/// loaded again.
 const APPLIED: usize = 65_536;
 
 /// The state that the rules of [`protocol`](super::protocol) need, shared by all threads and all caches of a
@@ -323,7 +323,7 @@ impl Knowledge {
     /// Applies an event that can't be read. The caller has to clear the caches afterwards.
     ///
     /// # Errors
-    /// Those of [`apply`](Self::apply).
+    /// The errors of [`apply`](Self::apply).
     pub(super) fn apply_unreadable(&self, event: &UnreadableEvent) -> Result<(), Rewound> {
         match self.parts.get(usize::from(event.part)) {
             Some(cell) => cell.change(|part| part.apply_unreadable(event.revision)),

@@ -1,7 +1,7 @@
 //! Loads keys that are not in the cache of this process.
 //!
 //! ```text
-//! find ─→ peek ─→ join or begin the flight of the key ─→ batch ─→ one task: caches, then the backend ─→ all who wait
+//! find ─→ peek ─→ join or begin the flight of the key ─→ batch ─→ one task: caches, then the backend ─→ all waiting calls
 //! ```
 //!
 //! All calls that wait for one key share one *flight*. Flights that begin in the same turn of a thread's
@@ -86,7 +86,10 @@ impl Loader {
         }
     }
 
-    /// Returns a flight that began late enough for `demand`: one in progress, or a new one.
+    /// Returns a flight that began late enough for `demand`, either one in progress or a new one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Overloaded`] if too many calls wait for the key, or too many loads are in flight.
     fn flight(&self, hash: &KeyHash, demand: &Demand) -> Result<Flight> {
         let mut flights = self.flights.lock();
         if let Some(flight) = flights.join(hash, demand)? {

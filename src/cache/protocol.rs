@@ -204,7 +204,7 @@ impl<K: Ord + Clone> Part<K> {
     /// Applies an event that can't be read. Any key may have changed, so it raises the watermark.
     ///
     /// # Errors
-    /// Those of [`apply`](Self::apply).
+    /// The errors of [`apply`](Self::apply).
     pub fn apply_unreadable(&mut self, revision: Revision) -> Result<(), Rewound> {
         let event = ChangeId::of_revision(revision);
         self.meet(event)?;

@@ -1,7 +1,7 @@
 //! The cache in Redis, which replicas share.
 //!
 //! ```text
-//! <prefix><identity>:epoch              which history of the store the entries are from
+//! <prefix><identity>:epoch              the epoch of the backend that the entries belong to
 //! <prefix><identity>:<epoch>:<hash>     the entry: format, revision and nonce of `through`, revision, record as JSON
 //! ```
 //!
@@ -9,7 +9,7 @@
 //! other's entries.
 //!
 //! The cache needs no order among writers. Each reader checks an entry against its own fences and applied
-//! changes, so losing, flushing or late filling is harmless. Only records are stored here; with negative
+//! changes, so losing, flushing or late filling is harmless. Only records are stored here. With negative
 //! entries, a flood of random keys could fill the server.
 
 use std::fmt;

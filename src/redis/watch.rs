@@ -36,7 +36,7 @@ const RESTART_DELAY: Duration = Duration::from_millis(500);
 pub(crate) struct Watch(#[expect(dead_code, reason = "aborts the tasks when dropped")] JoinSet<()>);
 
 impl Watch {
-    /// Supervises `clients` of the same servers, and their tasks. `timeout` is the deadline of their commands.
+    /// Supervises `clients` of the same servers, and their tasks. `timeout` is the timeout of their commands.
     pub(crate) fn start(clients: Vec<(Client, ConnectHandle)>, timeout: Duration) -> Self {
         let mut tasks = JoinSet::new();
         let all: Vec<_> = clients.iter().map(|(client, _)| client.clone()).collect();
@@ -61,7 +61,7 @@ impl Watch {
     }
 }
 
-/// Returns the deadline of a ping, given that of commands.
+/// Returns the timeout of a ping, given the timeout of commands.
 pub(super) fn patience(timeout: Duration) -> Duration {
     (timeout / 4).max(Duration::from_millis(100))
 }

@@ -23,7 +23,8 @@ use crate::domain::{KeyId, Timestamp};
 /// which changes are made.
 #[async_trait]
 pub trait ChangeFeed: Send + Sync + Debug {
-    /// Returns the number of partitions, which never changes. The partition of a key is the first byte of its hash modulo this number.
+    /// Returns the number of partitions, which never changes. The partition of a key is the first byte of its
+    /// hash modulo this number.
     ///
     /// The default implementation returns 1.
     fn partitions(&self) -> u8 {
@@ -58,8 +59,7 @@ pub trait ChangeFeed: Send + Sync + Debug {
 #[async_trait]
 pub trait AuditTrail: Send + Sync + Debug {
     /// Returns at most `request.limit` of the events that `request` selects, newest first, beginning after
-    /// the event `request.after`. Events outlive their keys. A page with fewer events than the limit is the
-    /// last.
+    /// the event `request.after`. Events outlive their keys.
     async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<ListedEvent>>;
 
     /// Deletes events from before `before` and returns their number. It never deletes the newest event of a

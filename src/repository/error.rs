@@ -90,7 +90,8 @@ impl RepositoryError {
         Self { is_unapplied: true, ..self }
     }
 
-    /// Returns whether the change was certainly not made.
+    /// Returns whether the change was certainly not made. False means that the outcome is unknown or that the
+    /// change is not declared [`unapplied`](Self::unapplied).
     #[must_use]
     pub fn is_unapplied(&self) -> bool {
         self.is_unapplied

@@ -94,7 +94,7 @@ impl SqlRepository {
     /// Its folder has to exist.
     ///
     /// # Errors
-    /// Those of [`SqlRepository::open`].
+    /// The errors of [`SqlRepository::open`].
     pub async fn open_sqlite(path: &Path, options: SqlOptions) -> Result<Self> {
         let file = sqlite::DatabaseFile::create(path.to_owned())?;
         Self::open_place(Place::Sqlite(Arc::new(file)), options).await

@@ -1,20 +1,20 @@
 //! The names of Redis keys, and how they map to hash slots.
 //!
 //! All data of one key is in one hash slot, by a tag in braces, which is the number of the shard. The shard
-//! is determined by the first byte of the key's hash, which is also the last byte of its id. So both lead to
-//! it.
+//! is determined by the first byte of the key's hash, which is also the last byte of its id. The hash and the
+//! id therefore both lead to it.
 //!
 //! ```text
 //! <prefix>{07}:key:<hash in hex>    the record: its revision, a space, and a StoredKey as JSON
-//! <prefix>{07}:id:<id>              the hash in hex, and how the indexes call the key: what a deletion has to know
+//! <prefix>{07}:id:<id>              the hash in hex, and the key's member in the indexes, which a deletion needs
 //! <prefix>{07}:owner:<owner>        sorted set of that owner's keys in this shard, by creation
 //! <prefix>{07}:all                  sorted set of all keys in this shard, by creation
 //! <prefix>{07}:usage                hash: id → last use in microseconds
-//! <prefix>{07}:head                 hash: `revision`, the last one; `events`, how many there were ever
+//! <prefix>{07}:head                 hash: `revision`, the last one; `events`, the number of all events ever made
 //! <prefix>{07}:events               stream of the changes, each under its revision
-//! <prefix>{07}:revoked:<hash>       the key with this hash was revoked, and deleted with the revision that is here
-//! <prefix>{07}:request:<digest>     the id of the key that a request made; expires
-//! <prefix>identity                  what tells this installation from another one
+//! <prefix>{07}:revoked:<hash>       the key with this hash was revoked, and deleted with the revision stored here
+//! <prefix>{07}:request:<digest>     the id of the key that a request created; expires
+//! <prefix>identity                  the identity of this installation
 //! ```
 
 use data_encoding::HEXLOWER;

@@ -1,4 +1,4 @@
-//! An event as it is stored in a stream.
+//! A stored event of a stream.
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;

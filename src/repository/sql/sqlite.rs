@@ -1,4 +1,4 @@
-//! Opening a SQLite file.
+//! The file of a SQLite database, and connections to it.
 
 use std::fmt;
 use std::fs::{self, Metadata, OpenOptions};
