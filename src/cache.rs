@@ -134,7 +134,7 @@ impl Demand {
 /// Looks up entries, in a backend or in caches in front of one. `Display` shows the stack.
 #[async_trait]
 pub trait KeySource: Send + Sync + Debug + Display {
-    /// Returns an entry that is available without waiting. It may be served: it meets the fences and
+    /// Returns an entry that is available without waiting. It may be served, because it meets the fences and
     /// `demand`. `None` means that [`find`](Self::find) has to be called.
     ///
     /// The default implementation returns `None`.
@@ -151,7 +151,7 @@ pub trait KeySource: Send + Sync + Debug + Display {
     async fn find(&self, hash: &KeyHash, demand: &Demand) -> Result<Found>;
 }
 
-/// Stores entries. A cache makes no decisions, and it never fails: a broken cache, or one that has evicted an
+/// Stores entries. A cache makes no decisions, and it never fails. A broken cache, or one that has evicted an
 /// entry, has a miss. `Display` shows the kind of cache, without any credential.
 ///
 /// The suite `conformance::cache` (feature `conformance`) tests each rule of this contract.

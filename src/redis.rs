@@ -95,7 +95,7 @@ fn parse(url: &str, files: &RedisFiles) -> Result<Config> {
 const MAX_ATTEMPTS: u32 = 4;
 
 /// Returns a client that reconnects by itself. Its commands time out after `timeout`. A command that a
-/// cluster redirects fails with "Too many redirections."; the client has the new topology then, and the
+/// cluster redirects fails with "Too many redirections." The client then has the new topology, and the
 /// command can be sent again.
 ///
 /// fred 10.1.0 must not follow redirections itself: after `ASK` it reads the next response on the connection
@@ -143,7 +143,7 @@ fn reconnects() -> ReconnectPolicy {
 }
 
 /// Returns a stream that yields after messages in `channel`, and after reconnections, during which messages
-/// may have been lost. A message is only a hint that there are changes to read: it may come twice or never.
+/// may have been lost. A message is only a hint that there are changes to read. It may come twice or never.
 pub(crate) fn wakes(config: &Config, timeout: Duration, channel: String) -> BoxStream<'static, ()> {
     let subscriber = Builder::from_config(config.clone())
         .with_connection_config(|connection: &mut ConnectionConfig| {
@@ -167,7 +167,7 @@ async fn listen(subscriber: SubscriberClient, timeout: Duration, channel: String
     let (mut messages, mut reconnects) = (subscriber.message_rx(), subscriber.reconnect_rx());
     let connected = subscriber.connect();
     let _watch = Watch::of_listener(subscriber.clone(), connected, timeout);
-    // fred's own task for this ends unnoticed when it falls behind.
+    // fred's own task for this ends silently when it falls behind.
     let subscribe = async || {
         while subscriber.subscribe(channel.clone()).await.is_err() {
             tokio::time::sleep(Duration::from_millis(RECONNECT_MILLIS.1.into())).await;

@@ -18,7 +18,7 @@
 //! 3. **Order the changes.** Every change is assigned a [`Revision`] larger than all earlier ones of its
 //!    hash, even after the key was deleted. The example stores the last one in a file. Every read that begins
 //!    after a change was acknowledged has to see the change. So make the change durable before it is
-//!    acknowledged; the example syncs a file and renames it.
+//!    acknowledged. The example syncs a file and renames it.
 //! 4. **Report failures as failures.** `Ok(None)` means that the key does not exist. If the lookup was not
 //!    possible, return an `Err`. Callers act on its kind. Its cause is logged, so it must not contain a key,
 //!    a hash or a password.
@@ -189,7 +189,7 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
         provided::delete_unchanged(self, id, expected, context).await
     }
 
-    /// Streams the owner's keys that `filter` selects, newest first; keys created at the same time are in
+    /// Streams the owner's keys that `filter` selects, newest first. Keys created at the same time are in
     /// descending order of their ids. The stream is empty for an unknown owner. Owners are compared byte by
     /// byte. Keys that are created or deleted while the stream is read may be missed, but no others.
     fn list_by_owner(&self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream;

@@ -253,7 +253,7 @@ impl Migrator {
                 Ok(done)
             }
             Err(error) => {
-                // The first failure is reported; a failed rollback adds nothing to it.
+                // Only the first failure is reported, because a failed rollback adds nothing to it.
                 let _ = session.abandon(&self.names).await;
                 Err(error)
             }

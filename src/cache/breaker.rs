@@ -102,7 +102,7 @@ impl Breaker {
         State::Open { until: self.stopwatch.moment().after(length), pause }
     }
 
-    // A poisoned lock is usable: changes of the state can't panic halfway.
+    // A poisoned lock is usable, because changes of the state can't panic halfway.
     fn lock(&self, part: usize) -> MutexGuard<'_, State> {
         self.parts[part].lock().unwrap_or_else(PoisonError::into_inner)
     }

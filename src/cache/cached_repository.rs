@@ -30,8 +30,8 @@ use crate::repository::{
 ///
 /// All calls run on the runtime of the backend's connections, since they come from the single-threaded
 /// runtimes that serve clients. A call that was begun completes even if its caller goes away. So a client
-/// that disconnects can't leave a change half done: committed, but not in effect in the caches of this
-/// replica.
+/// that disconnects can't leave a change half done, that is, committed but not in effect in the caches of
+/// this replica.
 #[derive(Clone, Debug)]
 pub struct CachedRepository {
     backend: Backend,
@@ -222,8 +222,8 @@ impl KeyRepository for CachedRepository {
     async fn revoke(&self, id: KeyId, reason: RevokeReason, context: &ChangeContext) -> Result<ApiKey> {
         let context = context.clone();
         let revoke = move |backend: Backend| async move { backend.revoke(id, reason, &context).await };
-        // A repeated revocation raises the fence, too: this replica may not have read the first one from the
-        // feed yet.
+        // A repeated revocation raises the fence, too, because this replica may not have read the first one
+        // from the feed yet.
         let revoked = |key: &ApiKey, known: &KnownKeys| vec![Effect::revoked(key, known)];
         self.change(Target::Id(id), revoke, revoked).await
     }

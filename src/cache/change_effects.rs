@@ -87,7 +87,8 @@ impl Target {
         };
         let key = match keys.get(id).await {
             Ok(key) => key,
-            // Unreadable records can be revoked and deleted, and an exhausted pool of readers does not affect the writers.
+            // Unreadable records can be revoked and deleted, and an exhausted pool of readers does not affect
+            // the writers.
             Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Overloaded) => None,
             Err(error) => return Err(error),
         };

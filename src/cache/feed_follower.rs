@@ -33,7 +33,7 @@ pub struct FeedOptions {
     pub deadline: Duration,
 }
 
-/// Polls the feed, raises fences, and evicts the entries behind them. Only the events decide; wake-ups merely
+/// Polls the feed, raises fences, and evicts the entries behind them. Only the events decide. Wake-ups merely
 /// reduce the delay.
 #[derive(Debug)]
 pub struct FeedFollower {
@@ -222,7 +222,7 @@ impl FeedFollower {
                 }
                 self.log(&outcome);
                 for answer in waiting.drain(..) {
-                    // The requester may have gone away.
+                    // The requesting call may have been cancelled.
                     let _ = answer.send(outcome.clone());
                 }
                 tokio::select! {
@@ -286,7 +286,7 @@ impl FeedFollower {
             let as_of = if is_known { Some(sent.at) } else { known };
             if !changes.events.is_empty() {
                 let update = Arc::new((changes.events, changes.position.clone()));
-                // Sending fails only if nobody watches.
+                // Sending fails only if there are no receivers.
                 let _ = self.updates.send(FeedUpdate::Changes(update));
             }
             self.seen.send_replace(Seen { position: changes.position, as_of });

@@ -136,7 +136,7 @@ impl Knowledge {
     /// the feed was read.
     ///
     /// A load that begins after a fence was raised reflects the fence's change, whether or not the feed has
-    /// delivered it yet: fences are raised after their change was committed.
+    /// delivered it yet, because fences are raised after their change was committed.
     #[must_use]
     pub fn note(&self, hash: &KeyHash) -> Option<Noted> {
         let history = self.history.load(Ordering::SeqCst);
@@ -222,7 +222,7 @@ impl Knowledge {
     /// there is no such moment.
     ///
     /// An entry that reflects changes that no poll has delivered yet counts from its own load alone, because
-    /// those changes may be lost. A negative entry counts from its own load, too: it has no change that could
+    /// those changes may be lost. A negative entry counts from its own load, too. It has no change that could
     /// be compared, and may reflect a deletion that is lost.
     #[must_use]
     pub(super) fn as_of(&self, hash: &KeyHash, entry: &Entry, confirmed: Option<Moment>) -> Option<Moment> {
@@ -307,8 +307,8 @@ impl Knowledge {
     /// The event belongs to another epoch (rule 10).
     pub(crate) fn apply(&self, event: &KeyEvent) -> Result<(), Rewound> {
         let cause = match event.kind {
-            // Reviving a revoked hash is more than a creation: not only negative entries may be cached for
-            // it.
+            // Reviving a revoked hash is more than a creation, because not only negative entries may be
+            // cached for it.
             ChangeKind::Created if event.changed_fields.is_empty() => Cause::Creation,
             ChangeKind::Created
             | ChangeKind::Updated
@@ -432,7 +432,7 @@ impl Cell {
     }
 }
 
-// A poisoned lock is usable: changes of a partition can't panic halfway.
+// A poisoned lock is usable, because changes of a partition can't panic halfway.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -178,7 +178,8 @@ impl Tiers {
             let mut found = found.into_iter();
             loads.retain_mut(|load| match found.next().flatten() {
                 Some(found) => {
-                    // Land it now: the backend, which the rest of the batch waits for, must not delay it.
+                    // Land it now, so that the backend, which the rest of the batch waits for, does not delay
+                    // it.
                     load.land_early(Ok(found));
                     false
                 }

@@ -12,12 +12,12 @@
 //! - The **watermark** (`dropped`) is the smallest applied revision that may be served for any key. When a
 //!   fence has to be evicted, the watermark is raised to it. The **floor** of a key is the larger of its
 //!   fence and the watermark.
-//! - The **largest change seen** is the latest change of which this replica has learned in any way: by its
+//! - The **largest change seen** is the latest change that reached this replica in any way, whether by its
 //!   own changes, by loaded records or by events.
 //!
 //! An entry is a record or a negative entry. An event of a *creation* can only make negative entries stale,
 //! because an existing key has to be deleted first, which is an event of its own. So creations have fences of
-//! their own, and an import of a million keys does not evict cached records. This depends on the feed: a
+//! their own, and an import of a million keys does not evict cached records. This depends on the feed. A
 //! replica that creates a key may not have read the event of its deletion yet, so its own creations are
 //! treated as changes.
 //!
@@ -56,7 +56,7 @@ pub enum Cause {
     Change,
 }
 
-/// History was rewound: the backend lost changes that were seen, so its epoch is not the one that this
+/// History was rewound. The backend lost changes that were seen, so its epoch is not the one that this
 /// replica follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rewound;
@@ -340,7 +340,7 @@ impl<K: Ord + Clone> Fences<K> {
             self.oldest_first.remove(&(former, key.clone()));
         }
         self.oldest_first.insert((change, key));
-        // Evict the oldest fence, and raise the watermark to it: it is then the minimum for all keys.
+        // Evict the oldest fence, and raise the watermark to it. It is then the minimum for all keys.
         while self.by_key.len() > self.capacity
             && let Some((oldest, key)) = self.oldest_first.pop_first()
         {

@@ -44,7 +44,7 @@ impl ChangeId {
             && other.nonce != Self::UNKNOWN_NONCE
     }
 
-    /// Returns the later of the two changes; `self` if they have the same revision.
+    /// Returns the later of the two changes, or `self` if they have the same revision.
     #[must_use]
     pub fn later(self, other: Self) -> Self {
         if other.revision > self.revision { other } else { self }

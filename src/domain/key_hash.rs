@@ -8,7 +8,8 @@ use subtle::ConstantTimeEq as _;
 
 /// SHA-256 of a whole key string. A key has 256 random bits, so neither a salt nor a slow hash is needed.
 ///
-/// `Debug` hides it: for an attacker who can change what the backend returns, the hash is as good as the key.
+/// `Debug` hides it, because for an attacker who can change what the backend returns, the hash is as good as
+/// the key.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyHash([u8; Self::BYTES]);
 

@@ -46,7 +46,7 @@ pub enum RotationRefused {
 
 impl Rotation {
     /// Plans the rotation of `old` at `now`. The successor has the identity `identity`, and all other
-    /// attributes of `old`. It expires at `expires_at`; if that is `None`, it gets the same lifetime as
+    /// attributes of `old`. It expires at `expires_at`. If that is `None`, it gets the same lifetime as
     /// `old`. If `overlap` is zero, the old key is revoked. Otherwise it expires after `overlap` at the
     /// latest.
     ///
@@ -59,7 +59,7 @@ impl Rotation {
         expires_at: Option<Timestamp>,
         now: Timestamp,
     ) -> Result<Self, RotationRefused> {
-        // This check comes first: a rotation without an overlap also revokes the old key, and advice to
+        // This check comes first, because a rotation without an overlap also revokes the old key. Advice to
         // create a new key would be wrong then.
         if let Some(successor) = old.replaced_by {
             return Err(RotationRefused::Replaced(successor));

@@ -75,8 +75,8 @@ impl ScopeSet {
     /// each time.
     ///
     /// # Errors
-    /// There are too many scopes; the error names `field`. Or a scope is invalid; the error names its index
-    /// in `field`, for example `scopes[2]`.
+    /// There are too many scopes, or a scope is invalid. The error names `field`, or the index of the invalid
+    /// scope in it, for example `scopes[2]`.
     pub fn parse<T: Into<String>>(
         field: &str,
         tokens: impl IntoIterator<Item = T>,

@@ -85,7 +85,7 @@ fn divide_by_62(number: &mut [u8]) -> u8 {
     let mut remainder: u16 = 0;
     for byte in number {
         let dividend = remainder << 8 | u16::from(*byte);
-        // Both results fit: the dividend is below 62 * 256.
+        // Both results fit, because the dividend is below 62 * 256.
         *byte = (dividend / 62).to_le_bytes()[0];
         remainder = dividend % 62;
     }

@@ -1,15 +1,15 @@
 //! Supervision of Redis clients beyond what fred does.
 //!
-//! - *Servers that hang, and hosts that vanish.* fred treats a connection as dead only if nothing was written to it for a while,
-//!   and connections in use are written to all the time. So each server is pinged once per second, which also keeps idle
-//!   connections open in load balancers. After two pings without an answer the client reconnects; Sentinel, or DNS, may lead it
-//!   to another server.
+//! - *Servers that hang, and hosts that vanish.* fred treats a connection as dead only if nothing was written
+//!   to it for a while, and connections in use are written to all the time. So each server is pinged once per
+//!   second, which also keeps idle connections open in load balancers. After two pings without an answer the
+//!   client reconnects; Sentinel, or DNS, may lead it to another server.
 //! - *Clients whose task in fred ended with an error* are started again.
 //! - *Rejected credentials* are logged.
 //!
 //! In a cluster, a client that reconnects to a hanging node delays the commands to all other nodes
-//! ([fred.rs#363](https://github.com/aembke/fred.rs/issues/363)). So nodes are pinged, and if one does not answer, the cluster's
-//! topology is read again.
+//! ([fred.rs#363](https://github.com/aembke/fred.rs/issues/363)). So nodes are pinged, and if one does not
+//! answer, the cluster's topology is read again.
 
 use std::time::Duration;
 

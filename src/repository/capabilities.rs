@@ -19,7 +19,7 @@ use crate::domain::{KeyId, Timestamp};
 /// ends.
 ///
 /// Every change of a key is an event of the feed from the moment at which it is acknowledged. The feed has
-/// one or more partitions. Each has an order of its own: within a partition, revisions grow in the order in
+/// one or more partitions. Each has an order of its own. Within a partition, revisions grow in the order in
 /// which changes are made.
 #[async_trait]
 pub trait ChangeFeed: Send + Sync + Debug {
@@ -46,7 +46,7 @@ pub trait ChangeFeed: Send + Sync + Debug {
     async fn recent_changes(&self, limit: usize) -> Result<RecentChanges>;
 
     /// Returns a stream that yields after changes of any replica, so that followers need not wait for the
-    /// next poll. A wake-up is only a hint: it may come without a change, and may be lost. `None` means that
+    /// next poll. A wake-up is only a hint. It may come without a change, and may be lost. `None` means that
     /// the backend has no wake-ups, so followers depend on polls.
     ///
     /// The default implementation returns `None`.
@@ -67,7 +67,7 @@ pub trait AuditTrail: Send + Sync + Debug {
     async fn prune_events(&self, before: Timestamp) -> Result<u64>;
 }
 
-/// Stores the time of the last use of each key. It is not part of the record: recording a use changes no
+/// Stores the time of the last use of each key. It is not part of the record. Recording a use changes no
 /// revision and makes no event.
 #[async_trait]
 pub trait UsageStore: Send + Sync + Debug {

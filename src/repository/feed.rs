@@ -302,7 +302,7 @@ pub struct Changes {
     pub unreadable: Vec<UnreadableEvent>,
     /// The position after these events, from which to continue.
     pub position: FeedPosition,
-    /// The partitions that could not be read. No events are skipped: the next read continues at their
+    /// The partitions that could not be read. No events are skipped, because the next read continues at their
     /// previous cursors.
     pub unanswered: Vec<u8>,
 }

@@ -283,7 +283,7 @@ impl MemoryRepository {
         Self::default()
     }
 
-    // A poisoned lock is usable: changes of `State` can't panic halfway.
+    // A poisoned lock is usable, because changes of `State` can't panic halfway.
     fn read(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }

@@ -33,7 +33,7 @@ impl Stride {
         self.rows
     }
 
-    /// Adapts to the keys that were read, and removes the keys beyond the target; they are read again when
+    /// Adapts to the keys that were read, and removes the keys beyond the target, which are read again when
     /// they are needed. Keeps at least one key. Returns the approximate size of the remaining keys in bytes.
     pub(crate) fn fit(&mut self, keys: &mut Vec<ListedKey>) -> usize {
         let mut bytes = 0;

@@ -263,7 +263,8 @@ impl SqlRepository {
         })
     }
 
-    /// Begins a change, and retries on another connection if the first one was dead. Nothing of the change was sent by then.
+    /// Begins a change, and retries on another connection if the first one was dead. Nothing of the change
+    /// was sent by then.
     async fn begin(&self) -> Result<Change> {
         let begin = || {
             let (tables, entropy) = (Arc::clone(&self.tables), Arc::clone(&self.options.entropy));
@@ -399,7 +400,7 @@ impl KeyRepository for SqlRepository {
     async fn ping(&self) -> Result<()> {
         self.place.check()?;
         self.read(|pool| async move {
-            // Read the keys, too: row-level security can hide only them.
+            // Read the keys, too, because row-level security can hide only them.
             let any = query::any_key(&self.tables);
             pool.connection.query_one(&any).await.map_err(from_db)?;
             read_head(&pool.connection, &self.tables).await.map(drop)

@@ -46,7 +46,7 @@ pub(super) struct Load {
 }
 
 impl Flights {
-    // A poisoned lock is usable: changes of the map can't panic halfway.
+    // A poisoned lock is usable, because changes of the map can't panic halfway.
     pub(super) fn lock(&self) -> MutexGuard<'_, InProgress> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,9 +1,10 @@
 //! Batches of loads.
 //!
-//! A round trip to a backend costs more than a row, so under load many lookups share one. Each thread that serves clients has a
-//! queue of its own: a batch leaves the thread and comes back to it as a whole, which wakes two threads once, instead of once per
-//! lookup. No load waits for others to join it: while fewer than [`MAX_BATCHES`] batches of its thread are in flight, a load leaves
-//! with those that arrived in the same turn of its runtime, alone if need be.
+//! A round trip to a backend costs more than a row, so under load many lookups share one. Each thread that
+//! serves clients has its own queue. A batch leaves the thread and returns to it as a whole, which wakes two
+//! threads once, instead of once per lookup. No load waits for others to join it. While fewer than
+//! [`MAX_BATCHES`] batches of its thread are in flight, a load leaves with those that arrived in the same
+//! turn of its runtime, alone if need be.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -67,7 +68,7 @@ impl LoadQueue {
             self.schedule(&slot.queue);
             let tiers = Arc::clone(&self.tiers);
             let ran = self.handle.spawn(async move { tiers.run(batch).await }.in_current_span());
-            // A panic, which is logged, only fails the loads of this batch: they are dropped.
+            // A panic, which is logged, only fails the loads of this batch, which are dropped.
             for (load, outcome) in ran.await.unwrap_or_default() {
                 load.land(outcome);
             }
@@ -76,7 +77,7 @@ impl LoadQueue {
 }
 
 impl ThreadQueue {
-    /// Reserves a slot for another batch. Returns whether it did; the caller then has to schedule the batch.
+    /// Reserves a slot for another batch. Returns whether it did. The caller then has to schedule the batch.
     /// Returns false if no batch is needed or no slot is free.
     fn try_reserve_batch(&mut self) -> bool {
         let is_needed = !self.is_scheduled && !self.waiting.is_empty() && self.batches < MAX_BATCHES;
@@ -95,8 +96,8 @@ struct BatchSlot {
 }
 
 impl BatchSlot {
-    /// Takes the loads of the next batch. If none is waiting, frees the slot at once and returns `None`; the
-    /// next load schedules a batch.
+    /// Takes the loads of the next batch. If none is waiting, frees the slot at once and returns `None`. The
+    /// next load then schedules a batch.
     fn next(&mut self) -> Option<Vec<Load>> {
         let mut queue = lock(&self.queue);
         queue.is_scheduled = false;
@@ -132,7 +133,7 @@ impl Drop for BatchSlot {
     }
 }
 
-// A poisoned lock is usable: code that holds a queue can't panic.
+// A poisoned lock is usable, because code that holds a queue can't panic.
 fn lock(queue: &Mutex<ThreadQueue>) -> MutexGuard<'_, ThreadQueue> {
     queue.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -76,7 +76,7 @@ impl Connection {
     /// Connects to the server of `url`.
     ///
     /// # Errors
-    /// [`ErrorKind::Refused`] if the URL or a file can't be used; otherwise the classified error of the
+    /// [`ErrorKind::Refused`] if the URL or a file can't be used. Otherwise the classified error of the
     /// connection. Errors contain no part of the URL.
     pub(super) async fn open(url: &str, options: &RedisOptions) -> Result<Self> {
         let config = config(url, &options.files)?;

@@ -30,7 +30,8 @@ const NOT_RUN: [&str; 12] = [
 
 /// Prefixes of errors of a server or cluster that is unavailable at the moment.
 const UNAVAILABLE: [&str; 17] = [
-    // The first two are fred's own errors: it has no connection, or the cluster reports that it is not up.
+    // The first two are fred's own errors if it has no connection, or if the cluster reports that it is not
+    // up.
     "Failed to route command",
     "Invalid or missing cluster state",
     "Too many failed write attempts",
@@ -78,7 +79,8 @@ pub(super) fn is_read_only(error: &Error) -> bool {
     says(error, "READONLY")
 }
 
-/// Returns whether the command certainly was not run: it was not sent, or its slot is moving to another node.
+/// Returns whether the command certainly was not run, because it was not sent, or its slot is moving to
+/// another node.
 pub(super) fn was_not_run(error: &Error) -> bool {
     // fred's errors for a command without a connection, and for one that is not redirected.
     let was_not_sent =

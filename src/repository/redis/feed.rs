@@ -115,7 +115,7 @@ impl RedisRepository {
         {
             return Err(error);
         }
-        // Check the role last: a server that accepts changes now also did when the events were read.
+        // Check the role last, because a server that accepts changes now also did when the events were read.
         self.connection.check_role().await?;
         // This keeps the order within each shard. Across shards, it is approximately the order of time.
         items.sort_by_key(|(_, item)| item.change().revision);
@@ -200,7 +200,7 @@ impl RedisRepository {
                 }
                 _ => return Err(ErrorKind::PositionLost.into()),
             },
-            // Count after the events were read: events that are trimmed from now on are among them.
+            // Count after the events were read, because events that are trimmed from now on are among them.
             Mark::Start { missing } if self.missing(shard).await? == missing => {}
             Mark::Start { .. } => return Err(ErrorKind::PositionLost.into()),
         }

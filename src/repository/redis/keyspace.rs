@@ -6,11 +6,11 @@
 //!
 //! ```text
 //! <prefix>{07}:key:<hash in hex>    the record: its revision, a space, and a StoredKey as JSON
-//! <prefix>{07}:id:<id>              the hash in hex, and the key's member in the indexes, which a deletion needs
+//! <prefix>{07}:id:<id>              the key's member in the indexes, in hex, and its owner, as a deletion needs them
 //! <prefix>{07}:owner:<owner>        sorted set of that owner's keys in this shard, by creation
 //! <prefix>{07}:all                  sorted set of all keys in this shard, by creation
 //! <prefix>{07}:usage                hash: id → last use in microseconds
-//! <prefix>{07}:head                 hash: `revision`, the last one; `events`, the number of all events ever made
+//! <prefix>{07}:head                 hash: `revision`, the last one; `events`, the number of events ever made
 //! <prefix>{07}:events               stream of the changes, each under its revision
 //! <prefix>{07}:revoked:<hash>       the key with this hash was revoked, and deleted with the revision stored here
 //! <prefix>{07}:request:<digest>     the id of the key that a request created; expires

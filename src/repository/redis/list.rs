@@ -109,7 +109,7 @@ impl RedisRepository {
         part.is_exhausted = members.len() < count;
         for bytes in members {
             part.below = [b"(".as_slice(), &bytes].concat();
-            // Skip invalid members: they lead to no key.
+            // Skip invalid members, which lead to no key.
             part.read.extend(Member::parse(&bytes));
         }
         Ok(())

@@ -9,7 +9,7 @@ use crate::redis::RedisFiles;
 /// Options of a [`RedisRepository`](super::RedisRepository).
 #[derive(Clone, Debug)]
 pub struct RedisOptions {
-    /// Prefix of all names. Repositories with different prefixes can share a server; neither reads the
+    /// Prefix of all names. Repositories with different prefixes can share a server without reading each
     /// other's data.
     pub key_prefix: String,
     /// Timeout of a command, including the time to wait for a connection.

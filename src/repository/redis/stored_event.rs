@@ -44,7 +44,7 @@ impl StoredEvent {
     }
 
     pub(super) fn into_event(self, revision: Revision) -> Result<KeyEvent> {
-        // A newer release may write fields that this one does not support; they are skipped.
+        // A newer release may write fields that this one does not support. They are skipped.
         let fields = self.changed_fields.iter().filter_map(|field| ChangedField::parse(field));
         let event = KeyEvent {
             revision,

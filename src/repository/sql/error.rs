@@ -150,15 +150,15 @@ fn verdict_on_mysql(number: u16) -> Verdict {
         1020 | 1213 => (ErrorKind::Unavailable, Remedy::Retry),
         // ER_OPTION_PREVENTS_STATEMENT (--read-only), ER_READ_ONLY_MODE
         1290 | 1836 => (ErrorKind::Unavailable, Remedy::Reconnect),
-        // ER_LOCK_WAIT_TIMEOUT, ER_QUERY_INTERRUPTED, ER_STATEMENT_TIMEOUT (MariaDB), ER_QUERY_TIMEOUT and ER_LOCK_NOWAIT
-        // (MySQL)
+        // ER_LOCK_WAIT_TIMEOUT, ER_QUERY_INTERRUPTED, ER_STATEMENT_TIMEOUT (MariaDB), ER_QUERY_TIMEOUT and
+        // ER_LOCK_NOWAIT (MySQL)
         1205 | 1317 | 1969 | 3024 | 3572 => (ErrorKind::Timeout, Remedy::None),
         // ER_SERVER_SHUTDOWN, ER_FORCING_CLOSE, ER_NEW_ABORTING_CONNECTION, ER_CONNECTION_KILLED (MariaDB),
         // ER_CLIENT_INTERACTION_TIMEOUT (MySQL)
         1053 | 1080 | 1184 | 1927 | 4031 => (ErrorKind::Unavailable, Remedy::Distrust),
         // ER_CON_COUNT_ERROR, ER_DBACCESS_DENIED_ERROR, ER_ACCESS_DENIED_ERROR, ER_BAD_DB_ERROR,
-        // ER_TOO_MANY_USER_CONNECTIONS, ER_USER_LIMIT_REACHED; ER_DISK_FULL, ER_GET_ERRNO (of the storage engine),
-        // ER_OUTOFMEMORY, ER_RECORD_FILE_FULL
+        // ER_TOO_MANY_USER_CONNECTIONS, ER_USER_LIMIT_REACHED; ER_DISK_FULL, ER_GET_ERRNO (of the storage
+        // engine), ER_OUTOFMEMORY, ER_RECORD_FILE_FULL
         1040 | 1044 | 1045 | 1049 | 1203 | 1226 | 1021 | 1030 | 1037 | 1114 => {
             (ErrorKind::Unavailable, Remedy::None)
         }

@@ -37,8 +37,8 @@ async fn read(connection: &impl ConnectionTrait, select: &SelectStatement) -> Re
 
 /// Runs `read` on a server that accepts changes. A demoted primary would never return any further events.
 ///
-/// Returns `None` if the server rejects changes. This is checked last, on the same connection: a server that
-/// accepts changes now also did when `read` ran.
+/// Returns `None` if the server rejects changes. This is checked last, on the same connection, because a
+/// server that accepts changes now also did when `read` ran.
 pub(super) async fn of_the_primary<T>(
     connection: &DatabaseConnection,
     read: impl AsyncFnOnce(&DatabaseTransaction) -> Result<T>,
@@ -83,7 +83,7 @@ pub(super) async fn recent_changes(
     let newest = EventPageRequest { key_id: None, owner_id: None, after: None, limit };
     let mut events = read(connection, &query::event_page(tables, &newest)).await?;
     events.reverse();
-    // Read the head last: without any event, changes up to it are not in the feed.
+    // Read the head last. Without any event, changes up to it are not in the feed.
     let head = read_head(connection, tables).await?;
     Ok(RecentChanges::of(events, head))
 }
@@ -102,7 +102,7 @@ pub(super) async fn changes(
     };
     let events = match position.mark(0) {
         Mark::Start { missing } => {
-            // Read the head first: the events of all changes up to it are visible when the events are read.
+            // Read the head first. The events of all changes up to it are visible when the events are read.
             let head = read_head(connection, tables).await?;
             let events = read(connection, &query::events_from(tables, Revision::NONE, limit)).await?;
             if !Mark::is_whole_after(missing, events.first().map(|first| first.change().revision), head) {

@@ -14,7 +14,7 @@ pub struct SqlOptions {
     /// timeout, so that the database aborts statements whose caller has given up.
     pub timeout: Duration,
     /// Timeout of a change that waits for others, and of an idle transaction, which the database aborts if it
-    /// supports that (PostgreSQL, MariaDB). MySQL and MariaDB have whole seconds; the value is rounded up.
+    /// supports that (PostgreSQL, MariaDB). MySQL and MariaDB have whole seconds, so the value is rounded up.
     pub lock_timeout: Duration,
     /// The names of the tables.
     pub names: Names,
@@ -26,7 +26,7 @@ pub struct SqlOptions {
     pub entropy: Arc<dyn Entropy>,
 }
 
-/// Options of the connections to a database server. SQLite ignores most of them: it has four connections for
+/// Options of the connections to a database server. SQLite ignores most of them. It has four connections for
 /// reads and one for writes, and keeps them open.
 #[derive(Clone, Debug)]
 pub struct PoolOptions {

@@ -125,7 +125,7 @@ impl PoolHealth {
     /// time limit, because a local file has no idle timeout.
     ///
     /// SQLite rolls a transaction back by itself when the disk is full or an I/O error occurs. The driver
-    /// does not notice that: its own rollback then fails, it still counts the transaction as open, and every
+    /// does not detect that. Its own rollback then fails, it still counts the transaction as open, and every
     /// later change only ends a savepoint and is never committed. Such a connection must not be used again.
     pub(super) fn guard_file(self: &Arc<Self>) -> DriverPoolOptions<Sqlite> {
         let before = Arc::clone(self);
@@ -163,7 +163,7 @@ impl PoolHealth {
         age > self.renew_after && self.takes_turn(&self.next_renewal, self.renewal_interval)
     }
 
-    /// Returns whether the caller may determine why connecting fails: one caller per
+    /// Returns whether the caller may determine why connecting fails. One caller may per
     /// [`EXPLANATION_INTERVAL`].
     pub(super) fn takes_explanation(&self) -> bool {
         self.takes_turn(&self.next_explanation, EXPLANATION_INTERVAL)

@@ -160,7 +160,7 @@ pub(super) fn taken(tables: &Tables, keys: &[ApiKey]) -> [SelectStatement; 2] {
     ]
 }
 
-/// Selects a page of keys, newest first; keys created at the same time are in descending order of their ids.
+/// Selects a page of keys, newest first. Keys created at the same time are in descending order of their ids.
 pub(super) fn page(tables: &Tables, request: &PageRequest) -> SelectStatement {
     let mut condition = Condition::all();
     if let Some(owner) = &request.owner_id {

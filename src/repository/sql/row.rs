@@ -208,7 +208,7 @@ impl EventRow {
             hash: hash(self.hash)?,
             owner_id: OwnerId::parse("owner_id", self.owner_id.0).map_err(corrupt)?,
             kind: ChangeKind::parse(&self.kind),
-            // A newer release may write fields that this one does not support; they are skipped.
+            // A newer release may write fields that this one does not support. They are skipped.
             changed_fields: fields.filter_map(ChangedField::parse).collect(),
             actor: self.actor,
             request_id: self.request_id,

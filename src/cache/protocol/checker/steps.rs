@@ -46,7 +46,7 @@ impl Checker {
     }
 
     /// Returns the poll from which the staleness of an entry counts (rule 9). 0 for negative entries and for
-    /// entries that are ahead of all polls: they count from their own load.
+    /// entries that are ahead of all polls, because they count from their own load.
     fn confirmed(&self, world: &World, fact: Fact) -> usize {
         let is_ahead = fact.through.revision > world.part.cursor().revision;
         let is_absent = world.kind(fact) == Kind::Absent;
@@ -171,8 +171,8 @@ impl Checker {
                         return;
                     }
                     if self.has(Guard::ChangeRaises) {
-                        // A creation raises the fence, too: this replica may not have read the deletion of
-                        // the key before it.
+                        // A creation raises the fence, too, because this replica may not have read the
+                        // deletion of the key before it.
                         self.raise(&mut next, KEY, Cause::Change, change.id);
                     }
                 } else if self.has(Guard::ChangeTakesOut) {
@@ -309,7 +309,7 @@ impl Checker {
                     }
                     let through = if self.has(Guard::ThroughIsKept) { fact.through } else { load.noted };
                     let fact = Fact { through, ..fact };
-                    // This check only avoids useless steps: the entry is checked when it is stored and handed
+                    // This check only avoids useless steps. The entry is checked when it is stored and handed
                     // over, too, but the load would not read the backend then.
                     if world.fits(fact) {
                         let confirmed = world.confirmed;

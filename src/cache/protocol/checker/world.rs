@@ -104,8 +104,8 @@ pub(super) struct Poll {
     /// The events that the poll has read. `None` if it has not read them yet.
     pub(super) read: Option<Vec<Event>>,
     pub(super) applied: i64,
-    /// Whether the event after `applied` is half applied: its fence is raised, but entries are not evicted
-    /// yet.
+    /// Whether the event after `applied` is half applied, that is, its fence is raised, but entries are not
+    /// evicted yet.
     pub(super) is_half: bool,
 }
 
