@@ -16,7 +16,7 @@ struct Cli {
     /// Prefix of the names of all tables.
     #[arg(long, global = true, default_value = "", value_name = "TEXT")]
     table_prefix: String,
-    /// PostgreSQL schema of the tables. If unset, the default schema of the database user.
+    /// PostgreSQL schema of the tables. If unset, the default schema of the database user is used.
     #[arg(long, global = true, value_name = "NAME")]
     schema: Option<String>,
     #[command(subcommand)]

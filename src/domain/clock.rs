@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Timestamp;
 
-/// Returns the current time. Code that needs the time takes a clock as a parameter. Only [`SystemClock`]
+/// A source of the current time. Code that needs the time takes a clock as a parameter. Only [`SystemClock`]
 /// reads the system's clock.
 pub trait Clock: Send + Sync + Debug {
     /// Returns the current instant.

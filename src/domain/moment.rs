@@ -50,8 +50,8 @@ fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Returns the current [`Moment`]. Unlike a [`Clock`](super::Clock), a stopwatch can't be set and never goes
-/// back. It also advances while the machine is suspended.
+/// A source of the current [`Moment`]. Unlike a [`Clock`](super::Clock), a stopwatch can't be set and never
+/// goes back. It also advances while the machine is suspended.
 pub trait Stopwatch: Send + Sync + Debug {
     /// Returns the current moment.
     fn moment(&self) -> Moment;

@@ -149,7 +149,7 @@ pub(super) fn insert_identity(tables: &Tables, identity: Uuid) -> Result<InsertS
         .map_err(unbuildable)
 }
 
-/// Select the stored ids and hashes that are among those of `keys`.
+/// Returns the statements that select the stored ids and hashes that are among those of `keys`.
 pub(super) fn taken(tables: &Tables, keys: &[ApiKey]) -> [SelectStatement; 2] {
     let select = || Query::select().columns([Key::Id, Key::Hash]).from(tables.key.clone()).take();
     let ids = keys.iter().map(|key| key.id.as_uuid());
@@ -201,7 +201,7 @@ pub(super) fn replace_key(tables: &Tables, key: &ApiKey) -> Result<UpdateStateme
         .take())
 }
 
-/// Delete the key's usage, and then the key.
+/// Returns the statements that delete the key's usage and then the key.
 pub(super) fn delete_key(tables: &Tables, id: KeyId) -> [DeleteStatement; 2] {
     let id = id.as_uuid();
     [
