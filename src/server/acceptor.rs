@@ -1,4 +1,4 @@
-//! Taking connections and spreading them evenly over the workers.
+//! Accepts connections and spreads them evenly over the workers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use super::routes::Role;
 use super::worker::{Worker, WorkerHandle};
 use crate::telemetry::{ConnectionMetrics, ConnectionRefusal, LogLimit};
 
-/// How long to wait after a failed accept. Out of file descriptors, it would fail again at once, and spin.
+/// Delay after a failed accept. Without it, the loop would spin while file descriptors are exhausted.
 pub(super) const BACK_OFF: Duration = Duration::from_millis(50);
 
 /// Accepts the connections of one listener.

@@ -1,4 +1,4 @@
-//! What every call passes through before its service. Each concern has a file of its own.
+//! The layer around every call. Each concern has a file of its own.
 
 mod audit;
 mod deadline;
@@ -36,8 +36,8 @@ use crate::telemetry::CallMetrics;
 
 /// Gives each call a request id, a span, a slot and a deadline; counts it; and turns panics into statuses.
 ///
-/// The request id is the caller's `x-request-id` if it is valid, and a new one otherwise. It is in the extensions of the request, in the
-/// log and in the metadata of the response.
+/// The request id is the caller's `x-request-id` if it is valid, and a new one otherwise. It is in the
+/// extensions of the request, in the log and in the metadata of the response.
 #[derive(Clone, Debug)]
 pub struct CallLayer {
     ids: Arc<RequestIds>,
@@ -49,11 +49,11 @@ pub struct CallLayer {
 /// Limits of calls.
 #[derive(Clone, Copy, Debug)]
 pub struct CallLimits {
-    /// Maximum number of calls in flight on all connections together. Further ones are rejected, unless they are answered from
-    /// memory. `KeyStore` has a tenth of this number for changes, and another tenth for calls that read, in addition. Health is not
-    /// limited.
+    /// Maximum number of calls in flight on all connections together. Further calls are rejected, unless they
+    /// are answered from memory. `KeyStore` has a tenth of this number for changes, and another tenth for
+    /// calls that read, in addition. Health checks are not limited.
     pub max_calls: usize,
-    /// Maximum time until a response begins. Clients can ask for less.
+    /// Maximum time until a response begins. Clients can set an earlier deadline.
     pub timeout: Duration,
 }
 
@@ -61,7 +61,7 @@ impl CallLayer {
     /// Creates a layer. `entropy` makes the request ids of this process differ from those of others.
     ///
     /// # Errors
-    /// There are no random bytes.
+    /// Returns an error if the random number generator of the system fails.
     pub fn new(
         entropy: &dyn Entropy,
         limits: CallLimits,
@@ -80,7 +80,7 @@ impl<S> Layer<S> for CallLayer {
     }
 }
 
-/// The service that [`CallLayer`] makes.
+/// The service that [`CallLayer`] creates.
 #[derive(Clone, Debug)]
 pub struct CallService<S> {
     inner: S,
@@ -111,7 +111,7 @@ where
         request.extensions_mut().insert(id);
         let peer = request.extensions().get().and_then(Peer::address);
         let timeout = deadline::of(request.headers(), self.layer.timeout);
-        // Boxed: the future is large, and moved several times.
+        // Boxed because the future is large and is moved several times.
         let response = Box::pin(respond(self.inner.clone(), self.layer.slots.clone(), request));
         let call = async move {
             let mut response = explained(deadline::within(timeout, panic::caught(response)).await);
@@ -128,7 +128,8 @@ where
     }
 }
 
-/// Reads the message, takes a slot and calls `inner`.
+/// Reads the message, takes a slot and calls `inner`. A call takes its slot only once its message has
+/// arrived, so that idle requests can't exhaust the limit.
 async fn respond<S>(
     mut inner: S,
     slots: CallSlots,
@@ -158,14 +159,14 @@ where
     inner.call(request).await
 }
 
-/// Replaces a status that tonic made before any handler saw the call by one with a reason.
+/// Replaces a status that tonic made before the handler was called by one with a reason.
 fn explained(response: Response<Body>) -> Response<Body> {
     let status = Status::from_header_map(response.headers());
     let Some(status) = status.as_ref().and_then(from_transport) else { return response };
     let is_unknown = status.code() == Code::Unimplemented;
     let mut response = status.into_http();
     if is_unknown {
-        // gRPC clients map it to UNIMPLEMENTED; a gateway that authorizes by HTTP status denies the request.
+        // gRPC clients map 404 to UNIMPLEMENTED. A gateway that authorizes by HTTP status denies the request.
         *response.status_mut() = StatusCode::NOT_FOUND;
     }
     response

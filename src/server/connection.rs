@@ -1,4 +1,4 @@
-//! Connections: limits, sockets, HTTP/2 and the calls of each.
+//! Connections: limits, sockets, HTTP/2 and calls.
 
 mod activity;
 mod driver;

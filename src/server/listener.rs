@@ -1,4 +1,4 @@
-//! Binding the addresses to listen on.
+//! Binds the addresses to listen on.
 
 use std::fs;
 use std::io;
@@ -13,12 +13,12 @@ use tokio::net::{TcpListener, UnixListener};
 use super::connection::Accepted;
 use super::{ListenAddr, Role};
 
-/// Connections that may wait to be accepted. The kernel lowers it to `net.core.somaxconn`.
+/// Maximum number of connections that wait to be accepted. The kernel lowers it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
-/// The owner and the group of the server may connect to its Unix socket.
+/// Mode of a Unix socket. The owner and the group of the server may connect.
 const SOCKET_MODE: u32 = 0o660;
 
-/// A bound address. Belongs to the runtime on which it was made.
+/// A bound address. It belongs to the runtime on which it was created.
 #[derive(Debug)]
 pub struct Listener {
     kind: Kind,
@@ -32,13 +32,13 @@ enum Kind {
     Unix { listener: UnixListener, _file: SocketFile },
 }
 
-/// Removes the file of a Unix socket when the server is done with it.
+/// Removes the file of a Unix socket when it is dropped.
 #[derive(Debug)]
 struct SocketFile(PathBuf);
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Nothing is lost if it stays: the next start removes a socket that nobody listens on.
+        // The file may remain, because the next start removes a socket that nobody listens on.
         let _ = fs::remove_file(&self.0);
     }
 }
@@ -47,7 +47,7 @@ impl Listener {
     /// Binds `address` for `role`.
     ///
     /// # Errors
-    /// It is taken, may not be bound, or does not exist on this machine.
+    /// Returns an error if the address is in use, may not be bound, or does not exist on this machine.
     pub fn bind(address: &ListenAddr, role: Role) -> io::Result<Self> {
         match address {
             ListenAddr::Tcp(tcp) => {
@@ -63,13 +63,13 @@ impl Listener {
         }
     }
 
-    /// The address; of TCP with the port that was taken.
+    /// Returns the address. For TCP it has the port that was assigned.
     #[must_use]
     pub fn address(&self) -> &ListenAddr {
         &self.address
     }
 
-    /// What it is for.
+    /// Returns the role of the address.
     #[must_use]
     pub fn role(&self) -> Role {
         self.role
@@ -101,7 +101,8 @@ fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
 
 fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
-    // A socket that a killed server left behind refuses; one that is in use accepts, and binding fails below.
+    // The socket that a killed server left behind refuses connections. A socket that is in use accepts them,
+    // and `bind` fails below.
     if is_socket && StdUnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
     {
         fs::remove_file(path)?;

@@ -1,4 +1,4 @@
-//! Plain HTTP for those who look after the server: `/livez`, `/readyz`, `/startupz` and `/metrics`.
+//! Plain HTTP for operators: `/livez`, `/readyz`, `/startupz` and `/metrics`.
 
 use std::convert::Infallible;
 use std::io;
@@ -22,25 +22,26 @@ use super::acceptor::BACK_OFF;
 use super::connection::{Client, ConnectionLimiter, ConnectionPermit};
 use crate::telemetry::Exposition;
 
-/// Connections at one time, and from one address: enough for probes and many collectors, too few to hurt.
+/// Maximum number of concurrent connections, in total and per address. They are enough for probes and many
+/// collectors, and few enough to be harmless.
 const MAX_CONNECTIONS: usize = 256;
 const MAX_CONNECTIONS_PER_PEER: usize = 32;
-/// How long a connection may take, from its first byte to the end of its one answer.
+/// Maximum duration of a connection, from accepting it to the end of its only response.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the server is fit for. Each includes the ones before.
+/// Readiness of the server. Each level includes the ones before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fitness {
     /// The process runs.
     #[default]
     Alive,
-    /// It was ready once: the store was reached, and its change feed read.
+    /// The server was ready once: the backend was reached, and its change feed was read.
     Started,
-    /// It takes calls.
+    /// The server accepts calls.
     Ready,
 }
 
-/// The bound address of the operators' endpoints.
+/// The bound address of the endpoints for operators.
 #[derive(Debug)]
 pub struct OpsListener(TcpListener);
 
@@ -50,12 +51,12 @@ impl OpsListener {
         TcpListener::bind(address).await.map(Self)
     }
 
-    /// The address, with the port that was taken.
+    /// Returns the address, with the port that was assigned.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.0.local_addr()
     }
 
-    /// Answers for ever: one request a connection.
+    /// Serves forever, with one request per connection.
     pub async fn serve(self, fitness: watch::Receiver<Fitness>, metrics: Exposition) -> Infallible {
         let router = router(fitness, metrics);
         let limiter = ConnectionLimiter::for_probes(MAX_CONNECTIONS, MAX_CONNECTIONS_PER_PEER);

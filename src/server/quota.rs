@@ -3,16 +3,17 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// An amount that all clients share. While more than half of it is taken, one address has at most a quarter.
+/// An amount that all clients share. While more than half of it is taken, one address may take at most a
+/// quarter.
 #[derive(Clone, Debug)]
 pub(super) struct Quota {
     max: usize,
     of_all: Arc<AtomicUsize>,
-    /// `None` for a Unix socket.
+    /// Amount that this address has taken. `None` for a Unix socket.
     of_peer: Option<Arc<AtomicUsize>>,
 }
 
-/// A part of a [`Quota`] that is taken until this is dropped.
+/// A part of a [`Quota`]. Dropping it gives the part back.
 #[derive(Debug)]
 pub(super) struct Taken {
     quota: Quota,
@@ -20,12 +21,13 @@ pub(super) struct Taken {
 }
 
 impl Quota {
-    /// Creates the quota of a client: `max` less what is taken `of_all`.
+    /// Creates the quota of a client. `of_all` and `of_peer` count the amounts that all clients, and this
+    /// address, have taken of `max`.
     pub(super) fn new(max: usize, of_all: &Arc<AtomicUsize>, of_peer: Option<&Arc<AtomicUsize>>) -> Self {
         Self { max, of_all: Arc::clone(of_all), of_peer: of_peer.cloned() }
     }
 
-    /// Creates a quota that is never used up.
+    /// Creates a quota without a limit.
     pub(super) fn unlimited() -> Self {
         Self { max: usize::MAX, of_all: Arc::default(), of_peer: None }
     }
@@ -35,7 +37,7 @@ impl Quota {
         self.add(amount).then(|| Taken { quota: self.clone(), amount })
     }
 
-    /// Takes `amount`, also if the quota is used up.
+    /// Takes `amount` even if the quota is used up.
     pub(super) fn take_anyway(&self, amount: usize) -> Taken {
         self.of_all.fetch_add(amount, Ordering::Relaxed);
         if let Some(of_peer) = &self.of_peer {

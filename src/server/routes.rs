@@ -1,4 +1,4 @@
-//! Which services an address has.
+//! The services of each listen address.
 
 use tonic::service::Routes;
 
@@ -10,7 +10,7 @@ use crate::grpc::pb::FILE_DESCRIPTOR_SET;
 use crate::grpc::pb::key_store_server::KeyStoreServer;
 use crate::grpc::pb::validator_server::ValidatorServer;
 
-/// What an address is for. Health is everywhere, and so is reflection unless it is switched off.
+/// The services of an address. Every address has health, and reflection unless it is disabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
     /// Both services.
@@ -22,11 +22,11 @@ pub enum Role {
 }
 
 impl Role {
-    /// All of them.
+    /// All roles.
     pub(super) const ALL: [Self; 3] = [Self::Both, Self::Validator, Self::KeyStore];
 }
 
-/// The services of `role`.
+/// Returns the services of `role`.
 pub(crate) fn routes(services: &Services, role: Role) -> Result<Routes, tonic_reflection::server::Error> {
     let mut routes = Routes::builder();
     if role != Role::KeyStore {
@@ -52,7 +52,7 @@ pub(crate) fn routes(services: &Services, role: Role) -> Result<Routes, tonic_re
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     routes.add_service(reflection().build_v1()?.max_decoding_message_size(MAX_SMALL_BYTES));
-    // Older clients know no other: Python's grpcio-reflection, Postman before 2023.
+    // Older clients support only this version, such as Python's grpcio-reflection, and Postman before 2023.
     routes.add_service(reflection().build_v1alpha()?.max_decoding_message_size(MAX_SMALL_BYTES));
     Ok(routes.routes().prepare())
 }

@@ -1,4 +1,4 @@
-//! Encrypted connections: reading certificates, and reading them again when they change.
+//! Loads TLS certificates, at startup and when the files change.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,47 +15,47 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ClientAuth {
-    /// Who has none gets no connection.
+    /// Clients without a certificate fail the handshake.
     #[default]
     Required,
-    /// Who has none is a caller without one; a false one gets no connection.
+    /// Clients may omit a certificate. An invalid one fails the handshake.
     Optional,
 }
 
-/// Where certificates are.
+/// The files of certificates and keys.
 #[derive(Clone, Debug)]
 pub struct TlsFiles {
-    /// The server's certificate and those that lead to its root, as PEM.
+    /// The server's certificate and its intermediate certificates, as PEM.
     pub certificate: PathBuf,
-    /// Its private key, as PEM.
+    /// The private key of the certificate, as PEM.
     pub key: PathBuf,
-    /// The roots of clients' certificates; `None`: clients are not asked for one.
+    /// The root certificates of clients, as PEM. If `None`, clients are not asked for a certificate.
     pub client_ca: Option<PathBuf>,
-    /// Whether clients need one.
+    /// Whether clients need a certificate. It applies only if [`client_ca`](Self::client_ca) is set.
     pub client_auth: ClientAuth,
 }
 
-/// Why certificates can't be used.
+/// The reason why certificates can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file can't be read, or is no PEM.
+    /// A file can't be read, or is not a valid PEM file.
     #[error("{} can't be read: {problem}", path.display())]
     Unreadable {
-        /// The setting that names it.
+        /// The setting that names the file.
         setting: &'static str,
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// Description of the problem.
         problem: String,
     },
-    /// The certificate and the key do not belong together, or are of a kind that is not known.
+    /// The certificate does not match the private key, or one of them is of an unsupported kind.
     #[error("{} and {} are no pair: {problem}", certificate.display(), key.display())]
     NoPair {
-        /// The certificate.
+        /// The file of the certificate.
         certificate: PathBuf,
-        /// The key.
+        /// The file of the private key.
         key: PathBuf,
-        /// What is wrong.
+        /// Description of the problem.
         problem: rustls::Error,
     },
 }
@@ -65,7 +65,7 @@ const KEY: &str = "server.tls.key_file";
 const CLIENT_CA: &str = "server.tls.client_ca_file";
 
 impl TlsError {
-    /// The setting to mend.
+    /// Returns the setting to fix.
     #[must_use]
     pub fn setting(&self) -> &'static str {
         match self {
@@ -75,7 +75,7 @@ impl TlsError {
     }
 }
 
-/// What was read.
+/// A loaded TLS configuration.
 #[derive(Clone, Debug)]
 pub struct Tls {
     pub(super) config: Arc<ServerConfig>,
@@ -83,7 +83,8 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// When the server's certificate, or the first of those that lead to its root, expires: seconds since the Unix epoch.
+    /// Returns the time at which the first certificate of the server's chain expires, in seconds since the
+    /// Unix epoch. `None` if no certificate of the chain can be parsed.
     #[must_use]
     pub fn not_after(&self) -> Option<i64> {
         self.not_after
@@ -91,7 +92,11 @@ impl Tls {
 }
 
 impl TlsFiles {
-    /// Reads them: TLS 1.2 or 1.3, and HTTP/2 in it.
+    /// Reads the files and creates a configuration for TLS 1.2 and 1.3 with HTTP/2.
+    ///
+    /// # Errors
+    /// Returns an error if a file can't be read or is not valid, or if the certificate does not match the
+    /// key.
     pub fn load(&self) -> Result<Arc<Tls>, TlsError> {
         let certificates = certificates(CERTIFICATE, &self.certificate)?;
         let not_after = certificates.iter().filter_map(not_after).min();
@@ -125,15 +130,15 @@ impl TlsFiles {
         let mut config = builder.with_single_cert(certificates, key).map_err(no_pair)?;
         config.alpn_protocols = vec![b"h2".to_vec()];
         if self.client_ca.is_some() {
-            // A resumed session is not verified again: it would outlive the client's certificate, and renew itself with each
-            // resumption.
+            // A resumed session is not verified again. It would outlive the client's certificate, and be
+            // renewed with each resumption.
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;
         }
         Ok(Arc::new(Tls { config: Arc::new(config), not_after }))
     }
 
-    /// The files to look at for changes.
+    /// Returns the files to watch for changes.
     #[must_use]
     pub fn paths(&self) -> Vec<PathBuf> {
         [Some(&self.certificate), Some(&self.key), self.client_ca.as_ref()]
@@ -161,7 +166,7 @@ fn certificates(setting: &'static str, path: &Path) -> Result<Vec<CertificateDer
 fn unreadable(setting: &'static str, path: &Path, error: pem::Error) -> TlsError {
     let problem = match error {
         pem::Error::Io(error) => error.to_string(),
-        // Others can quote the file.
+        // Other errors can quote the file.
         pem::Error::NoItemsFound => "it holds nothing of the kind in PEM".to_owned(),
         _ => "it is no PEM".to_owned(),
     };

@@ -1,4 +1,4 @@
-//! One thread with a single-threaded runtime that serves the connections it is handed.
+//! A worker: one thread with a single-threaded runtime that serves the connections handed to it.
 
 use std::io;
 
@@ -10,7 +10,7 @@ use super::connection::{Accepted, ConnectionDriver, ConnectionPermit, WorkerSlot
 use super::lifecycle::{Phase, WorkerLifecycle, reaches};
 use super::routes::Role;
 
-/// Connections that are told to end by their age do so within this share of it, before and after.
+/// Fraction by which the maximum age of a connection varies in both directions.
 const JITTER: f64 = 0.1;
 
 /// A connection and the role of its listener.
@@ -24,15 +24,15 @@ pub(super) struct WorkerHandle {
 }
 
 impl WorkerHandle {
-    /// How many connections the worker has.
+    /// Returns the number of connections of the worker.
     pub(super) fn connections(&self) -> i64 {
         self.load.get()
     }
 
-    /// Gives it one more. While it is ending, the connection is closed instead.
+    /// Hands the worker a connection. If the worker is draining, the connection is closed instead.
     pub(super) fn hand_over(&self, role: Role, accepted: Accepted, permit: ConnectionPermit) {
         let slot = WorkerSlot::take(&self.load, permit);
-        // The queue needs no bound of its own: every entry holds one of the server's permits.
+        // The queue needs no limit of its own, because every element holds one of the server's permits.
         let _ = self.connections.send((role, accepted, slot));
     }
 }
@@ -44,8 +44,8 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Starts a worker. Its thread ends when all its connections have, after the draining began, or when they are cut.
-    /// How many connections it has is in `load`.
+    /// Starts a worker. Its thread ends when the connections are cut, or when the server drains and the last
+    /// connection has ended. `load` has the number of its connections.
     pub(super) fn start(
         drivers: Vec<(Role, ConnectionDriver)>,
         load: Gauge,
@@ -60,7 +60,7 @@ impl Worker {
                     () = reaches(&lifecycle.phase, Phase::Cut) => {}
                 }
             });
-            // Connections are tasks of the runtime: it takes them with it.
+            // Connections are tasks of the runtime, and are dropped with it.
             drop(runtime);
             drop(lifecycle);
         })?;
@@ -72,7 +72,8 @@ impl Worker {
     }
 }
 
-/// Serves what is handed over until the draining begins, and then until the last connection ended.
+/// Serves the connections that are handed over until the server drains, and then until the last connection
+/// has ended.
 async fn serve(
     drivers: Vec<(Role, ConnectionDriver)>,
     mut handed_over: mpsc::UnboundedReceiver<HandedOver>,
@@ -96,7 +97,8 @@ async fn serve(
     while connections.join_next().await.is_some() {}
 }
 
-/// Between 0.9 and 1.1, and far from that of the numbers near it: connections that came together do not leave together.
+/// Returns a factor between 0.9 and 1.1 that differs clearly from those of neighbouring numbers, so that
+/// connections which began together don't end together.
 fn jitter(number: usize) -> f64 {
     // The golden ratio spreads its multiples evenly (Knuth, The Art of Computer Programming, section 6.4).
     let spread = (f64::from(u32::try_from(number % 1_000_000).unwrap_or(0)) * 0.618_033_988_749_895).fract();

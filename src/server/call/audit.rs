@@ -19,7 +19,7 @@ pub(super) fn answered(method: &str, peer: Option<IpAddr>, code: Code, response:
     refused(&Refusal { method, peer, actor: actor(response), code, reason });
 }
 
-/// Returns the name of the caller, if it is known.
+/// Returns the name of the caller, if it was authenticated.
 fn actor(response: &Response<Body>) -> Option<&str> {
     let extensions = response.extensions();
     let rejected = extensions.get().and_then(rejected_actor);

@@ -7,7 +7,7 @@ use tonic::body::Body;
 
 use crate::grpc::deadline_exceeded;
 
-/// Returns the client's `grpc-timeout`, but `max` at most. An invalid one is ignored.
+/// Returns the client's `grpc-timeout`, but `max` at most. An invalid timeout is ignored.
 pub(super) fn of(headers: &HeaderMap, max: Duration) -> Duration {
     let timeout = headers.get("grpc-timeout").and_then(|timeout| timeout.to_str().ok()).and_then(parse);
     timeout.map_or(max, |timeout| timeout.min(max))
@@ -21,7 +21,7 @@ pub(super) async fn within(
     tokio::time::timeout(timeout, response).await.unwrap_or_else(|_| deadline_exceeded().into_http())
 }
 
-/// Parses one to eight digits and a unit (gRPC over HTTP/2, "Timeout").
+/// Parses a timeout of one to eight digits and a unit (gRPC over HTTP/2, "Timeout").
 fn parse(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {

@@ -1,4 +1,4 @@
-//! Limits the calls in flight. Further ones are rejected at once.
+//! Limits the calls in flight. Further calls are rejected at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,10 +10,12 @@ use crate::grpc::methods::{Method, Service};
 use crate::grpc::overloaded;
 use crate::telemetry::CallMetrics;
 
-/// `KeyStore` has one slot for changes, and one for reading, for each of so many slots of the other services.
+/// Divisor of the maximum number of calls. `KeyStore` has the quotient as slots for changes, and as many
+/// again for reads.
 const ADMINISTRATION_SHARE: usize = 10;
 
-/// The slots of calls in flight. Validations can't exhaust those of administrators, and those who read can't exhaust those of changes.
+/// The slots of calls in flight. Validations can't exhaust the slots of administrators, and calls that read
+/// can't exhaust the slots for changes.
 #[derive(Clone, Debug)]
 pub(super) struct CallSlots {
     changes: Lane,
@@ -28,7 +30,7 @@ struct Lane {
     gauge: Gauge,
 }
 
-/// The slot of a call, until this is dropped.
+/// The slot of a call. Dropping it frees the slot.
 #[derive(Debug)]
 pub(super) struct CallSlot {
     in_flight: Arc<AtomicUsize>,
@@ -42,8 +44,8 @@ impl Lane {
 }
 
 impl CallSlots {
-    /// Creates slots for `max` calls; and, in addition, a tenth of that for calls of `KeyStore` that make changes, and another tenth for
-    /// those that read. `metrics` show how many are taken.
+    /// Creates slots for `max` calls. In addition, calls of `KeyStore` that make changes get a tenth of that
+    /// number, and those that read get another tenth. `metrics` has gauges of the slots in use.
     pub(super) fn new(max: usize, metrics: &CallMetrics) -> Self {
         let share = (max / ADMINISTRATION_SHARE).max(1);
         Self {
@@ -53,10 +55,10 @@ impl CallSlots {
         }
     }
 
-    /// Takes a slot for a call of `method`. Health is not limited, and needs none.
+    /// Takes a slot for a call of `method`. Returns `None` for health checks, which are not limited.
     ///
     /// # Errors
-    /// `RESOURCE_EXHAUSTED` if all are taken.
+    /// Returns `RESOURCE_EXHAUSTED` if all slots are taken.
     pub(super) fn take(&self, method: Option<&Method>) -> Result<Option<CallSlot>, Status> {
         let lane = match method.map(|method| method.service) {
             Some(Service::Health) => return Ok(None),

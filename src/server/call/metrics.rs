@@ -9,7 +9,7 @@ use tonic::body::Body;
 use crate::domain::{BootClock, Moment, Stopwatch as _};
 use crate::telemetry::{CallMetrics, MethodMetrics};
 
-/// A call that is counted once, however it ends.
+/// A call that is counted exactly once, when it is answered or dropped.
 #[derive(Debug)]
 pub(super) struct CountedCall {
     metrics: CallMetrics,
@@ -24,7 +24,8 @@ impl CountedCall {
         Self { metrics: metrics.clone(), method, began: BootClock.moment(), is_answered: false }
     }
 
-    /// Returns the method. Unknown methods share one name, so that clients can't write text of their choice into the log.
+    /// Returns the method. Unknown methods share one name, so that clients can't write text of their choice
+    /// into the log.
     pub(super) fn method(&self) -> Arc<MethodMetrics> {
         Arc::clone(&self.method)
     }
@@ -49,7 +50,8 @@ impl Drop for CountedCall {
     }
 }
 
-/// Returns the status of a response without a body. The status of another one is known only at its end, and counts as `OK`.
+/// Returns the status of a response without a body. The status of any other response is known only at its
+/// end, so that response counts as `OK`.
 pub(super) fn code(response: &Response<Body>) -> Code {
     response.headers().get("grpc-status").map_or(Code::Ok, |status| Code::from_bytes(status.as_bytes()))
 }

@@ -1,4 +1,4 @@
-//! Panics of handlers. Each fails its own call alone.
+//! Catches panics of handlers. A panic fails only its own call.
 
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;

@@ -19,16 +19,16 @@ use crate::grpc::methods::{Message, Method};
 use crate::grpc::{message_too_large, overloaded};
 use crate::server::quota::{Quota, Taken};
 
-/// Size of the header of a message: whether it is compressed, and its length.
+/// Size of the header of a message in bytes: the compression flag and the length.
 const FRAME_HEADER_BYTES: usize = 5;
 
-/// Returns the request once its message, of at most `limit` bytes, has arrived completely. Until then its bytes count against the
-/// quota of its connection, which is in its extensions.
+/// Returns the request once its message, of at most `limit` bytes, has arrived completely. Until then, its
+/// bytes count against the quota in the extensions of the request.
 pub(super) async fn buffered(request: Request<Body>, limit: usize) -> Result<Request<Body>, Status> {
     let (parts, mut rest) = request.into_parts();
     let quota = parts.extensions.get::<BufferQuota>();
     let mut held: Option<Taken> = None;
-    // Copied: a byte would keep the buffered buffer that it was read into.
+    // Copied, because even a single byte would keep the whole receive buffer allocated.
     let mut message = BytesMut::new();
     let mut pieces = VecDeque::new();
     loop {
@@ -78,7 +78,8 @@ pub(super) async fn buffered(request: Request<Body>, limit: usize) -> Result<Req
 #[derive(Clone, Debug)]
 pub(in crate::server) struct BufferQuota(pub(in crate::server) Quota);
 
-/// Calls a service once the message of its request has arrived, if the method reads it after its caller was authorized.
+/// Calls a service once the message of its request has arrived, for methods that read their message after
+/// authorization.
 #[derive(Clone, Debug)]
 pub(in crate::server) struct BufferMessage<S>(pub(in crate::server) S);
 
@@ -108,7 +109,7 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let method = Method::of(request.uri().path()).filter(|it| it.message == Message::AfterAuthorization);
         let Some(method) = method else { return self.0.call(request) };
-        // The clone that was ready is the one to call.
+        // Only the instance that was polled ready may be called, so its clone stays here.
         let ready = self.0.clone();
         let mut inner = std::mem::replace(&mut self.0, ready);
         let limit = method.service.max_message_bytes();
@@ -121,7 +122,7 @@ where
     }
 }
 
-/// The body of a request whose first pieces were read.
+/// The body of a request whose first frames were already read.
 pub(crate) struct BufferedBody {
     pub(crate) pieces: VecDeque<Result<Frame<Bytes>, Status>>,
     pub(crate) rest: Body,

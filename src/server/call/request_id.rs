@@ -1,4 +1,4 @@
-//! Request ids.
+//! Assigns request ids.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderValue};
 use crate::domain::{Entropy, EntropyError};
 use crate::grpc::RequestId;
 
-/// Makes ids for calls whose callers send none.
+/// Generates ids for calls without an `x-request-id`.
 #[derive(Debug)]
 pub(super) struct RequestIds {
     process: u64,
@@ -15,7 +15,7 @@ pub(super) struct RequestIds {
 }
 
 impl RequestIds {
-    /// Creates ids that begin with a number of this process, drawn from `entropy`.
+    /// Creates a generator whose ids begin with a number of this process, drawn from `entropy`.
     pub(super) fn new(entropy: &dyn Entropy) -> Result<Self, EntropyError> {
         let mut process = [0; 8];
         entropy.fill(&mut process)?;
@@ -33,7 +33,7 @@ impl RequestIds {
 
 /// Returns the id as a header of the response.
 pub(super) fn header(id: &RequestId) -> Option<HeaderValue> {
-    // An id is visible ASCII, so it is a header value.
+    // An id is visible ASCII, so it is a valid header value.
     HeaderValue::from_str(id.as_str()).ok()
 }
 

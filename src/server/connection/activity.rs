@@ -9,17 +9,17 @@ use tokio::sync::watch;
 
 use super::state::{ConnectionState, OpenStream};
 
-/// The calls of a connection. The driver decides by it when the connection ends.
+/// The calls of a connection. The driver uses it to decide when the connection ends.
 #[derive(Clone, Debug)]
 pub(super) struct ConnectionActivity {
     active: watch::Sender<usize>,
-    /// Number of parts of requests that arrived, and of responses that the client took.
+    /// Number of request parts that arrived, and of response parts that the client took.
     moved: Arc<AtomicU64>,
     state: Arc<ConnectionState>,
 }
 
 impl ConnectionActivity {
-    /// Tracks the connection with this state.
+    /// Creates the activity of the connection with this state.
     pub(super) fn new(state: Arc<ConnectionState>) -> Self {
         Self { active: watch::Sender::default(), moved: Arc::default(), state }
     }
@@ -29,11 +29,11 @@ impl ConnectionActivity {
         &self.state
     }
 
-    /// Completes when no call was active for `timeout`.
+    /// Completes once no call has been active for `timeout`.
     pub(super) async fn is_idle(&self, timeout: Duration) {
         let mut active = self.active.subscribe();
         loop {
-            // The sender lives as long as `self`.
+            // The sender lives as long as `self`, so this can't fail.
             let _ = active.wait_for(|&active| active == 0).await;
             active.mark_unchanged();
             if tokio::time::timeout(timeout, active.changed()).await.is_err() {
@@ -42,8 +42,9 @@ impl ConnectionActivity {
         }
     }
 
-    /// Completes when for about `timeout` nothing was received and nothing was taken, and no call waited for this server: the client
-    /// does not read (RFC 9113, section 5.2), does not go on sending, or just stays connected.
+    /// Completes once, for about `timeout`, nothing was received, nothing was taken, and no call waited for
+    /// this server. The client then does not read (RFC 9113, section 5.2), has stopped sending, or only stays
+    /// connected.
     pub(super) async fn stalls(&self, timeout: Duration) {
         loop {
             let before = self.moved.load(Ordering::Relaxed);
@@ -54,7 +55,7 @@ impl ConnectionActivity {
         }
     }
 
-    /// Begins a call, which holds `stream`: `None` if it is rejected.
+    /// Begins a call, which holds `stream`. `stream` is `None` if the call is rejected.
     pub(super) fn begin(&self, stream: Option<OpenStream>, is_long_lived: bool) -> ActiveCall {
         self.active.send_modify(|active| *active += 1);
         if !is_long_lived {
@@ -70,18 +71,19 @@ impl ConnectionActivity {
 /// The progress of one call.
 #[derive(Clone, Debug)]
 pub(super) struct CallProgress {
-    /// What the call waits for: a set of the constants below. Empty while it waits for this server.
+    /// The events that the call waits for, as a set of the constants below. Empty while the call waits for
+    /// this server.
     waiting_on: Arc<AtomicU8>,
     moved: Arc<AtomicU64>,
     state: Arc<ConnectionState>,
 }
 
 impl CallProgress {
-    /// The next part of the request is missing.
+    /// The call waits for the next part of the request.
     const REQUEST: u8 = 1;
-    /// The client has to take the next part of the response.
+    /// The call waits for the client to take the next part of the response.
     const CLIENT: u8 = 2;
-    /// The call is long-lived: it waits for events most of the time.
+    /// The call is long-lived. It waits for events most of the time.
     const EVENTS: u8 = 4;
 
     /// Sets whether the call waits for the next part of its request.
@@ -120,7 +122,7 @@ impl CallProgress {
     }
 }
 
-/// A call in flight, until its response is sent.
+/// A call in flight. It ends when this is dropped, after its response was sent.
 pub(super) struct ActiveCall {
     activity: ConnectionActivity,
     progress: CallProgress,
@@ -132,7 +134,8 @@ impl ActiveCall {
         &self.progress
     }
 
-    /// Counts `data` of the response as unread for as long as it exists. Responses to administrators don't count.
+    /// Counts `data` of the response as unread for as long as it exists. Responses to administrators don't
+    /// count.
     pub(super) fn count_unread(&self, data: Bytes) -> Bytes {
         self.activity.state.count_unread(data)
     }
@@ -140,7 +143,7 @@ impl ActiveCall {
 
 impl Drop for ActiveCall {
     fn drop(&mut self) {
-        // The request body can outlive the call, and must not report any more that this server has work to do.
+        // The request body can outlive the call, and must not report progress any more.
         self.progress.waits_for_client(true);
         self.activity.active.send_modify(|active| *active -= 1);
     }

@@ -1,4 +1,4 @@
-//! Drives HTTP/2 on a connection, from its first byte to its graceful end.
+//! Drives HTTP/2 on a connection, from its first byte to its graceful shutdown.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -21,21 +21,22 @@ use crate::server::lifecycle::{Phase, reaches};
 use crate::server::tls::Tls;
 use crate::telemetry::{ConnectionClosure, ConnectionMetrics, ConnectionRefusal, LogLimit};
 
-/// A peer that is gone without a word is noticed after an interval and a time-out.
+/// A peer that has vanished without closing the connection is detected after the interval plus the timeout.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-/// Time for the GOAWAY handshake of a connection that is closed to make room.
+/// Time for the GOAWAY exchange of a connection that is closed to make room.
 const GIVES_WAY_WITHIN: Duration = Duration::from_secs(1);
-/// The most bytes of a call's headers.
+/// Maximum size of the header list of a call in bytes.
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
 /// Flow-control window per stream in bytes (RFC 9113, section 5.2).
 const STREAM_WINDOW: u32 = 64 * 1024;
-/// Flow-control window per connection in bytes. h2 closes a connection (`too_many_data_frames`) when the unread frames are small:
-/// the differences of their sizes to 256 bytes may add up to half of this window. A full stream window of import rows, of about
-/// 64 bytes each, adds 192 KiB, so ten imports fit. Unread frames of a byte each take about 2 MiB per connection then.
+/// Flow-control window per connection in bytes. h2 closes a connection (`too_many_data_frames`) when the
+/// unread frames are small: the differences of their sizes to 256 bytes may add up to half of this window. A
+/// full stream window of import rows, of about 64 bytes each, adds 192 KiB, so ten imports fit. Unread frames
+/// of one byte each then take about 2 MiB per connection.
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
-/// Streams that a peer may reset before they were looked at, and that we may reset by its fault, before the connection is
-/// ended (CVE-2023-44487, CVE-2025-8671).
+/// Maximum number of streams that a peer may reset before they were accepted, and that the server may reset
+/// because of the peer's errors. A connection that exceeds a limit is closed (CVE-2023-44487, CVE-2025-8671).
 const MAX_RESET_STREAMS: usize = 20;
 const MAX_FAULTY_STREAMS: usize = 1024;
 
@@ -71,8 +72,9 @@ impl ConnectionDriver {
         }
     }
 
-    /// Serves a connection until it has ended. It is asked to end when the server drains, when it is old, when its client's certificate
-    /// expires, when it is idle, or when it has to make room; calls in flight are answered first, if their client reads the answers.
+    /// Serves a connection until it ends. A graceful shutdown begins when the server drains, when the
+    /// connection has reached its maximum age, when its client's certificate expires, when it is idle, or
+    /// when it has to make room. Calls in flight are completed first if their client reads the responses.
     pub(in crate::server) async fn run(self, handed_over: (Accepted, WorkerSlot), jitter: f64) {
         let tls = self.tls.as_ref().map(|tls| Arc::clone(&tls.borrow().config));
         let failures = self.failed_handshakes.clone();
@@ -160,7 +162,8 @@ impl ConnectionDriver {
 }
 
 impl ConnectionDriver {
-    /// Counts a connection that makes room for others. Logs those of clients that take more than they need.
+    /// Counts a connection that is closed to make room for others. Logs the connection unless it was only
+    /// idle.
     fn report(&self, closure: ConnectionClosure, peer: &Peer) {
         self.connections.closed(closure).inc();
         let problem = match closure {
@@ -175,7 +178,7 @@ impl ConnectionDriver {
     }
 }
 
-/// Clients break connections off every day.
+/// Logs an error at debug level only, because clients break connections all the time.
 fn ended(outcome: Result<(), hyper::Error>) {
     if let Err(error) = outcome {
         tracing::debug!(%error, "a connection ended");

@@ -1,10 +1,10 @@
-//! What is a gRPC call, and what is another HTTP request that was sent here.
+//! Rejects HTTP requests that are not gRPC calls.
 //!
-//! The gRPC protocol over HTTP/2 wants `POST` and a content type that begins with `application/grpc`
-//! (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>), and answers HTTP 200 whatever the call's status is. A
-//! gateway that takes this server for one that authorizes by HTTP statuses would let everybody in, and a browser can be
-//! made to send a `POST` of `text/plain` with its user's client certificate. So anything else ends here, before anybody asks
-//! who is calling.
+//! The gRPC protocol over HTTP/2 requires `POST` and a content type that begins with `application/grpc`
+//! (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>). Its responses have HTTP status 200
+//! whatever the status of the call. A gateway that authorizes by HTTP status and uses this server would
+//! therefore admit every request. A browser can also be made to send a `POST` of `text/plain` with its user's
+//! client certificate. So any other request is rejected here, before authentication.
 
 use http::header::{ALLOW, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
@@ -12,7 +12,7 @@ use tonic::body::Body;
 
 const GRPC: &str = "application/grpc";
 
-/// Returns the answer to a request that is not a gRPC call; `None` for a call.
+/// Returns the response to a request that is not a gRPC call, or `None` for a call.
 pub(super) fn rejection<B: hyper::body::Body>(request: &Request<B>) -> Option<Response<Body>> {
     if request.method() != Method::POST {
         let text = "this server answers gRPC calls, which are sent by POST\n";
@@ -33,8 +33,8 @@ pub(super) fn rejection<B: hyper::body::Body>(request: &Request<B>) -> Option<Re
     None
 }
 
-/// Whether this is `application/grpc`, or one of its forms that name a codec (`application/grpc+proto`). `application/grpc-web`
-/// is another protocol.
+/// Returns whether the content type is `application/grpc`, with or without a codec
+/// (`application/grpc+proto`). `application/grpc-web` is another protocol.
 fn is_grpc(content_type: &HeaderValue) -> bool {
     let Some((start, rest)) = content_type.as_bytes().split_at_checked(GRPC.len()) else { return false };
     start.eq_ignore_ascii_case(GRPC.as_bytes()) && matches!(rest.first(), None | Some(b'+' | b';'))

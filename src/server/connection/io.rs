@@ -1,4 +1,4 @@
-//! The socket of a connection: on its way from the acceptor to a worker, and then at that worker.
+//! The socket of a connection, in transit from the acceptor to a worker, and on the worker.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream as StdTcpStream};
@@ -21,7 +21,7 @@ use super::limiter::ConnectionPermit;
 use super::state::ConnectionState;
 use crate::grpc::Peer;
 
-/// A socket that no runtime owns yet.
+/// An accepted socket that is not registered with a runtime yet.
 #[derive(Debug)]
 pub(in crate::server) enum Accepted {
     Tcp(StdTcpStream, SocketAddr),
@@ -29,7 +29,7 @@ pub(in crate::server) enum Accepted {
 }
 
 impl Accepted {
-    /// The peer's address.
+    /// Returns the peer's address, or `None` for a Unix socket.
     pub(in crate::server) fn address(&self) -> Option<IpAddr> {
         match self {
             Self::Tcp(_, address) => Some(address.ip().to_canonical()),
@@ -38,7 +38,8 @@ impl Accepted {
     }
 }
 
-/// The slot of a connection in the limits of the server and in the load of its worker, until this is dropped.
+/// The slot of a connection in the limits of the server and in the load of its worker. Dropping it frees the
+/// slot.
 #[derive(Debug)]
 pub(in crate::server) struct WorkerSlot {
     load: Gauge,
@@ -63,7 +64,8 @@ impl Drop for WorkerSlot {
     }
 }
 
-/// The bytes with which HTTP/2 begins (RFC 9113, section 3.4). hyper watches a connection only after them.
+/// Length of the HTTP/2 connection preface (RFC 9113, section 3.4). hyper's keepalive covers a connection
+/// only after it.
 const PREFACE_BYTES: usize = 24;
 
 /// A connection on a worker's runtime.
@@ -75,7 +77,7 @@ pub(super) struct Connection {
     _slot: WorkerSlot,
 }
 
-/// What is to come before the connection counts as one.
+/// The remaining bytes of the connection preface, and the deadline for them.
 #[derive(Debug)]
 struct Handshake {
     missing_bytes: usize,
@@ -90,7 +92,7 @@ enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// The same for each kind of stream.
+/// Applies an expression to the stream, whatever its kind.
 macro_rules! each {
     ($stream:expr, $name:ident => $what:expr) => {
         match $stream {
@@ -102,8 +104,10 @@ macro_rules! each {
 }
 
 impl Connection {
-    /// Registers the socket with the current runtime, and encrypts it by `tls` if there is one, unless it is a Unix socket. It
-    /// fails unless it begins with HTTP/2 within `handshake_timeout`, for which TLS has the same time before; `failures` counts that.
+    /// Registers the socket with the current runtime, and encrypts it with `tls` if that is set, unless it is
+    /// a Unix socket. The connection fails unless it begins with HTTP/2 within `handshake_timeout`. A TLS
+    /// handshake has the same time before that. `failures` counts connections that miss either deadline, and
+    /// failed handshakes.
     pub(super) async fn adopt(
         (accepted, slot): (Accepted, WorkerSlot),
         tls: Option<Arc<ServerConfig>>,
@@ -131,12 +135,12 @@ impl Connection {
         Ok(Self { stream, peer, handshake, _slot: slot })
     }
 
-    /// Who is at the other end.
+    /// Returns the peer and its certificate.
     pub(super) fn peer(&self) -> Peer {
         self.peer.clone()
     }
 
-    /// Counts the bytes that came, and fails when the time for the first of them is over.
+    /// Counts received bytes, and fails if the preface is incomplete when its deadline has passed.
     fn poll_handshake(&mut self, cx: &mut Context<'_>, came: usize) -> io::Result<()> {
         let Some(handshake) = &mut self.handshake else {
             return Ok(());

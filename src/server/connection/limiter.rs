@@ -1,5 +1,5 @@
-//! Limits connections, streams and unread answers, in total and per client address. When a limit is reached, clients that hold a lot
-//! without need make room for others.
+//! Limits connections, streams and unread responses, in total and per client address. When a limit is
+//! reached, the server closes connections of clients that hold many resources without using them.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -18,18 +18,19 @@ use crate::telemetry::ConnectionClosure;
 const RESERVED: usize = 64;
 /// Minimum idle time after which a connection may be closed to make room for a new one.
 const GIVES_WAY_AFTER: Duration = Duration::from_secs(1);
-/// Maximum number of bytes of incomplete messages. Most messages arrive at once, and don't count.
+/// Maximum number of bytes of incomplete messages. Most messages arrive in one piece, and don't count.
 const MAX_PARTIAL_BYTES: usize = 8 * 1024 * 1024;
-/// Number of bytes of unread answers above which connections are closed whose clients take nothing.
+/// Number of bytes of unread responses above which the server closes connections whose clients don't read.
 const MAX_STALLED_BYTES: usize = 8 * 1024 * 1024;
-/// Number of bytes of unread answers above which connections are closed although their clients read.
+/// Number of bytes of unread responses above which the server closes connections even if their clients read.
 const MAX_UNREAD_BYTES: usize = 64 * 1024 * 1024;
-/// Time after which a client that takes nothing of its answers counts as one that does not read.
+/// Time without reading any part of a response after which a client counts as stalled.
 const STALLED_AFTER: Duration = Duration::from_secs(1);
-/// Minimum time between two searches for connections that make room, since a search looks at all connections.
+/// Minimum time between two searches for a connection to close. A search looks at all connections.
 const SEARCH_INTERVAL: Duration = Duration::from_millis(5);
 
-/// The limits, and the connections that count against them. Those of administrators count only as connections.
+/// The limits, and the connections that count against them. Connections of administrators count only against
+/// the number of connections.
 #[derive(Debug)]
 pub(in crate::server) struct ConnectionLimiter {
     this: Weak<Self>,
@@ -37,15 +38,15 @@ pub(in crate::server) struct ConnectionLimiter {
     max_per_peer: usize,
     max_streams: usize,
     policy: Policy,
-    /// Open streams.
+    /// Number of open streams.
     streams: Arc<AtomicUsize>,
-    /// Bytes of incomplete messages.
+    /// Number of bytes of incomplete messages.
     partial: Arc<AtomicUsize>,
-    /// Bytes of unread answers.
+    /// Number of bytes of unread responses.
     unread: AtomicUsize,
-    /// Whether a task closes connections whose clients take nothing.
+    /// Whether a task that closes connections of stalled clients is running.
     is_sweeping: AtomicBool,
-    /// The last search for connections that make room, in nanoseconds.
+    /// Time of the last search for a connection to close, in nanoseconds.
     last_search: AtomicU64,
     connections: Mutex<Connections>,
 }
@@ -55,11 +56,12 @@ struct Connections {
     last: u64,
     reserved: usize,
     by_peer: HashMap<IpAddr, Peer>,
-    /// Connections that count against `max`: without reserved ones, and without those that are being closed to make room.
+    /// Connections that count against `max`. Reserved ones and those that are being closed to make room
+    /// don't.
     states: HashMap<u64, Arc<ConnectionState>>,
 }
 
-/// Use of the limits by the clients of one address.
+/// Resources that the clients of one address use.
 #[derive(Clone, Debug, Default)]
 struct Peer {
     connections: usize,
@@ -67,17 +69,17 @@ struct Peer {
     partial: Arc<AtomicUsize>,
 }
 
-/// Which connections give way to new ones.
+/// The connections that may be closed to make room for new ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Policy {
-    /// Connections that were idle for a while, if all together are too many.
+    /// Only connections that were idle for a while, and only if the total limit is reached.
     Idle,
-    /// Any connection, also if those of its address are too many.
+    /// Any connection, also if only the limit of its address is reached.
     Oldest,
 }
 
 impl Policy {
-    /// Minimum time for which a connection was idle before it gives way.
+    /// Returns the minimum idle time of a connection that may be closed.
     fn min_idle(self) -> Duration {
         match self {
             Self::Idle => GIVES_WAY_AFTER,
@@ -86,7 +88,7 @@ impl Policy {
     }
 }
 
-/// The kind of client that connects, and its address; Unix sockets have none.
+/// The kind of a client and its address, which is `None` for a Unix socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::server) enum Client {
     /// A client of a public listener.
@@ -95,16 +97,16 @@ pub(in crate::server) enum Client {
     Administrator(Option<IpAddr>),
 }
 
-/// The limit that rejects a connection.
+/// The limit because of which a connection is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::server) enum LimitReached {
-    /// The total limit; no connection is idle.
+    /// The total limit, while no connection is idle.
     All,
-    /// The limit of the address.
+    /// The limit per address.
     Peer,
 }
 
-/// A connection that counts until this is dropped.
+/// A connection that counts against the limits. Dropping it frees its slot.
 #[derive(Debug)]
 pub(in crate::server) struct ConnectionPermit {
     limiter: Arc<ConnectionLimiter>,
@@ -114,13 +116,15 @@ pub(in crate::server) struct ConnectionPermit {
 }
 
 impl ConnectionLimiter {
-    /// Creates limits of `max` connections, `max_per_peer` connections per address, and `max_streams` streams.
+    /// Creates limits of `max` connections, `max_per_peer` connections per address, and `max_streams`
+    /// streams.
     pub(in crate::server) fn new(max: usize, max_per_peer: usize, max_streams: usize) -> Arc<Self> {
         Self::with(max, max_per_peer, max_streams, Policy::Idle)
     }
 
-    /// Creates limits for connections that are never idle for a purpose: a new connection always finds room, at the expense of
-    /// the oldest connection of the address with the most. So an address with few connections keeps them.
+    /// Creates limits for short connections, which need no idle time. A new connection always finds room: the
+    /// oldest connection of the address with the most connections is closed. So an address with few
+    /// connections keeps them.
     pub(in crate::server) fn for_probes(max: usize, max_per_peer: usize) -> Arc<Self> {
         Self::with(max, max_per_peer, max, Policy::Oldest)
     }
@@ -141,8 +145,11 @@ impl ConnectionLimiter {
         })
     }
 
-    /// Counts a new connection. If the limit is reached, closes an idle connection to make room: of the address with the most
-    /// connections the one that was idle for longest.
+    /// Counts a new connection. If the limit is reached, closes an idle connection to make room. It is the
+    /// one that was idle for longest, of the address with the most connections.
+    ///
+    /// # Errors
+    /// Returns the limit if it is reached and no connection can be closed.
     pub(in crate::server) fn take(
         self: &Arc<Self>,
         client: Client,
@@ -199,14 +206,16 @@ impl ConnectionLimiter {
         Ok(ConnectionPermit { limiter: Arc::clone(self), number, is_reserved, state })
     }
 
-    /// Makes room for a stream of `peer`: closes a connection of the address that holds most streams without work for this server.
-    /// Returns false if that is `peer` itself, or if no address holds any.
+    /// Closes a connection of the address that holds the most streams without work for this server, to make
+    /// room for a stream of `peer`. Returns false if `peer` itself holds the most, or if no address holds
+    /// any. Also returns false if the last search was too recent.
     pub(super) fn close_holder(&self, peer: Option<IpAddr>) -> bool {
         self.may_search()
             && self.lock().close_largest(ConnectionClosure::HeldStreams, peer, ConnectionState::held_streams)
     }
 
-    /// Counts `bytes` of an answer. Above the limits, closes connections whose clients don't read, or read too little.
+    /// Counts `bytes` of a response. Above the limits, closes connections whose clients don't read, or read
+    /// too little.
     pub(super) fn add_unread(&self, bytes: usize) {
         let all = self.unread.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if all > MAX_UNREAD_BYTES {
@@ -220,7 +229,7 @@ impl ConnectionLimiter {
         }
     }
 
-    /// Closes connections whose clients take nothing, until the unread answers are within the limit.
+    /// Closes connections of stalled clients until the unread responses are within the limit.
     async fn sweep(limiter: Weak<Self>) {
         loop {
             tokio::time::sleep(STALLED_AFTER / 4).await;
@@ -237,8 +246,8 @@ impl ConnectionLimiter {
         self.unread.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Closes connections until the unread answers of the others have at most `max` bytes. At a time `now`, only those whose clients
-    /// have taken nothing for a while.
+    /// Closes connections until the unread responses of the others have at most `max` bytes. If `now` is set,
+    /// closes only connections of clients that have read nothing for a while.
     fn close_unread(&self, max: usize, now: Option<Moment>) {
         let mut connections = self.lock();
         let is_late =
@@ -251,7 +260,8 @@ impl ConnectionLimiter {
         }
     }
 
-    /// Returns whether a search for connections that make room may begin.
+    /// Returns whether the last search for a connection to close was long enough ago, and if so, begins a new
+    /// interval.
     fn may_search(&self) -> bool {
         let now = BootClock.moment();
         let last = Moment::from_nanos(self.last_search.load(Ordering::Relaxed));
@@ -262,15 +272,15 @@ impl ConnectionLimiter {
         may
     }
 
-    // Counts are consistent whatever panicked.
+    // Each count is updated at once, so the counts are consistent even after a panic.
     fn lock(&self) -> MutexGuard<'_, Connections> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Connections {
-    /// Closes a connection that was idle for `min_idle`, of `only` this address if given. It no longer counts. Returns false if no
-    /// connection qualifies.
+    /// Closes a connection that was idle for `min_idle`, of the address `only` if that is set. The connection
+    /// no longer counts. Returns false if no connection qualifies.
     fn make_room(&mut self, now: Moment, min_idle: Duration, only: Option<IpAddr>) -> bool {
         let of_peer = |peer: Option<IpAddr>| {
             peer.and_then(|peer| self.by_peer.get(&peer)).map_or(0, |peer| peer.connections)
@@ -284,8 +294,8 @@ impl Connections {
         longest.is_some_and(|(number, ..)| self.close(number, ConnectionClosure::Idle))
     }
 
-    /// Closes the connection with the most `use` of the address with the most. Returns false if nobody has any, or no address has more
-    /// than the address `spared`, if given.
+    /// Closes the connection with the highest `usage` of the address with the highest total. Returns false if
+    /// no connection has any, or if no address has more than `spared`, if that is set.
     fn close_largest(
         &mut self,
         closure: ConnectionClosure,
@@ -338,7 +348,8 @@ impl Drop for ConnectionPermit {
     }
 }
 
-/// Returns the address that connections are counted by: for IPv6 the /64 network, which sites are assigned as a whole (RFC 6177).
+/// Returns the address that connections are counted by. For IPv6 it is the /64 network, which sites are
+/// assigned as a whole (RFC 6177).
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
@@ -445,7 +456,7 @@ mod tests {
         assert_eq!(open(&client, 1).len(), 1);
         assert_eq!(is_closed(&large), Some(ConnectionClosure::HeldStreams));
         assert_eq!((is_closed(&small), is_closed(&other)), (None, None));
-        // Calls that wait for this server are no reason to close a connection.
+        // Calls that wait for this server are not a reason to close a connection.
         for _ in &of_other {
             other.state.begin_work();
         }
@@ -474,7 +485,7 @@ mod tests {
         let now = BootClock.moment();
         assert_eq!(limiter.take_at(few, now).unwrap_err(), LimitReached::All, "none is idle for long");
         of_many[0].state.begin_work();
-        // A stream that does not wait for this server keeps no connection busy.
+        // A stream that does not wait for this server does not keep a connection busy.
         let _held = open(&of_many[1], 1);
         let later = now.after(GIVES_WAY_AFTER * 2);
         let _new = limiter.take_at(few, later).unwrap();

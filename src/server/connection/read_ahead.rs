@@ -1,7 +1,8 @@
 //! Reads the requests of a stream ahead of its handler, within bounds.
 //!
-//! A client can send a stream many frames of a single byte that its handler does not read, because it waits for the client to read its
-//! answers. The transport keeps each of them in a few hundred bytes, up to several megabytes per connection.
+//! A handler that waits for its client to read the responses does not read the stream. A client can then send
+//! many frames of one byte each, and the transport keeps every frame in a few hundred bytes, up to several
+//! megabytes per connection.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,18 +13,19 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Body, Bytes, Frame};
 use tokio::sync::mpsc;
 
-/// Maximum number of frames that the handler has not read.
+/// Maximum number of frames that the handler has not read yet.
 const MAX_FRAMES: usize = 64;
-/// Maximum number of their bytes.
+/// Maximum number of bytes in these frames.
 const MAX_BYTES: usize = 32 * 1024;
 
-/// A body that is read ahead.
+/// A body that a separate task reads ahead.
 pub(super) struct ReadAhead<E> {
     frames: mpsc::Receiver<Result<Frame<Bytes>, E>>,
     unread: Arc<AtomicUsize>,
 }
 
-/// Reads `body` in a task of its own. If its handler falls behind too far, the rest is discarded, and the body ends.
+/// Reads `body` in a task of its own. If the handler falls too far behind, the rest is discarded, and the
+/// body ends.
 pub(super) fn read_ahead<B>(mut body: B) -> ReadAhead<B::Error>
 where
     B: Body<Data = Bytes> + Unpin + Send + 'static,
@@ -72,7 +74,8 @@ mod tests {
 
     use super::*;
 
-    /// Returns the number of frames that a handler gets that begins to read after all of `frames` were sent.
+    /// Returns the number of frames that reach a handler which begins to read after all of `frames` were
+    /// sent.
     async fn read(frames: Vec<usize>) -> usize {
         let frames =
             frames.into_iter().map(|bytes| Ok::<_, Infallible>(Frame::data(Bytes::from(vec![0; bytes]))));

@@ -1,4 +1,4 @@
-//! The body of a request.
+//! Tracks the progress of a request body.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -7,7 +7,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::activity::CallProgress;
 
-/// The body of a request. Its call waits for the client while the next part is missing.
+/// The body of a request. Its call counts as waiting for the client while the next part is missing.
 pub(super) struct TrackedRequestBody {
     body: Incoming,
     progress: CallProgress,

@@ -1,4 +1,4 @@
-//! The body of a response.
+//! Tracks the progress of a response body.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,39 +12,40 @@ use tonic::body::Body;
 use super::activity::ActiveCall;
 use crate::grpc::connection_ends;
 
-/// Completes when a response has to end although there could be more.
+/// Completes when a response has to end, even if its body has more data.
 pub(super) type End = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Maximum size of the parts in which data is given to the transport, which buffers a part as a whole.
+/// Maximum size of the parts in which data is passed to the transport, which buffers each part as a whole.
 const PART_BYTES: usize = 16 * 1024;
 
-/// The next frame of a response. `None` at its end.
+/// The next frame of a response, or `None` at its end.
 type Next = Option<Result<Frame<Bytes>, Status>>;
 
-/// The body of a response. The call is active until the transport drops it, and its data counts as unread until it is sent.
+/// The body of a response. The call is active until the transport drops it, and its data counts as unread
+/// until it is sent.
 pub(super) struct TrackedResponseBody {
     body: Body,
-    /// Data of the body that was not given to the transport yet.
+    /// Data of the body that was not passed to the transport yet.
     rest: Bytes,
     end: Option<End>,
     call: ActiveCall,
 }
 
 impl TrackedResponseBody {
-    /// Creates the response to `call`. It is cut off when `end` completes.
+    /// Creates the response body of `call`. It is cut off when `end` completes.
     pub(super) fn new(body: Body, end: Option<End>, call: ActiveCall) -> Self {
         call.progress().waits_for_client(true);
         Self { body, rest: Bytes::new(), end, call }
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
-        // Checked first: a stream that always has more would never end.
+        // Checked first, because a stream that always has more data would never end otherwise.
         let has_ended = self.end.as_mut().is_some_and(|end| end.as_mut().poll(cx).is_ready());
         if has_ended {
             self.end = None;
             self.rest.clear();
             let mut trailers = HeaderMap::new();
-            // This status has only header values.
+            // All parts of this status are valid header values, so this can't fail.
             let _ = connection_ends().add_header(&mut trailers);
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }

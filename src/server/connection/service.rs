@@ -1,4 +1,4 @@
-//! Answers the requests of one connection: rejects what is not a call, and tracks the calls.
+//! Handles the requests of one connection: rejects those that are not calls, and tracks the calls.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -24,7 +24,7 @@ use crate::server::call::{BufferQuota, CallService};
 /// Maximum number of header fields of a call, without the pseudo-header fields of HTTP/2.
 const MAX_HEADER_FIELDS: usize = 64;
 
-/// Answers the calls of a connection.
+/// Handles the calls of a connection.
 #[derive(Clone)]
 pub(super) struct ConnectionService {
     service: CallService<Routes>,
@@ -35,8 +35,8 @@ pub(super) struct ConnectionService {
 }
 
 impl ConnectionService {
-    /// Answers by `service`, for `peer`. When the connection `is_ending`, long-lived streams end at once, and other calls after
-    /// `drain_timeout`.
+    /// Creates a service that passes calls of `peer` to `service`. When `is_ending` becomes true, long-lived
+    /// streams end at once, and other calls after `drain_timeout`.
     pub(super) fn new(
         service: CallService<Routes>,
         peer: Peer,
@@ -47,8 +47,8 @@ impl ConnectionService {
         Self { service, peer, activity, is_ending, drain_timeout }
     }
 
-    /// Completes when the response has to end although there could be more. A long-lived stream ends with its connection; its client
-    /// resumes it on another one.
+    /// Returns a future that completes when the response has to end, even if its body has more data. A
+    /// long-lived stream ends with its connection, and its client resumes it on another one.
     fn end(&self, is_long_lived: bool) -> End {
         let mut is_ending = self.is_ending.clone();
         let grace = (!is_long_lived).then_some(self.drain_timeout);
@@ -73,7 +73,7 @@ impl hyper::service::Service<Request<Incoming>> for ConnectionService {
         let stream = self.activity.state().open_stream(method);
         let rejection = http_gate::rejection(&request)
             .or_else(|| stream.is_none().then(|| overloaded().into_http()))
-            // A header field takes many times its encoded size in memory, until the call ends.
+            // A header field takes many times its encoded size in memory until the call ends.
             .or_else(|| {
                 (request.headers().len() > MAX_HEADER_FIELDS).then(|| too_many_header_fields().into_http())
             });

@@ -14,44 +14,46 @@ use crate::grpc::methods::{Method, Service};
 use crate::server::quota::{Quota, Taken};
 use crate::telemetry::ConnectionClosure;
 
-/// Number of streams that a stream of reflection counts as: it can hold about 64 KiB of requests that its handler has not read.
+/// Number of streams that a reflection stream counts as. It can hold about 64 KiB of requests that its
+/// handler has not read.
 pub(super) const REFLECTION_WEIGHT: usize = 16;
-/// Data below this size doesn't count as unread: its number is limited by that of open streams.
+/// Minimum size of data that counts as unread. The amount of smaller data is limited by the number of open
+/// streams.
 const MIN_COUNTED_BYTES: usize = 2 * 1024;
 
 /// The state of a connection.
 #[derive(Debug)]
 pub(in crate::server) struct ConnectionState {
-    /// The network address that the connection is counted by. `None` for a Unix socket.
+    /// The network address that the connection is counted by, or `None` for a Unix socket.
     peer: Option<IpAddr>,
     limits: StreamLimits,
-    /// Streams that are open, by their weight.
+    /// Number of open streams, by weight.
     open: AtomicUsize,
-    /// Streams of these whose calls wait for this server.
+    /// Number of calls that wait for this server.
     at_work: AtomicUsize,
-    /// Beginning of the time without a call that waits for this server, in nanoseconds.
+    /// Start of the current period without a call that waits for this server, in nanoseconds.
     idle_since: AtomicU64,
-    /// Bytes of answers that were not sent yet.
+    /// Number of bytes of responses that were not sent yet.
     unread: AtomicUsize,
-    /// The last time at which the client took a part of an answer, in nanoseconds.
+    /// Time at which the client last took a part of a response, in nanoseconds.
     taken_at: AtomicU64,
     closure: OnceLock<ConnectionClosure>,
     closed: Notify,
 }
 
-/// The limits that a connection counts against. Those of administrators have none.
+/// The limits that a connection counts against. Connections of administrators are unlimited.
 #[derive(Debug)]
 pub(super) struct StreamLimits {
     pub(super) limiter: Weak<ConnectionLimiter>,
-    /// Open streams.
+    /// Quota for open streams.
     pub(super) streams: Quota,
-    /// Bytes of incomplete messages.
+    /// Quota for bytes of incomplete messages.
     pub(super) partial: Quota,
-    /// Whether unread answers count.
+    /// Whether unread responses count.
     pub(super) counts_unread: bool,
 }
 
-/// An open stream that counts until this is dropped.
+/// An open stream. It counts until this is dropped.
 #[derive(Debug)]
 pub(super) struct OpenStream {
     state: Arc<ConnectionState>,
@@ -60,7 +62,7 @@ pub(super) struct OpenStream {
 }
 
 impl ConnectionState {
-    /// Creates the state of a connection of `peer`, which is idle from now on.
+    /// Creates the state of a connection of `peer`. The connection counts as idle from now on.
     pub(super) fn new(peer: Option<IpAddr>, limits: StreamLimits) -> Self {
         let now = BootClock.moment().as_nanos();
         Self {
@@ -80,8 +82,8 @@ impl ConnectionState {
         self.peer
     }
 
-    /// Counts a new stream. Returns `None` if the limit is reached and no other client can be made to give up streams. Streams for
-    /// health are always opened.
+    /// Counts a new stream. Returns `None` if the limit is reached and no connection of another client can be
+    /// closed. Streams for health checks are always opened.
     pub(super) fn open_stream(self: &Arc<Self>, method: Option<&Method>) -> Option<OpenStream> {
         let service = method.map(|method| method.service);
         let weight = if service == Some(Service::Reflection) { REFLECTION_WEIGHT } else { 1 };
@@ -96,8 +98,8 @@ impl ConnectionState {
         Some(OpenStream { state: Arc::clone(self), weight, _taken: taken })
     }
 
-    /// Returns the number of open streams that don't wait for this server: those of incomplete requests, of answers that nobody reads,
-    /// and long-lived ones.
+    /// Returns the number of open streams that don't wait for this server: incomplete requests, responses
+    /// that nobody reads, and long-lived streams.
     pub(super) fn held_streams(&self) -> usize {
         self.open.load(Ordering::Relaxed).saturating_sub(self.at_work.load(Ordering::Relaxed))
     }
@@ -107,12 +109,12 @@ impl ConnectionState {
         self.limits.partial.clone()
     }
 
-    /// Notes that one more call waits for this server.
+    /// Records that one more call waits for this server.
     pub(super) fn begin_work(&self) {
         self.at_work.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Notes that a call waits for this server no longer.
+    /// Records that a call no longer waits for this server.
     pub(super) fn end_work(&self) {
         self.idle_since.store(BootClock.moment().as_nanos(), Ordering::Relaxed);
         self.at_work.fetch_sub(1, Ordering::Relaxed);
@@ -123,12 +125,13 @@ impl ConnectionState {
         self.at_work.load(Ordering::Relaxed) > 0
     }
 
-    /// Returns the beginning of the time without a call that waits for this server. `None` while there is one.
+    /// Returns the start of the current period without a call that waits for this server, or `None` while a
+    /// call does.
     pub(super) fn idle_since(&self) -> Option<Moment> {
         (!self.is_at_work()).then(|| Moment::from_nanos(self.idle_since.load(Ordering::Relaxed)))
     }
 
-    /// Counts `data` of an answer as unread until the transport has sent and dropped it.
+    /// Counts `data` of a response as unread until the transport has sent and dropped it.
     pub(super) fn count_unread(self: &Arc<Self>, data: Bytes) -> Bytes {
         let bytes = data.len();
         if bytes < MIN_COUNTED_BYTES || !self.limits.counts_unread {
@@ -136,7 +139,7 @@ impl ConnectionState {
         }
         let Some(limiter) = self.limits.limiter.upgrade() else { return data };
         if self.unread.fetch_add(bytes, Ordering::Relaxed) == 0 {
-            // Nothing was unread, so the client was not late until now.
+            // Nothing was unread before, so the time without reading begins now.
             self.note_taken();
         }
         let counted = UnreadData::new(Arc::clone(self), data);
@@ -156,23 +159,23 @@ impl ConnectionState {
         self.unread.load(Ordering::Relaxed)
     }
 
-    /// Notes that the client took a part of an answer.
+    /// Records that the client took a part of a response.
     pub(super) fn note_taken(&self) {
         self.taken_at.store(BootClock.moment().as_nanos(), Ordering::Relaxed);
     }
 
-    /// Returns the last time at which the client took a part of an answer.
+    /// Returns the time at which the client last took a part of a response.
     pub(super) fn taken_at(&self) -> Moment {
         Moment::from_nanos(self.taken_at.load(Ordering::Relaxed))
     }
 
-    /// Makes the connection close, for the reason `closure`.
+    /// Requests that the connection close, for the reason `closure`.
     pub(super) fn close(&self, closure: ConnectionClosure) {
         let _ = self.closure.set(closure);
         self.closed.notify_one();
     }
 
-    /// Completes when the connection has to be closed to make room, with the reason.
+    /// Completes when the connection has to be closed to make room, and returns the reason.
     pub(in crate::server) async fn closed(&self) -> ConnectionClosure {
         self.closed.notified().await;
         self.closure.get().copied().unwrap_or(ConnectionClosure::Idle)

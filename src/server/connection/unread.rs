@@ -1,4 +1,4 @@
-//! Data of answers that was not sent yet.
+//! Data of responses that was not sent yet.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use hyper::body::Bytes;
 
 use super::state::ConnectionState;
 
-/// Data of an answer that counts as unread until this is dropped.
+/// Data of a response. It counts as unread until this is dropped.
 pub(super) struct UnreadData {
     connection: Arc<ConnectionState>,
     data: Bytes,
