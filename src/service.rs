@@ -1,4 +1,5 @@
-//! The work of the two services, free of any protocol: rules and orchestration between the domain and the repository.
+//! The work of the two services, independent of any protocol: rules, and orchestration between the domain and
+//! the repository.
 
 mod caller;
 mod caller_slots;

@@ -1,26 +1,27 @@
-//! Who administers keys.
+//! Callers and their permissions.
 
 use super::ClientRequestId;
 use crate::domain::{ChangeContext, KeyId, RequestDigest, Scope, ScopeSet, Timestamp};
 
-/// The scopes that open Keyvouch itself. An administrator holds them all.
+/// Scopes with a meaning for Keyvouch itself. An administrator holds all of them.
 const ADMIN: &str = "keyvouch.admin";
 const ADMIN_SCOPES: [&str; 4] =
     [ADMIN, Permission::Read.scope(), Permission::Write.scope(), Permission::Validate.scope()];
 
-/// What a caller may be allowed.
+/// Permission that a caller can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Permission {
-    /// To ask whether keys may be used.
+    /// Permission to validate keys.
     Validate,
-    /// To read keys and the audit trail, and to follow changes.
+    /// Permission to read keys and the audit trail, and to follow changes.
     Read,
-    /// To change keys.
+    /// Permission to create and change keys.
     Write,
 }
 
 impl Permission {
-    /// The scope that a key needs for it; `keyvouch.admin` stands for all.
+    /// Returns the scope that grants this permission to a key. The scope `keyvouch.admin` grants all
+    /// permissions.
     #[must_use]
     pub const fn scope(self) -> &'static str {
         match self {
@@ -45,19 +46,19 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// An administrator, who may do everything.
+    /// Creates an administrator, who has all permissions.
     #[must_use]
     pub fn admin(name: String, request_id: &str) -> Self {
         Self::holding(name, request_id, &ADMIN_SCOPES)
     }
 
-    /// A service that validates keys, and may do nothing else.
+    /// Creates a caller that may only validate keys.
     #[must_use]
     pub fn validator(name: String, request_id: &str) -> Self {
         Self::holding(name, request_id, &[Permission::Validate.scope()])
     }
 
-    /// The bearer of a key with `scopes`.
+    /// Creates the caller that authenticated with a key that has `scopes`.
     #[must_use]
     pub fn with_scopes(name: String, request_id: &str, scopes: &ScopeSet) -> Self {
         let reserved: Vec<_> = scopes.iter().filter(|scope| scope.is_reserved()).map(Scope::as_str).collect();
@@ -69,19 +70,20 @@ impl Caller {
     }
 
     fn holding(name: String, request_id: &str, scopes: &[&str]) -> Self {
-        // Scopes that were scopes already are.
+        // These are constants or scopes that were parsed before, so the default is unreachable.
         let held = ScopeSet::parse("scopes", scopes.iter().copied()).unwrap_or_default();
         Self { name, request_id: request_id.to_owned(), held, is_unasked: false }
     }
 
-    /// Whether it may do this.
+    /// Returns whether the caller has this permission.
     #[must_use]
     pub fn may(&self, permission: Permission) -> bool {
         self.is_unasked || self.held.iter().any(|scope| scope.as_str() == permission.scope())
     }
 
-    /// Someone without a credential, where none is asked for. He holds no reserved scope, so he can't grant one: what
-    /// was made while the door was open must not open it later.
+    /// Creates the caller of a server that requires no credentials. It has all permissions, but holds no
+    /// reserved scope and therefore can't grant any. Otherwise, keys from that time would keep permissions
+    /// after credentials are required.
     #[must_use]
     pub fn anonymous(request_id: &str) -> Self {
         Self {
@@ -92,31 +94,31 @@ impl Caller {
         }
     }
 
-    /// Its name, for the log.
+    /// Returns the caller's name, for the log.
     #[must_use]
     pub fn actor(&self) -> Actor {
         Actor(self.name.clone())
     }
 
-    /// The first of `scopes` that this caller can't grant.
+    /// Returns the first of `scopes` that this caller can't grant, or `None` if it can grant all of them.
     #[must_use]
     pub fn first_not_grantable<'s>(&self, scopes: &'s ScopeSet) -> Option<&'s Scope> {
         scopes.iter().find(|scope| scope.is_reserved() && !self.held.contains(scope))
     }
 
-    /// What identifies this caller's request `id` to make a key.
+    /// Returns the digest that identifies this caller's creation request `id`.
     #[must_use]
     pub fn creation(&self, id: &ClientRequestId) -> RequestDigest {
         RequestDigest::of_creation(&self.name, id.as_str())
     }
 
-    /// What identifies this caller's request `id` to rotate `key`.
+    /// Returns the digest that identifies this caller's request `id` to rotate `key`.
     #[must_use]
     pub fn rotation(&self, key: KeyId, id: &ClientRequestId) -> RequestDigest {
         RequestDigest::of_rotation(&self.name, key, id.as_str())
     }
 
-    /// The context of a change that this call makes at `now`.
+    /// Returns the context of a change that this call makes at `now`.
     #[must_use]
     pub fn context(&self, now: Timestamp) -> ChangeContext {
         ChangeContext::new(self.name.clone(), self.request_id.clone(), now)

@@ -31,7 +31,7 @@ struct Slot {
     lost: Arc<Notify>,
 }
 
-/// A slot that is taken until this is dropped.
+/// The slot of a stream. Dropping it frees the slot.
 #[derive(Debug)]
 pub(crate) struct CallerSlot {
     slots: Arc<CallerSlots>,
@@ -40,8 +40,9 @@ pub(crate) struct CallerSlot {
 }
 
 impl CallerSlots {
-    /// Creates `max` slots, of which one caller can take `max_of_one`. A stream that nobody has read for `unread_for` loses its slot
-    /// when another stream needs it; without it, a stream keeps its slot.
+    /// Creates `max` slots, of which one caller can take `max_of_one`. A stream that nobody has read for
+    /// `unread_for` loses its slot when another stream needs it. If `unread_for` is `None`, streams keep
+    /// their slots.
     pub(crate) fn new(max: usize, max_of_one: usize, unread_for: Option<Duration>) -> Arc<Self> {
         Arc::new(Self { max, max_of_one, unread_for, taken: Mutex::default() })
     }
@@ -79,19 +80,20 @@ impl CallerSlots {
         taken.slots.len() < self.max && of_caller < self.max_of_one
     }
 
-    // Slots are consistent whatever panicked.
+    // Each change of the slots is complete before anything can panic, so they are consistent even after a
+    // panic.
     fn lock(&self) -> MutexGuard<'_, Taken> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl CallerSlot {
-    /// Completes when the stream has lost its slot.
+    /// Completes once the stream has lost its slot. Cancellation safe.
     pub(crate) async fn lost(&self) {
         self.lost.notified().await;
     }
 
-    /// Notes that the stream is read. Returns false if it has lost its slot.
+    /// Records that the stream is read. Returns false if it has lost its slot.
     pub(crate) fn is_read(&self) -> bool {
         self.is_read_at(BootClock.moment())
     }

@@ -1,5 +1,5 @@
-//! Streams changes to clients, for caches of their own. A client gets the events that this replica reads for itself; the backend is
-//! asked only to catch up.
+//! Streams changes to clients, for caches of their own. Clients get the events that this replica reads from
+//! the feed anyway. The backend is read only to catch up.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,20 +14,20 @@ use crate::cache::{FeedHandle, FeedUpdate, Knowledge, Seen};
 use crate::domain::{KeyEvent, Moment};
 use crate::repository::{ChangeFeed, ErrorKind, FeedPosition, RepositoryError, Result, part_of, within};
 
-/// Maximum number of events that are read at once.
+/// Maximum number of events per read.
 const BATCH: usize = 500;
-/// Maximum time between two answers of a stream.
+/// Maximum time between two messages of a stream.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Maximum number of concurrent streams.
 const MAX_WATCHERS: usize = 64;
 /// Maximum number of concurrent streams per caller.
 const MAX_WATCHERS_OF_ONE: usize = 16;
-/// A stream that was not read for so long loses its slot when another one needs it.
+/// Time without reading after which a stream loses its slot if another stream needs one.
 const UNREAD_FOR: Duration = Duration::from_secs(3 * HEARTBEAT.as_secs());
-/// Delay before a backend that failed is asked again.
+/// Delay before a failed read is retried.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
-/// Watches the change feed for clients.
+/// Streams the change feed to clients.
 #[derive(Clone, Debug)]
 pub struct ChangeWatcher {
     followed: Option<Followed>,
@@ -42,14 +42,15 @@ struct Followed {
     handle: FeedHandle,
 }
 
-/// An answer of a stream.
+/// A message of a stream.
 #[derive(Clone, Debug)]
 pub struct News {
     /// The position behind the events.
     pub position: FeedPosition,
-    /// The changes. Empty if there were none for a while.
+    /// The changes. Empty in a heartbeat.
     pub events: Vec<KeyEvent>,
-    /// Upper bound on the age of the stream: every change that is older has been delivered. `None` if that is unknown.
+    /// Upper bound on the age of the stream: every change older than this has been delivered. `None` if the
+    /// bound is unknown.
     pub staleness: Option<Duration>,
 }
 
@@ -59,16 +60,17 @@ struct Watching {
     seen: watch::Receiver<Seen>,
     updates: broadcast::Receiver<FeedUpdate>,
     position: FeedPosition,
-    /// The last moment at which the stream had delivered every change.
+    /// The latest time at which the stream had delivered every change.
     as_of: Option<Moment>,
-    /// Whether changes have to be read from the backend: those that the follower read before this stream began, or that were lost.
+    /// Whether changes have to be read from the backend, because the follower read them before this stream
+    /// began, or because updates were lost.
     is_behind: bool,
     next_heartbeat: Instant,
     slot: CallerSlot,
 }
 
 impl ChangeWatcher {
-    /// Streams the changes of `feed`, which is followed by `handle`.
+    /// Creates a watcher of the changes of `feed`, which `handle` follows.
     pub fn new(
         feed: Option<Arc<dyn ChangeFeed>>,
         handle: Option<FeedHandle>,
@@ -79,12 +81,14 @@ impl ChangeWatcher {
         Self { followed, knowledge, slots }
     }
 
-    /// Streams changes to `caller`, beginning after `position`; without one, with the changes from now on.
+    /// Streams changes to `caller`, beginning after `position`. Without a position, the stream begins with
+    /// the next change.
     ///
     /// # Errors
-    /// [`ErrorKind::NotOffered`] without a feed, [`ErrorKind::Overloaded`] with too many streams. The stream ends with
-    /// [`ErrorKind::Overloaded`] if it was not read and others need its slot, with [`ErrorKind::PositionLost`] if events may be missing,
-    /// and with [`ErrorKind::Unavailable`] when the server shuts down.
+    /// Returns [`ErrorKind::NotOffered`] without a feed, and [`ErrorKind::Overloaded`] if there are too many
+    /// streams. The stream ends with [`ErrorKind::Overloaded`] if it was not read and others need its slot,
+    /// with [`ErrorKind::PositionLost`] if events may be missing, and with [`ErrorKind::Unavailable`] when
+    /// the server shuts down.
     pub fn watch(
         &self,
         position: Option<FeedPosition>,
@@ -156,7 +160,7 @@ impl Watching {
         }
     }
 
-    /// Returns the events of an update that were not delivered yet. `None` if all were.
+    /// Returns the events of an update that were not delivered yet, or `None` if all were.
     fn deliver(&mut self, events: &[KeyEvent], position: &FeedPosition) -> Option<News> {
         let partitions = usize::from(self.followed.source.partitions().max(1));
         let is_new = |event: &&KeyEvent| {
@@ -169,9 +173,9 @@ impl Watching {
         (!new.is_empty()).then(|| self.news(new))
     }
 
-    /// Takes over what the follower knows of the age of the feed, if all that it has read was delivered.
+    /// Takes over the follower's `as_of` if everything that the follower has read was delivered.
     fn refresh(&mut self) {
-        // In this order: an update is sent before the follower tells how far it is.
+        // Read in this order, because the follower sends an update before it publishes its `as_of`.
         let as_of = self.seen.borrow_and_update().as_of;
         if !self.is_behind && self.updates.is_empty() {
             self.as_of = self.as_of.max(as_of);
@@ -192,7 +196,7 @@ impl Watching {
                 Ok((!changes.events.is_empty()).then(|| self.news(changes.events)))
             }
             Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => {
-                // The follower logs the failure. The client learns from the heartbeats that nothing is known.
+                // The follower logs the failure. The heartbeats report the growing staleness to the client.
                 tokio::time::sleep(RETRY_PAUSE).await;
                 Ok((Instant::now() >= self.next_heartbeat).then(|| self.news(Vec::new())))
             }

@@ -1,38 +1,39 @@
-//! What a service answers instead of a result.
+//! Errors of the services.
 
 use crate::domain::{EntropyError, InvalidField, KeyId, RotationRefused, Scope};
 use crate::repository::RepositoryError;
 
-/// Why a call was not answered. A denied key is no error: it is a [`Validation`](super::Validation).
+/// The reason why a call failed. A denied key is not an error but a [`Validation`](super::Validation).
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
-    /// The caller gave a wrong value.
+    /// A field has an invalid value.
     #[error(transparent)]
     InvalidField(#[from] InvalidField),
-    /// The key is not in a state that allows this.
+    /// The state of the key does not allow the operation.
     #[error(transparent)]
     Precondition(#[from] Precondition),
-    /// The caller would grant a reserved scope that he does not hold.
+    /// The call would grant a reserved scope that the caller does not hold.
     #[error("only who holds the reserved scope {0} can grant it")]
     ScopeNotGrantable(Scope),
-    /// An earlier request with the same `request_id` made this key.
+    /// An earlier request with the same `request_id` has made this change. The id is that of the key it
+    /// created.
     #[error("an earlier request with this request_id made the key {0}")]
     AlreadyApplied(KeyId),
-    /// The store did not do it.
+    /// The repository failed, or rejected the operation.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
-    /// There were no random bytes for a new key.
+    /// The random number generator failed.
     #[error(transparent)]
     Entropy(#[from] EntropyError),
 }
 
-/// A state of the key that forbids the change.
+/// A state of the key that does not allow the change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Precondition {
     /// The key can't be rotated.
     #[error(transparent)]
     Rotation(#[from] RotationRefused),
-    /// The key was replaced and would live longer.
+    /// The key was replaced, and the update would extend its lifetime.
     #[error("the expiry of a replaced key can't be extended: use its successor {0}")]
     ReplacedKeyExtended(KeyId),
 }

@@ -1,4 +1,4 @@
-//! Letting go of old events.
+//! Deletes old events.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,10 +7,11 @@ use crate::domain::Clock;
 use crate::repository::AuditTrail;
 use crate::telemetry::error_chain;
 
-/// How often it is looked for old events.
+/// Interval between scans for old events.
 const INTERVAL: Duration = Duration::from_hours(1);
 
-/// Deletes events that are older than a retention time. Every replica has one; the store lets one at a time do it.
+/// Deletes events that are older than a retention time. Every replica runs one, and the backend lets only one
+/// of them prune at a time.
 #[derive(Debug)]
 pub struct EventPruner {
     audit: Arc<dyn AuditTrail>,
@@ -19,12 +20,12 @@ pub struct EventPruner {
 }
 
 impl EventPruner {
-    /// Keeps the events of `audit` for `retention`.
+    /// Creates a pruner that keeps the events of `audit` for `retention`.
     pub fn new(audit: Arc<dyn AuditTrail>, clock: Arc<dyn Clock>, retention: Duration) -> Self {
         Self { audit, clock, retention }
     }
 
-    /// Prunes now and from time to time, until it is dropped.
+    /// Prunes now and then periodically, until the future is dropped. Errors are logged.
     pub async fn run(&self) {
         loop {
             match self.prune().await {
@@ -38,7 +39,7 @@ impl EventPruner {
         }
     }
 
-    /// Deletes what is too old now; returns how many events that were.
+    /// Deletes the events that are too old now. Returns the number of deleted events.
     pub async fn prune(&self) -> crate::repository::Result<u64> {
         match self.clock.now().checked_sub(self.retention) {
             Some(before) => self.audit.prune_events(before).await,

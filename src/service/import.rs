@@ -1,4 +1,4 @@
-//! Taking over keys that another system made.
+//! Imports keys that another system issued.
 
 use std::time::Duration;
 
@@ -11,49 +11,49 @@ use crate::domain::{
 use crate::repository::ErrorKind;
 use crate::telemetry::error_chain;
 
-/// How far the clock of the system that a key comes from may be ahead.
+/// Tolerance for timestamps in the future, in case the clock of the source system is ahead.
 const CLOCK_SKEW: Duration = Duration::from_mins(5);
 
-/// A key of another system, as it should be here.
+/// A key of another system, as it should be stored.
 #[derive(Clone, Debug)]
 pub struct ImportedKey {
-    /// An id that Keyvouch made for this hash; `None`: a new one.
+    /// An id that Keyvouch generated for this hash. `None` generates a new one.
     pub id: Option<KeyId>,
-    /// The digest of the whole key string.
+    /// The SHA-256 digest of the whole key string.
     pub hash: KeyHash,
-    /// What the key string begins with, for display.
+    /// Beginning of the key string, for display.
     pub prefix: KeyPrefix,
-    /// A label for people.
+    /// Display name.
     pub name: KeyName,
-    /// What it is for.
+    /// Description of the key's purpose.
     pub description: Description,
-    /// Whom it acts for.
+    /// Owner of the key.
     pub owner_id: OwnerId,
-    /// What it may do.
+    /// Scopes of the key.
     pub scopes: ScopeSet,
-    /// Free data.
+    /// Arbitrary metadata.
     pub metadata: Metadata,
-    /// When it was made; `None`: now.
+    /// Creation time. `None` means now.
     pub created_at: Option<Timestamp>,
-    /// When it ends, or ended.
+    /// Expiry, which may be in the past. `None` means that the key never expires.
     pub expires_at: Option<Timestamp>,
-    /// Set if it was revoked.
+    /// Revocation of the key, if it was revoked.
     pub revocation: Option<Revocation>,
-    /// Its last use.
+    /// Last use, if known.
     pub last_used_at: Option<Timestamp>,
-    /// The key that it replaced.
+    /// The key that this one replaced.
     pub rotated_from: Option<KeyId>,
-    /// The key that replaced it.
+    /// The successor that replaced this key.
     pub replaced_by: Option<KeyId>,
-    /// Whether it may be stored as active though a key with its hash was revoked here and deleted.
+    /// Whether the key may be stored as active even if a key with the same hash was revoked and deleted here.
     pub may_revive: bool,
 }
 
 impl ImportedKey {
-    /// Checks what depends on the present: what has happened can't lie ahead.
+    /// Checks that the id belongs to the hash, and that no past event has a time in the future.
     ///
     /// # Errors
-    /// The field that says so.
+    /// Returns the first invalid field.
     pub fn check(&self, now: Timestamp) -> Result<(), InvalidField> {
         if self.id.is_some_and(|id| !id.belongs_to(&self.hash)) {
             return Err(InvalidField::new(
@@ -102,10 +102,10 @@ impl ImportedKey {
 }
 
 impl KeyStoreService {
-    /// Stores `keys` and says of each, in their order, what became of it. One that is refused does not hinder the others.
+    /// Stores `keys`. Returns the outcome of each key, in order. A rejected key does not affect the others.
     ///
     /// # Errors
-    /// The store failed: it is not known which of them were stored.
+    /// Returns an error if the backend failed. It is unknown then which of the keys were stored.
     pub async fn import(
         &self,
         keys: Vec<Result<ImportedKey, InvalidField>>,
@@ -113,7 +113,8 @@ impl KeyStoreService {
     ) -> Result<Vec<Result<KeyRecord, ServiceError>>, ServiceError> {
         let now = self.clock.now();
         let mut outcomes: Vec<Option<Result<KeyRecord, ServiceError>>> = Vec::new();
-        // Those that may revive a revoked hash go by themselves: the others must not profit from it.
+        // Keys that may revive a revoked hash are stored separately, because the context applies to the whole
+        // call.
         let (mut plain, mut reviving) = (Vec::new(), Vec::new());
         for (index, key) in keys.into_iter().enumerate() {
             let known = key.as_ref().ok().map(|key| (key.last_used_at, key.may_revive));
@@ -138,7 +139,7 @@ impl KeyStoreService {
                 let record = stored.map(|key| KeyRecord { key, last_used_at, as_of: now });
                 outcomes[index] = Some(record.map_err(ServiceError::from));
             }
-            // Before the next part, which may fail.
+            // Recorded before the next group is stored, which may fail.
             self.record_last_uses(outcomes.iter().flatten().flatten()).await;
         }
         let unanswered = || Err(ServiceError::Repository(ErrorKind::Internal.into()));
@@ -157,8 +158,8 @@ impl KeyStoreService {
         key.into_key(now, self.entropy.as_ref())
     }
 
-    /// The keys are stored by now, so a last use that can't be recorded is left out: an error would tell the caller
-    /// that nothing happened.
+    /// Records the last uses of stored keys. A failure is only logged, because an error would suggest that
+    /// nothing was stored.
     async fn record_last_uses(&self, records: impl Iterator<Item = &KeyRecord>) {
         let uses: Vec<_> = records.filter_map(|it| Some((it.key.id, it.last_used_at?))).collect();
         let Some(usage) = self.usage.as_ref().filter(|_| !uses.is_empty()) else { return };

@@ -1,4 +1,4 @@
-//! Letting go of keys that expired long ago.
+//! Deletes keys that expired long ago.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,11 +9,12 @@ use crate::domain::{ChangeContext, Clock, KeyFilter, Timestamp};
 use crate::repository::{ErrorKind, KeyRepository, Result, pages};
 use crate::telemetry::error_chain;
 
-/// Who deletes, in the audit trail.
+/// Actor of these deletions in the audit trail.
 const ACTOR: &str = "system:prune";
 
-/// Deletes keys that expired longer ago than a grace time. Until then they are listed, and a validation says that they have
-/// expired; afterwards it says that there is no such key. Every replica may have one: what another one deleted is gone.
+/// Deletes keys that have been expired for a grace period. Until then they are listed, and validations report
+/// them as expired. Afterwards validations report them as not found. Several replicas may prune concurrently,
+/// because a key that another replica has deleted is skipped.
 #[derive(Debug)]
 pub struct KeyPruner {
     repository: Arc<dyn KeyRepository>,
@@ -23,7 +24,8 @@ pub struct KeyPruner {
 }
 
 impl KeyPruner {
-    /// Looks every `interval` for keys of `repository` that have been expired for `expired_for`.
+    /// Creates a pruner that scans `repository` every `interval` for keys that have been expired for
+    /// `expired_for`.
     pub fn new(
         repository: Arc<dyn KeyRepository>,
         clock: Arc<dyn Clock>,
@@ -33,7 +35,8 @@ impl KeyPruner {
         Self { repository, clock, expired_for, interval }
     }
 
-    /// Prunes now and from time to time, until it is dropped. Only waits if the backend can't list all keys.
+    /// Prunes now and then periodically, until the future is dropped. Errors are logged. If the backend can't
+    /// list all keys, it logs that once and never prunes.
     pub async fn run(&self) {
         loop {
             match self.prune().await {
@@ -51,7 +54,8 @@ impl KeyPruner {
         }
     }
 
-    /// Deletes what has been expired for long enough now; returns how many keys that were. Reads all keys, page by page.
+    /// Deletes the keys that have been expired for long enough now. Returns the number of deleted keys. Reads
+    /// all keys, page by page.
     pub async fn prune(&self) -> Result<u64> {
         let now = self.clock.now();
         let Some(before) = now.checked_sub(self.expired_for) else {
@@ -60,14 +64,14 @@ impl KeyPruner {
         let mut deleted = 0;
         let mut keys = pages::stream_pages(Arc::clone(&self.repository), None, KeyFilter::all(now));
         while let Some(listed) = keys.try_next().await? {
-            // It isn't known when a record that can't be read expired, so it is kept.
+            // The expiry of an unreadable record is unknown, so the record is kept.
             let Some(key) = listed.read() else { continue };
             if key.expires_at.is_none_or(|expires_at| expires_at > before) {
                 continue;
             }
             match self.repository.delete_unchanged(key.id, key.revision, &context(now)).await {
                 Ok(_) => deleted += 1,
-                // It was prolonged, or another replica was faster.
+                // The key was extended, or another replica has deleted it.
                 Err(error) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => {}
                 Err(error) => return Err(error),
             }

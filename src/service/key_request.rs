@@ -1,4 +1,4 @@
-//! What administrators ask for, and what they get.
+//! Requests of administrators, and their results.
 
 use std::time::Duration;
 
@@ -7,28 +7,28 @@ use crate::domain::{
 };
 use crate::repository::{Listed, PagePosition};
 
-/// What a new key should be.
+/// Attributes of a new key.
 #[derive(Clone, Debug)]
 pub struct NewKey {
-    /// A label for people.
+    /// Display name.
     pub name: KeyName,
-    /// Whom it acts for.
+    /// Owner of the key.
     pub owner_id: OwnerId,
-    /// What it is for.
+    /// Description of the key's purpose.
     pub description: Description,
-    /// What it may do.
+    /// Scopes of the key.
     pub scopes: ScopeSet,
-    /// Free data.
+    /// Arbitrary metadata.
     pub metadata: Metadata,
-    /// `None`: the configured default.
+    /// Prefix of the key string. `None` means the configured default.
     pub prefix: Option<String>,
-    /// `None`: it never expires.
+    /// Expiry. `None` means that the key never expires.
     pub expiry: Option<Expiry>,
-    /// What tells a retry of this request from another one.
+    /// Id that marks retries of the same request. `None` means that retries are not detected.
     pub request_id: Option<ClientRequestId>,
 }
 
-/// The id that a client chose for a request that makes a key, and gives again with each retry of it.
+/// The id that a client assigned to a request that creates a key, and repeats in each retry of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientRequestId(String);
 
@@ -36,10 +36,10 @@ impl ClientRequestId {
     /// Maximum number of characters.
     const MAX_CHARS: usize = 128;
 
-    /// Checks a `request_id`; an empty one is none.
+    /// Parses a `request_id`. Returns `None` if it is empty.
     ///
     /// # Errors
-    /// It is too long or has other than visible ASCII characters.
+    /// Returns an error if the id is too long, or has characters other than visible ASCII.
     pub fn parse(id: String) -> Result<Option<Self>, InvalidField> {
         if id.is_empty() {
             return Ok(None);
@@ -58,21 +58,21 @@ impl ClientRequestId {
     }
 }
 
-/// When a key should end.
+/// Expiry of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expiry {
-    /// At this instant.
+    /// The key expires at this time.
     At(Timestamp),
-    /// So long from now on.
+    /// The key expires after this duration from now.
     After(Duration),
 }
 
-/// A key and the secret that belongs to it, to be shown once.
+/// A key and its secret, which is returned only once.
 #[derive(Clone, Debug)]
 pub struct IssuedKey {
     /// The key.
     pub record: KeyRecord,
-    /// Its secret.
+    /// The secret of the key.
     pub secret: SecretKey,
 }
 
@@ -81,23 +81,23 @@ pub struct IssuedKey {
 pub struct KeyRecord {
     /// The key.
     pub key: ApiKey,
-    /// Its last recorded use.
+    /// Last recorded use.
     pub last_used_at: Option<Timestamp>,
-    /// When this was found out; the key's state depends on it.
+    /// Time at which the record was read. The key's state depends on it.
     pub as_of: Timestamp,
 }
 
 /// An item of a listing of keys.
 pub type ListedRecord = Listed<KeyRecord, PagePosition>;
 
-/// A page of keys to read.
+/// Request for a page of keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListRequest {
-    /// Only keys of this owner. `None`: keys of all owners.
+    /// Owner whose keys are listed. `None` means all owners.
     pub owner_id: Option<OwnerId>,
-    /// Keys to show.
+    /// Filter for the listed keys.
     pub filter: KeyFilter,
-    /// Read on after this position. `None`: begin with the newest key.
+    /// Position after which the page begins. `None` begins with the newest key.
     pub after: Option<PagePosition>,
     /// Maximum number of keys.
     pub limit: usize,
@@ -113,7 +113,7 @@ pub struct ListedPage {
 }
 
 impl ListedRecord {
-    /// Returns the place right behind this item.
+    /// Returns the position directly after this item.
     #[must_use]
     pub fn position(&self) -> PagePosition {
         match self {
@@ -123,29 +123,29 @@ impl ListedRecord {
     }
 }
 
-/// New values; `None` leaves one as it is.
+/// Attributes to change. `None` keeps the current value.
 #[derive(Clone, Debug, Default)]
 pub struct KeyUpdate {
-    /// A new label.
+    /// New display name.
     pub name: Option<KeyName>,
-    /// A new description.
+    /// New description.
     pub description: Option<Description>,
-    /// All new scopes.
+    /// New scopes, which replace all current ones.
     pub scopes: Option<ScopeSet>,
-    /// All new metadata.
+    /// New metadata, which replaces all current metadata.
     pub metadata: Option<Metadata>,
-    /// A new end; `Some(None)`: it never expires.
+    /// New expiry. `Some(None)` means that the key never expires.
     pub expires_at: Option<Option<Timestamp>>,
 }
 
-/// How to replace a key.
+/// Options of a rotation.
 #[derive(Clone, Debug, Default)]
 pub struct RotateRequest {
-    /// How long the old key stays valid.
+    /// Time for which the old key stays valid.
     pub overlap: Duration,
-    /// When the successor ends; `None`: after the old one's lifetime.
+    /// Expiry of the successor. `None` gives it the lifetime of the old key, beginning now.
     pub expiry: Option<Expiry>,
-    /// What tells a retry of this request from another one.
+    /// Id that marks retries of the same request. `None` means that retries are not detected.
     pub request_id: Option<ClientRequestId>,
 }
 

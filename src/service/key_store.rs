@@ -1,4 +1,4 @@
-//! Issuing and administering keys.
+//! Issues and administers keys.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,13 +22,15 @@ use crate::repository::{
 };
 use crate::telemetry::error_chain;
 
-/// How often a change that lost against another one is tried anew, where the caller expects no revision.
+/// Maximum number of attempts of a change that conflicts with concurrent ones, if the caller expects no
+/// revision.
 const MAX_ATTEMPTS: usize = 16;
-/// How long the answer to a change, which stands already, waits for the key's last use.
+/// Maximum time for which the response to a completed change waits for the key's last use.
 const USAGE_TIMEOUT: Duration = Duration::from_millis(500);
-/// How many successors are drawn until one is where the old key is: one of 64 is, so that never ends without one.
+/// Maximum number of secrets to draw until one belongs to the required shard. One of 64 does on average, so
+/// the limit is never reached in practice.
 const MAX_DRAWS: usize = 10_000;
-/// Maximum number of keys that a page looks at although its filter does not show them.
+/// Maximum number of keys that one page looks at although the filter excludes them.
 const MAX_HIDDEN: usize = 1_000;
 /// Approximate number of bytes that a listing reads per step.
 const LIST_STEP_BYTES: usize = 128 * 1024;
@@ -47,7 +49,7 @@ pub struct KeyStoreService {
 }
 
 impl KeyStoreService {
-    /// Administers the keys of `backend`.
+    /// Creates a service that administers the keys of `backend`.
     pub fn new(
         backend: &Backend,
         format: Arc<KeyFormat>,
@@ -58,10 +60,10 @@ impl KeyStoreService {
         Self { repository, audit, usage: backend.usage.clone(), format, clock, entropy }
     }
 
-    /// Makes a key.
+    /// Creates a key.
     ///
     /// # Errors
-    /// [`ServiceError::AlreadyApplied`] if a request with the same id made one before.
+    /// Returns [`ServiceError::AlreadyApplied`] if an earlier request with the same id created a key.
     pub async fn create(&self, new: NewKey, caller: &Caller) -> Result<IssuedKey> {
         let request = new.request_id.as_ref().map(|id| caller.creation(id));
         self.check_not_applied(request.as_ref()).await?;
@@ -100,23 +102,26 @@ impl KeyStoreService {
         Ok(IssuedKey { record: KeyRecord { key, last_used_at: None, as_of: now }, secret })
     }
 
-    /// Reads a key.
+    /// Returns a key.
+    ///
+    /// # Errors
+    /// Returns [`ErrorKind::NotFound`] if there is no key with this id.
     pub async fn get(&self, id: KeyId) -> Result<KeyRecord> {
         let key = self.find(id).await?;
         let usage = self.last_uses(&[id]).await?;
         Ok(self.record(key, usage))
     }
 
-    /// Reads a page of keys, newest first: at most `request.limit` keys, and about `max_bytes`. Looks at a bounded number of keys, so a
-    /// page can have fewer keys, or none, although more follow.
+    /// Reads a page of keys, newest first, of at most `request.limit` keys and about `max_bytes`. It looks at
+    /// a bounded number of keys, so a page can have fewer keys, or none, although more follow.
     pub async fn list(&self, request: &ListRequest, max_bytes: usize) -> Result<ListedPage> {
         let mut stride = Stride::new(LIST_STEP_BYTES);
         let mut step = PageRequest { owner_id: request.owner_id.clone(), after: request.after, limit: 0 };
-        // One more than requested, to find out whether more follow.
+        // One more than requested shows whether more keys follow.
         let wanted = request.limit + 1;
         let (mut listed, mut bytes, mut looked_at, mut is_over) = (Vec::new(), 0, 0, false);
         while !is_over && listed.len() < wanted && bytes < max_bytes && looked_at < wanted + MAX_HIDDEN {
-            // Without a filter, no more than are still missing.
+            // Without a filter, every key that is read counts, so only the missing ones are read.
             let missing = wanted - listed.len();
             step.limit = if request.filter.is_all() { stride.rows().min(missing) } else { stride.rows() };
             let mut page = self.repository.list_page(&step).await?;
@@ -165,8 +170,12 @@ impl KeyStoreService {
         chunks.flatten().boxed()
     }
 
-    /// Changes the attributes in `update`, if `expected` is unset or the current revision. Returns the key unchanged, and writes no
-    /// event, if it already has these values.
+    /// Changes the attributes in `update`, if `expected` is unset or equals the current revision. If the key
+    /// already has these values, returns it unchanged and writes no event.
+    ///
+    /// # Errors
+    /// Returns [`ErrorKind::Conflict`] if the key has another revision than `expected`, or if concurrent
+    /// changes prevented all attempts.
     pub async fn update(
         &self,
         id: KeyId,
@@ -195,10 +204,10 @@ impl KeyStoreService {
         Err(conflict())
     }
 
-    /// Replaces a key by a successor.
+    /// Replaces a key with a successor.
     ///
     /// # Errors
-    /// [`ServiceError::AlreadyApplied`] if a request with the same id replaced the key before.
+    /// Returns [`ServiceError::AlreadyApplied`] if an earlier request with the same id rotated the key.
     pub async fn rotate(&self, id: KeyId, request: RotateRequest, caller: &Caller) -> Result<RotatedKey> {
         let digest = request.request_id.as_ref().map(|it| caller.rotation(id, it));
         self.check_not_applied(digest.as_ref()).await?;
@@ -211,7 +220,7 @@ impl KeyStoreService {
             let rotation = match Rotation::plan(&old, identity, request.overlap, expires_at, now) {
                 Ok(rotation) => rotation,
                 Err(refused) => {
-                    // An earlier attempt of the same request may just have rotated the key.
+                    // A concurrent attempt of the same request may have rotated the key.
                     self.check_not_applied(digest.as_ref()).await?;
                     return Err(refused.into());
                 }
@@ -223,7 +232,7 @@ impl KeyStoreService {
                     let replaced = self.changed_record(replaced).await;
                     return Ok(RotatedKey { issued: IssuedKey { record, secret }, replaced });
                 }
-                // Another request may have changed the key, or this one, when it was sent before.
+                // Another request changed the key, or an earlier attempt of this one rotated it.
                 Err(error) if error.kind() == ErrorKind::Conflict => {
                     self.check_not_applied(digest.as_ref()).await?;
                 }
@@ -233,13 +242,13 @@ impl KeyStoreService {
         Err(conflict())
     }
 
-    /// Revokes a key. Repeating it changes nothing.
+    /// Revokes a key. It is idempotent: revoking a revoked key changes nothing.
     pub async fn revoke(&self, id: KeyId, reason: RevokeReason, caller: &Caller) -> Result<KeyRecord> {
         let key = self.repository.revoke(id, reason, &caller.context(self.clock.now())).await?;
         Ok(self.changed_record(key).await)
     }
 
-    /// Removes a key: of whatever revision, or of `expected` alone.
+    /// Deletes a key. If `expected` is set, deletes it only at this revision.
     pub async fn delete(&self, id: KeyId, expected: Option<Revision>, caller: &Caller) -> Result<()> {
         let context = caller.context(self.clock.now());
         match expected {
@@ -249,7 +258,7 @@ impl KeyStoreService {
         Ok(())
     }
 
-    /// The present instant, by which states are judged.
+    /// Returns the current time, by which key states are determined.
     #[must_use]
     pub fn now(&self) -> Timestamp {
         self.clock.now()
@@ -260,7 +269,7 @@ impl KeyStoreService {
         key.ok_or_else(|| ServiceError::Repository(ErrorKind::NotFound.into()))
     }
 
-    /// Refuses a request that made a key before.
+    /// Returns [`ServiceError::AlreadyApplied`] if an earlier attempt of `request` was applied.
     async fn check_not_applied(&self, request: Option<&RequestDigest>) -> Result<()> {
         let Some(request) = request else { return Ok(()) };
         match self.repository.key_of_request(request).await? {
@@ -269,7 +278,7 @@ impl KeyStoreService {
         }
     }
 
-    /// What `error` means for `request`: it may have been sent before, and that has just come to its end.
+    /// Converts `error`, which may be caused by an earlier attempt of `request` that has just completed.
     async fn of_retry(&self, error: RepositoryError, request: Option<&RequestDigest>) -> ServiceError {
         if error.kind() == ErrorKind::AlreadyExists
             && let Err(applied @ ServiceError::AlreadyApplied(_)) = self.check_not_applied(request).await
@@ -279,7 +288,7 @@ impl KeyStoreService {
         error.into()
     }
 
-    /// A new secret and the identity that belongs to it.
+    /// Generates a secret and the identity that belongs to it.
     fn draw(&self, prefix: KeyPrefix, now: Timestamp) -> Result<(KeyIdentity, SecretKey)> {
         let secret = SecretKey::generate(&prefix, self.entropy.as_ref())?;
         let hash = secret.hash();
@@ -287,7 +296,8 @@ impl KeyStoreService {
         Ok((KeyIdentity { id, hash, prefix }, secret))
     }
 
-    /// The same for a hash that the store can put where it has to be.
+    /// Generates a secret and its identity until the hash is one that the backend can store with the related
+    /// records.
     fn draw_fitting(
         &self,
         prefix: &KeyPrefix,
@@ -304,19 +314,19 @@ impl KeyStoreService {
         Err(RepositoryError::new(ErrorKind::Internal, problem).into())
     }
 
-    /// The same for a successor of `old`, which the store has to be able to put beside it.
+    /// Generates a successor of `old` that the backend can store together with it.
     fn draw_successor(&self, old: &ApiKey, now: Timestamp) -> Result<(KeyIdentity, SecretKey)> {
         let is_fit = |hash: &KeyHash| self.repository.can_rotate(&old.hash, hash);
         self.draw_fitting(&self.successor_prefix(old), now, is_fit)
     }
 
-    /// The old key's prefix, or the default if keys are no longer made with that one.
+    /// Returns the prefix of the old key, or the default if keys are no longer issued with that prefix.
     fn successor_prefix(&self, old: &ApiKey) -> KeyPrefix {
         self.format.issued_prefix(old.prefix.as_str()).unwrap_or(self.format.default_prefix()).clone()
     }
 
-    /// The record of a key that was just changed. The change stands, so what can't be read of its usage is left out:
-    /// an error would tell the caller that nothing happened, and lose the secret of a successor.
+    /// Returns the record of a key that was just changed. The change is committed, so an unreadable last use
+    /// is left out. An error would suggest that nothing was changed, and lose the secret of a successor.
     async fn changed_record(&self, key: ApiKey) -> KeyRecord {
         let ids = [key.id];
         let usage = match tokio::time::timeout(USAGE_TIMEOUT, self.last_uses(&ids)).await {
@@ -333,7 +343,7 @@ impl KeyStoreService {
         self.record(key, usage)
     }
 
-    /// Returns the last use of each of `ids`, in their order.
+    /// Returns the last use of each of `ids`, in the same order.
     async fn last_uses(&self, ids: &[KeyId]) -> crate::repository::Result<Vec<Option<Timestamp>>> {
         match &self.usage {
             Some(usage) => usage.usage(ids).await,
@@ -373,7 +383,7 @@ impl KeyStoreService {
     }
 }
 
-/// `key` with the values of `update`.
+/// Returns `key` with the values of `update`.
 fn apply(update: &KeyUpdate, key: &ApiKey, now: Timestamp, caller: &Caller) -> Result<ApiKey> {
     let mut next = ApiKey { updated_at: now, ..key.clone() };
     let KeyUpdate { name, description, scopes, metadata, expires_at } = update.clone();
@@ -381,7 +391,7 @@ fn apply(update: &KeyUpdate, key: &ApiKey, now: Timestamp, caller: &Caller) -> R
     next.description = description.unwrap_or(next.description);
     next.metadata = metadata.unwrap_or(next.metadata);
     if let Some(scopes) = scopes {
-        // What the key has already is not granted by this call.
+        // Scopes that the key already has are not granted by this call.
         let granted = scopes.iter().filter(|scope| !key.scopes.contains(scope)).map(Scope::as_str);
         check_grantable(caller, &ScopeSet::parse("key.scopes", granted)?)?;
         next.scopes = scopes;
@@ -393,7 +403,7 @@ fn apply(update: &KeyUpdate, key: &ApiKey, now: Timestamp, caller: &Caller) -> R
             if let Some(successor) = key.replaced_by {
                 return Err(Precondition::ReplacedKeyExtended(successor).into());
             }
-            // To prolong a key, or bring an expired one back, is to grant its scopes for longer.
+            // Extending or reactivating a key grants its scopes for longer.
             check_grantable(caller, &next.scopes)?;
         }
         next.expires_at = expires_at;

@@ -1,4 +1,5 @@
-//! When keys were last used: noted in memory on the hot path, written in batches beside it.
+//! Records when keys were last used. Uses are collected in memory on the hot path, and written in batches in
+//! the background.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,10 +9,12 @@ use crate::domain::{KeyId, Timestamp};
 use crate::repository::{Result, UsageStore};
 use crate::telemetry::error_chain;
 
-/// How many keys can wait to be written: about 4 MB. The uses of further keys are lost until the next flush.
+/// Maximum number of keys whose use waits to be written, about 4 MB. The uses of further keys are lost until
+/// the next flush.
 const CAPACITY: usize = 100_000;
 
-/// Keeps the latest use of each key until it is flushed. Losing some of it harms no validation.
+/// Keeps the latest use of each key until it is flushed. Validations don't depend on it, so lost uses are
+/// harmless.
 #[derive(Debug)]
 pub struct UsageRecorder {
     store: Option<Arc<dyn UsageStore>>,
@@ -19,13 +22,13 @@ pub struct UsageRecorder {
 }
 
 impl UsageRecorder {
-    /// Writes to `store`. Without one, uses are not recorded.
+    /// Creates a recorder that writes to `store`. Without a store, uses are not recorded.
     #[must_use]
     pub fn new(store: Option<Arc<dyn UsageStore>>) -> Self {
         Self { store, pending: Mutex::default() }
     }
 
-    /// Notes that the key was used: a moment under a lock that is never held across I/O. It can't fail.
+    /// Records that the key was used. It never fails, and holds a lock only briefly, never across I/O.
     pub fn note(&self, id: KeyId, used_at: Timestamp) {
         if self.store.is_none() {
             return;
@@ -38,15 +41,15 @@ impl UsageRecorder {
         }
     }
 
-    /// How many keys' uses wait to be written.
+    /// Returns the number of keys whose use waits to be written.
     pub fn waiting(&self) -> usize {
         self.pending().len()
     }
 
-    /// Writes what was noted since the last time.
+    /// Writes the uses since the last flush.
     ///
     /// # Errors
-    /// The store did not take it. It is kept for the next flush.
+    /// Returns an error if the backend did not store the uses. They are kept for the next flush.
     pub async fn flush(&self) -> Result<()> {
         let usage: Vec<_> = std::mem::take(&mut *self.pending()).into_iter().collect();
         let Some(store) = self.store.as_ref().filter(|_| !usage.is_empty()) else { return Ok(()) };
@@ -59,8 +62,8 @@ impl UsageRecorder {
         outcome
     }
 
-    /// Flushes every `interval` until `stop` completes, and then once more. A flush that has begun is never broken off.
-    /// A failure is logged when it begins and when it ends.
+    /// Flushes every `interval` until `stop` completes, and then once more. A running flush is never
+    /// cancelled. A failure is logged when it begins and when it ends.
     pub async fn flush_until(&self, interval: Duration, stop: impl Future<Output = ()>) {
         let mut ticks = tokio::time::interval(interval);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -84,7 +87,7 @@ impl UsageRecorder {
         }
     }
 
-    // A poisoned lock is taken over: no change of the map can panic half-way.
+    // The lock is used even if it is poisoned, because no change of the map can panic half-way.
     fn pending(&self) -> MutexGuard<'_, HashMap<KeyId, Timestamp>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }

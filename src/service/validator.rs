@@ -1,4 +1,4 @@
-//! The hot path: parse → hash → find → judge.
+//! The hot path of a validation: parse, hash, look up, judge.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,36 +24,36 @@ pub struct ValidatorService {
     metrics: ValidationMetrics,
 }
 
-/// A verdict, and the key it is about if there is one.
+/// A verdict, and the key that was judged.
 #[derive(Clone, Debug)]
 pub struct Validation {
-    /// The answer.
+    /// The verdict.
     pub verdict: Verdict,
-    /// The key that was judged; `None` if it was malformed or not found.
+    /// The key that was judged. `None` if the key string was malformed or not found.
     pub key: Option<Arc<ApiKey>>,
-    /// What the answer rests on; `None` if nothing was looked up.
+    /// Freshness of the record. `None` if nothing was looked up.
     pub freshness: Option<Freshness>,
 }
 
-/// How fresh the record was that was judged.
+/// The freshness of the record that was judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Freshness {
-    /// Where it came from.
+    /// The tier that the record came from.
     pub tier: Tier,
-    /// How long ago, at most, the store was as it says.
+    /// Upper bound on how old the backend's state in the answer is.
     pub staleness: Duration,
-    /// It reflects every change of the key up to this revision.
+    /// Revision up to which the record reflects all changes of the key.
     pub revision: Revision,
 }
 
-/// Limits the lookups of validations that the local cache can't answer.
+/// Limit for lookups of validations that the local cache can't answer.
 #[derive(Clone, Copy, Debug)]
 pub enum Lookups<'l> {
-    /// Not limited here.
+    /// Lookups are not limited here.
     Unlimited,
-    /// Rejected unless the semaphore has a permit, which is held for the duration of the lookup.
+    /// A lookup is rejected unless the semaphore has a permit, which is held for the duration of the lookup.
     Limited(&'l Semaphore),
-    /// Rejected.
+    /// Lookups are rejected.
     Rejected,
 }
 
@@ -70,8 +70,8 @@ impl<'l> Lookups<'l> {
 }
 
 impl ValidatorService {
-    /// Judges the keys of `source`, by default as they were at most `max_staleness` ago as far as `knowledge` goes, by
-    /// `clock`, and notes their use in `usage`.
+    /// Creates a service that judges the keys of `source` at the time of `clock`, and records their use in
+    /// `usage`. By default, `max_staleness` is the maximum staleness of a record; `knowledge` measures it.
     pub fn new(
         source: Arc<dyn KeySource>,
         knowledge: Arc<Knowledge>,
@@ -84,17 +84,18 @@ impl ValidatorService {
         Self { source, knowledge, max_staleness, format, clock, usage, metrics }
     }
 
-    /// The same, counted in `metrics`.
+    /// Returns the service with its validations counted in `metrics`.
     #[must_use]
     pub fn with_metrics(self, metrics: ValidationMetrics) -> Self {
         Self { metrics, ..self }
     }
 
-    /// Judges the key string `secret`. A malformed one costs no look-up. The record is at most `max_staleness` old, and never
-    /// older than the server allows.
+    /// Judges the key string `secret`. A malformed string is not looked up. The staleness of the record is at
+    /// most `max_staleness`, and never more than the server allows.
     ///
     /// # Errors
-    /// The store could not be asked, or `lookups` rejects a lookup: neither allowed nor denied.
+    /// Returns an error if the lookup failed, or if `lookups` rejects it. The key is then neither allowed nor
+    /// denied.
     pub async fn validate(
         &self,
         secret: String,
@@ -143,7 +144,7 @@ impl ValidatorService {
         let Some(key) = found.entry.key else {
             return Ok(Validation { verdict: Verdict::Denied(Denial::NotFound), key: None, freshness });
         };
-        // The clock is read after the look-up: an expiry that passed meanwhile counts.
+        // The clock is read after the lookup, so that an expiry in the meantime counts.
         let now = self.clock.now();
         let verdict = judge(&key, required, scope_match, now);
         if verdict == Verdict::Allowed {
