@@ -1,4 +1,5 @@
-//! The composition root: from settings to a running server. The only module that knows concrete backends.
+//! The composition root: builds a running server from its settings. It is the only module that chooses a
+//! backend to serve.
 
 mod admin;
 mod health;
@@ -37,7 +38,7 @@ use crate::service::{
 };
 use crate::telemetry::{ConnectionMetrics, Exposition, Metrics, ReloadMetrics, error_chain};
 
-/// How long the last flush of usage may hold up the end of the process.
+/// Maximum time that the last flush of usage may delay the end of the process.
 const LAST_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A server that is bound to its addresses and ready to run.
@@ -65,14 +66,14 @@ pub struct App {
     reloads: ReloadMetrics,
 }
 
-/// What a server takes from its surroundings.
+/// External dependencies of a server.
 #[derive(Clone, Debug)]
 pub struct Surroundings {
-    /// Tells the time.
+    /// Source of the current time.
     pub clock: Arc<dyn Clock>,
-    /// Gives random bytes.
+    /// Source of random bytes.
     pub entropy: Arc<dyn Entropy>,
-    /// Tells how old something is.
+    /// Source of elapsed time, for measuring ages.
     pub stopwatch: Arc<dyn Stopwatch>,
 }
 
@@ -87,15 +88,20 @@ impl Default for Surroundings {
 }
 
 impl App {
-    /// Opens the backend, finds out who may administer it, and binds the addresses. Has to be called on the runtime that is to carry
-    /// the backend's connections.
+    /// Opens the backend, determines how administrators authenticate, and binds the addresses. It has to be
+    /// called on the runtime that should drive the backend's connections.
+    ///
+    /// # Errors
+    /// Returns an error if a setting is not valid, if the backend can't be opened, or if an address can't be
+    /// bound.
     pub async fn prepare(config: &Config, surroundings: Surroundings) -> Result<Self> {
         config.check()?;
         let opened = OpenedBackend::open(&config.store, &surroundings.entropy).await?;
         Self::assemble(config, surroundings, opened).await
     }
 
-    /// Does the same with a backend that the caller opened: one that is not part of Keyvouch, for example.
+    /// Prepares a server with a backend that the caller opened, such as a custom one. Otherwise it is like
+    /// [`prepare`](Self::prepare).
     pub async fn with_backend(
         config: &Config,
         surroundings: Surroundings,
@@ -106,14 +112,15 @@ impl App {
         Self::assemble(config, surroundings, opened).await
     }
 
-    /// Puts the parts together, by settings that were checked.
+    /// Assembles the server from settings that were checked.
     async fn assemble(config: &Config, surroundings: Surroundings, opened: OpenedBackend) -> Result<Self> {
         let door = AdminDoor::find(config, &surroundings.entropy)?;
         let listeners = bind(&config.server)?;
         let ops = bind_ops(&config.telemetry).await?;
         let Surroundings { clock, entropy, stopwatch } = surroundings;
         let options = config.cache.stack_options(&config.feed);
-        // Background tasks run beside the backend's connections, and need no hop.
+        // Background tasks run beside the backend's connections, and need no hop. They get the backend
+        // without the caches.
         let (audit, uses) = (opened.backend.audit.clone(), opened.backend.usage.clone());
         let stack = CacheStack::build(opened.backend, &options, &entropy, &stopwatch);
         let stack = stack.await.context("can't put the caches in front of the store")?;
@@ -202,51 +209,52 @@ impl App {
         })
     }
 
-    /// The addresses of `Validator`, with the ports that were taken.
+    /// Returns the addresses of `Validator`, with the ports that were assigned.
     pub fn addresses(&self) -> impl Iterator<Item = &ListenAddr> + Clone {
         self.listeners.iter().filter(|listener| listener.role() != Role::KeyStore).map(Listener::address)
     }
 
-    /// Those of `KeyStore`.
+    /// Returns the addresses of `KeyStore`, with the ports that were assigned.
     pub fn admin_addresses(&self) -> impl Iterator<Item = &ListenAddr> + Clone {
         self.listeners.iter().filter(|listener| listener.role() != Role::Validator).map(Listener::address)
     }
 
-    /// Whether connections by TCP are encrypted.
+    /// Returns whether TCP connections are encrypted.
     #[must_use]
     pub fn has_tls(&self) -> bool {
         self.tls.is_some()
     }
 
-    /// Where metrics and probes are, with the port that was taken; `None`: nowhere.
+    /// Returns the address of metrics and probes, with the port that was assigned, or `None` if they are
+    /// disabled.
     #[must_use]
     pub fn ops_address(&self) -> Option<SocketAddr> {
         self.ops.as_ref().and_then(|(listener, _)| listener.address().ok())
     }
 
-    /// Its services, to be called without a connection.
+    /// Returns the services, for calls without a connection.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn routes(&self) -> Result<tonic::service::Routes> {
         Ok(server::routes(&self.services, Role::Both)?)
     }
 
-    /// Returns the backend with the caches in front of it. Its `Display` is the stack.
+    /// Returns the backend with the caches in front of it. Its `Display` implementation lists the layers.
     #[must_use]
     pub fn backend(&self) -> &Backend {
         &self.backend
     }
 
-    /// Who may administer keys.
+    /// Returns how administrators authenticate.
     #[must_use]
     pub fn door(&self) -> &AdminDoor {
         &self.door
     }
 
-    /// Serves until `shutdown` completes, then shuts down in order: reports that it is not healthy, answers calls in flight, writes last
-    /// uses, and closes the connections.
+    /// Serves until `shutdown` completes, then shuts down in order: reports that it is not serving, completes
+    /// calls in flight, writes last uses, and closes the backend's connections.
     ///
     /// # Errors
-    /// The server or one of its background tasks ended by itself, which none is meant to do.
+    /// Returns an error if the server or one of its background tasks ends unexpectedly.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<()> {
         self.health.begin().await;
         let mut tasks = Tasks::default();
@@ -307,7 +315,7 @@ impl App {
     }
 }
 
-/// Writes last uses, and those that are left when the server shuts down.
+/// Writes last uses periodically, and the remaining ones when the server shuts down.
 struct Flusher {
     task: JoinHandle<()>,
     stop: oneshot::Sender<()>,
@@ -318,7 +326,7 @@ impl Flusher {
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async move {
             let stop = async {
-                // A dropped sender stops it as well.
+                // A dropped sender stops the task as well.
                 let _ = stopped.await;
             };
             usage.flush_until(interval, stop).await;
@@ -326,7 +334,7 @@ impl Flusher {
         Self { task, stop }
     }
 
-    /// Completes when the task ends or panics, which it is not meant to do.
+    /// Completes when the task ends or panics, which is unexpected.
     async fn failed(&mut self) -> anyhow::Error {
         let problem = "the task that records last uses failed";
         match (&mut self.task).await {
@@ -335,7 +343,7 @@ impl Flusher {
         }
     }
 
-    /// Writes the uses that are left, within a limit.
+    /// Writes the remaining uses, within a time limit.
     async fn stop(self) {
         drop(self.stop);
         if !self.task.is_finished() && tokio::time::timeout(LAST_FLUSH_TIMEOUT, self.task).await.is_err() {
@@ -374,7 +382,7 @@ fn bind(config: &ServerConfig) -> Result<Vec<Listener>> {
     bound.collect()
 }
 
-/// Returns the paths of all methods that are served.
+/// Returns the paths of all served methods.
 fn methods() -> Vec<String> {
     let descriptors = [
         pb::FILE_DESCRIPTOR_SET,

@@ -1,4 +1,4 @@
-//! Who may administer keys: tokens that were configured, or one that the first start makes.
+//! Authentication of administrators: configured tokens, or a token that is generated at the first startup.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -17,41 +17,44 @@ use crate::grpc::{AdminToken, Authenticator, CertificateNames, Door};
 use crate::service::ValidatorService;
 use crate::telemetry::ValidationMetrics;
 
-/// The file that a first start writes beside the database, and that the command line finds.
+/// Name of the token file. The first startup writes it beside the database, and the command line finds it
+/// there.
 pub const TOKEN_FILE: &str = "keyvouch.admin-token";
 
-/// What a token that the server made begins with.
+/// Prefix of a generated token.
 const TOKEN_PREFIX: &str = "kv_admin_";
-/// The name of that token in the audit trail.
+/// Name of the generated token in the audit trail.
 const TOKEN_NAME: &str = "first-start";
-/// Bits of a file's mode that let others than its owner in.
+/// Permission bits of a file for users other than its owner.
 const OTHERS: u32 = 0o077;
-/// More than any token; a larger file is something else.
+/// Maximum size of a token file in bytes. No token is that long, so a larger file is not a token file.
 const MAX_TOKEN_BYTES: u64 = 4096;
 
-/// How administrators come in.
+/// The way in which administrators authenticate.
 #[derive(Debug)]
 pub enum AdminDoor {
-    /// By one of these configured tokens.
+    /// One of these configured tokens is required.
     Configured(Vec<AdminToken>),
-    /// By the token in this file, which the server made, now or at an earlier start.
+    /// The token in this file is required. The server generated it, now or at an earlier startup.
     FirstStart {
         /// The token.
         token: AdminToken,
-        /// Its file.
+        /// The file of the token.
         file: PathBuf,
-        /// Whether it was made just now.
+        /// Whether the token was generated at this startup.
         is_new: bool,
     },
-    /// Without a credential.
+    /// No credential is required.
     Open,
 }
 
 impl AdminDoor {
-    /// Finds out by `config`, which was checked: without a credential, it is reached from this machine alone.
+    /// Determines the authentication from `config`, which was checked. Without a credential, administration
+    /// is reachable only from this machine.
     ///
     /// # Errors
-    /// A token can't be read or made, or one has to be configured because the store is shared.
+    /// Returns an error if a token can't be read or generated, or if a token has to be configured because
+    /// several replicas share the backend.
     pub(super) fn find(config: &Config, entropy: &Arc<dyn Entropy>) -> Result<Self> {
         if config.admin.insecure {
             tracing::warn!("everyone on this machine can administer keys (admin.insecure = true)");
@@ -77,7 +80,8 @@ impl AdminDoor {
         Ok(Self::FirstStart { token, file, is_new })
     }
 
-    /// The door, and the sender of tokens that may change.
+    /// Returns the door, and the sender for new tokens when they are reloaded. The sender is `None` if no
+    /// credential is required.
     pub(super) fn door(&self, config: &Config) -> (Door, Option<watch::Sender<Arc<[AdminToken]>>>) {
         let tokens = match self {
             Self::Configured(tokens) => tokens.clone(),
@@ -93,21 +97,22 @@ impl AdminDoor {
     }
 }
 
-/// Those of `KeyStore` and of `Validator`. Where administrators need no credential, being on this machine, callers of
-/// `Validator` from elsewhere do.
+/// Returns the authenticators of `KeyStore` and `Validator`. If administrators, who are on this machine, need
+/// no credential, callers of `Validator` on other machines still do.
 pub(super) fn authenticators(
     config: &Config,
     door: Door,
     validator: &ValidatorService,
 ) -> Result<(Authenticator, Authenticator)> {
-    // A key that is a credential is no validation.
+    // Authentication with a key does not count as a validation.
     let keys = || validator.clone().with_metrics(ValidationMetrics::default());
     let is_open_to_others = door.is_open() && !config.server.is_local()?;
     let of_validator = if is_open_to_others { Door::default() } else { door.clone() };
     Ok((Authenticator::new(door, keys()), Authenticator::new(of_validator, keys())))
 }
 
-/// Beside the database; in the working directory for a store in memory; none for a store that others share.
+/// Returns the path of the token file: beside the database, or in the working directory for the memory
+/// backend. Returns `None` for a backend that several replicas can share.
 fn token_file(place: &StorePlace) -> Option<PathBuf> {
     match place {
         StorePlace::Memory => Some(TOKEN_FILE.into()),
@@ -116,7 +121,7 @@ fn token_file(place: &StorePlace) -> Option<PathBuf> {
     }
 }
 
-/// The token in `file`; `None` if there is no such file.
+/// Returns the token in `file`, or `None` if the file does not exist.
 fn read_token(file: &Path) -> Result<Option<Zeroizing<String>>> {
     let opened = match File::open(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -124,7 +129,7 @@ fn read_token(file: &Path) -> Result<Option<Zeroizing<String>>> {
     };
     let metadata = opened.metadata().with_context(|| format!("can't read {}", file.display()))?;
     if metadata.uid() != rustix::process::geteuid().as_raw() {
-        // Whoever made it knows the token.
+        // The user that created the file knows the token.
         bail!("{} belongs to another user: delete it to get a new token", file.display());
     }
     if metadata.mode() & OTHERS != 0 {
@@ -140,17 +145,18 @@ fn read_token(file: &Path) -> Result<Option<Zeroizing<String>>> {
     Ok(Some(token))
 }
 
-/// Makes a token and its file, whole or not at all; or takes the one of another server that was faster.
+/// Generates a token and writes its file atomically. If another server was faster, returns that server's
+/// token. The flag is whether the token is new.
 fn make_token(file: &Path, entropy: &dyn Entropy) -> Result<(Zeroizing<String>, bool)> {
     let prefix = KeyPrefix::parse("admin token", TOKEN_PREFIX)?;
     let token = SecretKey::generate(&prefix, entropy)?;
     let cannot_write = || format!("can't write the admin token to {}", file.display());
-    // A name of its own: a draft that a killed server left behind must not stop the next one.
+    // The name is unique, so that a draft that a killed server left behind does not block the next one.
     let mut suffix = [0; 8];
     entropy.fill(&mut suffix)?;
     let draft = file.with_file_name(format!(".{TOKEN_FILE}.{}", HEXLOWER.encode(&suffix)));
     write_synced(&draft, token.expose()).with_context(cannot_write)?;
-    // A link, unlike a rename, fails if the name is taken.
+    // A hard link, unlike a rename, fails if the name exists.
     let linked = fs::hard_link(&draft, file);
     fs::remove_file(&draft).with_context(cannot_write)?;
     match linked {

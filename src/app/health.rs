@@ -1,9 +1,10 @@
-//! What is said of the server's health: to `grpc.health.v1`, and to probes.
+//! Monitors the health of the server, and reports it to `grpc.health.v1` and to probes.
 //!
-//! Three things are told apart. *Alive*: the process runs; an outage of the store is no reason to restart it. *Started*: the
-//! store was reached, its schema is right, and its change feed was read, once. *Ready*: calls are answered. `Validator` is
-//! ready as long as it can answer from what it knows, so an outage of the store, which all replicas see at once, does not take
-//! all of them out; `KeyStore` is ready while its store takes changes.
+//! There are three levels. *Alive*: the process runs. An outage of the backend is not a reason to restart it.
+//! *Started*: the backend was reached once, its schema was valid, and its change feed was read. *Ready*:
+//! calls are answered. `Validator` is ready as long as it can answer from its caches, so that an outage of
+//! the backend, which all replicas see at once, does not make all of them unready. `KeyStore` is ready while
+//! the backend accepts changes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,25 +20,26 @@ use crate::repository::{KeyRepository, within};
 use crate::server::Fitness;
 use crate::telemetry::error_chain;
 
-/// The name that stands for the whole server.
+/// Name of the health service for the whole server.
 const SERVER: &str = "";
-/// How often the store is asked whether it answers.
+/// Interval between pings of the backend.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How long it may take to: less than a call, so that a store that hangs is noticed soon.
+/// Timeout of a ping. It is shorter than that of a call, so that a hanging backend is detected soon.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How often in a row it has to fail before that counts: one lost packet is no outage.
+/// Number of consecutive failures that count as an outage. One lost packet does not.
 const FAILURES: u32 = 2;
 
-/// Keeps the health of the services in step with the store.
+/// Updates the health of the services according to the backend.
 #[derive(Clone, Debug)]
 pub(super) struct HealthMonitor {
     reporter: HealthReporter,
     repository: Arc<dyn KeyRepository>,
-    /// What `Validator` can answer from while the store is away, and how old that may be; `None` without a cache.
+    /// The state that `Validator` can answer from during an outage, and its maximum staleness. `None` without
+    /// a cache.
     cached: Option<(Arc<Knowledge>, Duration)>,
     fitness: watch::Sender<Fitness>,
     is_up: watch::Sender<bool>,
-    /// Held while statuses change, so that nothing follows the last change.
+    /// Locked while statuses change, so that no update follows the final one.
     is_stopped: Arc<Mutex<bool>>,
 }
 
@@ -60,22 +62,23 @@ impl HealthMonitor {
         self.reporter.clone()
     }
 
-    /// What probes are told.
+    /// Returns the level that probes report.
     pub(super) fn fitness(&self) -> watch::Receiver<Fitness> {
         self.fitness.subscribe()
     }
 
-    /// Whether the store answers.
+    /// Returns whether the backend answers.
     pub(super) fn is_up(&self) -> watch::Receiver<bool> {
         self.is_up.subscribe()
     }
 
-    /// Says that nothing is served yet. Before the first call is taken: the reporter begins with the opposite.
+    /// Reports all services as not serving. It has to run before the first call is accepted, because the
+    /// reporter begins with the opposite.
     pub(super) async fn begin(&self) {
         self.set(&[SERVER, VALIDATOR, KEY_STORE], ServingStatus::NotServing).await;
     }
 
-    /// Asks the store again and again, for ever.
+    /// Pings the backend forever.
     pub(super) async fn watch(&self) {
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -86,7 +89,7 @@ impl HealthMonitor {
             ticks.tick().await;
             let ping = within(PATIENCE, self.repository.ping()).await;
             failures = if ping.is_ok() { 0 } else { failures + 1 };
-            // Before it ever answered there is nothing to be patient about.
+            // Failures are tolerated only after a success.
             let is_up = ping.is_ok() || (was_up == Some(true) && failures < FAILURES);
             self.watch_changes(is_up, &mut takes_changes).await;
             if was_up != Some(is_up) {
@@ -135,7 +138,7 @@ impl HealthMonitor {
         *took_changes = Some(takes_changes);
     }
 
-    /// Whether what was read of the feed counts, or there is none.
+    /// Returns whether the feed was read, or the backend has none.
     fn has_read_feed(&self) -> bool {
         let Some((knowledge, _)) = &self.cached else { return true };
         !knowledge.has_feed() || knowledge.history() > 0
@@ -146,7 +149,7 @@ impl HealthMonitor {
         knowledge.feed_age().is_some_and(|age| age <= *max_staleness)
     }
 
-    /// Says that the server is ending. Nothing changes it afterwards.
+    /// Reports that the server is shutting down. No later update changes this.
     pub(super) async fn stop(&self) {
         let mut is_stopped = self.is_stopped.lock().await;
         *is_stopped = true;

@@ -1,4 +1,4 @@
-//! Numbers that are read when metrics are asked for.
+//! Metrics that are read when they are collected.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::server::Tls;
 use crate::service::UsageRecorder;
 use crate::telemetry::Reading;
 
-/// Where they are read.
+/// The sources of the readings.
 pub(super) struct Sources {
     pub(super) knowledge: Arc<Knowledge>,
     pub(super) breaker: Arc<Breaker>,
@@ -24,7 +24,7 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    /// All of them; those with one name follow each other.
+    /// Returns all readings. Readings with the same name are adjacent.
     pub(super) fn read(&self) -> Vec<Reading> {
         let mut readings = vec![
             plain("store_up", "Whether the store answers (1) or not (0)", flag(*self.is_up.borrow())),

@@ -1,4 +1,4 @@
-//! Files that count anew when they change: certificates and tokens.
+//! Reloads certificates and tokens when their files change.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use crate::grpc::AdminToken;
 use crate::server::{Tls, TlsFiles};
 use crate::telemetry::{ReloadMetrics, error_chain};
 
-/// What is told of a change, and how it is read.
+/// The files to reload, and the receiver of their new content.
 #[derive(Debug)]
 pub(super) enum Reloaded {
-    /// Certificates: new ones are for new connections.
+    /// Certificates. New ones apply to new connections.
     Tls(TlsFiles, watch::Sender<Arc<Tls>>),
     /// Tokens of administrators.
     Tokens(AdminConfig, watch::Sender<Arc<[AdminToken]>>),
@@ -30,7 +30,7 @@ impl Reloaded {
         }
     }
 
-    /// What they are, as a metric's label.
+    /// Returns the kind of the files, as a metric label.
     fn name(&self) -> &'static str {
         match self {
             Self::Tls(..) => ReloadMetrics::CERTIFICATES,
@@ -38,7 +38,7 @@ impl Reloaded {
         }
     }
 
-    /// Reads the files. What can't be used is told, and what was there stays.
+    /// Reads the files. If they are not usable, logs an error, and the previous content stays in use.
     fn reload(&self, is_first: bool, metrics: &ReloadMetrics) {
         let outcome: Result<(), Box<dyn std::error::Error>> = match self {
             Self::Tls(files, current) => {
@@ -63,11 +63,11 @@ impl Reloaded {
         }
     }
 
-    /// Looks at the files every `interval`, for ever. Mounted secrets are replaced by links, which notifications of the file
-    /// system miss.
+    /// Checks the files every `interval`, forever. Mounted secrets are replaced through symbolic links, which
+    /// file system notifications miss.
     pub(super) async fn run(self, interval: Duration, metrics: ReloadMetrics) {
         let paths = self.paths();
-        // Read once more at first: they may have changed since the start read them.
+        // The first tick reads the files again, because they may have changed since the startup read them.
         let mut seen = None;
         let mut ticks = tokio::time::interval(interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -82,7 +82,7 @@ impl Reloaded {
     }
 }
 
-/// What is in the files; `None` of one that can't be read.
+/// Returns the digest of each file, or `None` for one that can't be read.
 async fn digests(paths: &[PathBuf]) -> Vec<Option<[u8; 32]>> {
     let digest = |path: &Path| Some(Sha256::digest(std::fs::read(path).ok()?).into());
     let paths = paths.to_vec();

@@ -10,18 +10,19 @@ use crate::domain::{BootClock, Entropy, Stopwatch as _, SystemEntropy};
 use crate::repository::{self, Backend, ErrorKind, MemoryRepository, RedisRepository, SqlRepository};
 use crate::telemetry::error_chain;
 
-/// The connections of each pool: its name, the number of open ones, and the number of idle ones among them.
+/// Reads the connections of each pool: the pool's name, the number of open connections, and the number of
+/// idle ones among them.
 pub(super) type PoolReader = Box<dyn Fn() -> [(&'static str, u32, usize); 2] + Send + Sync>;
 
 /// An opened backend.
 pub(super) struct OpenedBackend {
     pub(super) backend: Backend,
-    /// Reads the number of connections, for metrics. `None` if it is unknown.
+    /// Reads the number of connections, for metrics. `None` if the backend does not report it.
     pub(super) pools: Option<PoolReader>,
 }
 
 impl OpenedBackend {
-    /// Opens the backend of `config`, with an up-to-date schema.
+    /// Opens the backend of `config`, and migrates its schema if that is allowed.
     pub(super) async fn open(config: &StoreConfig, entropy: &Arc<dyn Entropy>) -> Result<Self> {
         match config.place()? {
             StorePlace::Memory => {
@@ -47,7 +48,8 @@ impl OpenedBackend {
     }
 }
 
-/// The SQL database of `config`, its tables as they are; `None` for a store that has none.
+/// Opens the SQL database of `config` without changing its schema. Returns `None` if the backend is not an
+/// SQL database.
 pub async fn open_sql(config: &StoreConfig) -> Result<Option<SqlRepository>> {
     match config.place()? {
         StorePlace::Memory | StorePlace::Redis => Ok(None),
@@ -77,11 +79,11 @@ async fn connect(config: &StoreConfig, entropy: Arc<dyn Entropy>) -> Result<SqlR
     }
 }
 
-/// How long to wait before a store that could not be reached is tried anew.
+/// Delay before another attempt to reach a backend.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Opens a store, again and again while it can't be reached, for `patience`: in a deployment, servers and stores start in any
-/// order.
+/// Opens a backend, and retries for up to `patience` while the backend is unavailable, because servers and
+/// backends of a deployment start in any order.
 async fn patiently<T>(
     patience: Duration,
     mut open: impl AsyncFnMut() -> repository::Result<T>,

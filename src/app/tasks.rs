@@ -6,7 +6,7 @@ use std::fmt;
 use anyhow::anyhow;
 use tokio::task::{Id, JoinSet};
 
-/// Background tasks, which run until the server shuts down. None is meant to end by itself.
+/// Background tasks, which run until the server shuts down. A task that ends earlier is an error.
 #[derive(Default)]
 pub(super) struct Tasks {
     running: JoinSet<()>,
@@ -19,7 +19,7 @@ impl Tasks {
         self.names.insert(self.running.spawn(task).id(), name);
     }
 
-    /// Completes when a task ends or panics.
+    /// Completes when a task ends or panics, with an error that names it.
     pub(super) async fn failed(&mut self) -> anyhow::Error {
         match self.running.join_next_with_id().await {
             Some(Ok((id, ()))) => anyhow!("the task that {} ended unexpectedly", self.name(id)),
