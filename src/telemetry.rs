@@ -1,4 +1,4 @@
-//! What operators see of a running server: its logs.
+//! Observability of a running server: logs, metrics and traces.
 
 mod audit;
 mod log_limit;
@@ -17,7 +17,7 @@ pub(crate) use metrics::{ConnectionClosure, ConnectionRefusal, MethodMetrics, Re
 pub use traces::{TraceError, TraceOptions, Traces};
 pub(crate) use traces::{continue_trace, note_status};
 
-/// `error` and its causes in one line, for the log.
+/// Returns `error` and its causes in one line, for the log.
 pub fn error_chain(error: &dyn Error) -> impl fmt::Display {
     struct Chain<'e>(&'e dyn Error);
 
@@ -28,7 +28,7 @@ pub fn error_chain(error: &dyn Error) -> impl fmt::Display {
             let mut cause = self.0.source();
             while let Some(error) = cause {
                 let text = error.to_string();
-                // Drivers repeat their cause in their own text.
+                // Drivers repeat the text of their cause.
                 if !last.ends_with(&text) {
                     write!(f, ": {text}")?;
                 }

@@ -1,25 +1,25 @@
-//! What was refused for who asked, in the log.
+//! Logs calls that were rejected because of their caller.
 
 use super::LogLimit;
 
-/// Something that was refused.
+/// A rejected call or import row.
 #[derive(Debug)]
 pub(crate) struct Refusal<'r> {
-    /// The method that was called.
+    /// Name of the method that was called.
     pub(crate) method: &'r str,
-    /// From where.
+    /// Address of the peer. `None` for a Unix socket.
     pub(crate) peer: Option<std::net::IpAddr>,
-    /// By whom, if that is known.
+    /// Name of the caller, if it was authenticated.
     pub(crate) actor: Option<&'r str>,
-    /// With which status.
+    /// Status of the rejection.
     pub(crate) code: tonic::Code,
-    /// Why.
+    /// Reason for the rejection.
     pub(crate) reason: &'r str,
 }
 
-/// Says in the log that something was refused. Who has no credential could fill a table with such lines, so they are no part of
-/// the events that are stored, and only some of many are written. Those whose caller is known have a limit of their own: nobody
-/// drowns them from outside.
+/// Logs a rejected call. Rejections are not stored as events, because callers without a credential could fill
+/// the table, and the number of log entries is limited. Authenticated callers have a limit of their own, so
+/// that anonymous traffic can't crowd them out.
 pub(crate) fn refused(refusal: &Refusal<'_>) {
     static OF_KNOWN: LogLimit = LogLimit::new();
     static OF_UNKNOWN: LogLimit = LogLimit::new();

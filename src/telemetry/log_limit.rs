@@ -1,16 +1,16 @@
-//! Limits log lines that others can cause at will.
+//! Limits log entries that clients can cause at will.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::domain::{BootClock, Moment, Stopwatch as _};
 
-/// Admits the first lines of each period, and counts the others.
+/// Admits the first entries of each period, and counts the others.
 #[derive(Debug)]
 pub struct LogLimit {
     period: Duration,
     max: u64,
-    /// The number of the current period.
+    /// Number of the current period.
     current: AtomicU64,
     lines: AtomicU64,
     left_out: AtomicU64,
@@ -23,13 +23,13 @@ impl Default for LogLimit {
 }
 
 impl LogLimit {
-    /// Creates a limit of ten lines per second.
+    /// Creates a limit of ten entries per second.
     #[must_use]
     pub const fn new() -> Self {
         Self::per(Duration::from_secs(1), 10)
     }
 
-    /// Creates a limit of `max` lines per `period`.
+    /// Creates a limit of `max` entries per `period`.
     #[must_use]
     pub const fn per(period: Duration, max: u64) -> Self {
         Self {
@@ -41,14 +41,15 @@ impl LogLimit {
         }
     }
 
-    /// Whether a line may be written now, and how many were left out since the last one.
+    /// Returns the number of entries that were suppressed since the last admitted one, or `None` if an entry
+    /// may not be written now.
     pub fn admit(&self) -> Option<u64> {
         self.admit_at(BootClock.moment().since(Moment::START))
     }
 
     fn admit_at(&self, now: Duration) -> Option<u64> {
         let period = u64::try_from(now.as_nanos() / self.period.as_nanos().max(1)).unwrap_or(u64::MAX);
-        // Threads that meet at the turn of a period write a line too many, which does no harm.
+        // Threads that race at the beginning of a period may write an extra entry, which is harmless.
         if self.current.swap(period, Ordering::Relaxed) != period {
             self.lines.store(0, Ordering::Relaxed);
         }

@@ -1,4 +1,4 @@
-//! Setting up the log: text for people, JSON for machines, both on standard error.
+//! Initializes the log: text for people or JSON for machines, both on standard error.
 
 use std::io::{IsTerminal as _, stderr};
 use std::panic;
@@ -12,38 +12,41 @@ use tracing_subscriber::{Layer as _, fmt};
 
 use super::Traces;
 
-/// How log lines look.
+/// Format of log entries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// Lines for people, coloured on a terminal.
+    /// Text for people, coloured on a terminal.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Why the log could not be set up.
+/// The reason why the log can't be initialized.
 #[derive(Debug, thiserror::Error)]
 pub enum LogFilterError {
-    /// The filter is not one.
+    /// The filter is not valid.
     #[error("telemetry.log_filter: is no log filter: give levels as in \"info\" or \"info,keyvouch=debug\"")]
     Filter(#[source] ParseError),
-    /// There is a log already.
+    /// A log was initialized before.
     #[error("the log was set up before")]
     Again(#[source] TryInitError),
 }
 
-/// Checks a filter without using it.
+/// Parses a filter without applying it.
+///
+/// # Errors
+/// Returns an error if the filter is not valid.
 pub fn parse_filter(filter: &str) -> Result<EnvFilter, LogFilterError> {
     EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
-        // Which migrations were applied is told by our own line; what clients do wrong with HTTP/2, they can do at will.
+        // Keyvouch logs the applied migrations itself. Clients can cause HTTP/2 protocol errors at will.
         .parse(format!("sea_orm_migration=warn,h2=error,{filter}"))
         .map_err(LogFilterError::Filter)
 }
 
-/// Puts panics into the log, in its format and with the call that they belong to.
+/// Logs panics in the format of the log, within the span of their call.
 fn log_panics() {
     panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
@@ -51,8 +54,11 @@ fn log_panics() {
     }));
 }
 
-/// Starts logging what `filter` lets through: a level, or a list such as `info,keyvouch=debug,h2=warn`; and sending the spans
-/// of this crate by `traces`.
+/// Initializes the log with `filter`, which is a level or a list such as `info,keyvouch=debug,h2=warn`. Sends
+/// the spans of this crate through `traces`, if that is set.
+///
+/// # Errors
+/// Returns an error if the filter is not valid, or if a log was initialized before.
 pub fn init_logs(format: LogFormat, filter: &str, traces: Option<&Traces>) -> Result<(), LogFilterError> {
     let filter = parse_filter(filter)?;
     let lines = fmt::layer().with_writer(stderr);

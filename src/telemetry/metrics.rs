@@ -1,7 +1,7 @@
-//! What is counted and measured, in the format of Prometheus.
+//! Metrics in the format of Prometheus.
 //!
-//! Names follow [its conventions](https://prometheus.io/docs/practices/naming/). No label has a value that callers choose: no
-//! key, no owner, no unknown method.
+//! Names follow [its conventions](https://prometheus.io/docs/practices/naming/). No label has a value that
+//! callers choose, such as a key, an owner or an unknown method.
 
 mod connections;
 mod process;
@@ -28,25 +28,25 @@ pub(crate) use self::connections::{ConnectionClosure, ConnectionRefusal};
 use self::process::ProcessCollector;
 pub use self::reloads::ReloadMetrics;
 
-/// The method of a call that no service has.
+/// Label of calls of unknown methods.
 const OTHER: &str = "other";
 
 /// All metrics of a server. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    /// Calls.
+    /// Metrics of calls.
     pub calls: CallMetrics,
-    /// Validations.
+    /// Metrics of validations.
     pub validations: ValidationMetrics,
-    /// Connections of clients.
+    /// Metrics of client connections.
     pub connections: ConnectionMetrics,
-    /// Keys of imports that were refused for who brought them.
+    /// Number of import rows that were rejected because of their caller.
     pub refused_imports: Counter,
-    /// Files that were read again.
+    /// Metrics of reloaded files.
     pub reloads: ReloadMetrics,
 }
 
-/// Calls, by method and status.
+/// Metrics of calls, by method and status.
 #[derive(Clone, Debug)]
 pub struct CallMetrics {
     running: Gauge,
@@ -56,7 +56,7 @@ pub struct CallMetrics {
     other: Arc<MethodMetrics>,
 }
 
-/// Those of one method, found before the call takes its path away.
+/// Metrics of one method. They are looked up before the request, which owns the path, is consumed.
 #[derive(Debug)]
 pub(crate) struct MethodMetrics {
     method: String,
@@ -76,24 +76,25 @@ struct MethodLabel {
 }
 
 impl MethodMetrics {
-    /// `package.Service/Method`, or the one name of those that no service has.
+    /// Returns `package.Service/Method`, or the common name of unknown methods.
     pub(crate) fn name(&self) -> &str {
         &self.method
     }
 }
 
 impl CallMetrics {
-    /// The method that `path` calls.
+    /// Returns the metrics of the method with this path.
     pub(crate) fn method(&self, path: &str) -> Arc<MethodMetrics> {
         Arc::clone(self.by_path.get(path).unwrap_or(&self.other))
     }
 
-    /// How many run, but for those of [`administering`](Self::administering).
+    /// Returns the gauge of calls in flight, without those that [`administering`](Self::administering)
+    /// counts.
     pub(crate) fn running(&self) -> &Gauge {
         &self.running
     }
 
-    /// How many of `KeyStore` run.
+    /// Returns the gauge of `KeyStore` calls in flight.
     pub(crate) fn administering(&self) -> &Gauge {
         &self.administering
     }
@@ -110,7 +111,7 @@ impl CallMetrics {
     }
 }
 
-/// Verdicts, and where the records came from that they rest on.
+/// Metrics of verdicts, and of the tiers that the judged records came from.
 #[derive(Clone, Debug)]
 pub struct ValidationMetrics {
     verdicts: Family<ReasonLabel, Counter>,
@@ -140,29 +141,29 @@ impl ValidationMetrics {
         self.verdicts.get_or_create(&ReasonLabel { reason }).inc();
     }
 
-    /// Counts a record that `tier` had.
+    /// Counts a record that came from `tier`.
     pub(crate) fn found_in(&self, tier: &'static str) {
         self.lookups.get_or_create(&TierLabel { tier }).inc();
     }
 
-    /// Measures a look-up that memory could not answer.
+    /// Records the duration of a lookup that the local cache could not answer.
     pub(crate) fn looked_up(&self, took: Duration) {
         self.duration.observe(took.as_secs_f64());
     }
 }
 
-/// From 0.25 ms to 8 s.
+/// Bucket bounds in seconds, from 0.25 ms to 8 s.
 const SECONDS: [f64; 16] = [
     0.000_25, 0.000_5, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.0, 4.0,
     8.0,
 ];
 
-/// A histogram of seconds.
+/// Creates a histogram of seconds.
 pub(crate) fn seconds() -> Histogram {
     Histogram::new(SECONDS)
 }
 
-/// A number that is read when it is asked for.
+/// A gauge value that is read when metrics are collected.
 pub(crate) struct Reading {
     pub(crate) name: &'static str,
     pub(crate) help: &'static str,
@@ -171,10 +172,10 @@ pub(crate) struct Reading {
     pub(crate) value: f64,
 }
 
-/// Reads numbers.
+/// A function that returns all readings.
 pub(crate) type Readings = dyn Fn() -> Vec<Reading> + Send + Sync;
 
-/// The readings, with what is declared of each once.
+/// Collects the readings. Each name is declared once.
 struct ReadingCollector(Box<Readings>);
 
 impl fmt::Debug for ReadingCollector {
@@ -205,7 +206,7 @@ impl Collector for ReadingCollector {
     }
 }
 
-/// What `/metrics` answers.
+/// The content of `/metrics`.
 #[derive(Clone, Debug)]
 pub struct Exposition(Arc<Registry>);
 
@@ -213,10 +214,10 @@ impl Exposition {
     /// The content type of the text.
     pub const CONTENT_TYPE: &'static str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-    /// All metrics as text.
+    /// Returns all metrics as text.
     ///
     /// # Errors
-    /// A metric could not be written.
+    /// Returns an error if a metric can't be encoded.
     pub fn text(&self) -> Result<String, fmt::Error> {
         let mut text = String::new();
         encode(&mut text, &self.0)?;
@@ -225,8 +226,8 @@ impl Exposition {
 }
 
 impl Metrics {
-    /// Creates the metrics of calls of `methods`, paths such as `/package.Service/Method`, and what exposes them together with
-    /// `readings` and `propagation`.
+    /// Creates the metrics of calls of `methods`, which are paths such as `/package.Service/Method`, and the
+    /// exposition of these metrics with `readings` and `propagation`.
     pub(crate) fn new(
         methods: &[String],
         propagation: Option<Histogram>,
@@ -312,7 +313,7 @@ fn call_metrics(methods: &[String], registry: &mut Registry) -> CallMetrics {
     CallMetrics { other: of(OTHER), running, administering, answered, by_path: Arc::new(by_path) }
 }
 
-/// The names of [gRPC's status codes](https://grpc.github.io/grpc/core/md_doc_statuscodes.html).
+/// Returns the name of [gRPC's status code](https://grpc.github.io/grpc/core/md_doc_statuscodes.html).
 fn code_name(code: Code) -> &'static str {
     const NAMES: [&str; 17] = [
         "OK",

@@ -1,7 +1,8 @@
-//! Spans for an OpenTelemetry collector, sent by OTLP over gRPC.
+//! Exports spans to an OpenTelemetry collector, by OTLP over gRPC.
 //!
-//! The [variables of OpenTelemetry](https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/) are
-//! honoured: endpoint, headers, time-outs, sampler, the service's name and attributes, and the limits of the batches.
+//! The [variables of
+//! OpenTelemetry](https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/) apply:
+//! endpoint, headers, timeouts, sampler, the service's name and attributes, and the limits of the batches.
 
 use std::sync::OnceLock;
 
@@ -18,48 +19,53 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::error_chain;
 
-/// The name of this service, if `OTEL_SERVICE_NAME` gives none.
+/// Default name of the service, if `OTEL_SERVICE_NAME` is unset.
 const SERVICE: &str = "keyvouch";
 
-/// Whether spans are sent: what only they need is left out otherwise.
+/// Set if spans are exported. Attributes that only spans need are omitted otherwise.
 static IS_ON: OnceLock<()> = OnceLock::new();
 
-/// What is sent, and where.
+/// Options of the export.
 #[derive(Clone, Debug)]
 pub struct TraceOptions {
-    /// The collector: `http://HOST:PORT`. `None`: what `OTEL_EXPORTER_OTLP_ENDPOINT` says, or port 4317 of this machine.
+    /// URL of the collector, as `http://HOST:PORT`. If `None`, `OTEL_EXPORTER_OTLP_ENDPOINT` applies, or else
+    /// port 4317 of this machine.
     pub endpoint: Option<String>,
-    /// The share of calls that are traced, of those whose caller does not say whether; unless `OTEL_TRACES_SAMPLER` is set.
+    /// Fraction of calls that are traced, among those whose caller did not decide it. Ignored if
+    /// `OTEL_TRACES_SAMPLER` is set.
     pub ratio: f64,
 }
 
-/// Sends spans until it is shut down.
+/// Exports spans until it is shut down.
 #[derive(Debug)]
 pub struct Traces(SdkTracerProvider);
 
-/// Why spans can't be sent.
+/// The reason why spans can't be exported.
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
-    /// The exporter can't be made as it is to be.
+    /// The exporter can't be created with these options.
     #[error(
         "telemetry.traces: spans can't be sent: check telemetry.otlp_endpoint and the variables OTEL_EXPORTER_OTLP_*"
     )]
     Exporter(#[source] opentelemetry_otlp::ExporterBuildError),
-    /// A variable asks for what is not offered.
+    /// A variable has an unsupported value.
     #[error("{variable}: `{given}` is not offered: give {offered}, or leave it out")]
     NotOffered {
-        /// Its name.
+        /// Name of the variable.
         variable: &'static str,
-        /// What it says.
+        /// Value of the variable.
         given: String,
-        /// What it can say.
+        /// Supported values.
         offered: &'static str,
     },
 }
 
 impl Traces {
-    /// Begins, unless the variables of OpenTelemetry say that nothing is to be sent. Has to be called on the runtime that is to
-    /// carry the connection.
+    /// Starts the export. Returns `None` if the variables of OpenTelemetry disable it. It has to be called on
+    /// the runtime that should drive the connection.
+    ///
+    /// # Errors
+    /// Returns an error if a variable has an unsupported value, or if the exporter can't be created.
     pub fn start(options: &TraceOptions) -> Result<Option<Self>, TraceError> {
         let variables = Variables(&|name| std::env::var(name).ok());
         if variables.switch_off()? {
@@ -89,7 +95,7 @@ impl Traces {
         self.0.tracer(SERVICE)
     }
 
-    /// Sends what waits, and ends. Blocks for as long as the exporter's time-out.
+    /// Exports the remaining spans, and stops. Blocks for at most the timeout of the exporter.
     pub fn shutdown(self) {
         if let Err(error) = self.0.shutdown() {
             tracing::warn!(error = %error_chain(&error), "the last spans were not sent");
@@ -97,8 +103,8 @@ impl Traces {
     }
 }
 
-/// The variables of OpenTelemetry. One that is empty is
-/// [one that is not set](https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/).
+/// The variables of OpenTelemetry. An empty variable counts as
+/// [unset](https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/).
 struct Variables<'v>(&'v dyn Fn(&str) -> Option<String>);
 
 impl Variables<'_> {
@@ -106,7 +112,7 @@ impl Variables<'_> {
         (self.0)(name).filter(|value| !value.is_empty())
     }
 
-    /// Whether they switch traces off. What they ask for in vain is an error.
+    /// Returns whether the variables disable traces. Returns an error for unsupported values.
     fn switch_off(&self) -> Result<bool, TraceError> {
         if self.value("OTEL_SDK_DISABLED").is_some_and(|it| it.eq_ignore_ascii_case("true")) {
             return Ok(true);
@@ -129,7 +135,7 @@ impl Variables<'_> {
         Ok(self.value("OTEL_TRACES_EXPORTER").as_deref() == Some("none"))
     }
 
-    /// Whether they give the service a name.
+    /// Returns whether the variables set the name of the service.
     fn name_the_service(&self) -> bool {
         let attributes = self.value("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
         let mut names = attributes.split(',').filter_map(|attribute| attribute.split('=').next());
@@ -137,7 +143,7 @@ impl Variables<'_> {
     }
 }
 
-/// Those that the SDK knows.
+/// The samplers that the SDK supports.
 const SAMPLERS: [&str; 6] = [
     "always_on",
     "always_off",
@@ -147,9 +153,9 @@ const SAMPLERS: [&str; 6] = [
     "parentbased_traceidratio",
 ];
 
-/// Names the span of a call of `method` by the
-/// [conventions](https://opentelemetry.io/docs/specs/semconv/rpc/grpc/), and continues the caller's trace by its
-/// [`traceparent`](https://www.w3.org/TR/trace-context/).
+/// Names the span of a call of `method` according to the
+/// [conventions](https://opentelemetry.io/docs/specs/semconv/rpc/grpc/), and continues the caller's trace
+/// from its [`traceparent`](https://www.w3.org/TR/trace-context/).
 pub(crate) fn continue_trace(span: &Span, method: &str, headers: &HeaderMap) {
     if IS_ON.get().is_none() {
         return;
@@ -158,11 +164,11 @@ pub(crate) fn continue_trace(span: &Span, method: &str, headers: &HeaderMap) {
     span.record("otel.kind", "server");
     span.set_attribute("rpc.system", "grpc");
     let parent = TraceContextPropagator::new().extract(&Headers(headers));
-    // It fails for a span that nobody records.
+    // It fails for a span that is not recorded, which is harmless.
     let _ = span.set_parent(parent);
 }
 
-/// Notes with which status the call of `span` was answered.
+/// Records the status of the call of `span`.
 pub(crate) fn note_status(span: &Span, status: Code) {
     if IS_ON.get().is_some() {
         span.set_attribute("rpc.grpc.status_code", i64::from(i32::from(status)));

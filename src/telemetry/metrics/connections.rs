@@ -1,4 +1,4 @@
-//! Connections of clients.
+//! Metrics of client connections.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -6,7 +6,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-/// Connections of clients.
+/// Metrics of client connections.
 #[derive(Clone, Debug, Default)]
 pub struct ConnectionMetrics {
     open: Family<WorkerLabel, Gauge>,
@@ -14,25 +14,25 @@ pub struct ConnectionMetrics {
     closed: Family<ReasonLabel, Counter>,
 }
 
-/// Why a connection was not served.
+/// Reason for not serving a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ConnectionRefusal {
-    /// There were as many as there may be.
+    /// The total limit was reached.
     All,
-    /// There were as many from its address.
+    /// The limit of the address was reached.
     Peer,
-    /// It did not begin with HTTP/2, or its TLS handshake failed.
+    /// The connection did not begin with HTTP/2, or its TLS handshake failed.
     Handshake,
 }
 
 /// Reason for closing a connection that was served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ConnectionClosure {
-    /// It was idle, and a new connection needed its place.
+    /// The connection was idle, and a new connection needed its slot.
     Idle,
-    /// Its client did not read its answers, and their memory was needed.
+    /// The client did not read its responses, and their memory was needed.
     UnreadAnswers,
-    /// Its client held streams without need, and another client needed one.
+    /// The client held streams without need, and another client needed one.
     HeldStreams,
 }
 
@@ -56,12 +56,12 @@ impl ConnectionMetrics {
         );
     }
 
-    /// Those of a worker.
+    /// Returns the gauge of open connections of a worker.
     pub(crate) fn of_worker(&self, worker: usize) -> Gauge {
         self.open.get_or_create_owned(&WorkerLabel { worker: u64::try_from(worker).unwrap_or(u64::MAX) })
     }
 
-    /// Those that were not served, by the reason.
+    /// Returns the counter of connections that were not served for the reason `refusal`.
     pub(crate) fn refused(&self, refusal: ConnectionRefusal) -> Counter {
         let reason = match refusal {
             ConnectionRefusal::All => "max_connections",

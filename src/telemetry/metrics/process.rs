@@ -1,4 +1,4 @@
-//! The process, under the names that every client library of Prometheus gives these.
+//! Metrics of the process, under the names that all client libraries of Prometheus use.
 
 use std::fmt;
 
@@ -8,11 +8,12 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
-/// Reads `/proc/self` (proc(5)). What can't be read is left out.
+/// Reads `/proc/self` (proc(5)). Values that can't be read are omitted.
 #[derive(Debug)]
 pub(super) struct ProcessCollector;
 
-/// Ticks in a second of the times in `stat`: the same on every Linux that Rust's standard library supports.
+/// Clock ticks per second in `stat`. The value is the same on every Linux that Rust's standard library
+/// supports.
 const TICKS: f64 = 100.0;
 
 impl Collector for ProcessCollector {
@@ -49,7 +50,7 @@ impl Collector for ProcessCollector {
 
 fn cpu_seconds() -> Option<f64> {
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-    // The name of the program, in parentheses, can hold anything.
+    // The name of the program, in parentheses, can contain any characters.
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     let user: f64 = fields.nth(11)?.parse().ok()?;
     let system: f64 = fields.next()?.parse().ok()?;

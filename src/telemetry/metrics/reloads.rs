@@ -1,11 +1,11 @@
-//! Files that are read again when they change.
+//! Metrics of reloaded files.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
-/// Files that changed while the server ran.
+/// Number of reloads of changed files, by kind and outcome.
 #[derive(Clone, Debug)]
 pub struct ReloadMetrics(Family<ReloadLabels, Counter>);
 
@@ -16,7 +16,8 @@ struct ReloadLabels {
 }
 
 impl Default for ReloadMetrics {
-    /// All begin with zero: of a counter that begins with one, the first step would be seen by nobody.
+    /// Creates all counters with the value zero. Otherwise a counter would first appear with one, and a query
+    /// for increases would miss the first step.
     fn default() -> Self {
         let reloads = Family::default();
         for files in [Self::CERTIFICATES, Self::ADMIN_TOKENS] {
@@ -37,14 +38,14 @@ impl ReloadMetrics {
         );
     }
 
-    /// Certificates and their keys.
+    /// Label of certificates and their keys.
     pub(crate) const CERTIFICATES: &str = "certificates";
-    /// Tokens of administrators.
+    /// Label of administrators' tokens.
     pub(crate) const ADMIN_TOKENS: &str = "admin_tokens";
     const USED: &str = "used";
     const REFUSED: &str = "refused";
 
-    /// Counts `files` that changed, and whether they can be used.
+    /// Counts a reload of `files`, and whether they were usable.
     pub(crate) fn reloaded(&self, files: &'static str, is_usable: bool) {
         let outcome = if is_usable { Self::USED } else { Self::REFUSED };
         self.0.get_or_create(&ReloadLabels { files, outcome }).inc();
