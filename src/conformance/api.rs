@@ -1,4 +1,5 @@
-//! The clauses of the two services, as a client sees them. Each is given a server whose store holds no key.
+//! Conformance tests of the two services, through their clients. Each clause gets a server whose backend has
+//! no keys.
 
 pub mod create;
 pub mod delete;
@@ -23,14 +24,14 @@ use crate::grpc::pb;
 use crate::grpc::pb::key_store_client::KeyStoreClient;
 use crate::grpc::pb::validator_client::ValidatorClient;
 
-/// A running server, and an admin token that it knows.
+/// A running server, and an admin token that it accepts.
 #[derive(Clone, Debug)]
 pub struct Api {
     channel: Channel,
     token: MetadataValue<Ascii>,
 }
 
-/// Sends the admin token.
+/// Interceptor that sends the admin token.
 #[derive(Clone, Debug)]
 pub struct Bearer(MetadataValue<Ascii>);
 
@@ -42,7 +43,7 @@ impl Interceptor for Bearer {
 }
 
 impl Api {
-    /// The server behind `channel`.
+    /// Creates a client of the server behind `channel`, with the admin token `token`.
     #[must_use]
     pub fn new(channel: Channel, token: &str) -> Self {
         let mut token: MetadataValue<Ascii> = format!("Bearer {token}").parse().unwrap();
@@ -50,67 +51,67 @@ impl Api {
         Self { channel, token }
     }
 
-    /// A client of `KeyStore`.
+    /// Returns a client of `KeyStore`.
     #[must_use]
     pub fn key_store(&self) -> KeyStoreClient<InterceptedService<Channel, Bearer>> {
         KeyStoreClient::with_interceptor(self.channel.clone(), Bearer(self.token.clone()))
     }
 
-    /// A client of `Validator`.
+    /// Returns a client of `Validator` without a credential.
     #[must_use]
     pub fn validator(&self) -> ValidatorClient<Channel> {
         ValidatorClient::new(self.channel.clone())
     }
 
-    /// A client of `Validator` that sends the admin token.
+    /// Returns a client of `Validator` that sends the admin token.
     #[must_use]
     pub fn admin_validator(&self) -> ValidatorClient<InterceptedService<Channel, Bearer>> {
         ValidatorClient::with_interceptor(self.channel.clone(), Bearer(self.token.clone()))
     }
 
-    /// Creates a key.
+    /// Creates a key, and returns it with its secret.
     pub async fn create(&self, request: pb::CreateKeyRequest) -> (pb::Key, String) {
         let response = self.key_store().create_key(request).await.unwrap().into_inner();
         (response.key.unwrap(), response.secret)
     }
 
-    /// Reads a key.
+    /// Returns a key.
     pub async fn get(&self, id: &str) -> pb::Key {
         let request = pb::GetKeyRequest { id: id.into() };
         self.key_store().get_key(request).await.unwrap().into_inner().key.unwrap()
     }
 
-    /// Revokes a key.
+    /// Revokes a key, and returns it.
     pub async fn revoke(&self, id: &str, reason: &str) -> pb::Key {
         let request = pb::RevokeKeyRequest { id: id.into(), reason: reason.into() };
         self.key_store().revoke_key(request).await.unwrap().into_inner().key.unwrap()
     }
 
-    /// Validates a secret, without asking for scopes.
+    /// Validates a secret without requiring scopes.
     pub async fn validate(&self, secret: &str) -> pb::ValidateResponse {
         let request = pb::ValidateRequest { secret: secret.into(), ..pb::ValidateRequest::default() };
         self.validator().validate(request).await.unwrap().into_inner()
     }
 
-    /// Why a secret is refused, or that it is not.
+    /// Returns the reason of the verdict on a secret, which is `Valid` if it is allowed.
     pub async fn reason(&self, secret: &str) -> pb::Reason {
         self.validate(secret).await.reason()
     }
 }
 
-/// A small valid request.
+/// Returns a small valid request.
 #[must_use]
 pub fn new_key() -> pb::CreateKeyRequest {
     pb::CreateKeyRequest { name: "name".into(), owner_id: "owner".into(), ..pb::CreateKeyRequest::default() }
 }
 
-/// The duration of `seconds`.
+/// Returns a duration of `seconds`.
 #[must_use]
 pub fn seconds(seconds: i64) -> prost_types::Duration {
     prost_types::Duration { seconds, nanos: 0 }
 }
 
-/// The code and the machine-readable reason of the error that `outcome` has to be.
+/// Returns the code and the machine-readable reason of the error. Panics if `outcome` is not an error.
 pub fn refusal<T: std::fmt::Debug>(outcome: Result<Response<T>, Status>) -> (tonic::Code, String) {
     let status = outcome.unwrap_err();
     let info = status.get_details_error_info().unwrap();
@@ -118,7 +119,7 @@ pub fn refusal<T: std::fmt::Debug>(outcome: Result<Response<T>, Status>) -> (ton
     (status.code(), info.reason)
 }
 
-/// The field that the error names.
+/// Returns the field that the error names. Panics if `outcome` is not an error about one field.
 pub fn wrong_field<T: std::fmt::Debug>(outcome: Result<Response<T>, Status>) -> String {
     let status = outcome.unwrap_err();
     assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status:?}");
@@ -129,8 +130,8 @@ pub fn wrong_field<T: std::fmt::Debug>(outcome: Result<Response<T>, Status>) -> 
     violations.remove(0).field
 }
 
-/// Makes one test of each clause. The expression is a future that gives an [`Api`] and something to keep as long as the test
-/// runs.
+/// Creates a test for each clause. The expression is a future that returns an [`Api`] and a value to keep for
+/// the duration of the test.
 #[macro_export]
 macro_rules! api_conformance {
     ($subject:expr) => {

@@ -1,4 +1,4 @@
-//! The clauses of [`KeyCache`]'s contract. Each is given a cache that keeps nothing yet.
+//! Conformance tests of [`KeyCache`]. Each clause gets an empty cache.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,21 +9,22 @@ use crate::cache::{Entry, KeyCache, Knowledge};
 use crate::conformance::repository::fixture::{hash, key};
 use crate::domain::{ApiKey, ChangeId, ChangeKind, KeyEvent, Moment, Revision};
 
-/// A cache, and what it goes by.
+/// A cache, and the state that it depends on.
 #[derive(Clone, Debug)]
 pub struct Subject {
-    /// The cache. It keeps for a minute at least.
+    /// The cache. It keeps entries for at least a minute.
     pub cache: Arc<dyn KeyCache>,
-    /// Of a store without a feed or whose feed was read: it serves.
+    /// State of the replica. It must already be able to serve: either the backend has no feed, or the feed
+    /// has been read.
     pub knowledge: Arc<Knowledge>,
-    /// Whether it keeps that there is no key.
+    /// Whether the cache keeps negative entries.
     pub keeps_absence: bool,
 }
 
-/// Longer than a clause takes.
+/// A duration that is longer than any clause takes.
 const LONG: Duration = Duration::from_secs(30);
 
-/// The entry of a load that begins now and finds `key`.
+/// Returns the entry of a load that begins now and finds `key`.
 fn entry(subject: &Subject, number: u32, key: Option<ApiKey>) -> Entry {
     let noted = subject.knowledge.note(&hash(number)).unwrap();
     Entry {
@@ -32,12 +33,12 @@ fn entry(subject: &Subject, number: u32, key: Option<ApiKey>) -> Entry {
     }
 }
 
-/// Key `number`, which the store had before its feed begins.
+/// Returns key `number`, which was stored before the feed begins.
 fn stored(number: u32) -> ApiKey {
     key(number)
 }
 
-/// The event by which the feed tells that `key` was made.
+/// Returns the event with which the feed reports the creation of `key`.
 fn created(key: &ApiKey) -> KeyEvent {
     KeyEvent {
         revision: key.revision,
@@ -53,7 +54,7 @@ fn created(key: &ApiKey) -> KeyEvent {
     }
 }
 
-/// With every field of the record, and no longer than it may be kept.
+/// An entry is found with every field of its record, and is not kept longer than allowed.
 pub async fn what_was_put_is_found(subject: Subject) {
     let key = stored(1);
     let put = entry(&subject, 1, Some(key.clone()));
@@ -65,7 +66,7 @@ pub async fn what_was_put_is_found(subject: Subject) {
     assert!(subject.cache.get(&hash(2)).await.is_none(), "hashes are told apart");
 }
 
-/// That there is no key is kept as such, or not at all.
+/// A negative entry is kept as such, or not at all.
 pub async fn absence_is_never_taken_for_a_key(subject: Subject) {
     subject.cache.put(&hash(1), &entry(&subject, 1, None)).await;
     let found = subject.cache.get(&hash(1)).await;
@@ -76,7 +77,7 @@ pub async fn absence_is_never_taken_for_a_key(subject: Subject) {
     assert_eq!(subject.cache.get(&hash(1)).await.unwrap().kind(), Kind::Present, "the last one counts");
 }
 
-/// At `kept_until` it is over, whatever the cache's own time is.
+/// An entry ends at `kept_until`, whatever the cache's own time to live is.
 pub async fn nothing_is_kept_longer_than_it_may_be(subject: Subject) {
     let now = subject.knowledge.moment();
     for (number, kept_until) in [(1, now), (2, now.after(Duration::from_millis(40)))] {
@@ -84,12 +85,12 @@ pub async fn nothing_is_kept_longer_than_it_may_be(subject: Subject) {
         subject.cache.put(&hash(number), &put).await;
     }
     assert!(subject.cache.get(&hash(1)).await.is_none());
-    // Real time: caches have clocks of their own.
+    // The clause uses real time, because caches have clocks of their own.
     tokio::time::sleep(Duration::from_millis(60)).await;
     assert!(subject.cache.get(&hash(2)).await.is_none());
 }
 
-/// It can't come back by a load from before the fence either.
+/// A load that began before the fence was raised can't put the entry back.
 pub async fn what_does_not_fit_is_taken_out_and_not_let_in(subject: Subject) {
     let old = entry(&subject, 1, Some(stored(1)));
     subject.cache.put(&hash(1), &old).await;
@@ -111,7 +112,7 @@ pub async fn what_does_not_fit_is_taken_out_and_not_let_in(subject: Subject) {
     assert_eq!(subject.cache.get(&hash(1)).await.unwrap().key.as_deref(), Some(&key));
 }
 
-/// Whatever it knows.
+/// `forget` evicts an entry whatever its revision.
 pub async fn what_is_forgotten_is_gone(subject: Subject) {
     for number in [1, 2] {
         let put = entry(&subject, number, Some(stored(number)));
@@ -124,14 +125,14 @@ pub async fn what_is_forgotten_is_gone(subject: Subject) {
     assert!(subject.cache.get(&hash(2)).await.is_none());
 }
 
-/// An entry of a history that is over, or of none, is not let in.
+/// An entry of another epoch is not accepted.
 pub async fn another_history_is_not_let_in(subject: Subject) {
     let put = Entry { history: subject.knowledge.history() + 1, ..entry(&subject, 1, Some(stored(1))) };
     subject.cache.put(&hash(1), &put).await;
     assert!(subject.cache.get(&hash(1)).await.is_none());
 }
 
-/// What it gives is never younger than it is: `began` is of this process, or unknown.
+/// An entry never appears younger than it is: `began` is a time of this process, or unknown.
 pub async fn its_times_are_of_this_process(subject: Subject) {
     let put = entry(&subject, 1, Some(stored(1)));
     subject.cache.put(&hash(1), &put).await;
@@ -140,8 +141,8 @@ pub async fn its_times_are_of_this_process(subject: Subject) {
     assert!(found.kept_until > subject.knowledge.moment() && found.kept_until < Moment::NEVER);
 }
 
-/// Makes one test of each clause. The expression is a future that gives a [`Subject`] and something to keep as long as the
-/// test runs.
+/// Creates a test for each clause. The expression is a future that returns a [`Subject`] and a value to keep
+/// for the duration of the test.
 #[macro_export]
 macro_rules! cache_conformance {
     ($subject:expr) => {

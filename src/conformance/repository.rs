@@ -1,4 +1,5 @@
-//! The clauses of [`KeyRepository`](crate::repository::KeyRepository)'s contract. Each is given a repository that holds no key.
+//! Conformance tests of [`KeyRepository`](crate::repository::KeyRepository). Each clause gets a repository
+//! without keys.
 
 pub mod create;
 pub mod delete;
@@ -19,11 +20,12 @@ use crate::repository::Backend;
 /// The backend under test.
 pub type Subject = Backend;
 
-/// Makes one test of each clause, run by tokio's multi-threaded runtime.
+/// Creates a test for each clause, run by tokio's multi-threaded runtime.
 ///
-/// The expression is a future that gives an empty [`Subject`] and something to keep as long as the test runs, such as a
-/// temporary folder. `all` is for backends with all capabilities; `sharded` for those of them whose feed has several partitions;
-/// `required` for backends without capabilities, which can't list the keys of all owners.
+/// The expression is a future that returns an empty [`Subject`] and a value to keep for the duration of the
+/// test, such as a temporary folder. `all` is for backends with all capabilities. `sharded` is for those of
+/// them whose feed has several partitions. `required` is for backends without capabilities, which can't list
+/// the keys of all owners.
 ///
 /// ```
 /// # #[cfg(feature = "conformance")]

@@ -1,4 +1,4 @@
-//! CreateKey and GetKey.
+//! Tests of `CreateKey` and `GetKey`.
 
 use tonic::Code;
 use tonic_types::StatusExt as _;
@@ -7,7 +7,7 @@ use super::{Api, new_key, refusal, seconds, wrong_field};
 use crate::grpc::pb;
 use crate::grpc::pb::create_key_request::Expiry;
 
-/// With the defaults for what was left out.
+/// A new key has the requested fields, and defaults for the others.
 pub async fn a_created_key_has_what_was_asked_for(api: Api) {
     let (key, secret) = api.create(new_key()).await;
     assert!(secret.starts_with(&key.prefix));
@@ -20,7 +20,7 @@ pub async fn a_created_key_has_what_was_asked_for(api: Api) {
     assert_eq!(api.get(&key.id).await, key);
 }
 
-/// What was given is what GetKey shows.
+/// `GetKey` returns the values that were passed to `CreateKey`.
 pub async fn every_field_makes_the_round_trip(api: Api) {
     let expire_time = prost_types::Timestamp { seconds: 4_102_444_800, nanos: 123_456_000 };
     let request = pb::CreateKeyRequest {
@@ -45,7 +45,7 @@ pub async fn every_field_makes_the_round_trip(api: Api) {
     assert_eq!((key.scopes, key.metadata, key.expire_time), (scopes, request.metadata, Some(expire_time)));
 }
 
-/// No other answer holds it, nor anything that it could be made of.
+/// Only the response of the creation has the secret or its body.
 pub async fn the_secret_is_shown_once(api: Api) {
     let (key, secret) = api.create(new_key()).await;
     let (_, other) = api.create(new_key()).await;
@@ -56,7 +56,7 @@ pub async fn the_secret_is_shown_once(api: Api) {
     assert!(!shown.contains(body) && !shown.contains(&body[..8]));
 }
 
-/// Each by its name.
+/// Each error names the invalid field.
 pub async fn wrong_fields_of_create_are_named(api: Api) {
     let past = prost_types::Timestamp { seconds: 1, nanos: 0 };
     let crooked = prost_types::Timestamp { seconds: 1, nanos: -1 };
@@ -84,7 +84,7 @@ pub async fn wrong_fields_of_create_are_named(api: Api) {
     assert_eq!(listed.keys, [], "nothing was stored");
 }
 
-/// Not even by an admin.
+/// Not even an admin can grant an unknown reserved scope.
 pub async fn reserved_scopes_that_nobody_holds_can_not_be_granted(api: Api) {
     let scopes = |scope: &str| vec!["read".to_owned(), scope.to_owned()];
     let request = pb::CreateKeyRequest { scopes: scopes("keyvouch.everything"), ..new_key() };
@@ -100,7 +100,8 @@ pub async fn reserved_scopes_that_nobody_holds_can_not_be_granted(api: Api) {
     assert_eq!(refusal(api.key_store().update_key(update).await), expected);
 }
 
-/// A retry makes no second key: it names the first one, also when that was deleted. Without an id, each call makes one.
+/// A retry does not create a second key. It returns the id of the first one, even if that was deleted.
+/// Without an id, each call creates a key.
 pub async fn a_request_id_makes_a_retry_safe(api: Api) {
     let request = pb::CreateKeyRequest { request_id: "0c7e-retry".into(), ..new_key() };
     let (first, _) = api.create(request.clone()).await;
@@ -118,7 +119,7 @@ pub async fn a_request_id_makes_a_retry_safe(api: Api) {
     assert_eq!(again, (Code::AlreadyExists, "REQUEST_ALREADY_APPLIED".to_owned()));
 }
 
-/// Visible ASCII, and not too long.
+/// A request id has visible ASCII characters only, and a maximum length.
 pub async fn an_odd_request_id_is_refused(api: Api) {
     for odd in ["a b", "ü", "\n", &"x".repeat(129)] {
         let request = pb::CreateKeyRequest { request_id: odd.to_owned(), ..new_key() };

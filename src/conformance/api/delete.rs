@@ -1,11 +1,11 @@
-//! DeleteKey.
+//! Tests of `DeleteKey`.
 
 use tonic::Code;
 
 use super::{Api, new_key, refusal};
 use crate::grpc::pb;
 
-/// For validations, reads and listings; a second time there is nothing to delete.
+/// Validations, reads and listings no longer find the key, and neither does a second deletion.
 pub async fn a_deleted_key_is_gone(api: Api) {
     let (key, secret) = api.create(new_key()).await;
     assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
@@ -20,7 +20,7 @@ pub async fn a_deleted_key_is_gone(api: Api) {
     assert_eq!(listed.keys, []);
 }
 
-/// A key that changed meanwhile stays.
+/// A key that has changed since the expected revision is not deleted.
 pub async fn an_old_revision_is_not_deleted(api: Api) {
     let (key, secret) = api.create(new_key()).await;
     let request = |revision| pb::DeleteKeyRequest { id: key.id.clone(), expected_revision: Some(revision) };

@@ -1,4 +1,4 @@
-//! What every method that takes an id says of a wrong one.
+//! Tests of the errors of all methods that take an id.
 
 use prost_types::FieldMask;
 use tonic::Code;
@@ -16,7 +16,7 @@ fn update(id: &str) -> pb::UpdateKeyRequest {
     }
 }
 
-/// `NOT_FOUND`, by all of them.
+/// All methods return `NOT_FOUND`.
 pub async fn unknown_ids_are_not_found(api: Api) {
     let id = || UNKNOWN.to_owned();
     let mut key_store = api.key_store();
@@ -34,7 +34,7 @@ pub async fn unknown_ids_are_not_found(api: Api) {
     }
 }
 
-/// `INVALID_ARGUMENT`, by all of them.
+/// All methods return `INVALID_ARGUMENT`.
 pub async fn odd_ids_are_wrong_fields(api: Api) {
     let mut key_store = api.key_store();
     for odd in ["", "x", "0190a6f01a2b7c3d8e4f0123456789ab", "'; DROP TABLE api_key; --"] {

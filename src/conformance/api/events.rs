@@ -1,4 +1,4 @@
-//! The audit trail.
+//! Tests of the audit trail.
 
 use super::{Api, new_key, wrong_field};
 use crate::grpc::pb;
@@ -7,7 +7,7 @@ async fn list(api: &Api, request: pb::ListEventsRequest) -> pb::ListEventsRespon
     api.key_store().list_events(request).await.unwrap().into_inner()
 }
 
-/// Who, what, when, under which call; also of a key that is gone.
+/// An event has the actor, the change, the time and the request id, also if its key was deleted.
 pub async fn it_tells_what_was_done_to_a_key_that_is_gone(api: Api) {
     let (key, _) = api.create(new_key()).await;
     api.create(new_key()).await;
@@ -29,7 +29,8 @@ pub async fn it_tells_what_was_done_to_a_key_that_is_gone(api: Api) {
     }
 }
 
-/// Every event once, newest first, with a token that belongs to its filter.
+/// The pages have every event once, newest first. A page token is valid only with the filter that it was
+/// issued for.
 pub async fn its_pages_hold_every_event_once(api: Api) {
     for _ in 0..5 {
         api.create(new_key()).await;

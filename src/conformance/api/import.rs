@@ -1,4 +1,4 @@
-//! ImportKeys.
+//! Tests of `ImportKeys`.
 
 use tonic::Code;
 use tonic_types::StatusExt as _;
@@ -8,7 +8,7 @@ use crate::domain::{KeyHash, KeyId, KeyPrefix, SecretKey, SystemEntropy, Timesta
 use crate::grpc::pb;
 use crate::grpc::pb::import_keys_response::Result as Outcome;
 
-/// A key that another server could have made, and its secret.
+/// Returns the request for a key that another system could have issued, and its secret.
 fn foreign() -> (pb::ImportKeysRequest, String) {
     let secret = SecretKey::generate(&KeyPrefix::parse("prefix", "kv_").unwrap(), &SystemEntropy).unwrap();
     let key =
@@ -17,7 +17,7 @@ fn foreign() -> (pb::ImportKeysRequest, String) {
     (pb::ImportKeysRequest { key: Some(key), hash, allow_revoked_hash: false }, secret.expose().to_owned())
 }
 
-/// The same with other attributes.
+/// Returns such a request with other attributes.
 fn foreign_with(change: impl FnOnce(&mut pb::Key)) -> (pb::ImportKeysRequest, String) {
     let (mut request, secret) = foreign();
     change(request.key.as_mut().unwrap());
@@ -38,7 +38,7 @@ async fn outcome(api: &Api, request: pb::ImportKeysRequest) -> Outcome {
     import(api, vec![request]).await.remove(0).result.unwrap()
 }
 
-/// The code of a refusal, its machine-readable reason, and the field that it names, if any.
+/// Returns the code of a rejection, its machine-readable reason, and the field that it names, if any.
 fn refusal(outcome: Outcome) -> (Code, String, String) {
     let Outcome::Error(error) = outcome else { panic!("{outcome:?}") };
     let (code, details) = (Code::from(error.code), prost::Message::encode_to_vec(&error));
@@ -51,7 +51,7 @@ fn second(seconds: i64) -> prost_types::Timestamp {
     prost_types::Timestamp { seconds, nanos: 5_000 }
 }
 
-/// And it validates with the secret that nobody here was told.
+/// The key validates with its secret, which the server has never received before.
 pub async fn an_imported_key_is_as_it_was_given(api: Api) {
     let (request, secret) = foreign_with(|key| {
         key.description = "from elsewhere".into();
@@ -72,7 +72,7 @@ pub async fn an_imported_key_is_as_it_was_given(api: Api) {
     assert_eq!((validated.reason(), validated.key.unwrap().id), (pb::Reason::Valid, key.id));
 }
 
-/// A revocation and an expiry are kept.
+/// The revocation and the expiry of an imported key are kept.
 pub async fn what_has_ended_elsewhere_stays_ended(api: Api) {
     let (revoked, secret_of_revoked) = foreign_with(|key| {
         key.revoke_time = Some(second(1_700_000_000));
@@ -86,7 +86,7 @@ pub async fn what_has_ended_elsewhere_stays_ended(api: Api) {
     assert_eq!(api.reason(&secret_of_expired).await, pb::Reason::Expired);
 }
 
-/// In the order of the messages; a key that is refused does not hinder the others.
+/// The outcomes are in the order of the messages. A rejected key does not affect the others.
 pub async fn each_key_has_its_answer(api: Api) {
     let (good, secret) = foreign();
     let (nameless, _) = foreign_with(|key| key.name.clear());
@@ -109,7 +109,7 @@ pub async fn each_key_has_its_answer(api: Api) {
     assert_eq!(api.reason(&secret).await, pb::Reason::Revoked, "importing it again brings nothing back");
 }
 
-/// More keys than are stored at once; and again, which changes nothing.
+/// An import has more keys than one batch. Repeating it changes nothing.
 pub async fn an_import_can_be_repeated(api: Api) {
     let keys: Vec<_> = (0..1_200).map(|_| foreign().0).collect();
     let answers = import(&api, keys.clone()).await;
@@ -123,7 +123,7 @@ pub async fn an_import_can_be_repeated(api: Api) {
     assert_eq!(import(&api, Vec::new()).await, []);
 }
 
-/// Each by its name.
+/// Each error names the invalid field.
 pub async fn wrong_fields_of_import_are_named(api: Api) {
     let ahead = Some(second(4_102_444_800));
     let mut of_another_hash = foreign().0;
@@ -151,7 +151,7 @@ pub async fn wrong_fields_of_import_are_named(api: Api) {
     assert_eq!(listed.keys, [], "nothing was stored");
 }
 
-/// As with the other ways to make a key.
+/// Imports follow the rule of other ways to create a key.
 pub async fn an_import_grants_no_reserved_scope_that_the_caller_lacks(api: Api) {
     let (request, secret) = foreign_with(|key| key.scopes = vec!["keyvouch.everything".into()]);
     let refused = (Code::PermissionDenied, "SCOPE_NOT_GRANTABLE".to_owned(), String::new());
@@ -159,8 +159,8 @@ pub async fn an_import_grants_no_reserved_scope_that_the_caller_lacks(api: Api) 
     assert_eq!(api.reason(&secret).await, pb::Reason::NotFound);
 }
 
-/// A string that was revoked is not valid again because its key was deleted and imported, unless that is said, and then the
-/// audit trail shows it.
+/// A key string that was revoked does not become valid again by deleting and importing its key. The import
+/// can allow that explicitly, and the audit trail then records it.
 pub async fn a_revoked_string_is_not_revived(api: Api) {
     let (request, secret) = foreign();
     let Outcome::Key(key) = outcome(&api, request.clone()).await else { panic!("it is refused") };

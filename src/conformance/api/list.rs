@@ -1,4 +1,4 @@
-//! ListKeys and StreamKeys.
+//! Tests of `ListKeys` and `StreamKeys`.
 
 use futures_util::stream;
 
@@ -18,7 +18,7 @@ async fn page(api: &Api, request: pb::ListKeysRequest) -> pb::ListKeysResponse {
     api.key_store().list_keys(request).await.unwrap().into_inner()
 }
 
-/// The ids of all pages, and how many pages there were.
+/// Returns the ids of all pages, and the number of pages.
 async fn read_pages(api: &Api, mut request: pb::ListKeysRequest) -> (Vec<String>, usize) {
     let (mut ids, mut pages) = (Vec::new(), 0);
     loop {
@@ -32,7 +32,7 @@ async fn read_pages(api: &Api, mut request: pb::ListKeysRequest) -> (Vec<String>
     }
 }
 
-/// Of one owner or of all; the last page has no token.
+/// The pages have the keys of one owner, or of all owners. The last page has no token.
 pub async fn pages_hold_every_key_once_newest_first(api: Api) {
     let mut expected = Vec::new();
     for number in 0..10 {
@@ -52,7 +52,7 @@ pub async fn pages_hold_every_key_once_newest_first(api: Api) {
     }
 }
 
-/// A key that is there all the time is listed once, whatever is made and deleted between two pages.
+/// A key that exists throughout is listed once, whatever is created and deleted between two pages.
 pub async fn pages_neither_skip_nor_repeat_while_keys_are_made_and_deleted(api: Api) {
     let mut stay = Vec::new();
     let mut go = Vec::new();
@@ -81,7 +81,7 @@ pub async fn pages_neither_skip_nor_repeat_while_keys_are_made_and_deleted(api: 
     assert_eq!(listed.len(), count, "a key was listed twice");
 }
 
-/// Under another filter it is refused; under another page size it is not.
+/// A token is rejected with another filter, but not with another page size.
 pub async fn a_page_token_is_bound_to_its_filter(api: Api) {
     for _ in 0..3 {
         api.create(owned("a")).await;
@@ -107,7 +107,7 @@ pub async fn a_page_token_is_bound_to_its_filter(api: Api) {
     }
 }
 
-/// Negative ones are refused, none stands for 100, and what is too large is lowered.
+/// A negative size is rejected, 0 means 100, and a size above the maximum is coerced to the maximum.
 pub async fn page_sizes_are_bounded(api: Api) {
     for _ in 0..101 {
         api.create(new_key()).await;
@@ -119,7 +119,7 @@ pub async fn page_sizes_are_bounded(api: Api) {
     assert_eq!(page(&api, large).await.keys.len(), 101);
 }
 
-/// A page never grows beyond what clients take, and nothing is lost by that.
+/// A page never exceeds the maximum message size of clients, and no key is missing because of that.
 pub async fn large_keys_make_short_pages(api: Api) {
     let metadata: std::collections::BTreeMap<_, _> =
         (0..32).map(|i| (format!("{i:0>64}"), "🔑".repeat(512))).collect();
@@ -133,7 +133,7 @@ pub async fn large_keys_make_short_pages(api: Api) {
     assert!(pages > 1);
 }
 
-/// By state and prefix, in lists and streams alike.
+/// Lists and streams filter by state and prefix.
 pub async fn filters_narrow_a_listing(api: Api) {
     let (active, _) = api.create(new_key()).await;
     let (revoked, _) = api.create(new_key()).await;
@@ -157,7 +157,7 @@ pub async fn filters_narrow_a_listing(api: Api) {
     assert_eq!(wrong_field(api.key_store().list_keys(unknown).await), "states[0]");
 }
 
-/// And by everything else that makes another text.
+/// Owners are compared byte by byte, so that differences in case matter.
 pub async fn owners_differ_by_case(api: Api) {
     let (lower, _) = api.create(owned("alice")).await;
     let (upper, _) = api.create(owned("Alice")).await;
@@ -176,7 +176,7 @@ async fn read_stream(api: &Api, request: pb::StreamKeysRequest) -> Vec<String> {
     ids
 }
 
-/// All of them, of one owner and of all.
+/// The stream has all keys of one owner, and of all owners.
 pub async fn ten_thousand_keys_are_streamed(api: Api) {
     let request = |number: u32| pb::ImportKeysRequest {
         key: Some(pb::Key {

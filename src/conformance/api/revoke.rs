@@ -1,4 +1,4 @@
-//! RevokeKey.
+//! Tests of `RevokeKey`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use super::{Api, new_key, wrong_field};
 use crate::grpc::pb;
 
-/// The very next validation is refused, and all that follow.
+/// The next validation and all later ones are denied.
 pub async fn it_holds_at_once_and_for_good(api: Api) {
     let (key, secret) = api.create(new_key()).await;
     assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
@@ -21,14 +21,15 @@ pub async fn it_holds_at_once_and_for_good(api: Api) {
     assert_eq!(wrong_field(api.key_store().revoke_key(too_long).await), "reason");
 }
 
-/// The first time and reason stand.
+/// The first time and reason are kept.
 pub async fn it_is_idempotent(api: Api) {
     let (key, _) = api.create(new_key()).await;
     let first = api.revoke(&key.id, "first").await;
     assert_eq!(api.revoke(&key.id, "second").await, first);
 }
 
-/// However many ask while it is revoked: who asks after the answer is refused.
+/// Many concurrent callers validate the key while it is revoked. A validation that begins after the response
+/// is denied.
 pub async fn no_call_that_begins_after_it_is_allowed(api: Api) {
     let (key, secret) = api.create(new_key()).await;
     let is_revoked = Arc::new(AtomicBool::new(false));

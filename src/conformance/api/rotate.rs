@@ -1,4 +1,4 @@
-//! RotateKey.
+//! Tests of `RotateKey`.
 
 use tonic::Code;
 use tonic_types::StatusExt as _;
@@ -18,7 +18,7 @@ async fn rotate(api: &Api, request: pb::RotateKeyRequest) -> (pb::Key, String, p
     (response.key.unwrap(), response.secret, response.replaced.unwrap())
 }
 
-/// The old one until its end, which is set.
+/// The old key stays valid until its expiry, which the rotation sets.
 pub async fn both_keys_are_valid_during_the_overlap(api: Api) {
     let (old, old_secret) = api.create(new_key()).await;
     let (new, new_secret, replaced) = rotate(&api, request(&old.id, 3_600)).await;
@@ -31,7 +31,7 @@ pub async fn both_keys_are_valid_during_the_overlap(api: Api) {
     assert_eq!(api.get(&old.id).await.replaced_by, new.id);
 }
 
-/// At once.
+/// The old key is revoked at once.
 pub async fn without_overlap_the_old_key_is_revoked(api: Api) {
     let (old, old_secret) = api.create(new_key()).await;
     let without = pb::RotateKeyRequest { overlap: None, ..request(&old.id, 0) };
@@ -41,7 +41,7 @@ pub async fn without_overlap_the_old_key_is_revoked(api: Api) {
     assert_eq!(api.reason(&new_secret).await, pb::Reason::Valid);
 }
 
-/// Unless another end is asked for; the overlap never prolongs the old key.
+/// A request can set another expiry. The overlap never extends the lifetime of the old key.
 pub async fn the_successor_has_the_attributes_and_the_lifetime(api: Api) {
     let create = pb::CreateKeyRequest {
         description: "what for".into(),
@@ -69,7 +69,7 @@ pub async fn the_successor_has_the_attributes_and_the_lifetime(api: Api) {
     assert_eq!(micros(newer.expire_time) - micros(newer.create_time), 3_600 * 1_000_000);
 }
 
-/// Revoked, expired or replaced ones.
+/// Revoked, expired and replaced keys are rejected.
 pub async fn ended_keys_can_not_be_rotated(api: Api) {
     let mut key_store = api.key_store();
     let (revoked, _) = api.create(new_key()).await;
@@ -90,7 +90,7 @@ pub async fn ended_keys_can_not_be_rotated(api: Api) {
     assert_eq!(refusal(key_store.rotate_key(request(&expired.id, 1)).await), refused("KEY_EXPIRED"));
 }
 
-/// But shortened, and changed otherwise.
+/// The expiry of a replaced key can be shortened, and its other attributes can be changed.
 pub async fn a_replaced_key_can_not_be_extended(api: Api) {
     let (old, _) = api.create(new_key()).await;
     let (_, _, replaced) = rotate(&api, request(&old.id, 3_600)).await;
@@ -111,7 +111,7 @@ pub async fn a_replaced_key_can_not_be_extended(api: Api) {
     assert_eq!(shortened.expire_time, sooner);
 }
 
-/// Each by its name.
+/// Each error names the invalid field.
 pub async fn wrong_fields_of_rotate_are_named(api: Api) {
     let (key, _) = api.create(new_key()).await;
     let mut key_store = api.key_store();
@@ -123,7 +123,8 @@ pub async fn wrong_fields_of_rotate_are_named(api: Api) {
     assert_eq!(api.get(&key.id).await, key);
 }
 
-/// A retry makes no second successor, with or without an overlap: it names the first one.
+/// A retry does not create a second successor, with or without an overlap. It returns the id of the first
+/// one.
 pub async fn a_request_id_makes_a_retry_of_a_rotation_safe(api: Api) {
     for overlap in [0, 60] {
         let (old, _) = api.create(new_key()).await;
@@ -137,7 +138,7 @@ pub async fn a_request_id_makes_a_retry_of_a_rotation_safe(api: Api) {
     }
 }
 
-/// Attempts that overlap: one makes a successor, and all others are told which.
+/// One of several concurrent attempts creates a successor, and all others return its id.
 pub async fn a_request_id_makes_overlapping_rotations_safe(api: Api) {
     for overlap in [0, 60] {
         let (old, _) = api.create(new_key()).await;
@@ -162,7 +163,8 @@ pub async fn a_request_id_makes_overlapping_rotations_safe(api: Api) {
     }
 }
 
-/// Without an id, or by another request: the successor is named, which can be rotated.
+/// A second rotation, without a request id or with another one, returns the id of the successor, which can be
+/// rotated.
 pub async fn a_rotated_key_names_its_successor(api: Api) {
     for overlap in [0, 60] {
         let (old, _) = api.create(new_key()).await;

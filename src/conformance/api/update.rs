@@ -1,4 +1,4 @@
-//! UpdateKey.
+//! Tests of `UpdateKey`.
 
 use prost_types::FieldMask;
 use tonic::Code;
@@ -15,7 +15,7 @@ async fn update(api: &Api, request: pb::UpdateKeyRequest) -> pb::Key {
     api.key_store().update_key(request).await.unwrap().into_inner().key.unwrap()
 }
 
-/// All other values in the request are ignored, also wrong ones.
+/// All other values in the request are ignored, even invalid ones.
 pub async fn only_what_the_mask_names_is_changed(api: Api) {
     let scopes = vec!["read".into()];
     let metadata = [("k".to_owned(), "v".to_owned())].into();
@@ -45,7 +45,7 @@ pub async fn only_what_the_mask_names_is_changed(api: Api) {
     assert_eq!(api.get(&key.id).await, emptied);
 }
 
-/// It writes no event, and the key has the revision and the times that it had.
+/// Such an update writes no event, and does not change the revision or the times of the key.
 pub async fn an_update_to_the_same_values_changes_nothing(api: Api) {
     let scopes = vec!["read".into()];
     let (key, _) = api.create(pb::CreateKeyRequest { scopes, ..new_key() }).await;
@@ -61,7 +61,8 @@ pub async fn an_update_to_the_same_values_changes_nothing(api: Api) {
     assert_eq!(refused, (Code::Aborted, "REVISION_MISMATCH".to_owned()));
 }
 
-/// Nothing to change, everything, and what can't be changed.
+/// A mask must be present and not empty. It must not be `*`, and must not name a field that is immutable,
+/// unknown or repeated.
 pub async fn the_mask_is_required_and_checked(api: Api) {
     let (key, _) = api.create(new_key()).await;
     let mut key_store = api.key_store();
@@ -82,7 +83,7 @@ pub async fn the_mask_is_required_and_checked(api: Api) {
     assert_eq!(api.get(&key.id).await, key);
 }
 
-/// The caller has to read the key again.
+/// An outdated revision fails the update, so the caller has to read the key again.
 pub async fn an_old_revision_is_aborted(api: Api) {
     let (key, _) = api.create(new_key()).await;
     let expecting = |revision| pb::UpdateKeyRequest {
@@ -97,7 +98,7 @@ pub async fn an_old_revision_is_aborted(api: Api) {
     assert_eq!(api.get(&key.id).await, updated);
 }
 
-/// Whatever is updated.
+/// An update never undoes a revocation.
 pub async fn a_revoked_key_stays_revoked(api: Api) {
     let (key, secret) = api.create(new_key()).await;
     let revoked = api.revoke(&key.id, "leaked").await;
@@ -108,7 +109,7 @@ pub async fn a_revoked_key_stays_revoked(api: Api) {
     assert_eq!(api.reason(&secret).await, pb::Reason::Revoked);
 }
 
-/// To the future alone: a key is ended by revoking it.
+/// A new expiry must be in the future. A key is ended by revoking it.
 pub async fn an_expiry_can_be_set_and_taken_away(api: Api) {
     let (key, _) = api.create(new_key()).await;
     let until = |seconds| pb::Key {

@@ -1,4 +1,4 @@
-//! Validate.
+//! Tests of `Validate`.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use crate::domain::{KeyPrefix, SecretKey, SystemEntropy};
 use crate::grpc::pb;
 use crate::grpc::pb::create_key_request::Expiry;
 
-/// A well-formed secret that belongs to no key.
+/// Returns a well-formed secret that belongs to no key.
 fn stranger(prefix: &str) -> String {
     let prefix = KeyPrefix::parse("prefix", prefix).unwrap();
     SecretKey::generate(&prefix, &SystemEntropy).unwrap().expose().to_owned()
 }
 
-/// With all that a service needs to know.
+/// The response describes the key with everything that a service needs.
 pub async fn a_good_key_is_allowed_and_described(api: Api) {
     let metadata = [("plan".to_owned(), "gold".to_owned())].into();
     let request = pb::CreateKeyRequest { scopes: vec!["b".into(), "a".into()], metadata, ..new_key() };
@@ -33,7 +33,8 @@ pub async fn a_good_key_is_allowed_and_described(api: Api) {
     assert_eq!(response.key, Some(expected));
 }
 
-/// Malformed, unknown, revoked, expired, without the scope; and a denial of a known key shows its id alone.
+/// The order is malformed, not found, revoked, expired, insufficient scope. A denial of an existing key has
+/// only its id.
 pub async fn the_first_reason_is_given_in_order(api: Api) {
     let (key, secret) = api.create(new_key()).await;
     let ask = |secret: &str| {
@@ -55,7 +56,7 @@ pub async fn the_first_reason_is_given_in_order(api: Api) {
     assert_eq!(revoked.key, Some(pb::ValidatedKey { id: key.id, ..pb::ValidatedKey::default() }));
 }
 
-/// Malformed and unknown keys have no description, and a wrong character makes a key malformed.
+/// Malformed and unknown keys have no description. A wrong character makes a key malformed.
 pub async fn denials_of_unknown_keys_tell_nothing(api: Api) {
     let (key, secret) = api.create(new_key()).await;
     let wrong_case: String = secret
@@ -70,7 +71,8 @@ pub async fn denials_of_unknown_keys_tell_nothing(api: Api) {
     assert_eq!((response.valid, response.reason(), response.key), (false, pb::Reason::NotFound, None));
 }
 
-/// All by default; exactly; nothing required is always enough.
+/// All required scopes are needed by default. Scopes have to match exactly, and an empty requirement is
+/// always met.
 pub async fn scopes_are_matched_all_or_any(api: Api) {
     let scopes = vec!["read".into(), "api_keys:admin".into()];
     let (_, secret) = api.create(pb::CreateKeyRequest { scopes, ..new_key() }).await;
@@ -103,7 +105,7 @@ pub async fn scopes_are_matched_all_or_any(api: Api) {
     }
 }
 
-/// Without anybody doing anything; its state says so too.
+/// A key expires without any call that changes it, and its state reflects that.
 pub async fn a_key_expires_on_its_own(api: Api) {
     let ttl = prost_types::Duration { seconds: 0, nanos: 500_000_000 };
     let (key, secret) =
@@ -118,7 +120,7 @@ pub async fn a_key_expires_on_its_own(api: Api) {
     assert_eq!(api.reason(&secret).await, pb::Reason::Revoked, "revoked goes before expired");
 }
 
-/// Some time after it, without changing the key.
+/// The last use is recorded some time after the validation, without changing the key.
 pub async fn its_use_is_recorded(api: Api) {
     let (key, secret) = api.create(new_key()).await;
     let (unused, other) = api.create(new_key()).await;
@@ -136,7 +138,7 @@ pub async fn its_use_is_recorded(api: Api) {
     assert_eq!(api.get(&unused.id).await.last_used_time, None, "a denied use is no use");
 }
 
-/// Each by its name.
+/// Each error names the invalid field.
 pub async fn wrong_fields_of_validate_are_named(api: Api) {
     let request = |required_scopes: Vec<String>, scope_match| pb::ValidateRequest {
         secret: "nonsense".into(),

@@ -1,4 +1,4 @@
-//! `WatchChanges`, and what a validation says of its freshness.
+//! Tests of `WatchChanges`, and of the freshness of validations.
 
 use std::time::Duration;
 
@@ -18,8 +18,8 @@ async fn next(stream: &mut Streaming<pb::WatchChangesResponse>) -> pb::WatchChan
     next.await.unwrap().unwrap().unwrap()
 }
 
-/// Reads on until the key `id` was changed in the way `last`; gives its changes and the position behind them. Those of other
-/// keys may come before, after and in between.
+/// Reads the stream until the key `id` has the change `last`. Returns the changes of this key, and the
+/// position after them. Changes of other keys may precede, follow or interleave with them.
 async fn changes_of(
     stream: &mut Streaming<pb::WatchChangesResponse>,
     id: &str,
@@ -38,7 +38,7 @@ async fn changes_of(
     }
 }
 
-/// From now on, each change once; it goes on after any position, on a stream of its own.
+/// A stream delivers each later change once. Another stream resumes it from any position.
 pub async fn changes_are_told_once_and_resumed(api: Api) {
     use pb::EventKind::{Created, Deleted, Revoked};
     let mut stream = watch(&api, "").await;
@@ -59,7 +59,7 @@ pub async fn changes_are_told_once_and_resumed(api: Api) {
     assert_eq!(again, [Created, Revoked, Deleted]);
 }
 
-/// Ids say who has which key, so nobody sees them without a credential; and what is no position is told.
+/// Changes reveal which owner has which key, so a credential is required. An invalid position is rejected.
 pub async fn it_needs_a_credential_and_a_position_of_its_own(api: Api) {
     let anonymous = api.validator().watch_changes(pb::WatchChangesRequest::default()).await;
     assert_eq!(refusal(anonymous), (Code::Unauthenticated, "CREDENTIAL_REQUIRED".into()));
@@ -69,7 +69,8 @@ pub async fn it_needs_a_credential_and_a_position_of_its_own(api: Api) {
     }
 }
 
-/// It says where the record came from, how old it may be and what it knows; a malformed key was not looked up.
+/// The response has the tier of the record, its maximum staleness, and its revision. A malformed key is not
+/// looked up.
 pub async fn a_validation_says_how_fresh_it_is(api: Api) {
     let (key, secret) = api.create(new_key()).await;
     let freshness = api.validate(&secret).await.freshness.unwrap();
@@ -80,7 +81,8 @@ pub async fn a_validation_says_how_fresh_it_is(api: Api) {
     assert_eq!(api.validate("nonsense").await.freshness, None);
 }
 
-/// 0 asks the store; less than the floor needs a credential; wrong values are named.
+/// 0 forces a read from the backend. A staleness below the configured minimum requires a credential. An
+/// invalid value is rejected.
 pub async fn a_call_can_ask_for_less_staleness(api: Api) {
     let (_, secret) = api.create(new_key()).await;
     let request = |seconds, nanos| pb::ValidateRequest {

@@ -1,18 +1,18 @@
-//! Creating keys.
+//! Tests of creating keys.
 
 use super::Subject;
 use super::fixture::{at_once, context, create, hash, id, key, kind, list, owner, with_hash_of, with_id_of};
 use crate::domain::{ApiKey, Revision};
 use crate::repository::{ErrorKind, RepositoryError};
 
-/// The key comes back as it was given, with a revision of its own.
+/// The key is returned as it was passed, with a revision.
 pub async fn the_created_key_is_returned_with_a_revision(subject: Subject) {
     let created = create(&subject, key(1)).await;
     assert!(created.revision > Revision::NONE);
     assert_eq!(created, ApiKey { revision: created.revision, nonce: created.nonce, ..key(1) });
 }
 
-/// The second key with an id is refused; the first is untouched, and nothing of the second can be found.
+/// The second key with an id is rejected. The first one is unchanged, and the second one can't be found.
 pub async fn a_taken_id_is_refused_and_nothing_is_stored(subject: Subject) {
     let first = create(&subject, key(1)).await;
     let second = ApiKey { owner_id: owner("other"), ..with_id_of(1, 2) };
@@ -22,7 +22,7 @@ pub async fn a_taken_id_is_refused_and_nothing_is_stored(subject: Subject) {
     assert_eq!(list(&subject, &owner("other")).await, []);
 }
 
-/// The second key with a hash is refused; the first is untouched, and nothing of the second can be found.
+/// The second key with a hash is rejected. The first one is unchanged, and the second one can't be found.
 pub async fn a_taken_hash_is_refused_and_nothing_is_stored(subject: Subject) {
     let first = create(&subject, key(1)).await;
     let second = ApiKey { owner_id: owner("other"), ..with_hash_of(1, 2) };
@@ -32,7 +32,7 @@ pub async fn a_taken_hash_is_refused_and_nothing_is_stored(subject: Subject) {
     assert_eq!(list(&subject, &owner("other")).await, []);
 }
 
-/// However many use one id at the same time, one key is stored, and it is the one that was answered.
+/// Of concurrent creations with one id, one succeeds, and its key is stored.
 pub async fn of_creates_at_once_with_one_id_one_wins(subject: Subject) {
     let outcomes = at_once(&subject, 8, |subject, number| async move {
         subject.create(with_id_of(0, number), &context()).await
@@ -48,7 +48,7 @@ pub async fn of_creates_at_once_with_one_id_one_wins(subject: Subject) {
     assert_eq!(list(&subject, &owner("owner")).await, [winner]);
 }
 
-/// However many use one hash at the same time, one key is stored, and it is the one that was answered.
+/// Of concurrent creations with one hash, one succeeds, and its key is stored.
 pub async fn of_creates_at_once_with_one_hash_one_wins(subject: Subject) {
     let outcomes = at_once(&subject, 8, |subject, number| async move {
         subject.create(with_hash_of(0, number), &context()).await
@@ -70,7 +70,7 @@ fn the_one_winner(outcomes: Vec<crate::repository::Result<ApiKey>>) -> ApiKey {
     winners.into_iter().next().unwrap().unwrap()
 }
 
-/// Each is answered as if it had been created alone, also when two of them are alike.
+/// Each key has the outcome that it would have alone, even if two of them have the same id or hash.
 pub async fn many_keys_are_created_each_for_itself(subject: Subject) {
     let taken = create(&subject, key(1)).await;
     let same_id = with_id_of(3, 4);

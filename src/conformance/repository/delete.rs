@@ -1,11 +1,11 @@
-//! Deleting keys.
+//! Tests of deleting keys.
 
 use super::Subject;
 use super::fixture::{NOW, at, context, create, hash, id, key, kind, list, owner, reason, with_hash_of};
 use crate::domain::{ApiKey, ChangeContext};
 use crate::repository::ErrorKind;
 
-/// Neither id nor hash nor owner leads to it any more; other keys stay.
+/// The key can't be found by id, hash or owner. Other keys are kept.
 pub async fn a_deleted_key_is_gone_everywhere(subject: Subject) {
     let kept = create(&subject, key(1)).await;
     let deleted = create(&subject, key(2)).await;
@@ -15,7 +15,7 @@ pub async fn a_deleted_key_is_gone_everywhere(subject: Subject) {
     assert_eq!(list(&subject, &owner("owner")).await, [kept]);
 }
 
-/// What is gone can't be deleted, and what never was neither.
+/// A deleted key, or one that never existed, can't be deleted.
 pub async fn a_second_delete_finds_nothing(subject: Subject) {
     create(&subject, key(1)).await;
     subject.delete(id(1), &context()).await.unwrap();
@@ -23,7 +23,7 @@ pub async fn a_second_delete_finds_nothing(subject: Subject) {
     assert_eq!(kind(subject.delete(id(2), &context()).await), ErrorKind::NotFound);
 }
 
-/// Not if it changed since the expected revision.
+/// A key that has changed since the expected revision is not deleted.
 pub async fn a_changed_key_is_not_deleted_as_unchanged(subject: Subject) {
     let created = create(&subject, key(1)).await;
     let next = ApiKey { updated_at: at(NOW + 9), ..created.clone() };
@@ -38,8 +38,8 @@ pub async fn a_changed_key_is_not_deleted_as_unchanged(subject: Subject) {
     assert_eq!(kind(again), ErrorKind::NotFound);
 }
 
-/// A string that was revoked is not valid again because its key was deleted: it takes an explicit word, which the audit
-/// trail shows.
+/// A key string that was revoked does not become valid again because its key was deleted. Reviving it takes
+/// an explicit option, which the audit trail records.
 pub async fn a_revoked_hash_is_not_revived(subject: Subject) {
     create(&subject, key(1)).await;
     subject.revoke(id(1), reason(""), &context()).await.unwrap();
@@ -52,7 +52,7 @@ pub async fn a_revoked_hash_is_not_revived(subject: Subject) {
     }
     assert_eq!(subject.get_by_hash(&hash(1)).await.unwrap(), None);
 
-    // A key that is revoked itself revives nothing, and its deletion forgets nothing.
+    // A key that is created as revoked revives nothing, and deleting it keeps the hash revoked.
     let revoked = key(1).revoked(reason(""), at(NOW)).unwrap();
     create(&subject, revoked).await;
     subject.delete(id(1), &context()).await.unwrap();
@@ -61,12 +61,12 @@ pub async fn a_revoked_hash_is_not_revived(subject: Subject) {
     let explicit = ChangeContext { may_revive: true, ..context() };
     let revived = subject.create(key(1), &explicit).await.unwrap();
     assert_eq!(subject.get_by_hash(&hash(1)).await.unwrap(), Some(revived));
-    // It is a key like any other now.
+    // The revived key is an ordinary key now.
     subject.delete(id(1), &context()).await.unwrap();
     create(&subject, key(1)).await;
 }
 
-/// The same key can be made again, and another one with the old hash.
+/// The same key can be created again, and so can another key with the old hash.
 pub async fn id_and_hash_are_free_again(subject: Subject) {
     create(&subject, key(1)).await;
     subject.delete(id(1), &context()).await.unwrap();

@@ -1,4 +1,4 @@
-//! The audit trail and the change feed.
+//! Tests of the audit trail and the change feed.
 
 use super::Subject;
 use super::fixture::{NOW, at, at_once, audit, context, create, feed, hash, id, key, kind, owner, readable};
@@ -17,7 +17,7 @@ async fn kinds(subject: &Subject, request: &EventPageRequest) -> Vec<ChangeKind>
     page(subject, request).await.into_iter().map(|event| event.kind).collect()
 }
 
-/// It says who did what, when, for which call and to which key, newest first.
+/// Events have the actor, the change, the time, the request id and the key, and are listed newest first.
 pub async fn every_change_is_in_the_audit_trail(subject: Subject) {
     let created = create(&subject, key(1)).await;
     let revoked = subject.revoke(id(1), RevokeReason::default(), &context()).await.unwrap();
@@ -43,7 +43,8 @@ pub async fn every_change_is_in_the_audit_trail(subject: Subject) {
     }
 }
 
-/// A record names its last change as the event of that change does: by revision and nonce. Each change has a nonce.
+/// A record and the event of its last change have the same revision and nonce. Each change has a nonce of its
+/// own.
 pub async fn a_record_names_the_change_that_made_it(subject: Subject) {
     let created = create(&subject, key(1)).await;
     let next = ApiKey { updated_at: at(NOW + 1), ..created.clone() };
@@ -77,7 +78,7 @@ pub async fn a_record_names_the_change_that_made_it(subject: Subject) {
     }
 }
 
-/// By key and by owner, both by their bytes.
+/// Events can be filtered by key and by owner, both compared byte by byte.
 pub async fn the_audit_trail_can_be_narrowed(subject: Subject) {
     for (number, name) in [(1, "owner"), (2, "Owner"), (3, "owner ")] {
         create(&subject, ApiKey { owner_id: owner(name), ..key(number) }).await;
@@ -91,7 +92,7 @@ pub async fn the_audit_trail_can_be_narrowed(subject: Subject) {
     assert_eq!(kinds(&subject, &of_both).await, []);
 }
 
-/// Reading on after the last event of each page gives every event once.
+/// Pages that continue after the last event of the previous one have every event once.
 pub async fn pages_of_events_neither_skip_nor_repeat(subject: Subject) {
     for number in 0..7 {
         create(&subject, key(number)).await;
@@ -107,7 +108,8 @@ pub async fn pages_of_events_neither_skip_nor_repeat(subject: Subject) {
     assert_eq!(read, (0..7).rev().map(id).collect::<Vec<_>>());
 }
 
-/// A reader that follows while keys are made, deleted and made again, by many at once, misses nothing.
+/// A reader that follows the feed, while many concurrent writers create, delete and re-create keys, misses
+/// nothing.
 pub async fn a_follower_sees_every_change_once_and_in_order(subject: Subject) {
     let follower = tokio::spawn({
         let subject = Subject::clone(&subject);
@@ -116,7 +118,7 @@ pub async fn a_follower_sees_every_change_once_and_in_order(subject: Subject) {
     let changed = at_once(&subject, 8, |subject, writer| async move {
         let mut revisions = Vec::new();
         for _ in 0..5 {
-            // Two writers fight for each key; who comes too late tries again.
+            // Two writers compete for each key. The one that is too late retries.
             let id = id(writer / 2);
             let created = loop {
                 match subject.create(key(writer / 2), &context()).await {
@@ -142,7 +144,7 @@ pub async fn a_follower_sees_every_change_once_and_in_order(subject: Subject) {
     assert_eq!(revisions, changed);
 }
 
-/// The same in a store that orders all of its changes by one counter: they come in that order.
+/// In a backend that orders all changes by one counter, the changes are delivered in that order.
 pub async fn a_follower_sees_all_changes_in_one_order(subject: Subject) {
     let follower = tokio::spawn({
         let subject = Subject::clone(&subject);
@@ -171,7 +173,7 @@ async fn follow(subject: &Subject, count: usize) -> Vec<KeyEvent> {
     seen
 }
 
-/// The newest of all stays; who stood before what was pruned is told.
+/// Pruning keeps the newest event. A reader whose position precedes the pruned events gets an error.
 pub async fn pruned_events_are_missed_by_nobody_unawares(subject: Subject) {
     // Three changes of one key, which any store keeps together.
     let created = create(&subject, key(1)).await;
@@ -196,7 +198,7 @@ pub async fn pruned_events_are_missed_by_nobody_unawares(subject: Subject) {
     assert_eq!(feed(&subject).changes(Some(&all.position), 10).await.unwrap().events.len(), 1);
 }
 
-/// The newest events of each part, and the position behind all of them.
+/// The result has the newest events of each partition, and the position after all of them.
 pub async fn the_end_of_the_feed_has_the_newest_events(subject: Subject) {
     let part = hash(1).as_bytes()[0] % feed(&subject).partitions();
     let empty = feed(&subject).recent_changes(10).await.unwrap();

@@ -1,4 +1,4 @@
-//! Keys to test with.
+//! Keys for the tests.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::domain::{
 };
 use crate::repository::{AuditTrail, ChangeFeed, ErrorKind, Listed, ListedKey, RepositoryError, UsageStore};
 
-/// The moment of most changes: 2026-01-01 and some microseconds.
+/// Time of most changes: 2026-01-01 and some microseconds.
 pub(super) const NOW: i64 = 1_767_225_600_123_456;
 
 pub(super) fn at(micros: i64) -> Timestamp {
@@ -34,12 +34,12 @@ pub(super) fn all() -> KeyFilter {
     KeyFilter::all(at(NOW))
 }
 
-/// The hash of key `number`.
+/// Returns the hash of key `number`.
 pub(in crate::conformance) fn hash(number: u32) -> KeyHash {
     KeyHash::of(&format!("secret of key {number}"))
 }
 
-/// The id of key `number`: larger for a larger number.
+/// Returns the id of key `number`. A larger number has a larger id.
 pub(super) fn id(number: u32) -> KeyId {
     let mut id = uuid::Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0000 + (u128::from(number) << 8))
         .into_bytes();
@@ -47,7 +47,7 @@ pub(super) fn id(number: u32) -> KeyId {
     KeyId::from_uuid(uuid::Uuid::from_bytes(id))
 }
 
-/// Key `number`: an active one of the owner `owner`, made `number` microseconds after [`NOW`].
+/// Returns key `number`: an active key of the owner `owner`, created `number` microseconds after [`NOW`].
 pub(in crate::conformance) fn key(number: u32) -> ApiKey {
     let created_at = at(NOW + i64::from(number));
     ApiKey {
@@ -70,21 +70,20 @@ pub(in crate::conformance) fn key(number: u32) -> ApiKey {
     }
 }
 
-/// Key `number` with the id of key `other`, and a hash that this id belongs to.
+/// Returns key `number` with the id of key `other`, and a hash that this id belongs to.
 pub(super) fn with_id_of(other: u32, number: u32) -> ApiKey {
     let mut bytes = *hash(number).as_bytes();
     bytes[0] = hash(other).as_bytes()[0];
     ApiKey { id: id(other), hash: KeyHash::from_bytes(bytes), ..key(number) }
 }
 
-/// Key `number` with the hash of key `other`, and an id that belongs to it.
+/// Returns key `number` with the hash of key `other`, and an id that belongs to that hash.
 pub(super) fn with_hash_of(other: u32, number: u32) -> ApiKey {
     let mut bytes = id(number).as_uuid().into_bytes();
     bytes[15] = hash(other).as_bytes()[0];
     ApiKey { id: KeyId::from_uuid(uuid::Uuid::from_bytes(bytes)), hash: hash(other), ..key(number) }
 }
 
-/// Creates `key`.
 /// Returns the change feed.
 pub(super) fn feed(subject: &Subject) -> Arc<dyn ChangeFeed> {
     subject.feed.clone().unwrap()
@@ -100,17 +99,18 @@ pub(super) fn usage_store(subject: &Subject) -> Arc<dyn UsageStore> {
     subject.usage.clone().unwrap()
 }
 
+/// Creates `key`, and returns it as stored.
 pub(super) async fn create(subject: &Subject, key: ApiKey) -> ApiKey {
     subject.create(key, &context()).await.unwrap()
 }
 
-/// All keys of `owner`, as the stream gives them.
+/// Returns all keys of `owner`, in the order of the stream.
 pub(super) async fn list(subject: &Subject, owner: &OwnerId) -> Vec<ApiKey> {
     let listed: Vec<ListedKey> = subject.list_by_owner(owner, &all()).try_collect().await.unwrap();
     readable(listed)
 }
 
-/// The keys of a listing in which nothing is unreadable.
+/// Returns the keys of a listing. Panics if one is unreadable.
 pub(super) fn readable<T: std::fmt::Debug, P: std::fmt::Debug>(listed: Vec<Listed<T, P>>) -> Vec<T> {
     let read = |listed| match listed {
         Listed::Read(item) => item,
@@ -119,12 +119,12 @@ pub(super) fn readable<T: std::fmt::Debug, P: std::fmt::Debug>(listed: Vec<Liste
     listed.into_iter().map(read).collect()
 }
 
-/// The kind of the error that `outcome` has to be.
+/// Returns the kind of the error. Panics if `outcome` is not an error.
 pub(super) fn kind<T: std::fmt::Debug>(outcome: Result<T, RepositoryError>) -> ErrorKind {
     outcome.unwrap_err().kind()
 }
 
-/// Runs `count` calls at once and returns their outcomes.
+/// Runs `count` concurrent calls, and returns their outcomes.
 pub(super) async fn at_once<T, F>(subject: &Subject, count: u32, call: impl Fn(Subject, u32) -> F) -> Vec<T>
 where
     T: Send + 'static,

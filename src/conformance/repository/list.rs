@@ -1,4 +1,4 @@
-//! Listing keys.
+//! Tests of listing keys.
 
 use std::collections::HashSet;
 
@@ -13,7 +13,7 @@ fn request(owner_id: Option<OwnerId>, limit: usize) -> PageRequest {
     PageRequest { owner_id, after: None, limit }
 }
 
-/// Reads on until there is no more, `limit` keys at a time.
+/// Returns the ids of all pages, read with `limit` keys per page.
 async fn read_pages(subject: &Subject, mut request: PageRequest) -> Vec<KeyId> {
     let mut ids = Vec::new();
     loop {
@@ -27,7 +27,7 @@ async fn read_pages(subject: &Subject, mut request: PageRequest) -> Vec<KeyId> {
     }
 }
 
-/// Of keys made at the same instant, the one with the larger id comes first.
+/// Of keys that were created at the same time, the one with the larger id comes first.
 pub async fn the_newest_come_first_and_ties_are_stable(subject: Subject) {
     for number in [3, 1, 5, 2, 4] {
         let created_at = at(NOW + i64::from(number / 3));
@@ -37,14 +37,14 @@ pub async fn the_newest_come_first_and_ties_are_stable(subject: Subject) {
     assert_eq!(listed, [id(5), id(4), id(3), id(2), id(1)]);
 }
 
-/// Nobody's list is empty, not an error.
+/// The list of an unknown owner is empty. It is not an error.
 pub async fn an_unknown_owner_has_no_keys(subject: Subject) {
     create(&subject, key(1)).await;
     assert_eq!(list(&subject, &owner("nobody")).await, []);
     assert_eq!(subject.list_page(&request(Some(owner("nobody")), 10)).await.unwrap(), []);
 }
 
-/// Case, spaces at the end and accents make another owner.
+/// Owners that differ in case, trailing spaces or accents are different.
 pub async fn owners_are_compared_by_their_bytes(subject: Subject) {
     let owners = ["alice", "Alice", "ALICE", "alice ", "àlice", "a\u{300}lice", "alic", "%", "_____"];
     for (number, name) in (0..).zip(owners) {
@@ -56,7 +56,7 @@ pub async fn owners_are_compared_by_their_bytes(subject: Subject) {
     }
 }
 
-/// By state at an instant and by prefix.
+/// Listings can be filtered by state at a time, and by prefix.
 pub async fn filters_narrow_it(subject: Subject) {
     let prefix = |prefix| KeyPrefix::parse("prefix", prefix).unwrap();
     let now = at(NOW + 50);
@@ -86,7 +86,7 @@ pub async fn filters_narrow_it(subject: Subject) {
     }
 }
 
-/// Whatever the size of the pages, together they are the list.
+/// The pages together equal the list, whatever their size.
 pub async fn pages_meet_without_gap_or_overlap(subject: Subject) {
     for number in 0..10 {
         let created_at = at(NOW + i64::from(number / 4));
@@ -99,7 +99,7 @@ pub async fn pages_meet_without_gap_or_overlap(subject: Subject) {
     }
 }
 
-/// A key that is there all the time is listed once, whatever is made and deleted between two pages.
+/// A key that exists throughout is listed once, whatever is created and deleted between two pages.
 pub async fn pages_neither_skip_nor_repeat_while_keys_come_and_go(subject: Subject) {
     for number in 0..20 {
         create(&subject, key(number * 10)).await;
@@ -112,7 +112,8 @@ pub async fn pages_neither_skip_nor_repeat_while_keys_come_and_go(subject: Subje
         let Some(last) = page.last() else { break };
         listed.extend(page.iter().map(|listed| listed.position().id));
         page_request.after = Some(last.position());
-        // A newer key, one in the middle of what is still to come, and the end of this page is deleted.
+        // Creates a newer key and one among those that are still to come, and deletes the last key of this
+        // page.
         create(&subject, key(1_000 + round)).await;
         create(&subject, key(1 + round)).await;
         subject.delete(last.position().id, &context()).await.unwrap();
@@ -123,7 +124,7 @@ pub async fn pages_neither_skip_nor_repeat_while_keys_come_and_go(subject: Subje
     assert!((0..20).all(|number| distinct.contains(&id(number * 10))), "a key was skipped");
 }
 
-/// Without an owner, the pages hold the keys of all.
+/// Pages without an owner have the keys of all owners.
 pub async fn pages_of_all_owners_hold_every_key_once(subject: Subject) {
     for number in 0..10 {
         create(&subject, ApiKey { owner_id: owner(&format!("owner {number}")), ..key(number) }).await;
@@ -133,7 +134,7 @@ pub async fn pages_of_all_owners_hold_every_key_once(subject: Subject) {
     assert_eq!(read_pages(&subject, request(None, 100)).await, expected);
 }
 
-/// A long list comes whole and in order, and who stops reading gets no more.
+/// A long list is complete and in order. A reader that stops early gets no more keys.
 pub async fn ten_thousand_keys_are_streamed(subject: Subject) {
     const COUNT: u32 = 10_000;
     let writers = (0..8).map(|writer| {

@@ -1,4 +1,4 @@
-//! Looking keys up.
+//! Tests of looking up keys.
 
 use std::collections::BTreeMap;
 
@@ -8,13 +8,14 @@ use crate::domain::{
     ApiKey, Description, KeyName, KeyPrefix, Metadata, OwnerId, Revocation, ScopeSet, Timestamp,
 };
 
-/// What was never stored is none, not an error.
+/// A lookup of an unknown key returns `None`, not an error.
 pub async fn a_missing_key_is_none(subject: Subject) {
     assert_eq!(subject.get(id(1)).await.unwrap(), None);
     assert_eq!(subject.get_by_hash(&hash(1)).await.unwrap(), None);
 }
 
-/// Each its own answer, in the order that was asked for, whether there are few or many, known or not, twice or once.
+/// Each hash has its own result, in the requested order, whether there are few or many, and whether they are
+/// stored, unknown or repeated.
 pub async fn many_hashes_are_looked_up_each_for_itself(subject: Subject) {
     let mut stored = Vec::new();
     for number in 0..70 {
@@ -34,7 +35,7 @@ pub async fn many_hashes_are_looked_up_each_for_itself(subject: Subject) {
     assert!(subject.get_many_by_hash(&[]).await.unwrap().is_empty());
 }
 
-/// Whether a key is good is for others to judge.
+/// Lookups return records whatever their state, because the domain judges them.
 pub async fn revoked_and_expired_keys_are_returned(subject: Subject) {
     let revocation = Some(Revocation { at: at(NOW), reason: reason("leaked") });
     let revoked = create(&subject, ApiKey { revocation, ..key(1) }).await;
@@ -45,7 +46,7 @@ pub async fn revoked_and_expired_keys_are_returned(subject: Subject) {
     }
 }
 
-/// Full or empty, long or short, before 1970 or in the year 9999: what was stored is what comes back.
+/// All values come back as they were stored: full or empty, long or short, before 1970 or in the year 9999.
 pub async fn every_field_makes_the_round_trip(subject: Subject) {
     let pairs = |count: usize| -> BTreeMap<String, String> {
         (0..count).map(|i| (format!("{i:0>2}{}", "ключ".repeat(15)), "🔑\"'\\ %_".repeat(64))).collect()
@@ -81,7 +82,7 @@ pub async fn every_field_makes_the_round_trip(subject: Subject) {
     }
 }
 
-/// Among many keys each is found by its own id and hash.
+/// Each of many keys is found by its own id and hash.
 pub async fn ids_and_hashes_find_their_own_key(subject: Subject) {
     for number in 0..20 {
         create(&subject, key(number)).await;
@@ -92,12 +93,12 @@ pub async fn ids_and_hashes_find_their_own_key(subject: Subject) {
     }
 }
 
-/// A store that answers says so.
+/// A backend that is available answers a ping.
 pub async fn it_answers_a_ping(subject: Subject) {
     subject.ping().await.unwrap();
 }
 
-/// It has one, and the same one each time, whoever asks first.
+/// Concurrent and repeated calls all return the same identity.
 pub async fn an_installation_keeps_its_identity(subject: Subject) {
     let asked =
         super::fixture::at_once(&subject, 4, |subject, _| async move { subject.identity().await.unwrap() });

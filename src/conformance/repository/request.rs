@@ -1,4 +1,4 @@
-//! Retries of requests that make keys.
+//! Tests of retried requests that create keys.
 
 use super::Subject;
 use super::fixture::{at_once, context, create, hash, key, kind, list, owner};
@@ -9,12 +9,12 @@ fn in_context(request: RequestDigest) -> ChangeContext {
     ChangeContext { request: Some(request), ..context() }
 }
 
-/// The number of the key after `after` that this store can create for `request`.
+/// Returns the number of the first key after `after` that this backend can create for `request`.
 fn creatable_after(subject: &Subject, request: &RequestDigest, after: u32) -> u32 {
     (after + 1..after + 10_000).find(|&number| subject.can_create_for(request, &hash(number))).unwrap()
 }
 
-/// A retry makes nothing, also after the key was deleted; another request is another one.
+/// A retry creates nothing, even after the key was deleted. Another request is independent.
 pub async fn it_makes_one_key_however_often_it_is_sent(subject: Subject) {
     let request = RequestDigest::of_creation("token:a", "request");
     assert_eq!(subject.key_of_request(&request).await.unwrap(), None);
@@ -34,7 +34,7 @@ pub async fn it_makes_one_key_however_often_it_is_sent(subject: Subject) {
     assert_eq!(subject.get_by_hash(&hash(second)).await.unwrap(), None);
 }
 
-/// By the key that is to be replaced. A request whose change was not made is forgotten with it.
+/// A rotation is identified by the replaced key. A request whose change failed is not recorded.
 pub async fn a_rotation_is_recognised_too(subject: Subject) {
     let old = create(&subject, key(1)).await;
     let request = RequestDigest::of_rotation("token:a", old.id, "request");
@@ -53,7 +53,7 @@ pub async fn a_rotation_is_recognised_too(subject: Subject) {
     );
 }
 
-/// However many are sent at the same time.
+/// Of concurrent retries, one creates a key.
 pub async fn of_retries_at_once_one_wins(subject: Subject) {
     let request = RequestDigest::of_creation("token:a", "request");
     let mut numbers = vec![0];

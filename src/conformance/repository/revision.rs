@@ -1,10 +1,10 @@
-//! Revisions order the changes of a key.
+//! Tests of revisions, which order the changes of a key.
 
 use super::Subject;
 use super::fixture::{NOW, at, context, create, id, key, reason};
 use crate::domain::{ApiKey, Revision};
 
-/// Create, update and revoke each draw a larger one.
+/// Creating, updating and revoking each assign a larger revision.
 pub async fn it_grows_over_every_change(subject: Subject) {
     let created = create(&subject, key(1)).await;
     let next = ApiKey { updated_at: at(NOW + 9), ..created.clone() };
@@ -15,7 +15,7 @@ pub async fn it_grows_over_every_change(subject: Subject) {
     assert!(revisions.is_sorted_by(|a, b| a < b), "{revisions:?}");
 }
 
-/// A key that comes back under the same hash does not begin anew.
+/// The revisions of a key that is re-created with the same hash continue to grow.
 pub async fn it_grows_over_delete_and_re_create(subject: Subject) {
     let mut last = Revision::NONE;
     for _ in 0..3 {

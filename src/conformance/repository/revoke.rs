@@ -1,11 +1,11 @@
-//! Revoking keys.
+//! Tests of revoking keys.
 
 use super::Subject;
 use super::fixture::{NOW, at, at_once, context, create, id, key, kind, list, owner, reason};
 use crate::domain::{ApiKey, ChangeContext, Revocation};
 use crate::repository::ErrorKind;
 
-/// The key stays, with when and why.
+/// A revoked key is kept, with the time and the reason of the revocation.
 pub async fn a_revoked_key_is_kept_and_stays_revoked(subject: Subject) {
     let created = create(&subject, key(1)).await;
     let revoked = subject.revoke(created.id, reason("leaked"), &context()).await.unwrap();
@@ -15,7 +15,7 @@ pub async fn a_revoked_key_is_kept_and_stays_revoked(subject: Subject) {
     assert_eq!(list(&subject, &owner("owner")).await, [revoked]);
 }
 
-/// Repeating it changes nothing, not even the revision.
+/// A repeated revocation changes nothing, not even the revision.
 pub async fn the_first_revocation_stands(subject: Subject) {
     let created = create(&subject, key(1)).await;
     let first = subject.revoke(created.id, reason("first"), &context()).await.unwrap();
@@ -25,13 +25,13 @@ pub async fn the_first_revocation_stands(subject: Subject) {
     assert_eq!(subject.get(created.id).await.unwrap(), Some(first));
 }
 
-/// There is nothing to revoke.
+/// Revoking an unknown key is an error.
 pub async fn a_missing_key_is_not_found(subject: Subject) {
     assert_eq!(kind(subject.revoke(id(1), reason(""), &context()).await), ErrorKind::NotFound);
     assert_eq!(subject.get(id(1)).await.unwrap(), None);
 }
 
-/// Fifty uses and fifty updates at the same time neither stop a revocation nor undo it.
+/// Fifty concurrent uses and fifty concurrent updates neither prevent nor undo a revocation.
 pub async fn it_holds_whatever_is_written_at_the_same_time(subject: Subject) {
     let created = create(&subject, key(1)).await;
     at_once(&subject, 101, |subject, number| {
@@ -40,7 +40,7 @@ pub async fn it_holds_whatever_is_written_at_the_same_time(subject: Subject) {
             match number {
                 50 => drop(subject.revoke(key.id, reason("leaked"), &context()).await.unwrap()),
                 number if number % 2 == 0 => {
-                    // An updater reads first, so it meets the revocation half-way; losing against it is right.
+                    // An update reads first, so it may conflict with the concurrent revocation.
                     let read = subject.get(key.id).await.unwrap().unwrap();
                     let next = ApiKey { updated_at: at(NOW + i64::from(number)), ..read.clone() };
                     if let Err(error) = subject.update(next, read.revision, &context()).await {

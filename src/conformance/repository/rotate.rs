@@ -1,23 +1,23 @@
-//! Replacing a key by a successor: both records or none.
+//! Tests of rotations, which store both records or neither.
 
 use super::Subject;
 use super::fixture::{NOW, at, at_once, context, create, hash, id, key, kind, list, owner};
 use crate::domain::{ApiKey, Rotation};
 use crate::repository::ErrorKind;
 
-/// The rotation of `old` to key `number`.
+/// Returns the rotation of `old` to key `number`.
 fn rotation(old: &ApiKey, number: u32) -> Rotation {
     let successor = ApiKey { rotated_from: Some(old.id), ..key(number) };
     let replaced = ApiKey { replaced_by: Some(successor.id), expires_at: Some(at(NOW + 100)), ..old.clone() };
     Rotation { replaced, successor }
 }
 
-/// The number of the key after `after` that can succeed key 1 in this store.
+/// Returns the number of the first key after `after` that can succeed key 1 in this backend.
 fn successor_after(subject: &Subject, after: u32) -> u32 {
     (after + 1..after + 10_000).find(|&number| subject.can_rotate(&hash(1), &hash(number))).unwrap()
 }
 
-/// The old key ends and points to its successor, which is there.
+/// The old key has an expiry and names its successor, which is stored.
 pub async fn both_records_are_stored(subject: Subject) {
     let old = create(&subject, key(1)).await;
     let number = successor_after(&subject, 1);
@@ -37,7 +37,7 @@ pub async fn both_records_are_stored(subject: Subject) {
     assert_eq!(subject.get_by_hash(&hash(number)).await.unwrap(), Some(successor));
 }
 
-/// A key that changed meanwhile is not replaced, and there is no successor.
+/// A key that has changed in the meantime is not replaced, and its successor is not stored.
 pub async fn a_conflict_stores_neither(subject: Subject) {
     let old = create(&subject, key(1)).await;
     let number = successor_after(&subject, 1);
@@ -52,7 +52,7 @@ pub async fn a_conflict_stores_neither(subject: Subject) {
     assert_eq!(list(&subject, &owner("owner")).await, []);
 }
 
-/// A successor whose id or hash is taken leaves the old key as it was.
+/// A successor whose id or hash is in use leaves the old key unchanged.
 pub async fn a_taken_successor_stores_neither(subject: Subject) {
     let old = create(&subject, key(1)).await;
     let number = successor_after(&subject, 1);
@@ -62,7 +62,7 @@ pub async fn a_taken_successor_stores_neither(subject: Subject) {
     assert_eq!(subject.get(id(number)).await.unwrap(), Some(other));
 }
 
-/// A key gets one successor, however many try at the same time.
+/// Of concurrent rotations of one key, one succeeds.
 pub async fn of_rotations_at_once_one_wins(subject: Subject) {
     let old = create(&subject, key(1)).await;
     let mut successors = vec![1];

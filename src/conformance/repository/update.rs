@@ -1,4 +1,4 @@
-//! Changing keys.
+//! Tests of changing keys.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use super::fixture::{NOW, at, at_once, context, create, hash, id, key, kind, lis
 use crate::domain::{ApiKey, Description, KeyName, KeyPrefix, Metadata, Revision, ScopeSet};
 use crate::repository::ErrorKind;
 
-/// Every attribute that can change does, in the answer and in all that reads afterwards.
+/// Every mutable attribute changes, in the result and in all later reads.
 pub async fn an_update_is_stored_and_returned(subject: Subject) {
     let created = create(&subject, key(1)).await;
     let next = ApiKey {
@@ -31,7 +31,7 @@ pub async fn an_update_is_stored_and_returned(subject: Subject) {
     assert_eq!(subject.get(created.id).await.unwrap(), Some(emptied));
 }
 
-/// One key's update is no other key's.
+/// Updating one key does not change another one.
 pub async fn an_update_leaves_other_keys_alone(subject: Subject) {
     let other = create(&subject, key(1)).await;
     let changed = create(&subject, key(2)).await;
@@ -40,7 +40,7 @@ pub async fn an_update_leaves_other_keys_alone(subject: Subject) {
     assert_eq!(subject.get(other.id).await.unwrap(), Some(other));
 }
 
-/// Who read an old revision changes nothing.
+/// An update with an outdated revision changes nothing.
 pub async fn an_old_revision_conflicts_and_changes_nothing(subject: Subject) {
     let created = create(&subject, key(1)).await;
     let next = ApiKey { updated_at: at(NOW + 9), ..created.clone() };
@@ -52,14 +52,14 @@ pub async fn an_old_revision_conflicts_and_changes_nothing(subject: Subject) {
     assert_eq!(subject.get(created.id).await.unwrap(), Some(updated));
 }
 
-/// An update is no create.
+/// An update does not create a missing key.
 pub async fn a_missing_key_is_not_created(subject: Subject) {
     assert_eq!(kind(subject.update(key(1), Revision::new(1), &context()).await), ErrorKind::NotFound);
     assert_eq!(subject.get(id(1)).await.unwrap(), None);
     assert_eq!(subject.get_by_hash(&hash(1)).await.unwrap(), None);
 }
 
-/// Hash, prefix, owner, creation, predecessor, a revocation and a successor stay as they are.
+/// The hash, prefix, owner, creation time, predecessor, revocation and successor can't be changed.
 pub async fn what_is_final_can_not_be_changed(subject: Subject) {
     let created =
         create(&subject, ApiKey { rotated_from: Some(id(7)), replaced_by: Some(id(8)), ..key(1) }).await;
@@ -79,7 +79,7 @@ pub async fn what_is_final_can_not_be_changed(subject: Subject) {
     assert_eq!(subject.get(key.id).await.unwrap(), Some(key));
 }
 
-/// Of those who read the same revision, one changes it; the others are told.
+/// Of concurrent updates of the same revision, one succeeds, and the others return a conflict.
 pub async fn of_updates_at_once_of_one_revision_one_wins(subject: Subject) {
     let created = create(&subject, key(1)).await;
     let expected = created.revision;

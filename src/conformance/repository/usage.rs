@@ -1,4 +1,4 @@
-//! When keys were last used.
+//! Tests of last uses.
 
 use super::Subject;
 use super::fixture::{NOW, at, context, create, id, key, list, owner, usage_store};
@@ -10,14 +10,14 @@ async fn last_use(subject: &Subject, id: KeyId) -> Option<Timestamp> {
     usage[0]
 }
 
-/// Neither a new key nor an unknown one.
+/// A new key and an unknown one have no last use.
 pub async fn a_key_that_was_never_used_has_no_last_use(subject: Subject) {
     create(&subject, key(1)).await;
     assert_eq!(usage_store(&subject).usage(&[id(1), id(2)]).await.unwrap(), [None, None]);
     assert_eq!(usage_store(&subject).usage(&[]).await.unwrap(), []);
 }
 
-/// It never goes backward.
+/// The last use never moves backward.
 pub async fn the_latest_use_is_kept_whatever_the_order(subject: Subject) {
     create(&subject, key(1)).await;
     create(&subject, key(2)).await;
@@ -30,7 +30,7 @@ pub async fn the_latest_use_is_kept_whatever_the_order(subject: Subject) {
     );
 }
 
-/// The latest of them counts, also of times before 1970.
+/// The latest of several uses of a key is kept, also for times before 1970.
 pub async fn one_batch_can_name_a_key_twice(subject: Subject) {
     create(&subject, key(1)).await;
     usage_store(&subject).record_usage(&[(id(1), at(-9)), (id(1), at(-3)), (id(1), at(-5))]).await.unwrap();
@@ -38,7 +38,7 @@ pub async fn one_batch_can_name_a_key_twice(subject: Subject) {
     usage_store(&subject).record_usage(&[]).await.unwrap();
 }
 
-/// More uses than fit into one statement are all kept.
+/// All uses are kept, even if there are more than fit into one statement.
 pub async fn large_batches_are_recorded_whole(subject: Subject) {
     for number in 0..3 {
         create(&subject, key(number * 700)).await;
@@ -53,7 +53,7 @@ pub async fn large_batches_are_recorded_whole(subject: Subject) {
     }
 }
 
-/// They are no error, and don't stop the others of the batch.
+/// Uses of unknown keys are not an error, and the others of the batch are recorded.
 pub async fn unknown_keys_are_ignored(subject: Subject) {
     create(&subject, key(1)).await;
     usage_store(&subject)
@@ -67,14 +67,14 @@ pub async fn unknown_keys_are_ignored(subject: Subject) {
     assert_eq!(subject.get(id(2)).await.unwrap(), None);
 }
 
-/// A use is no change.
+/// A recorded use does not change the key.
 pub async fn a_use_touches_neither_record_nor_revision(subject: Subject) {
     let created = create(&subject, key(1)).await;
     usage_store(&subject).record_usage(&[(id(1), at(NOW + 5))]).await.unwrap();
     assert_eq!(subject.get(id(1)).await.unwrap(), Some(created));
 }
 
-/// A flush that comes after a delete finds nothing.
+/// A use that is recorded after a deletion has no effect.
 pub async fn a_use_does_not_bring_a_deleted_key_back(subject: Subject) {
     create(&subject, key(1)).await;
     usage_store(&subject).record_usage(&[(id(1), at(NOW))]).await.unwrap();
@@ -85,7 +85,7 @@ pub async fn a_use_does_not_bring_a_deleted_key_back(subject: Subject) {
     assert_eq!(list(&subject, &owner("owner")).await, []);
 }
 
-/// What a key's predecessor of the same id did is not its own.
+/// The last use of a deleted key does not apply to a new key with the same id.
 pub async fn a_re_created_key_was_never_used(subject: Subject) {
     create(&subject, key(1)).await;
     usage_store(&subject).record_usage(&[(id(1), at(NOW))]).await.unwrap();
