@@ -1,6 +1,7 @@
-//! What takes bytes from outside, for the fuzzers in `fuzz/`. Each may do anything with them but panic or hang.
+//! Entry points of the fuzz targets in `fuzz/`. Each passes bytes to code that handles external input, which
+//! must not panic or hang.
 //!
-//! The tests of this module run the same on random bytes and on all inputs in `fuzz/corpus`.
+//! The tests of this module run the same code on random bytes and on all inputs in `fuzz/corpus`.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -21,22 +22,23 @@ use crate::repository::{EventPageRequest, MemoryRepository};
 use crate::server::BufferedBody;
 use crate::service::ListRequest;
 
-/// Far more than any answer may take to begin.
+/// Timeout for the beginning of a response, far more than any needs.
 const NEVER: Duration = Duration::from_secs(10);
-/// How long a piece of an answer may take to come, where there may be none.
+/// Timeout for a part of a response, which may never arrive.
 const PATIENCE: Duration = Duration::from_millis(20);
-/// Pieces that are read of an answer.
+/// Maximum number of parts that are read of a response.
 const MAX_PIECES: usize = 100;
-/// What lets a call in that is not about credentials.
+/// Token of calls that are not about credentials.
 const TOKEN: &str = "an-admin-token-for-the-fuzzers";
-/// A call whose first byte has this bit has its message as its credential.
+/// Flag in the first byte of a call, which makes its message the credential.
 const IS_CREDENTIAL: u8 = 0x80;
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// A key string, as `Validate` and `authorization` take it. One that is taken is no longer than keys are.
+/// Parses a key string, as `Validate` and `authorization` do. Checks that an accepted string is not longer
+/// than keys are.
 #[expect(clippy::missing_panics_doc, reason = "to panic is how a fuzzer is told")]
 pub fn key(bytes: &[u8]) {
     let format = Config::default().keys.format().unwrap_or_else(|error| panic!("{error}"));
@@ -46,7 +48,7 @@ pub fn key(bytes: &[u8]) {
     }
 }
 
-/// A page token of each listing.
+/// Decodes a page token of each listing.
 pub fn page_token(bytes: &[u8]) {
     let token = text(bytes);
     let keys = ListRequest { owner_id: None, filter: KeyFilter::all(Timestamp::MIN), after: None, limit: 1 };
@@ -55,26 +57,26 @@ pub fn page_token(bytes: &[u8]) {
     let _ = crate::grpc::decode_event_page_token(&token, &events);
 }
 
-/// A file of settings.
+/// Parses and checks a configuration file.
 pub fn config(bytes: &[u8]) {
     if let Ok(mut config) = toml::from_str::<Config>(&text(bytes)) {
-        // Files that it names are not for a fuzzer to read.
+        // The files that it names must not be read.
         config.server.tls = Config::default().server.tls;
         let _ = config.check();
     }
 }
 
-/// A record that Redis keeps.
+/// Parses a record of the Redis backend.
 pub fn redis_record(bytes: &[u8]) {
     let _ = crate::repository::parse_redis_record(bytes);
 }
 
-/// A line of an import.
+/// Parses a row of an import file.
 pub fn import_line(bytes: &[u8]) {
     crate::cli::read_import_line(&text(bytes));
 }
 
-/// A server in this process that has no client: calls are made at its services.
+/// A server in this process without connections. Calls go directly to its services.
 #[derive(Debug)]
 pub struct Server {
     runtime: Runtime,
@@ -83,7 +85,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// One whose store is in memory.
+    /// Creates a server with the memory backend.
     #[must_use]
     #[expect(clippy::missing_panics_doc, reason = "without a server there is nothing to fuzz")]
     pub fn new() -> Self {
@@ -91,7 +93,7 @@ impl Server {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let mut config = Config::default();
             config.server.listen = vec!["127.0.0.1:0".into()];
-            // The caches need a server that runs.
+            // The caches need a running server.
             config.cache.local.enabled = false;
             config.admin.tokens = vec![format!("fuzz:{TOKEN}").into()];
             let backend = MemoryRepository::new();
@@ -101,12 +103,12 @@ impl Server {
         build().unwrap_or_else(|error: anyhow::Error| panic!("{error:#}"))
     }
 
-    /// A call: the first byte chooses the method, the others are its message or its credential.
+    /// Makes a call. The first byte selects the method, and the others are its message or its credential.
     pub fn call(&self, bytes: &[u8]) {
         self.answer(bytes);
     }
 
-    /// The bytes of its answer.
+    /// Returns the bytes of the response to a call.
     fn answer(&self, bytes: &[u8]) -> Vec<u8> {
         let Some((&method, message)) = bytes.split_first() else { return Vec::new() };
         let path = &self.methods[usize::from(method & !IS_CREDENTIAL) % self.methods.len()];
@@ -114,7 +116,7 @@ impl Server {
         let (credential, message) =
             if is_credential { (message, &[][..]) } else { (TOKEN.as_bytes(), message) };
         let scheme: &[u8] = if is_credential { b"" } else { b"Bearer " };
-        // What is no header never gets here: HTTP/2 refuses it.
+        // HTTP/2 rejects bytes that are not a valid header value before they reach the services.
         let Ok(credential) = HeaderValue::from_bytes(&[scheme, credential].concat()) else {
             return Vec::new();
         };
@@ -135,7 +137,7 @@ impl Server {
             let (mut body, mut bytes) = (answer.into_body(), Vec::new());
             for _ in 0..MAX_PIECES {
                 let piece = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx));
-                // A watch has no end: it waits for what nobody does here.
+                // A watch has no end. It waits for changes that nobody makes here.
                 let Ok(Some(Ok(piece))) = tokio::time::timeout(PATIENCE, piece).await else { break };
                 bytes.extend(piece.into_data().unwrap_or_default());
             }
@@ -160,7 +162,7 @@ mod tests {
 
     use super::*;
 
-    /// Runs `target` on all inputs of its corpus, and on such with one byte changed.
+    /// Runs `target` on all inputs of its corpus, and on inputs with one byte changed.
     fn on_corpus(name: &str, target: impl Fn(&[u8])) {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
         let mut inputs = 0;
@@ -210,7 +212,7 @@ mod tests {
         on_corpus("call", |bytes| server.call(bytes));
     }
 
-    /// With `KEYVOUCH_WRITE_CORPUS=1` it is written anew.
+    /// Checks the corpus of calls. With `KEYVOUCH_WRITE_CORPUS=1`, writes it instead.
     #[test]
     fn the_corpus_of_calls_has_each_method() {
         let server = Server::new();
