@@ -1,7 +1,7 @@
-//! Lists 1,000,000 keys from SQLite and prints how long it took and how much the process's memory grew.
+//! Lists 1,000,000 keys from SQLite, and prints the duration and the growth of the process's memory.
 //!
-//! The rows are written straight into the table: a million acknowledged changes, each synced to the disk, would
-//! measure the disk.
+//! The rows are written directly into the table. A million acknowledged changes, each synced to the disk,
+//! would measure the disk instead.
 
 #![expect(
     clippy::print_stdout,
@@ -35,7 +35,7 @@ async fn main() {
     database.close().await.unwrap();
 
     let owner = OwnerId::parse("owner_id", "owner").unwrap();
-    // SQLite's page cache is bounded and not what is measured: it is full before the count begins.
+    // SQLite's page cache is bounded and is not measured, so it is filled before the measurement begins.
     let filter = KeyFilter::all(Timestamp::MIN);
     let mut keys = repository.list_by_owner(&owner, &filter);
     for _ in 0..KEYS / 10 {
@@ -65,7 +65,7 @@ async fn main() {
     println!("a page of 1000 over all owners in {:.1?}", begun.elapsed());
 }
 
-/// The process's resident memory.
+/// Returns the resident memory of the process in KiB.
 fn resident_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();

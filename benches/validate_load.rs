@@ -1,11 +1,13 @@
-//! Calls `Validate` as fast as a server answers, each call with another of many keys, and checks every answer.
+//! Calls `Validate` as fast as a server answers, with a different one of many keys per call, and checks every
+//! response.
 //!
 //!     validate_load ADDRESS SECONDS CONNECTIONS STREAMS < secrets
 //!
-//! A generator of its own: `h2load` sends one message again and again, which is one key. It writes frames of HTTP/2 that are
-//! made beforehand, and looks no further into the answers than to tell right ones from others: one that shares the machine with
-//! the server should take as little of it as it can. Prints calls a second, its own CPU time for each call in microseconds, and
-//! the median and the 99th percentile of the latency in milliseconds.
+//! `h2load` sends the same message, and therefore the same key, in every call. This generator writes HTTP/2
+//! frames that were prepared in advance, and parses responses only enough to recognize valid ones, because it
+//! shares the machine with the server and should use as little CPU as possible. It prints calls per second,
+//! its own CPU time per call in microseconds, and the median and 99th percentile of the latency in
+//! milliseconds.
 
 #![expect(
     clippy::print_stdout,
@@ -25,14 +27,14 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::LocalSet;
 
-/// How far apart in the list the keys of one caller are.
+/// Distance in the list between the keys of consecutive calls.
 const STRIDE: usize = 31;
-/// What an answer of `valid = true` begins with, behind the head of the message: the field 1, a varint, 1.
+/// First bytes of a response with `valid = true`, after the head of the message: the field 1, a varint, 1.
 const VALID: &[u8] = &[0x08, 0x01];
-/// What stands before a message: not compressed, and its length.
+/// Size of the head of a message in bytes: the compression flag and the length.
 const MESSAGE_HEAD: usize = 5;
 
-// Frames (RFC 9113, section 6).
+// Frame types (RFC 9113, section 6).
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const SETTINGS: u8 = 4;
@@ -43,13 +45,13 @@ const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
 const FRAME_HEAD: usize = 9;
-/// The largest window that there is, and when it is filled up again.
+/// Maximum size of a window, and the initial size of a connection's window.
 const WINDOW: u32 = (1 << 31) - 1;
 const FIRST_WINDOW: u32 = 65_535;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    // `cargo bench` and `cargo test` run it without arguments: there is nobody to call then.
+    // `cargo bench` and `cargo test` run this program without arguments, and then there is no server to call.
     let [address, seconds, connections, streams] = arguments.as_slice() else {
         println!("usage: validate_load ADDRESS SECONDS CONNECTIONS STREAMS < secrets");
         return;
@@ -75,7 +77,7 @@ fn main() {
     report(latencies, duration);
 }
 
-/// The message of a call, with its head.
+/// Returns the message of a call, with its head.
 fn message(secret: String) -> Vec<u8> {
     let message = ValidateRequest { secret, ..ValidateRequest::default() }.encode_to_vec();
     let length = u32::try_from(message.len()).unwrap().to_be_bytes();
@@ -92,13 +94,13 @@ struct Connection {
     keys: Rc<[Vec<u8>]>,
     at: usize,
     next_stream: u32,
-    /// The block of headers of the next call.
+    /// The encoded header block of the next call.
     headers: Vec<u8>,
-    /// Since when calls run, and whether they were answered rightly.
+    /// The start time of each call in flight, and whether its response was valid so far.
     running: HashMap<u32, (Instant, bool)>,
-    /// Bytes that the server has room for.
+    /// Number of bytes that the server's window allows.
     room: i64,
-    /// Bytes that came since the server was told of room for more.
+    /// Number of bytes received since the last window update.
     received: u32,
     to_send: Vec<u8>,
     latencies: Vec<Duration>,
@@ -125,7 +127,7 @@ impl Connection {
         }
     }
 
-    /// Keeps `streams` calls running until `end`; returns how long each took.
+    /// Keeps `streams` calls in flight until `end`. Returns the latency of each call.
     async fn call_until(mut self, end: Instant, streams: usize) -> Vec<Duration> {
         let mut buffer = Vec::with_capacity(256 * 1024);
         loop {
@@ -160,7 +162,7 @@ impl Connection {
         self.headers = later_headers();
     }
 
-    /// Reads the whole frames in `bytes`; returns how many bytes they are.
+    /// Processes the complete frames in `bytes`. Returns the size of these frames in bytes.
     fn take(&mut self, bytes: &[u8]) -> usize {
         let mut taken = 0;
         while let Some((head, rest)) = bytes[taken..].split_at_checked(FRAME_HEAD) {
@@ -195,10 +197,12 @@ impl Connection {
     }
 }
 
-/// The headers of a call (RFC 7541): four of them are new, and are remembered by the server.
+/// Returns the header block of the first call (RFC 7541). Four of its fields are new, and the server adds
+/// them to its table.
 fn first_headers(address: &str) -> Vec<u8> {
     let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
-    // :method POST and :scheme http are in the static table; then the names :path, :authority and content-type are.
+    // :method POST and :scheme http are in the static table, and so are the names :path, :authority and
+    // content-type.
     [
         vec![0x83, 0x86, 0x44],
         text("/keyvouch.v1.Validator/Validate"),
@@ -213,7 +217,8 @@ fn first_headers(address: &str) -> Vec<u8> {
     .concat()
 }
 
-/// The same, when they are known: by their numbers, from 65 for the first down to 62 for the last that was remembered.
+/// Returns the header block of later calls, which refers to fields in the table by their indexes, from 65 for
+/// the first added field down to 62 for the last one.
 fn later_headers() -> Vec<u8> {
     vec![0x83, 0x86, 0xc1, 0xc0, 0xbf, 0xbe]
 }
@@ -227,10 +232,10 @@ fn report(mut latencies: Vec<Duration>, duration: Duration) {
     println!("{:.0} {cpu:.1} {:.2} {:.2}", calls / seconds, percentile(50), percentile(99));
 }
 
-/// User and system time of this process, which Linux tells in hundredths of a second.
+/// Returns the user and system time of this process. Linux reports it in hundredths of a second.
 fn cpu_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    // The name may hold spaces; what follows it begins with field 3.
+    // The name may contain spaces. The text after it begins with field 3.
     let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
     fields[11..13].iter().map(|ticks| ticks.parse::<f64>().unwrap() / 100.0).sum()
 }

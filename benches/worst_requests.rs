@@ -1,9 +1,10 @@
-//! Measures what the largest requests cost a server, method by method, beside what plain ones cost.
+//! Measures the cost of the largest requests to a server, per method, compared to plain ones.
 //!
 //!     worst_requests ADDRESS PID TOKEN
 //!
-//! Prints for each method the CPU time of the server per plain call and per call of the worst request in microseconds, their ratio,
-//! and which request that is. Requests and answers are read to their end; streams without one are ended after their head.
+//! Prints for each method the CPU time of the server per plain call and per call of the worst request in
+//! microseconds, their ratio, and the name of that request. Requests and responses are read to their end.
+//! Streams without an end are reset after their headers.
 
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark measures and prints")]
 
@@ -23,21 +24,22 @@ use tonic::transport::Endpoint;
 
 use self::requests::{Keys, methods, path};
 
-/// Calls in flight.
+/// Number of calls in flight.
 const CONCURRENT: usize = 8;
-/// The CPU time of the server after which a request is measured well enough, in nanoseconds.
+/// CPU time of the server after which the measurement of a request is precise enough, in nanoseconds.
 const ENOUGH: u64 = 150_000_000;
-/// Maximum number of calls of a request. A server ends a connection with 1,024 streams that were ended in the middle.
+/// Maximum number of calls per request. A server closes a connection after 1,024 streams that were reset
+/// early.
 const MAX_CALLS: usize = 1_000;
-/// Keys of each size.
+/// Number of keys of each size.
 const KEYS: usize = 250;
-/// Methods whose answers have no end.
+/// Methods whose responses have no end.
 const ENDLESS: [&str; 2] = ["keyvouch.v1.Validator.WatchChanges", "grpc.health.v1.Health.Watch"];
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    // `cargo bench` and `cargo test` run it without arguments: there is nobody to call then.
+    // `cargo bench` and `cargo test` run this program without arguments, and then there is no server to call.
     let [address, pid, token] = arguments.as_slice() else {
         println!("usage: worst_requests ADDRESS PID TOKEN");
         return;
@@ -48,7 +50,7 @@ async fn main() {
         let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
         let api = Api::new(channel, token);
         let typical = Keys::create(&api, KEYS, new_key()).await;
-        // Before there are newer keys, which listings begin with.
+        // Measured before newer keys exist, which listings would begin with.
         let plain = server.cost(&method, &requests::plain(&method, &typical)).await;
         let large = Keys::create(&api, KEYS, requests::largest_key()).await;
         let mut worst = (0.0, String::new());
@@ -70,7 +72,7 @@ struct Server {
 }
 
 impl Server {
-    /// The CPU time of the server per call, in microseconds.
+    /// Returns the CPU time of the server per call, in microseconds.
     async fn cost(&self, method: &MethodDescriptor, requests: &[Bytes]) -> f64 {
         let stream = TcpStream::connect(&self.address).await.unwrap();
         let mut builder = h2::client::Builder::new();
@@ -93,7 +95,7 @@ impl Server {
         cost
     }
 
-    /// Makes a call and reads its answer.
+    /// Makes a call and reads its response.
     async fn call(&self, client: SendRequest<Bytes>, method: &MethodDescriptor, request: &Bytes) {
         let mut client = client.ready().await.unwrap();
         let head = http::Request::post(format!("http://{}{}", self.address, path(method)))
@@ -113,7 +115,7 @@ impl Server {
         }
     }
 
-    /// The CPU time of all threads of the server so far, in nanoseconds.
+    /// Returns the CPU time of all threads of the server so far, in nanoseconds.
     fn cpu_time(&self) -> u64 {
         let threads = fs::read_dir(format!("/proc/{}/task", self.pid)).unwrap();
         let of_thread = |thread: fs::DirEntry| {

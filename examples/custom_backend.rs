@@ -1,11 +1,12 @@
-//! A storage backend of one's own: a folder with a JSON file for each key. And a server that keeps its keys there:
+//! A custom backend that stores each key as a JSON file in a folder, and a server that uses it:
 //!
 //! ```sh
 //! KEYS_FOLDER=keys cargo run --example custom_backend
 //! ```
 //!
-//! It is real: changes are synced before they are answered, a file is there as a whole or not at all, and a lock keeps a
-//! second process out. The documentation of `keyvouch::repository` walks through it.
+//! The backend is durable. Changes are synced before they are acknowledged, files are replaced atomically,
+//! and a lock keeps a second process out. The documentation of `keyvouch::repository` explains it step by
+//! step.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -28,17 +29,17 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Keys as files `<id>.json` of a folder, which this process has to itself.
+/// Keys as files `<id>.json` in a folder that only this process uses.
 #[derive(Clone, Debug)]
 pub struct Folder {
     path: PathBuf,
-    /// Held while files change.
+    /// Locked while files change.
     index: Arc<Mutex<Index>>,
-    /// Locked as long as the folder is used.
+    /// File lock, held for as long as the folder is used.
     _lock: Arc<File>,
 }
 
-/// How keys are found: by what never changes of them.
+/// Index of the keys by attributes that never change.
 #[derive(Debug, Default)]
 struct Index {
     ids: HashMap<KeyHash, KeyId>,
@@ -46,7 +47,7 @@ struct Index {
 }
 
 impl Index {
-    /// Adds `key`; returns the id that had its hash.
+    /// Adds `key`. Returns the id that had its hash before.
     fn insert(&mut self, key: &ApiKey) -> Option<KeyId> {
         self.owned.entry(key.owner_id.clone()).or_default().insert((key.created_at, key.id));
         self.ids.insert(key.hash, key.id)
@@ -61,7 +62,7 @@ impl Index {
 }
 
 impl Folder {
-    /// Uses the folder `path`, which is made if it is missing.
+    /// Opens the folder `path`, and creates it if it does not exist.
     pub fn open(path: &Path) -> Result<Self> {
         fs::create_dir_all(path).map_err(unavailable)?;
         let lock = File::create(path.join("lock")).map_err(unavailable)?;
@@ -87,7 +88,7 @@ impl Folder {
         self.path.join(format!("{id}.json"))
     }
 
-    /// Where it stands that a key with this hash was revoked and deleted.
+    /// Returns the file that marks a hash as one of a key that was revoked and deleted.
     fn revoked_file(&self, hash: &KeyHash) -> PathBuf {
         self.path.join(format!("{}.revoked", hash.to_hex()))
     }
@@ -103,7 +104,8 @@ impl Folder {
         Ok(key)
     }
 
-    /// One counter for all keys, kept in a file: it never goes back, whatever is deleted.
+    /// Returns the next revision. A file has one counter for all keys, which never decreases, whatever is
+    /// deleted.
     fn next_revision(&self) -> Result<Revision> {
         let file = self.path.join("revision");
         let next = read::<i64>(&file)?.unwrap_or(0) + 1;
@@ -137,7 +139,7 @@ impl KeyRepository for Folder {
         }
         let id = key.id;
         let created = self.write_key(key);
-        // Also where it is not known whether the file lasts: what is there has to be found.
+        // Also indexed if the write failed, because the file may exist and then has to be found.
         if let Some(stored) = self.read_key(id)? {
             index.insert(&stored);
         }
@@ -159,7 +161,8 @@ impl KeyRepository for Folder {
         let key = self.read_key(id)?.ok_or(ErrorKind::NotFound)?;
         let revision = self.next_revision()?;
         if key.revocation.is_some() {
-            // Before the key goes: a string that was revoked stays so, whatever happens in between.
+            // Written before the key is deleted, so that a revoked key string stays revoked even after a
+            // crash in between.
             write(&self.revoked_file(&key.hash), &revision.get())?;
         }
         fs::remove_file(self.file(id)).and_then(|()| sync(&self.path)).map_err(unavailable)?;
@@ -170,7 +173,7 @@ impl KeyRepository for Folder {
     fn list_by_owner(&self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream {
         let ids = self.index().owned.get(owner).cloned().unwrap_or_default();
         let (folder, filter) = (self.clone(), filter.clone());
-        // Files are read as the stream is: a key that was deleted meanwhile is missed.
+        // Files are read while the stream is, so a key that was deleted in the meantime is skipped.
         let keys = ids.into_iter().rev().filter_map(move |(_, id)| folder.read_key(id).transpose());
         let listed = keys.filter(move |key| key.as_ref().map_or(true, |key| filter.matches(key)));
         stream::iter(listed.map(|key| key.map(Listed::Read))).boxed()
@@ -183,10 +186,10 @@ impl fmt::Display for Folder {
     }
 }
 
-/// The content of `file`; `None` if there is no such file.
+/// Returns the content of `file`, or `None` if it does not exist.
 fn read<T: DeserializeOwned>(file: &Path) -> Result<Option<T>> {
     match fs::read(file) {
-        // The parser's message could quote the file.
+        // The parser's message is dropped, because it could quote the file.
         Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|_| {
             RepositoryError::new(ErrorKind::Corrupt, "a file is not the JSON that it should be")
         }),
@@ -195,7 +198,7 @@ fn read<T: DeserializeOwned>(file: &Path) -> Result<Option<T>> {
     }
 }
 
-/// Replaces `file` as a whole, and lasts when it returns.
+/// Replaces `file` atomically. The content is durable when the function returns.
 fn write(file: &Path, content: &impl Serialize) -> Result<()> {
     let bytes =
         serde_json::to_vec(content).map_err(|error| RepositoryError::new(ErrorKind::Internal, error))?;
@@ -208,7 +211,7 @@ fn write(file: &Path, content: &impl Serialize) -> Result<()> {
     renamed.and_then(|()| sync(file.parent().unwrap_or(file))).map_err(unavailable)
 }
 
-/// Makes names in `folder` last.
+/// Makes changes of names in `folder` durable.
 fn sync(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
@@ -217,7 +220,7 @@ fn unavailable(error: io::Error) -> RepositoryError {
     RepositoryError::new(ErrorKind::Unavailable, error)
 }
 
-/// A server like `keyvouch serve`, with the settings of variables `KEYVOUCH__SECTION__FIELD`.
+/// Runs a server like `keyvouch serve`, with settings from variables `KEYVOUCH__SECTION__FIELD`.
 #[tokio::main]
 #[expect(clippy::print_stdout, reason = "an example talks to its reader")]
 async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {

@@ -1,13 +1,15 @@
-//! A storage backend of one's own with a change feed: a journal of JSON lines that several replicas on one machine share. And a server
-//! that keeps its keys there. Start it twice, on two ports: a key that one replica revokes is denied by the other one.
+//! A custom backend with a change feed: a journal of JSON lines that several replicas on one machine share,
+//! and a server that uses it. Start it twice, on two ports. A key that one replica revokes is denied by the
+//! other one.
 //!
 //! ```sh
 //! JOURNAL=keys.jsonl KEYVOUCH__SERVER__LISTEN=127.0.0.1:50051 cargo run --example journal_backend
 //! JOURNAL=keys.jsonl KEYVOUCH__SERVER__LISTEN=127.0.0.1:50052 cargo run --example journal_backend
 //! ```
 //!
-//! Every change is a line, which is synced before the change is acknowledged. A lock on the file orders the changes of all replicas, and
-//! the order of the lines is the change feed. Each replica keeps all keys in memory, and reads new lines before it answers.
+//! Every change is a line, which is synced before the change is acknowledged. A lock on the file orders the
+//! changes of all replicas, and the order of the lines is the change feed. Each replica keeps all keys in
+//! memory, and reads new lines before each answer.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -34,7 +36,7 @@ use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 use uuid::Uuid;
 
-/// A journal, as one replica uses it. Clones share it.
+/// A replica's access to a journal. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Journal {
     path: PathBuf,
@@ -44,12 +46,12 @@ pub struct Journal {
 #[derive(Debug)]
 struct Shared {
     file: File,
-    /// Size of the part of the file that is in `state`.
+    /// Number of bytes of the file that are reflected in `state`.
     offset: u64,
     state: State,
 }
 
-/// What the lines say.
+/// State that results from the lines.
 #[derive(Debug, Default)]
 struct State {
     identity: Option<Uuid>,
@@ -65,17 +67,17 @@ struct State {
 
 #[derive(Serialize, Deserialize)]
 enum Line {
-    /// Tells this journal from others.
+    /// Identity of the journal.
     Identity(Uuid),
-    /// Changes that are made together.
+    /// Changes that are made atomically.
     Changes(Vec<Change>),
     /// Last uses of keys, in microseconds since the Unix epoch.
     Used(Vec<(Uuid, i64)>),
-    /// Events from before this time are gone.
+    /// Time before which all events were pruned, in microseconds since the Unix epoch.
     Pruned(i64),
 }
 
-/// A change, and the record that it left or deleted.
+/// A change, and the record that it stored or deleted.
 #[derive(Serialize, Deserialize)]
 struct Change {
     revision: i64,
@@ -85,7 +87,7 @@ struct Change {
     actor: String,
     request_id: String,
     at: i64,
-    /// The request that made the key, if a retry must not make another one.
+    /// Digest of the request that created the key, by which a retry is detected.
     request: Option<Vec<u8>>,
 }
 
@@ -102,7 +104,7 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Reads the lines of all replicas, and then from the state that they make.
+    /// Applies the new lines of all replicas, and then calls `read` with the state.
     fn read<T>(&self, read: impl FnOnce(&State) -> Result<T>) -> Result<T> {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         shared.file.lock_shared().map_err(unavailable)?;
@@ -111,7 +113,7 @@ impl Journal {
         outcome
     }
 
-    /// Adds the line that `decide` returns, while no other replica adds any.
+    /// Appends the line that `decide` returns. No other replica can append one in the meantime.
     fn write<T>(&self, decide: impl FnOnce(&State) -> Result<(Option<Line>, T)>) -> Result<T> {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         shared.file.lock().map_err(unavailable)?;
@@ -126,7 +128,7 @@ impl Journal {
         outcome
     }
 
-    /// Makes changes together, and returns the records with their revisions.
+    /// Makes changes atomically, and returns the records with their revisions.
     fn change(
         &self,
         context: &ChangeContext,
@@ -170,7 +172,7 @@ impl Shared {
         let mut lines = String::new();
         self.file.seek(SeekFrom::Start(self.offset)).map_err(unavailable)?;
         self.file.read_to_string(&mut lines).map_err(unavailable)?;
-        // A line without an end was never acknowledged: its writer was killed.
+        // A line without an end was never acknowledged, because its writer was killed.
         for line in lines.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
             self.offset += line.len() as u64;
             self.state.apply(serde_json::from_str(line).map_err(corrupt)?)?;
@@ -178,11 +180,11 @@ impl Shared {
         Ok(())
     }
 
-    /// Adds a line. Nothing is added by another replica meanwhile.
+    /// Appends a line. The caller holds the lock, so no other replica appends one in the meantime.
     fn append(&mut self, line: Line) -> Result<()> {
         let mut text = serde_json::to_string(&line).map_err(corrupt)?;
         text.push('\n');
-        // Without what a killed writer may have left.
+        // Removes an incomplete line that a killed writer may have left.
         self.file.set_len(self.offset).map_err(unavailable)?;
         self.file.write_all(text.as_bytes()).map_err(unavailable)?;
         self.file.sync_data().map_err(unavailable)?;
@@ -290,7 +292,7 @@ impl State {
         Ok((next, kind, fields))
     }
 
-    /// Keys of `owner` or of all, newest first.
+    /// Returns the keys of `owner`, or of all owners, newest first.
     fn listed(&self, owner: Option<&OwnerId>) -> Vec<ApiKey> {
         let mut keys: Vec<_> = self
             .keys
@@ -345,7 +347,7 @@ impl KeyRepository for Journal {
     }
 
     async fn revoke(&self, id: KeyId, reason: RevokeReason, context: &ChangeContext) -> Result<ApiKey> {
-        // A key that is revoked stays as it is.
+        // A revoked key stays as it is.
         let mut current = None;
         let revoked = self.change(context, |state| {
             let key = state.find(id)?;
@@ -392,7 +394,7 @@ impl ChangeFeed for Journal {
             let last = after.map_or(ChangeId::NONE, |position| position.last_change(0));
             let first = state.events.keys().next().copied();
             let is_known = match state.events.get(&last.revision.get()) {
-                // Another event with the same revision: the journal is another one.
+                // Another event with the same revision belongs to another journal.
                 Some(event) => event.change() == last,
                 None => after.is_none() || (last == ChangeId::NONE && first.is_none_or(|first| first == 1)),
             };
@@ -468,11 +470,11 @@ fn unavailable(error: std::io::Error) -> RepositoryError {
 }
 
 fn corrupt(error: serde_json::Error) -> RepositoryError {
-    // Its text could quote a record.
+    // The error's text is dropped, because it could quote a record.
     RepositoryError::new(ErrorKind::Corrupt, format!("a line is not valid, in column {}", error.column()))
 }
 
-/// A server like `keyvouch serve`, with settings from variables `KEYVOUCH__SECTION__FIELD`.
+/// Runs a server like `keyvouch serve`, with settings from variables `KEYVOUCH__SECTION__FIELD`.
 #[tokio::main]
 #[expect(clippy::print_stdout, reason = "an example talks to its reader")]
 async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {

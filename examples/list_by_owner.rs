@@ -1,4 +1,4 @@
-//! Reads keys straight from the database of a Keyvouch, in a program of one's own:
+//! Reads keys directly from the database of a Keyvouch server:
 //!
 //! ```sh
 //! cargo run --example list_by_owner -- team-blue
@@ -14,7 +14,7 @@ use keyvouch::repository::{KeyRepository as _, Listed, SqlOptions, SqlRepository
 #[tokio::main(flavor = "current_thread")]
 #[expect(clippy::print_stdout, reason = "an example talks to its reader")]
 async fn main() -> Result<(), Box<dyn Error>> {
-    // A URL with a password belongs into the environment: arguments are seen by every process.
+    // A URL with a password belongs in the environment, because every process can see the arguments.
     let url = env::var("DATABASE_URL").unwrap_or_else(|_| "sqlite://keyvouch.db".to_owned());
     let owner = OwnerId::parse("owner", env::args().nth(1).ok_or("whose keys? give an owner")?)?;
 

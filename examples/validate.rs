@@ -1,4 +1,4 @@
-//! Asks a running Keyvouch whether a key may be used, with the client that this library exports:
+//! Validates a key with a running Keyvouch server, through the client that this library exports:
 //!
 //! ```sh
 //! API_KEY=kv_… cargo run --example validate
@@ -17,7 +17,7 @@ use tonic::transport::Endpoint;
 #[expect(clippy::print_stdout, reason = "an example talks to its reader")]
 async fn main() -> Result<(), Box<dyn Error>> {
     let url = env::var("KEYVOUCH_URL").unwrap_or_else(|_| "http://127.0.0.1:50051".to_owned());
-    // One channel serves all calls of a process: make it once and clone it.
+    // One channel serves all calls of a process. Create it once and clone it.
     let channel = Endpoint::from_shared(url)?.connect_timeout(Duration::from_secs(2)).connect().await?;
     let mut validator = ValidatorClient::new(channel);
 
@@ -28,7 +28,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     });
     request.set_timeout(Duration::from_millis(500));
 
-    // An error is neither yes nor no: refuse the call at hand, and say that it is not the caller's fault.
+    // After an error the key is neither allowed nor denied. Reject the request at hand, and report a failure
+    // of the service rather than a fault of the caller.
     let answer = validator.validate(request).await?.into_inner();
     if !answer.valid {
         println!("denied: {}", answer.reason().as_str_name());
