@@ -1,37 +1,37 @@
-# What the benchmarks share. To be sourced in the root of the project, with `set -euo pipefail`.
+# Functions that the benchmarks share. Source this file in the root of the project, with `set -euo pipefail`.
 
 readonly KEYVOUCH=${KEYVOUCH:-$PWD/target/release/keyvouch}
 HZ=$(getconf CLK_TCK)
 readonly HZ
 
-# Installs the Debian package $2 if there is no command $1.
+# Installs the Debian package $2 if the command $1 does not exist.
 need() {
     if command -v "$1" >/dev/null; then return; fi
     [ "$(id -u)" -eq 0 ] || { echo "install the package $2" >&2; exit 1; }
     apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$2" >/dev/null
 }
 
-# CPU ticks (user and system) that process $1 has used.
+# Prints the CPU ticks (user and system) that process $1 has used.
 ticks() { sed 's/.*) //' "/proc/$1/stat" | awk '{ print $12 + $13 }'; }
 
-# The same of process $1 with its children, those that have ended too.
+# Prints the CPU ticks of process $1 and its children, including those that have ended.
 family_ticks() {
     local total child
     total=$(sed 's/.*) //' "/proc/$1/stat" | awk '{ print $12 + $13 + $14 + $15 }')
     for child in $(cat /proc/"$1"/task/*/children 2>/dev/null); do
-        # It may have ended meanwhile; then it was counted or will be.
+        # The child may have ended in the meantime. Its ticks are then already counted, or will be.
         total=$((total + $(ticks "$child" 2>/dev/null || echo 0)))
     done
     echo "$total"
 }
 
-# Resident memory of process $1 in KiB.
+# Prints the resident memory of process $1 in KiB.
 resident() { awk '/^VmRSS/ { print $2 }' "/proc/$1/status"; }
 
-# $1 ticks over $2 calls, in microseconds a call.
+# Prints $1 ticks over $2 calls, in microseconds per call.
 micros_a_call() { awk -v t="$1" -v n="$2" -v hz="$HZ" 'BEGIN { printf "%.1f", t / hz / n * 1e6 }'; }
 
-# The path of the benchmark $1, built.
+# Builds the benchmark $1 and prints its path.
 benchmark() {
     cargo build --release --locked --quiet --bench "$1" --message-format=json |
         python3 -c 'import json, sys
@@ -47,7 +47,7 @@ until_healthy() { until "$KEYVOUCH" healthcheck --addr "$1" >/dev/null 2>&1; do 
 start_postgres() {
     local bin as=()
     bin=$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -n 1)
-    # It refuses to run as root.
+    # PostgreSQL refuses to run as root.
     if [ "$(id -u)" -eq 0 ]; then
         as=(runuser -u postgres --)
         install -d -o postgres -g postgres "$1"
