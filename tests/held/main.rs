@@ -1,5 +1,6 @@
-//! How much memory the requests of clients hold that don't read the answers or don't come to their end. It measures the memory of
-//! its process, and so is one test in a program of its own.
+//! Measures how much memory the requests of clients hold that don't read the responses or don't complete
+//! their requests. It measures the memory of its process, and therefore is a single test in a program of its
+//! own.
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
@@ -25,20 +26,20 @@ use self::support::{TOKEN, TestServer, config};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// Streams on the connection: as many as the server allows by default.
+/// Number of streams on the connection, which is the server's default maximum.
 const STREAMS: usize = 250;
-/// Keys of each kind: the large ones fill several pages.
+/// Number of keys of each kind. The large ones fill several pages.
 const KEYS: usize = 40;
-/// Limit for what the server holds per stream, in bytes.
+/// Limit for the memory that the server holds per stream, in bytes.
 const MAX_HELD: usize = 64 * 1024;
 
-/// Bytes that are allocated now.
+/// Returns the number of allocated bytes.
 fn allocated() -> usize {
     let stats = ALLOCATOR.stats();
     stats.bytes_allocated.wrapping_sub(stats.bytes_deallocated)
 }
 
-/// The bytes that are allocated once that does not change any more.
+/// Returns the number of allocated bytes once it is stable.
 async fn settled() -> usize {
     let (mut last, mut unchanged) = (allocated(), 0);
     while unchanged < 20 {
@@ -50,18 +51,18 @@ async fn settled() -> usize {
     last
 }
 
-/// How a client behaves.
+/// Behaviour of a client.
 #[derive(Clone, Copy, Debug)]
 enum Client {
-    /// It sends requests and takes no answers.
+    /// The client sends requests and reads no responses.
     DoesNotRead,
-    /// It takes one byte of each answer.
+    /// The client reads one byte of each response.
     ReadsOneByte,
-    /// It keeps the last byte of each request.
+    /// The client withholds the last byte of each request.
     DoesNotEnd,
 }
 
-/// Sends `requests` on [`STREAMS`] streams. Returns the bytes that are held for each of them.
+/// Sends `requests` on [`STREAMS`] streams. Returns the number of bytes that are held per stream.
 async fn held(server: &TestServer, method: &MethodDescriptor, requests: &[Bytes], client: Client) -> usize {
     let before = settled().await;
     let stream = TcpStream::connect(server.address).await.unwrap();
@@ -83,7 +84,7 @@ async fn held(server: &TestServer, method: &MethodDescriptor, requests: &[Bytes]
             Client::DoesNotEnd => (request.slice(..request.len() - 1), false),
             Client::DoesNotRead | Client::ReadsOneByte => (request.clone(), !method.is_client_streaming()),
         };
-        // It may have answered, and closed the stream.
+        // The server may have responded, and closed the stream.
         let _ = body.send_data(piece, ends);
         answers.push(answer);
         bodies.push(body);
@@ -93,7 +94,7 @@ async fn held(server: &TestServer, method: &MethodDescriptor, requests: &[Bytes]
     let _answers = tokio::time::timeout(patience, answered.as_mut()).await;
     let mut open = settled().await;
     if open.saturating_sub(before) / STREAMS > MAX_HELD {
-        // Connections whose clients take nothing are closed after a second.
+        // Connections whose clients read nothing are closed after a second.
         tokio::time::sleep(Duration::from_millis(1_500)).await;
         open = settled().await;
     }
@@ -109,7 +110,7 @@ async fn no_request_holds_more_than_64_kib() {
     let mut too_much = Vec::new();
     for method in requests::methods() {
         let typical = Keys::create(&api, KEYS, new_key()).await;
-        // The newest ones, which listings begin with.
+        // Listings begin with the newest keys.
         let large = Keys::create(&api, KEYS, requests::largest_key()).await;
         let plain = requests::plain(&method, &typical);
         let of_plain = held(&server, &method, &plain, Client::DoesNotRead).await;

@@ -1,5 +1,6 @@
-//! The largest requests of every method, made from the descriptors: for each field that has a size, a request in which it has a size
-//! that many fields may have, and one that is as large as the server takes.
+//! The largest requests of every method, generated from the descriptors. For each field that has a size,
+//! there is a request in which it has a size that many fields can have, and one that is as large as the
+//! server accepts.
 
 use keyvouch::conformance::api::Api;
 use keyvouch::grpc::pb;
@@ -11,20 +12,20 @@ use prost_reflect::{
 };
 use serde_json::{Value as Json, json};
 
-/// A size in bytes that many fields may have.
+/// Size in bytes that many fields can have.
 const USUAL: usize = 256;
 
 /// Keys that requests can name.
 #[derive(Clone, Debug)]
 pub(crate) struct Keys {
-    /// The key string of one of them.
+    /// The key string of one of the keys.
     pub(crate) secret: String,
-    /// Their ids.
+    /// The ids of the keys.
     pub(crate) ids: Vec<String>,
 }
 
 impl Keys {
-    /// Creates `count` keys by `request`.
+    /// Creates `count` keys with `request`.
     pub(crate) async fn create(api: &Api, count: usize, request: pb::CreateKeyRequest) -> Self {
         let mut keys = Self { secret: String::new(), ids: Vec::new() };
         for _ in 0..count {
@@ -39,9 +40,9 @@ impl Keys {
 /// Requests of one kind.
 #[derive(Debug)]
 pub(crate) struct Case {
-    /// The field that is large and its size, or the kind of key that the request is about.
+    /// Name of the large field and its size, or the kind of key that the request is about.
     pub(crate) name: String,
-    /// The encoded requests, each with the prefix of its length. They are sent one after the other.
+    /// The encoded requests, each with its length prefix. They are sent in order.
     pub(crate) requests: Vec<Bytes>,
     pub(crate) kind: CaseKind,
 }
@@ -49,15 +50,15 @@ pub(crate) struct Case {
 /// A kind of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CaseKind {
-    /// They are valid.
+    /// The requests are valid.
     Valid,
-    /// Some are valid.
+    /// Some of the requests are valid.
     Usual,
-    /// They are as large as a message can be, and so no value is valid.
+    /// The requests are as large as a message can be, and therefore no value is valid.
     Full,
 }
 
-/// All methods that a server has.
+/// Returns all methods of a server.
 pub(crate) fn methods() -> Vec<MethodDescriptor> {
     let sets = [
         pb::FILE_DESCRIPTOR_SET,
@@ -70,12 +71,12 @@ pub(crate) fn methods() -> Vec<MethodDescriptor> {
     services.flat_map(|service| service.methods().collect::<Vec<_>>()).collect()
 }
 
-/// The path of a method.
+/// Returns the path of a method.
 pub(crate) fn path(method: &MethodDescriptor) -> String {
     format!("/{}/{}", method.parent_service().full_name(), method.name())
 }
 
-/// The limit of the server for a message of the service, in bytes.
+/// Returns the server's size limit for a message of the service, in bytes.
 fn limit(method: &MethodDescriptor) -> usize {
     match method.parent_service().full_name() {
         "keyvouch.v1.KeyStore" => 128 * 1024,
@@ -84,12 +85,12 @@ fn limit(method: &MethodDescriptor) -> usize {
     }
 }
 
-/// The requests of `method` that a client makes every day, about `keys`.
+/// Returns ordinary requests of `method`, about `keys`.
 pub(crate) fn plain(method: &MethodDescriptor, keys: &Keys) -> Vec<Bytes> {
     plain_messages(method, keys).iter().map(framed).collect()
 }
 
-/// Everything else that a client can ask of `method`: about the `large` keys, and with each field as large as it can be.
+/// Returns all other requests of `method`: about the `large` keys, and with each field as large as possible.
 pub(crate) fn cases(method: &MethodDescriptor, keys: &Keys, large: &Keys) -> Vec<Case> {
     let valid = |name: &str, requests| Case { name: name.into(), requests, kind: CaseKind::Valid };
     let mut cases = vec![valid("large keys", plain(method, large))];
@@ -105,7 +106,7 @@ pub(crate) fn cases(method: &MethodDescriptor, keys: &Keys, large: &Keys) -> Vec
     cases
 }
 
-/// A valid request with all fields as large as they may be at once.
+/// Returns a valid request with all fields at their maximum size.
 fn largest(method: &MethodDescriptor, keys: &Keys, large: &Keys) -> Option<DynamicMessage> {
     let mut message = DynamicMessage::new(method.input());
     let key = |id: &str| {
@@ -141,7 +142,7 @@ fn largest(method: &MethodDescriptor, keys: &Keys, large: &Keys) -> Option<Dynam
     Some(message)
 }
 
-/// A request that clients make every day, in the JSON form of protobuf.
+/// Returns an ordinary request, in the JSON form of protobuf.
 fn plain_json(method: &str, secret: &str, id: &str) -> Json {
     let key = json!({ "name": "name", "ownerId": "owner" });
     match method {
@@ -184,7 +185,7 @@ fn framed(message: &DynamicMessage) -> Bytes {
     [&[0][..], &length, &message].concat().into()
 }
 
-/// Copies of `message` in each of which one field, also of a message in it, is large.
+/// Returns copies of `message` in each of which one field, or one field of a nested message, is large.
 fn grown(message: &DynamicMessage, limit: usize) -> Vec<(String, DynamicMessage)> {
     let room = limit - message.encoded_len() - 16;
     let mut all = Vec::new();
@@ -219,7 +220,7 @@ fn grown(message: &DynamicMessage, limit: usize) -> Vec<(String, DynamicMessage)
     all
 }
 
-/// Values of `field` that take about `bytes`, and how they differ.
+/// Returns values of `field` that take about `bytes`, with a name for each.
 fn values(field: &FieldDescriptor, bytes: usize) -> Vec<(&'static str, Value)> {
     if field.is_map() {
         let pairs =
@@ -252,7 +253,7 @@ fn values(field: &FieldDescriptor, bytes: usize) -> Vec<(&'static str, Value)> {
     }
 }
 
-/// The largest key that there can be.
+/// Returns the request for the largest valid key.
 pub(crate) fn largest_key() -> pb::CreateKeyRequest {
     pb::CreateKeyRequest {
         name: wide(128),
@@ -264,7 +265,7 @@ pub(crate) fn largest_key() -> pb::CreateKeyRequest {
     }
 }
 
-/// Text of so many characters, of four bytes each.
+/// Returns a text of this number of characters, of four bytes each.
 fn wide(characters: usize) -> String {
     "\u{1D50E}".repeat(characters)
 }

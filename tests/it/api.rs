@@ -1,4 +1,4 @@
-//! The API suite against a running server, on every backend.
+//! Runs the API conformance tests against a running server, on every backend.
 
 use keyvouch::repository::MemoryRepository;
 
@@ -52,7 +52,7 @@ mod redis_cluster {
     });
 }
 
-/// With both caches.
+/// The server has both caches.
 mod postgres_and_redis {
     use super::*;
     keyvouch::api_conformance!(async {
@@ -65,7 +65,7 @@ mod postgres_and_redis {
     });
 }
 
-/// With none.
+/// The server has no cache.
 mod sqlite_uncached {
     use super::*;
     keyvouch::api_conformance!(async {

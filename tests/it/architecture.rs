@@ -1,4 +1,4 @@
-//! The modules of the crate use each other as the table in `docs/architecture.md` says.
+//! Checks that the modules of the crate use each other as the table in `docs/architecture.md` lists.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,7 +9,7 @@ type Uses = BTreeMap<String, BTreeSet<String>>;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// Reads the names between backticks.
+/// Returns the names between backticks.
 fn names(cell: &str) -> impl Iterator<Item = String> {
     cell.split('`').skip(1).step_by(2).map(str::to_owned)
 }
@@ -26,8 +26,8 @@ fn documented() -> Uses {
     .collect()
 }
 
-/// Adds the modules that the files in `folder` use to those of `module`. At the top, `module` is unset, and each file and folder is a
-/// module.
+/// Adds the modules that the files in `folder` use to those of `module`. At the top level, `module` is unset,
+/// and each file and folder is a module.
 fn read(folder: &Path, module: Option<&str>, uses: &mut Uses) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -53,7 +53,7 @@ fn actual() -> Uses {
     read(&Path::new(ROOT).join("src"), None, &mut uses);
     let modules: BTreeSet<String> = uses.keys().cloned().collect();
     for (module, used) in &mut uses {
-        // Macros have paths of their own.
+        // Paths in macros may begin with names that are not modules.
         used.retain(|name| modules.contains(name) && name != module);
     }
     uses

@@ -1,4 +1,5 @@
-//! What caches promise: replicas in this process over one store, faults in between.
+//! Tests of the guarantees of the caches, with replicas in this process that share a backend, and with
+//! faults.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,7 +45,7 @@ mod redis_cluster {
     keyvouch::cache_conformance!(in_redis(MemoryRepository::new(), Redis::Cluster));
 }
 
-/// Of a backend without a feed.
+/// The backend has no feed.
 mod redis_without_a_feed {
     use super::*;
     keyvouch::cache_conformance!(in_redis(RequiredOnly::default(), Redis::Alone));
@@ -54,7 +55,7 @@ async fn in_redis(store: impl Into<Backend>, kind: Redis) -> (Subject, Replica) 
     let options =
         StackOptions { redis: Some(redis(&shared_url(kind), &next_prefix())), ..unpolled(options()) };
     let replica = Replica::start(store, &options).await;
-    // A later poll would find that the changes of a clause are not in the store: its history is another one then.
+    // A later poll would not find the changes of a clause in the backend, and would begin a new epoch.
     if replica.feed.is_some() {
         replica.poll().await;
     }
@@ -89,7 +90,7 @@ fn context() -> ChangeContext {
     ChangeContext::new("token:tests", "r", SystemClock.now())
 }
 
-/// Creates a key again that was revoked and deleted.
+/// Returns the context of creating a key again that was revoked and deleted.
 fn reviving() -> ChangeContext {
     ChangeContext { may_revive: true, ..context() }
 }
@@ -115,13 +116,13 @@ impl Replica {
         self.backend.revoke(id, RevokeReason::default(), &context()).await.unwrap();
     }
 
-    /// Completes a poll.
+    /// Polls the feed once.
     async fn poll(&self) {
         self.feed.as_ref().unwrap().poll().await.unwrap();
     }
 }
 
-/// Never polls by itself.
+/// Returns options with which replicas never poll periodically.
 fn unpolled(options: StackOptions) -> StackOptions {
     let feed = keyvouch::cache::FeedOptions { poll_interval: Duration::from_hours(1), ..options.feed };
     StackOptions { feed, ..options }
@@ -141,7 +142,7 @@ async fn a_revocation_is_seen_by_the_other_replicas() {
     b.backend.delete(key.id, &context()).await.unwrap();
     assert!(b.find(&key.hash).await.entry.key.is_none());
     until("the deletion to be seen", async || a.find(&key.hash).await.entry.key.is_none()).await;
-    // That there is none is not believed when it is made again.
+    // The negative entry is no longer used after the key is created again.
     let again = ApiKey { revocation: None, ..self::key("secret") };
     a.backend.create(again, &reviving()).await.unwrap();
     until("the key to be seen again", async || b.is_active(&key.hash).await).await;
@@ -158,7 +159,7 @@ async fn a_load_from_before_a_revocation_is_not_served_after_it() {
         let replica = Arc::clone(&replica);
         async move { replica.is_active(&key.hash).await }
     });
-    // The load has read the active record and waits with it.
+    // The load has read the active record, and its result is withheld.
     until("the load", async || slow.held() == 1).await;
     replica.revoke(key.id).await;
     let joined = tokio::spawn({
@@ -201,7 +202,7 @@ async fn a_store_without_a_feed_has_the_ttl_as_its_bound() {
     assert!(b.is_active(&key.hash).await, "it has not heard of it");
     stopwatch.advance(Duration::from_mins(5));
     assert!(!b.is_active(&key.hash).await);
-    // Deleted and made again by this replica alone.
+    // This replica deletes the key and creates it again.
     a.backend.delete(key.id, &context()).await.unwrap();
     assert!(a.find(&key.hash).await.entry.key.is_none());
     a.create("secret").await;
@@ -223,7 +224,7 @@ async fn replicas_share_the_cache_in_redis() {
     assert_eq!(found.entry.key.as_ref().unwrap().id, key.id);
     assert_eq!(b.find(&key.hash).await.tier, Tier::Local);
     a.revoke(key.id).await;
-    // By a message in Redis, or the next poll.
+    // A message in Redis or the next poll delivers the change.
     until("the revocation to be seen", async || !b.is_active(&key.hash).await).await;
     assert_eq!(found.entry.began, None, "another process's clock is not ours");
     let hash = KeyHash::of("nobody");
@@ -231,7 +232,7 @@ async fn replicas_share_the_cache_in_redis() {
     assert!(a.redis.as_ref().unwrap().get(&hash).await.is_none(), "absence is not shared");
 }
 
-/// One replica that finds history rewound takes the others along, once.
+/// One replica that finds a rewound history makes the others begin a new epoch too, once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_meet_in_one_new_epoch() {
     let store = Swapped::new(MemoryRepository::new());
@@ -242,7 +243,7 @@ async fn replicas_meet_in_one_new_epoch() {
     let key = a.create("lost").await;
     until("the key", async || b.is_active(&key.hash).await).await;
     let cli = |arguments: &[&str]| crate::redis_servers::cli(redis_port(), arguments);
-    // Its name has the identity of the store in it.
+    // The name contains the identity of the backend.
     let name = cli(&["KEYS", &format!("{prefix}*epoch")]);
     assert!(name.starts_with(&prefix), "{name}");
     let epoch = || cli(&["GET", &name]);
@@ -256,7 +257,7 @@ async fn replicas_meet_in_one_new_epoch() {
         })
         .await;
     }
-    // Both may have found it by themselves; then it settles.
+    // Both replicas may have detected the rewind, and then they agree on one epoch.
     let mut last = epoch();
     let mut unchanged = 0;
     until("one epoch", async || {
@@ -291,7 +292,8 @@ async fn a_cached_validation_asks_neither_redis_nor_the_database() {
     let replica = Replica::start(store.await.unwrap(), &unpolled(options)).await;
     let key = replica.create("secret").await;
     replica.poll().await;
-    // The wake-up of its own change is over when nothing is asked any more.
+    // The replica's own change also wakes it. That wake-up has been handled when the replica sends no more
+    // commands.
     let mut before = commands();
     until("silence", async || {
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -303,7 +305,7 @@ async fn a_cached_validation_asks_neither_redis_nor_the_database() {
     for _ in 0..10_000 {
         assert_eq!(replica.find(&key.hash).await.tier, Tier::Local);
     }
-    // INFO itself.
+    // The allowed command is INFO itself.
     assert!(commands() - before <= 1);
 }
 
@@ -320,7 +322,8 @@ async fn postgres_and_redis_wake_other_replicas() {
         let (a, b) = (Replica::start(store.clone(), &options).await, Replica::start(store, &options).await);
         let key = a.create("secret").await;
         until("the key", async || b.is_active(&key.hash).await).await;
-        // It never polls by itself: when the listener is not there yet, another change is heard of.
+        // The replica never polls periodically. If its listener is not connected yet, another change wakes
+        // it.
         let mut others = 0;
         until("the wake-up", async || {
             a.revoke(key.id).await;

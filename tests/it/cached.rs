@@ -1,4 +1,4 @@
-//! Stores with caches in front of them, in this process: one for each replica.
+//! Replicas in this process: backends with caches in front of them.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -11,13 +11,13 @@ use keyvouch::domain::{BootClock, Entropy, Stopwatch, SystemEntropy};
 use keyvouch::repository::{Backend, RedisFiles};
 use tokio::task::JoinHandle;
 
-/// A running replica. It stops when this is dropped.
+/// A running replica. Dropping it stops the replica.
 pub(crate) struct Replica {
     stack: CacheStack,
     follower: Option<JoinHandle<()>>,
 }
 
-/// A local cache alone, and everything quick.
+/// Returns options with only a local cache, and with short intervals.
 pub(crate) fn options() -> StackOptions {
     StackOptions {
         local: Some(MokaOptions {
@@ -33,7 +33,7 @@ pub(crate) fn options() -> StackOptions {
     }
 }
 
-/// A cache in Redis, whose names begin with `prefix`.
+/// Returns options of a cache in Redis whose key names begin with `prefix`.
 pub(crate) fn redis(url: &str, prefix: &str) -> RedisCacheOptions {
     RedisCacheOptions {
         url: url.to_owned(),
@@ -49,7 +49,7 @@ impl Replica {
         Self::start_at(store, options, Arc::new(BootClock)).await
     }
 
-    /// By a stopwatch of the test's own.
+    /// Starts a replica with its own stopwatch.
     pub(crate) async fn start_at(
         store: impl Into<Backend>,
         options: &StackOptions,
@@ -59,7 +59,7 @@ impl Replica {
         let mut stack = CacheStack::build(store.into(), options, &entropy, &stopwatch).await.unwrap();
         let follower = stack.follower.take().map(|follower| tokio::spawn(follower.run()));
         if let Some(redis) = &stack.redis {
-            // It connects in the background; a test wants to see it work.
+            // Redis connects in the background, and tests need it to be connected.
             while !redis.is_ready() {
                 redis.follow_epoch(false).await;
                 tokio::time::sleep(Duration::from_millis(5)).await;

@@ -1,4 +1,5 @@
-//! The Helm chart: what it renders, what it refuses, and that what it renders runs.
+//! Tests of the Helm chart: the objects that it renders, the values that it rejects, and containers that run
+//! as rendered.
 
 mod alerts;
 mod checks;

@@ -1,7 +1,9 @@
-//! Private database servers, one of each kind for all tests of this process, and a database of its own for each test.
+//! Private database servers, one of each kind for all tests of this process, with a separate database for
+//! each test.
 //!
-//! A server lives in a temporary folder on a free port. A shell stands between it and this process: it reads a pipe that
-//! this process holds open, and when that ends, however this process ends, stops the server and removes the folder.
+//! A server uses a temporary folder and a free port. A shell between it and this process reads a pipe that
+//! this process holds open. When the pipe is closed, however this process ends, the shell stops the server
+//! and removes the folder.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
@@ -20,7 +22,7 @@ use tokio::time::Instant;
 
 use crate::signals;
 
-/// Makes a test of each function that takes a [`Kind`], on each kind of server.
+/// Creates a test of each function that takes a [`Kind`], on each kind of server.
 macro_rules! on_each_server {
     ($($test:ident,)*) => {
         mod postgres {
@@ -35,39 +37,39 @@ macro_rules! on_each_server {
 }
 pub(crate) use on_each_server;
 
-/// Far more than a server needs to start.
+/// Timeout for the start of a server, far more than it needs.
 const NEVER: Duration = Duration::from_mins(1);
 
-/// A running server. It stops when this is dropped.
+/// A running server. Dropping it stops the server.
 pub(crate) struct Server {
-    /// Its URL up to the name of the database.
+    /// URL of the server without the name of a database.
     pub(crate) url: String,
     product: Product,
     next_database: AtomicU32,
     watched: Watched,
-    /// What starts it.
+    /// Command that starts the server.
     command: Command,
     data: PathBuf,
     port: u16,
-    /// Those that were killed: the files go with them.
+    /// Processes that were killed. Dropping them would remove their files.
     others: Vec<Watched>,
 }
 
-/// In what the kinds of database servers differ once their command is known.
+/// Differences between the kinds of database servers, apart from their command.
 struct Product {
-    /// A database that is always there.
+    /// Name of a database that always exists.
     maintenance: &'static str,
-    /// What it logs when it takes connections.
+    /// Text that the server logs when it accepts connections.
     ready: &'static str,
-    /// What makes it shut down without waiting for its clients.
+    /// Signal that shuts the server down without waiting for its clients.
     shutdown: Signal,
 }
 
-/// The processes of a server, which are stopped when this is dropped, or this process ends.
+/// The processes of a server. They are stopped when this is dropped, or when this process ends.
 pub(crate) struct Watched {
-    /// Its files; removed at the end.
+    /// The server's files. They are removed at the end.
     folder: PathBuf,
-    /// Holds the pipe open.
+    /// The shell that watches the pipe. This process holds the pipe open.
     _watcher: Child,
 }
 
@@ -79,12 +81,12 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// The URL of a new, empty database.
+    /// Returns the URL of a new, empty database.
     pub(crate) async fn database(self) -> String {
         self.server().database().await
     }
 
-    /// A repository in a new database, its tables made.
+    /// Returns a repository in a new database with tables.
     pub(crate) async fn repository(self) -> SqlRepository {
         let mut options = patient();
         // All tests together have to fit into the server's connections.
@@ -104,7 +106,7 @@ impl Kind {
         }
     }
 
-    /// A server for one test alone, which takes connections with TLS alone if it has a certificate.
+    /// Starts a server for a single test. If it has a certificate, it accepts only TLS connections.
     pub(crate) fn start(self, certificate: Option<&Certificate>) -> Server {
         match self {
             Self::Postgres => start_postgres(certificate),
@@ -113,7 +115,8 @@ impl Kind {
     }
 }
 
-/// Options for tests of what a store does, not of how soon: a machine that stands still for some seconds fails none.
+/// Returns options for tests that don't measure time, so that a machine that stalls for some seconds fails no
+/// test.
 pub(crate) fn patient() -> SqlOptions {
     let mut options = SqlOptions { timeout: NEVER, lock_timeout: NEVER, ..SqlOptions::default() };
     options.pool.acquire_timeout = NEVER;
@@ -121,14 +124,15 @@ pub(crate) fn patient() -> SqlOptions {
     options
 }
 
-/// A server's certificate and its key, as PEM.
+/// The certificate of a server and its key, as PEM.
 pub(crate) struct Certificate {
     pub(crate) certificate: String,
     pub(crate) key: String,
 }
 
 impl Server {
-    /// Starts it by `command`, with its files in `data` of `folder`, and waits until it takes connections.
+    /// Starts a server with `command`, with its files in `data` of `folder`, and waits until it accepts
+    /// connections.
     fn launch(product: Product, url: String, command: Command, folder: TempDir, port: u16) -> Self {
         let (log, data) = (folder.path().to_owned(), folder.path().join("data"));
         let watched = watch(&command, folder);
@@ -145,7 +149,7 @@ impl Server {
         }
     }
 
-    /// Ends it at once, as a power loss would.
+    /// Kills the server, as a power loss would.
     pub(crate) fn kill(&self) {
         self.watched.kill();
         let (begun, address) = (Instant::now(), (Ipv4Addr::LOCALHOST, self.port));
@@ -155,7 +159,7 @@ impl Server {
         }
     }
 
-    /// Copies its files, for which it is shut down in between: so every commit is in them.
+    /// Copies the server's files. The server is shut down meanwhile, so every commit is in the copy.
     pub(crate) fn keep_a_copy(&mut self) {
         self.watched.shut_down(self.product.shutdown);
         let copy = self.data.with_extension("copy");
@@ -164,7 +168,7 @@ impl Server {
         self.start_again();
     }
 
-    /// Starts it with the files that were copied, after it was killed.
+    /// Starts the killed server with the copied files.
     pub(crate) fn start_the_copy(&mut self) {
         run(Command::new("rm").arg("-rf").arg(&self.data));
         run(Command::new("cp").arg("-a").arg(self.data.with_extension("copy")).arg(&self.data));
@@ -172,8 +176,8 @@ impl Server {
     }
 
     fn start_again(&mut self) {
-        // Files of a server that was killed. PostgreSQL does not start while a process has the id in them, which one that has
-        // ended keeps until someone waits for it.
+        // A killed server leaves these files. PostgreSQL does not start while a process has the id in them,
+        // and an ended process keeps its id until its parent waits for it.
         let socket = self.data.with_file_name(format!(".s.PGSQL.{}.lock", self.port));
         for left in [self.data.join("postmaster.pid"), socket] {
             let _ = std::fs::remove_file(left);
@@ -187,17 +191,17 @@ impl Server {
         wait_for(self.product.ready, &log);
     }
 
-    /// Stops it where it is: see [`Watched::freeze`].
+    /// Suspends the server. See [`Watched::freeze`].
     pub(crate) fn freeze(&self) {
         self.watched.freeze();
     }
 
-    /// Lets it go on.
+    /// Resumes the suspended server.
     pub(crate) fn thaw(&self) {
         self.watched.thaw();
     }
 
-    /// The URL of a new, empty database.
+    /// Returns the URL of a new, empty database.
     pub(crate) async fn database(&self) -> String {
         let name = format!("test_{}", self.next_database.fetch_add(1, Ordering::Relaxed));
         let url = format!("{}/{}", self.url, self.product.maintenance);
@@ -211,22 +215,22 @@ impl Server {
 }
 
 impl Watched {
-    /// Stops all its processes where they are; its connections stay open.
+    /// Suspends all processes. Their connections stay open.
     pub(crate) fn freeze(&self) {
         self.signal(Signal::STOP);
     }
 
-    /// Lets them go on.
+    /// Resumes the suspended processes.
     pub(crate) fn thaw(&self) {
         self.signal(Signal::CONT);
     }
 
-    /// Ends it at once.
+    /// Kills the processes.
     pub(crate) fn kill(&self) {
         self.signal(Signal::KILL);
     }
 
-    /// Shuts it down by `signal`, and waits until it has ended.
+    /// Shuts the server down with `signal`, and waits until it has ended.
     fn shut_down(&self, signal: Signal) {
         let processes = signals::tree(self.pid());
         self.signal(signal);
@@ -246,7 +250,8 @@ impl Watched {
     }
 }
 
-/// A command that runs `program` as another user than root, which PostgreSQL and `PgBouncer` refuse to run as.
+/// Returns a command that runs `program` as a user other than root, because PostgreSQL and `PgBouncer` refuse
+/// to run as root.
 fn as_postgres(program: &Path) -> Command {
     if !rustix::process::geteuid().is_root() {
         return Command::new(program);
@@ -305,7 +310,8 @@ fn start_mariadb(certificate: Option<&Certificate>) -> Server {
     let folder = temporary.path().to_owned();
     let data = folder.join("data");
     let socket = folder.join("socket");
-    // Where it starts it deletes all that looks like a temporary table, those of another running server too.
+    // At startup it deletes everything that looks like a temporary table, even those of another running
+    // server.
     let temporary_tables = format!("--tmpdir={}", folder.display());
     run(Command::new("mariadb-install-db")
         .args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"])
@@ -321,7 +327,7 @@ fn start_mariadb(certificate: Option<&Certificate>) -> Server {
         "--innodb-doublewrite=0",
         "--skip-name-resolve",
         "--max-connections=300",
-        // What a careless server would have: the tables name their own.
+        // A default that a careless administrator would leave. The tables specify their own character set.
         "--character-set-server=latin1",
     ]);
     if rustix::process::geteuid().is_root() {
@@ -341,8 +347,8 @@ fn start_mariadb(certificate: Option<&Certificate>) -> Server {
     Server::launch(product, format!("mysql://root@127.0.0.1:{port}"), server, temporary, port)
 }
 
-/// Starts `PgBouncer` in front of the shared PostgreSQL server, with its defaults: session pooling. The URL is that of `url`'s
-/// database through it.
+/// Starts `PgBouncer` in front of the shared PostgreSQL server, with its defaults, which include session
+/// pooling. Returns the URL of `url`'s database through it.
 pub(crate) fn pgbouncer(url: &str) -> (Watched, String) {
     let (server, name) = url.rsplit_once('/').unwrap();
     let (user, address) = server.trim_start_matches("postgres://").split_once('@').unwrap();
@@ -366,11 +372,11 @@ pub(crate) fn pgbouncer(url: &str) -> (Watched, String) {
     (watched, format!("postgres://{user}@127.0.0.1:{port}/{name}"))
 }
 
-/// A certificate authority, and a certificate of it for the name `localhost`.
+/// Returns a certificate authority, and a certificate that it issued for the name `localhost`.
 pub(crate) fn authority() -> (String, Certificate) {
     let mut params = CertificateParams::default();
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    // OpenSSL takes a certificate whose issuer has its own name for a self-signed one.
+    // OpenSSL treats a certificate whose issuer has the same name as self-signed.
     params.distinguished_name.push(rcgen::DnType::CommonName, "tests");
     let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
     let key = KeyPair::generate().unwrap();
@@ -380,7 +386,7 @@ pub(crate) fn authority() -> (String, Certificate) {
 }
 
 impl Certificate {
-    /// Writes both into `folder`; the names of the files.
+    /// Writes both files into `folder`, and returns their paths.
     pub(crate) fn write(&self, folder: &Path) -> (PathBuf, PathBuf) {
         let (certificate, key) = (folder.join("server.pem"), folder.join("server.key"));
         std::fs::write(&certificate, &self.certificate).unwrap();
@@ -390,7 +396,7 @@ impl Certificate {
     }
 }
 
-/// A folder that other users can reach.
+/// Creates a folder that other users can access.
 pub(crate) fn folder(name: &str) -> TempDir {
     let folder = tempfile::Builder::new().prefix(&format!("keyvouch-{name}-")).tempdir().unwrap();
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -416,7 +422,7 @@ fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
-/// Starts `server`, to be stopped when this process ends; `folder` goes then.
+/// Starts `server`, to be stopped when this process ends. `folder` is removed then.
 pub(crate) fn watch(server: &Command, folder: TempDir) -> Watched {
     let script = r#"
         folder=$1; shift
@@ -442,7 +448,7 @@ pub(crate) fn watch(server: &Command, folder: TempDir) -> Watched {
     Watched { folder, _watcher: watcher }
 }
 
-/// Waits until the server's log says `ready`: a port that can be reached does not mean that.
+/// Waits until the server's log contains `ready`, because a server whose port is open may not be ready.
 fn wait_for(ready: &str, folder: &Path) {
     let begun = Instant::now();
     let log = || std::fs::read_to_string(folder.join("log")).unwrap_or_default();

@@ -1,6 +1,7 @@
-//! Databases as earlier releases left them: they are brought up to date, and nothing is lost.
+//! Tests that databases of earlier releases are migrated without losing data.
 //!
-//! `tests/fixtures/RELEASE/` has a dump for each kind of database, taken after [`fill`] had filled it by that release.
+//! `tests/fixtures/RELEASE/` has a dump for each kind of database, taken after that release ran [`fill`] on
+//! it.
 
 use std::time::Duration;
 
@@ -57,7 +58,7 @@ fn key(number: u8) -> ApiKey {
     }
 }
 
-/// Every kind of change, and a use.
+/// Makes every kind of change, and records a use.
 async fn fill(repository: &(impl KeyRepository + UsageStore)) {
     for number in 1..=5 {
         repository.create(key(number), &context(number.into())).await.unwrap();
@@ -75,7 +76,7 @@ async fn fill(repository: &(impl KeyRepository + UsageStore)) {
     repository.record_usage(&[(key(1).id, at(14))]).await.unwrap();
 }
 
-/// All that a store knows. Nonces are drawn at random, so they are left out.
+/// Returns all data of a backend, except nonces, which are random.
 async fn contents(
     repository: &(impl KeyRepository + AuditTrail + UsageStore),
 ) -> (Vec<ApiKey>, Vec<Option<Timestamp>>, Vec<KeyEvent>) {
@@ -106,7 +107,7 @@ async fn nothing_is_lost(url: &str) {
         let filled = expected.get_by_hash(&hash).await.unwrap().map(|key| ApiKey { nonce: 0, ..key });
         assert_eq!(found, filled);
     }
-    // And it goes on from there.
+    // New changes continue after the existing ones.
     let last = repository.changes(None, 100).await.unwrap();
     let again = repository.create(key(5), &context(15)).await.unwrap();
     let news = repository.changes(Some(&last.position), 100).await.unwrap().events;

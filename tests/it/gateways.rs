@@ -1,4 +1,4 @@
-//! Gateways that take this server for one that authorizes by HTTP statuses: nobody gets past them.
+//! Tests with gateways that authorize by HTTP status and use this server: they admit no request.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -12,7 +12,7 @@ use keyvouch::repository::MemoryRepository;
 use crate::process::program::{tool, wait_for};
 use crate::support::TestServer;
 
-/// A process that is killed when this is dropped.
+/// A process. Dropping it kills the process.
 pub(crate) struct Gateway {
     child: Child,
     pub(crate) address: SocketAddr,
@@ -44,7 +44,7 @@ impl Gateway {
         gateway
     }
 
-    /// The status and the whole answer to a request with these headers.
+    /// Returns the status and the complete response to a request with these headers.
     fn ask(&self, method: &str, path: &str, headers: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
@@ -59,7 +59,7 @@ impl Gateway {
     }
 }
 
-/// What must not be reached without a key.
+/// Starts a server that must not be reached without a key.
 fn upstream() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
@@ -75,7 +75,7 @@ fn upstream() -> SocketAddr {
     address
 }
 
-/// `auth_request` looks at the HTTP status of its subrequest.
+/// Starts nginx with `auth_request`, which checks the HTTP status of its subrequest.
 fn nginx(folder: &Path, upstream: SocketAddr, keyvouch: SocketAddr) -> Gateway {
     let (address, folder_name) = (free_address(), folder.display());
     let configuration = format!(
@@ -92,8 +92,8 @@ fn nginx(folder: &Path, upstream: SocketAddr, keyvouch: SocketAddr) -> Gateway {
     Gateway::start(command, folder, address)
 }
 
-/// Envoy asks with `ext_authz` by HTTP, which looks at the status of its request. It forwards the method and the path of its
-/// client, and the headers that it is told to forward.
+/// Starts Envoy with `ext_authz` over HTTP, which checks the status of its request. It forwards the method
+/// and the path of its client, and the configured headers.
 fn envoy(folder: &Path, upstream: SocketAddr, keyvouch: SocketAddr) -> Gateway {
     let filter = format!(
         "          - name: envoy.filters.http.ext_authz\n            typed_config:\n              \
@@ -105,7 +105,7 @@ fn envoy(folder: &Path, upstream: SocketAddr, keyvouch: SocketAddr) -> Gateway {
     start_envoy(folder, &filter, &clusters)
 }
 
-/// Envoy in front of gRPC.
+/// Starts Envoy in front of a gRPC server.
 pub(crate) fn envoy_proxy(folder: &Path, upstream: SocketAddr) -> Gateway {
     start_envoy(folder, "", &cluster("upstream", upstream, HTTP2))
 }
@@ -124,7 +124,7 @@ fn cluster(name: &str, to: SocketAddr, protocol: &str) -> String {
     )
 }
 
-/// With a filter before that of routes, which lead to the cluster `upstream`.
+/// Starts Envoy with a filter before that of routes, which lead to the cluster `upstream`.
 fn start_envoy(folder: &Path, filter: &str, clusters: &str) -> Gateway {
     let address = free_address();
     let configuration = format!(
@@ -155,11 +155,11 @@ async fn nobody_gets_past(gateway: fn(&Path, SocketAddr, SocketAddr) -> Gateway)
             String::new(),
             "content-type: application/grpc\r\n".to_owned(),
             "authorization: Bearer nonsense\r\n".to_owned(),
-            // Not even with a key: nothing here looks at it.
+            // Not even a request with a key is admitted, because nothing here checks it.
             format!("authorization: Bearer {secret}\r\n"),
             format!("authorization: Bearer {secret}\r\ncontent-type: application/grpc\r\n"),
         ] {
-            // Also with the path of a method.
+            // Paths of methods are tried too.
             for (method, path) in [
                 ("GET", "/app"),
                 ("HEAD", "/app"),
@@ -169,7 +169,7 @@ async fn nobody_gets_past(gateway: fn(&Path, SocketAddr, SocketAddr) -> Gateway)
                 ("POST", "/grpc.health.v1.Health/Check"),
             ] {
                 let (status, answer) = gateway.ask(method, path, &headers);
-                // Envoy answers a refused gRPC call with 200 and a `grpc-status`.
+                // Envoy responds to a rejected gRPC call with 200 and a `grpc-status`.
                 let is_refused = status >= 400 || answer.contains("\r\ngrpc-status: ");
                 assert!(is_refused, "{method} {path} {headers}: {answer}");
                 assert!(!answer.contains("SECRET DATA"), "{method} {path} {headers}: {answer}");

@@ -1,4 +1,5 @@
-//! `ImportKeys` by the clients that people use: they send faster than the backend stores, and flow control holds them back.
+//! Tests of `ImportKeys` with common clients. They send faster than the backend stores, and flow control
+//! slows them down.
 
 use std::fmt;
 use std::path::Path;
@@ -18,7 +19,7 @@ use crate::support::{TOKEN, TestServer};
 
 const ROWS: u32 = 100_000;
 
-/// Stores many keys slowly: a batch takes as long as a database far away would.
+/// A backend that stores many keys slowly: a batch takes as long as with a distant database.
 #[derive(Debug, Default)]
 struct SlowImports(MemoryRepository);
 
@@ -74,7 +75,7 @@ fn row(number: u32) -> pb::ImportKeysRequest {
     }
 }
 
-/// Runs a client that imports [`ROWS`] and validates beside that, and prints how many answers it had of each.
+/// Runs a client that imports [`ROWS`] and concurrently validates. Prints the number of responses to each.
 async fn all_are_imported(client: fn(&Path, &str) -> Command, through_envoy: bool) {
     let server = TestServer::start(SlowImports::default()).await;
     let (_, secret) = server.api().await.create(new_key()).await;
@@ -140,7 +141,7 @@ async fn grpc_js_through_envoy_is_held_back() {
     all_are_imported(grpc_js, true).await;
 }
 
-/// It is written in Go, with another implementation of HTTP/2.
+/// `buf` is written in Go, and uses another implementation of HTTP/2.
 #[tokio::test(flavor = "multi_thread")]
 async fn buf_curl_is_held_back() {
     let server = TestServer::start(SlowImports::default()).await;

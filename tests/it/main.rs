@@ -1,4 +1,4 @@
-//! All integration tests in one binary: links are slow.
+//! All integration tests in one binary, because linking is slow.
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 

@@ -1,4 +1,4 @@
-//! How databases run the repository's statements: each by the index that was made for it.
+//! Tests that databases run each statement of the repository with the index that was created for it.
 
 use keyvouch::domain::{ApiKey, ChangeContext, OwnerId, Revision, Timestamp};
 use keyvouch::repository::{KeyRepository as _, SqlRepository, UsageStore as _};
@@ -7,16 +7,16 @@ use sea_orm::{ConnectionTrait as _, Database, DbBackend};
 use crate::databases::{Kind, patient};
 use crate::sql::key;
 
-/// What leads a statement to its rows.
+/// The access path of a statement.
 #[derive(Clone, Copy, Debug)]
 enum Way {
     /// A condition on the first column of the index.
     Condition(&'static str, &'static str),
-    /// A walk along the index in its order, which a limit ends.
+    /// A scan of the index in its order, which a limit ends.
     Walk(&'static str),
     /// A condition on the primary key of the table.
     PrimaryKey(&'static str),
-    /// A walk along the primary key, which a limit ends.
+    /// A scan of the primary key, which a limit ends.
     PrimaryWalk,
 }
 
@@ -44,7 +44,7 @@ const WAYS: [(&str, Way); 20] = [
 ];
 
 impl Way {
-    /// Whether `plan` goes this way.
+    /// Returns whether `plan` uses this access path.
     fn is_taken(self, backend: DbBackend, plan: &str) -> bool {
         let is_sorted_by_hand = ["Sort", "filesort", "TEMP B-TREE"].iter().any(|sort| plan.contains(sort));
         let has_line = |marks: &[&str]| plan.lines().any(|line| marks.iter().all(|mark| line.contains(mark)));
@@ -72,7 +72,7 @@ impl Way {
             (_, Self::Walk(index)) => {
                 plan.lines().any(|line| line.starts_with("SCAN") && line.contains(index))
             }
-            // SQLite calls a primary key of numbers `rowid`.
+            // SQLite calls a numeric primary key `rowid`.
             (_, Self::PrimaryKey(column)) => {
                 has_line(&["SEARCH", &format!("_1 ({column}")]) || has_line(&["SEARCH", "PRIMARY KEY (rowid"])
             }
@@ -82,7 +82,7 @@ impl Way {
     }
 }
 
-/// The names of the statements that go another way than they should.
+/// Returns the names and plans of the statements that use another access path than they should.
 async fn astray(
     repository: &SqlRepository,
     backend: DbBackend,
@@ -94,7 +94,8 @@ async fn astray(
     plans.filter(|((_, plan), (_, way))| !way.is_taken(backend, plan)).map(|(plan, _)| plan).collect()
 }
 
-/// `fill` makes a hundred thousand keys and as many events, of which every hundredth is of the owner that is asked for.
+/// Checks all statements. `fill` creates a hundred thousand keys and as many events, of which every hundredth
+/// belongs to the requested owner.
 async fn each_statement_goes_its_way(url: &str, fill: &[String]) {
     let repository = SqlRepository::open(url, patient()).await.unwrap();
     repository.migrate().await.unwrap();
@@ -111,7 +112,7 @@ async fn each_statement_goes_its_way(url: &str, fill: &[String]) {
     let backend = database.get_database_backend();
     assert_eq!(astray(&repository, backend, &asked).await, []);
 
-    // And it is seen when one can't.
+    // The check detects a statement that can't use its index.
     for (index, table, statements) in [
         (
             "api_key_owner_order",
@@ -127,7 +128,8 @@ async fn each_statement_goes_its_way(url: &str, fill: &[String]) {
             _ => format!("DROP INDEX {index}"),
         };
         database.execute_unprepared(&drop).await.unwrap();
-        // A statement that only explains is not prepared anew when an index is dropped: a new connection has to do that.
+        // A statement that was only explained is not prepared again when an index is dropped, so this needs a
+        // new connection.
         let repository = SqlRepository::open(url, patient()).await.unwrap();
         let lost: Vec<_> =
             astray(&repository, backend, &asked).await.into_iter().map(|(name, _)| name).collect();

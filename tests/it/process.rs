@@ -1,4 +1,4 @@
-//! The binary as a process, as its users run it.
+//! Tests of the binary as a process, as users run it.
 
 mod cli;
 mod examples;

@@ -1,8 +1,9 @@
-//! The proof by processes: three replicas over one store, a proxy on each of their connections, random schedules of changes
-//! and validations, and faults in between. Every answer is checked against what is known to have happened.
+//! Tests with processes: three replicas over one backend, a proxy on each of their connections, random
+//! schedules of changes and validations, and faults. Every answer is checked against the changes that are
+//! known to have been made.
 //!
-//! A short form is part of every test run; `scripts/prove` runs the long one. A seed gives the same schedules and the same
-//! plan of faults again, though not the same timing.
+//! A short form is part of every test run, and `scripts/prove` runs the long one. A seed repeats the
+//! schedules and the plan of faults, but not the timing.
 
 #![expect(clippy::print_stdout, reason = "`scripts/prove` shows what was tried and measured")]
 
@@ -21,7 +22,7 @@ use self::fleet::{Fleet, Stack};
 use self::schedule::Random;
 use crate::process::program;
 
-/// The bound that replicas are configured with: `cache.max_staleness`.
+/// The maximum staleness that replicas are configured with, `cache.max_staleness`.
 const BOUND: Duration = Duration::from_secs(1);
 
 fn number(name: &str, otherwise: u64) -> u64 {
@@ -31,7 +32,7 @@ fn number(name: &str, otherwise: u64) -> u64 {
     }
 }
 
-/// Random schedules while the plan of faults goes on.
+/// Runs random schedules during the planned faults.
 async fn prove(stack: Stack) {
     let schedules = number("KEYVOUCH_PROVE_SCHEDULES", 60);
     let at_once = number("KEYVOUCH_PROVE_AT_ONCE", 30);
@@ -42,7 +43,7 @@ async fn prove(stack: Stack) {
     faults.abort();
     println!("{stack:?}, seed {seed}: {told}");
     assert!(told.violations.is_empty(), "seed {seed}: {:#?}", told.violations);
-    // A proof in which nothing could be decided would prove nothing.
+    // The test would show nothing if no validation could be decided.
     assert!(told.allowed > schedules && told.denied > schedules, "{told}");
 }
 
@@ -61,7 +62,7 @@ async fn no_schedule_breaks_a_promise_over_redis() {
     prove(Stack::Redis).await;
 }
 
-/// A failover loses changes that replicas have made, loaded and cached, and not polled.
+/// Runs failovers that lose changes which replicas have made, loaded and cached, and not polled.
 async fn rewind(stack: Stack) {
     let rewinds = number("KEYVOUCH_PROVE_REWINDS", 2);
     let seed = number("KEYVOUCH_PROVE_SEED", 20_261_124);
@@ -90,13 +91,13 @@ async fn no_lost_history_is_served_over_mariadb_and_redis() {
     rewind(Stack::MariaDbAndRedis).await;
 }
 
-/// A proof that could not fail would be none: without the bound, a stale answer is a violation.
+/// Checks the checker: a stale answer after the bound is a violation.
 #[test]
 fn a_stale_answer_is_a_violation() {
     history::tests_of_the_judge();
 }
 
-/// Nor would one whose faults change nothing.
+/// Checks that the faults have an effect.
 #[test]
 fn a_stepped_clock_is_the_one_that_servers_read() {
     let home = program::Home::with_clock();

@@ -1,4 +1,4 @@
-//! Redis servers that fail, and what only a look into a server shows.
+//! Tests with failing Redis servers, and tests that need direct access to a server.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -34,7 +34,7 @@ pub(crate) async fn open(servers: &RedisServers, options: RedisOptions) -> Redis
     RedisRepository::open(&servers.url, options).await.unwrap()
 }
 
-/// Every call fails honestly, in time.
+/// Checks that every call fails in time, with the right kind of error.
 async fn all_fail(repository: &RedisRepository, created: &ApiKey) {
     let honest = [ErrorKind::Timeout, ErrorKind::Unavailable];
     let read = repository.get_by_hash(&created.hash).await.unwrap_err();
@@ -44,12 +44,12 @@ async fn all_fail(repository: &RedisRepository, created: &ApiKey) {
     assert!(honest.contains(&repository.ping().await.unwrap_err().kind()));
 }
 
-/// Asks until there is an answer: the client has to find its way back by itself.
+/// Looks the key up until it is found, because the client has to reconnect by itself.
 async fn until_it_answers(repository: &RedisRepository, created: &ApiKey) -> ApiKey {
     let begun = tokio::time::Instant::now();
     loop {
         match repository.get_by_hash(&created.hash).await {
-            // It was acknowledged, so it is there.
+            // The creation was acknowledged, so the key exists.
             Ok(found) => return found.unwrap(),
             Err(error) => assert!(begun.elapsed() < Duration::from_mins(1), "{error:?}"),
         }
@@ -69,7 +69,8 @@ async fn a_frozen_server_is_told_in_time() {
     assert_eq!(until_it_answers(&repository, &created).await.id, created.id);
 }
 
-/// A change whose connection was given up is not sent again: its repetition would fail, though the key was made.
+/// A change whose connection was closed is not sent again. A repetition would fail although the key was
+/// created.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_in_flight_is_sent_once() {
     let servers = Redis::Alone.start(&[]);
@@ -81,7 +82,7 @@ async fn a_change_in_flight_is_sent_once() {
         let repository = repository.clone();
         async move { repository.create(key("second"), &context()).await }
     });
-    // By now, pings had no answer, and the client reconnects.
+    // By now, pings have timed out, and the client reconnects.
     tokio::time::sleep(Duration::from_millis(3_300)).await;
     servers.servers[0].watched.thaw();
     let error = creating.await.unwrap().unwrap_err();
@@ -92,7 +93,7 @@ async fn a_change_in_flight_is_sent_once() {
     .await;
 }
 
-/// However many wait for keys of a shard that hangs, the keys of other shards are found.
+/// Keys of other shards are found, however many lookups wait for a hanging shard.
 #[tokio::test]
 async fn a_frozen_shard_holds_up_no_look_up_of_another() {
     let servers = Redis::Cluster.start(&["--cluster-require-full-coverage", "no"]);
@@ -108,7 +109,7 @@ async fn a_frozen_shard_holds_up_no_look_up_of_another() {
     };
     let (of_the_first, others): (Vec<_>, Vec<_>) = keys.into_iter().partition(is_of_the_first);
     assert!(of_the_first.len() > 20 && others.len() > 20, "{} {}", of_the_first.len(), others.len());
-    // Its replica too, which would take its place.
+    // The shard's replica hangs too, because it would take over otherwise.
     for frozen in [0, 3, 4, 5] {
         servers.servers[frozen].watched.freeze();
     }
@@ -116,7 +117,7 @@ async fn a_frozen_shard_holds_up_no_look_up_of_another() {
     for key in of_the_first {
         let repository = repository.clone();
         waiting.push(tokio::spawn(async move { repository.get_by_hash(&key.hash).await }));
-        // Each begins before the next one comes.
+        // Each lookup begins before the next one.
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     for key in others {
@@ -128,7 +129,7 @@ async fn a_frozen_shard_holds_up_no_look_up_of_another() {
     }
 }
 
-/// With `appendfsync always`, what was acknowledged is there after kill -9.
+/// With `appendfsync always`, acknowledged changes exist after kill -9.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_server_comes_back_with_all_that_was_acknowledged() {
     let durable = ["--appendonly", "yes", "--appendfsync", "always"];
@@ -151,7 +152,7 @@ async fn a_killed_server_comes_back_with_all_that_was_acknowledged() {
     assert!(again.revision > revoked.revision);
 }
 
-/// A server that is up but has not read its files yet is no server without keys.
+/// A server that runs but has not loaded its files yet must not be treated as one without keys.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_loads_its_files_is_unavailable() {
     let durable = ["--appendonly", "yes", "--appendfsync", "always", "--aof-use-rdb-preamble", "no"];
@@ -162,7 +163,7 @@ async fn a_server_that_loads_its_files_is_unavailable() {
         repository.create(key(&number.to_string()), &context()).await.unwrap();
     }
     servers.servers[0].kill();
-    // Redis' own aid for tests: so many microseconds for each command that is loaded.
+    // An option of Redis for tests: this number of microseconds for each command that is loaded.
     servers.servers[0].restart_loading(&[&durable[..], &["--key-load-delay", "1000"]].concat());
     let loading = repository.get_by_hash(&created.hash).await.unwrap_err();
     assert!(matches!(loading.kind(), ErrorKind::Unavailable | ErrorKind::Timeout), "{loading:?}");
@@ -170,7 +171,7 @@ async fn a_server_that_loads_its_files_is_unavailable() {
     repository.create(key("300"), &context()).await.unwrap();
 }
 
-/// A Cluster that lost a shard with its replica refuses, by its default, everything.
+/// A Cluster that lost a shard with its replica rejects all commands by default.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_that_is_down_is_unavailable() {
     let servers = Redis::Cluster.start(&[]);
@@ -189,7 +190,7 @@ async fn a_cluster_that_is_down_is_unavailable() {
     assert!(matches!(polled.kind(), ErrorKind::Unavailable | ErrorKind::Timeout), "{polled:?}");
 }
 
-/// As after a failover to a replica that never ran them.
+/// The scripts are missing, as after a failover to a replica that never ran them.
 #[tokio::test(flavor = "multi_thread")]
 async fn scripts_that_were_forgotten_are_loaded_again() {
     for min_replicas_ack in [0, 1] {
@@ -208,7 +209,7 @@ async fn scripts_that_were_forgotten_are_loaded_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_wait_for_a_replica_side_by_side() {
     let servers = Redis::Sentinel.start(&[]);
-    // Half of it is how long they wait.
+    // The changes wait for half of this timeout.
     let options = RedisOptions { min_replicas_ack: 1, timeout: Duration::from_mins(1), ..quick() };
     let repository = open(&servers, options).await;
     repository.create(key("before"), &context()).await.unwrap();
@@ -219,7 +220,7 @@ async fn changes_wait_for_a_replica_side_by_side() {
     };
     let before = scripts();
     servers.servers[1].watched.freeze();
-    // One for each connection: shards are dealt to them in turn.
+    // One key per connection, because shards are assigned to connections in turn.
     let connections = u8::try_from(RedisOptions::default().change_connections).unwrap();
     let of_connection = |connection| {
         (0..1_000)
@@ -242,7 +243,7 @@ async fn changes_wait_for_a_replica_side_by_side() {
     }
 }
 
-/// Full is not "no such key", and what is there is read on.
+/// A full server rejects changes, returns no false "not found", and still serves reads.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_server_refuses_changes_alone() {
     let servers = Redis::Alone.start(&["--maxmemory-policy", "noeviction"]);
@@ -257,7 +258,7 @@ async fn a_full_server_refuses_changes_alone() {
     repository.create(key("b"), &context()).await.unwrap();
 }
 
-/// A primary dies under load. With one replica to confirm, every change that was acknowledged is there afterwards.
+/// A primary dies under load. If one replica has to confirm, every acknowledged change exists afterwards.
 async fn a_failover_loses_nothing_that_a_replica_confirmed(kind: Redis) {
     let servers = kind.start(&[]);
     let repository = open(&servers, RedisOptions { min_replicas_ack: 1, ..quick() }).await;
@@ -276,12 +277,12 @@ async fn a_failover_loses_nothing_that_a_replica_confirmed(kind: Redis) {
         create_another(&mut acknowledged).await;
     }
     servers.servers[0].kill();
-    // Some fail until another one has taken over, and then for want of a replica.
+    // Changes fail until another server has taken over, and then because it has no replica.
     for _ in 0..40 {
         create_another(&mut acknowledged).await;
     }
     assert!(acknowledged.len() < 140, "nobody noticed");
-    // The one that took over has no replica to confirm with.
+    // The new primary has no replica to confirm changes.
     let alone = open(&servers, quick()).await;
     let begun = tokio::time::Instant::now();
     while let Err(error) = alone.create(key("after"), &context()).await {
@@ -305,7 +306,7 @@ async fn a_failover_of_a_cluster_shard() {
     a_failover_loses_nothing_that_a_replica_confirmed(Redis::Cluster).await;
 }
 
-/// A primary that became a replica answers reads, but from its own past: it is not healthy.
+/// A primary that became a replica answers reads with outdated data, and therefore is not healthy.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_demoted_primary_is_noticed() {
     let (servers, other) = (Redis::Alone.start(&[]), Redis::Alone.start(&[]));
@@ -343,7 +344,7 @@ async fn a_lookup_is_one_round_trip() {
         .filter(|line| line.starts_with("cmdstat_") && !line.contains("config|resetstat"))
         .map(|line| (line.split(':').next().unwrap(), calls(line)))
         .collect();
-    // The role comes in the same round trip: what a replica says counts for nothing.
+    // The role is read in the same round trip, because answers of a replica must not be used.
     let both = [("cmdstat_mget", "50".to_owned()), ("cmdstat_role", "50".to_owned())];
     assert!(told.len() == 2 && both.iter().all(|command| told.contains(command)), "{stats}");
 }
@@ -368,7 +369,8 @@ async fn prefixes_keep_stores_apart() {
     assert_eq!(one.changes(None, 10).await.unwrap().events.len(), 1);
 }
 
-/// A form that another release writes, or nonsense: an error of its own, and it can be deleted.
+/// A record in the format of another release, or an invalid one, is an error of its own key, and can be
+/// deleted.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_that_can_not_be_read_is_corrupt_and_can_be_deleted() {
     let servers = Redis::Alone.start(&[]);
@@ -391,7 +393,7 @@ async fn a_record_that_can_not_be_read_is_corrupt_and_can_be_deleted() {
     assert_eq!(repository.get_by_hash(&broken.hash).await.unwrap(), None);
 }
 
-/// An event that was let go before a follower saw it is told.
+/// A follower gets an error if an event was trimmed before it was read.
 #[tokio::test(flavor = "multi_thread")]
 async fn events_that_were_trimmed_are_told() {
     let servers = Redis::Alone.start(&[]);
@@ -414,7 +416,8 @@ async fn events_that_were_trimmed_are_told() {
     assert_eq!(repository.changes(Some(&from_now.position), 10).await.unwrap().events, []);
 }
 
-/// Neither a head that was lost nor a clock that went back makes revisions go back, and nothing is half done.
+/// Neither a lost head nor a clock that was set back makes revisions decrease, and no change is applied
+/// partially.
 #[tokio::test(flavor = "multi_thread")]
 async fn revisions_never_go_back() {
     let servers = Redis::Alone.start(&[]);
@@ -422,7 +425,7 @@ async fn revisions_never_go_back() {
     let created = repository.create(key("a"), &context()).await.unwrap();
     let port = servers.servers[0].port;
     let head = cli(port, &["KEYS", "*head"]);
-    // As if the clock had been ahead until now.
+    // The revision is as large as if the clock had been ahead until now.
     assert_eq!(cli(port, &["HSET", &head, "revision", "4000000000000000"]), "0");
     let ahead = repository.update(created.clone(), created.revision, &context()).await.unwrap();
     assert_eq!(ahead.revision.get(), 4_000_000_000_000_001);
@@ -435,7 +438,8 @@ async fn revisions_never_go_back() {
     assert!(deleted.revision.get() > 4_000_000_000_000_002);
 }
 
-/// Shards that let events go, read one event at a time: from where it begins, a follower misses nothing.
+/// Shards were trimmed, and the feed is read one event at a time. A follower misses nothing after its first
+/// position.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_comes_through_shards_that_were_trimmed() {
     let servers = Redis::Alone.start(&[]);
@@ -462,7 +466,7 @@ async fn a_follower_comes_through_shards_that_were_trimmed() {
     }
     assert_eq!(seen, all);
     assert!(seen.len() >= 40);
-    // What is let go before it was seen is told, in a shard that was not read yet, too.
+    // A position before trimmed events is an error, also in a shard that was not read yet.
     let begun = repository.changes(None, 1).await.unwrap().position;
     for stream in cli(port, &["KEYS", "*events"]).lines() {
         cli(port, &["XTRIM", stream, "MAXLEN", "1"]);
@@ -470,8 +474,8 @@ async fn a_follower_comes_through_shards_that_were_trimmed() {
     assert_eq!(repository.changes(Some(&begun), 1).await.unwrap_err().kind(), ErrorKind::PositionLost);
 }
 
-/// Entries that nobody can read stop neither the feed nor listings, and say where they are. An event of a kind that a newer
-/// release writes is a change.
+/// Unreadable records and events stop neither the feed nor listings, and have a position. An event of an
+/// unknown kind, which a newer release may write, is treated as a change.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_can_not_be_read_stops_nothing() {
     let servers = Redis::Alone.start(&[]);
@@ -510,7 +514,7 @@ async fn what_can_not_be_read_stops_nothing() {
     assert!(listed.contains(&ListedKey::Read(sound)) && listed.len() == 2);
     assert!(listed.contains(&ListedKey::Unreadable(PagePosition::of(&broken))));
 
-    // It can be revoked, and is a record like any other then.
+    // The unreadable record can be revoked, and is a normal record afterwards.
     let revoked = repository.revoke(broken.id, RevokeReason::default(), &context()).await.unwrap();
     assert_eq!(repository.get_by_hash(&broken.hash).await.unwrap(), Some(revoked.clone()));
     assert!(revoked.revocation.is_some() && revoked.owner_id == broken.owner_id);
@@ -519,8 +523,8 @@ async fn what_can_not_be_read_stops_nothing() {
     assert_eq!(revived.kind(), ErrorKind::RevokedHash);
 }
 
-/// A record that breaks one rule keeps the rest of itself when it is revoked, and a change that comes first is not lost: the
-/// others find a record that is revoked, and change nothing.
+/// Revoking a record that breaks one rule keeps the rest of it. Of concurrent revocations, the first is kept:
+/// the others find a revoked record, and change nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_can_be_read_of_a_broken_record_outlives_its_revocation() {
     let servers = Redis::Alone.start(&[]);
@@ -551,8 +555,8 @@ async fn what_can_be_read_of_a_broken_record_outlives_its_revocation() {
     assert_eq!(kinds, [ChangeKind::Created, ChangeKind::Revoked]);
 }
 
-/// A clock that was far in the future for a moment leaves nothing behind that could not be changed any more, and a shard that
-/// lost its head keeps no replica from starting.
+/// A clock that was far in the future for a moment leaves nothing behind that can't be changed any more. A
+/// shard that lost its head prevents no replica from starting.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_clock_and_a_lost_head_poison_no_shard() {
     let servers = Redis::Alone.start(&[]);
@@ -560,7 +564,7 @@ async fn a_wrong_clock_and_a_lost_head_poison_no_shard() {
     let repository = open(&servers, quick()).await;
     let created = repository.create(key("a"), &context()).await.unwrap();
     let shard = format!("keyvouch:{{{:02}}}:", created.hash.as_bytes()[0] % 64);
-    // As far ahead as a revision is still followed.
+    // The largest revision that the next one still follows in time.
     cli(port, &["HSET", &format!("{shard}head"), "revision", "7000000000000000"]);
     let mut last = created.clone();
     for _ in 0..3 {
@@ -582,7 +586,8 @@ async fn a_wrong_clock_and_a_lost_head_poison_no_shard() {
     assert_eq!(repository.changes(Some(&recent.position), 10).await.unwrap().events.len(), 1);
 }
 
-/// A clock that was two centuries ahead leaves such revisions behind; revisions go on one by one then, and stay exact.
+/// A clock that was two centuries ahead leaves large revisions behind. Later revisions grow by one, and stay
+/// exact.
 #[tokio::test(flavor = "multi_thread")]
 async fn revisions_from_a_clock_far_ahead_are_followed_by_the_next_ones() {
     const AHEAD: i64 = 8_000_000_000_000_000;
@@ -600,12 +605,12 @@ async fn revisions_from_a_clock_far_ahead_are_followed_by_the_next_ones() {
     }
     repository.revoke(created.id, RevokeReason::default(), &context()).await.unwrap();
     assert_eq!(repository.changes(None, 10).await.unwrap().events.len(), 5);
-    // A replica that starts now follows it too.
+    // A replica that starts now follows the feed too.
     let started = repository.recent_changes(10).await.unwrap();
     assert_eq!(repository.changes(Some(&started.position), 10).await.unwrap().events, []);
 }
 
-/// A node that is cut off from its Cluster must not answer reads from its past.
+/// A node that is cut off from its Cluster must not answer reads with outdated data.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_that_reads_when_it_is_down_is_refused() {
     let servers = Redis::Cluster.start(&["--cluster-allow-reads-when-down", "yes"]);
@@ -614,7 +619,8 @@ async fn a_cluster_that_reads_when_it_is_down_is_refused() {
     assert!(format!("{error:?}").contains("cluster-allow-reads-when-down no"), "{error:?}");
 }
 
-/// Managed servers don't tell their settings: what can't be seen is a warning, and an error if the options are strict.
+/// Managed servers hide their settings. A setting that can't be read is a warning, and an error with strict
+/// options.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_that_hides_its_settings_is_refused_by_strict_options() {
     let servers = Redis::Cluster.start(&["--rename-command", "CONFIG", ""]);
@@ -625,7 +631,8 @@ async fn a_cluster_that_hides_its_settings_is_refused_by_strict_options() {
     assert!(format!("{error:?}").contains("cluster-allow-reads-when-down"), "{error:?}");
 }
 
-/// Behind Sentinel, a primary that hangs and comes back takes changes that are lost: strict options demand a protection.
+/// Behind Sentinel, a primary that hangs and comes back accepts changes that are lost later. Strict options
+/// require a protection.
 #[tokio::test(flavor = "multi_thread")]
 async fn strict_options_demand_a_protection_from_lost_changes() {
     let durable = ["--appendonly", "yes", "--appendfsync", "always"];
@@ -642,7 +649,8 @@ async fn strict_options_demand_a_protection_from_lost_changes() {
     RedisRepository::open(&servers.url, strict()).await.unwrap();
 }
 
-/// A server that lost changes which replicas have seen and not polled: an older copy of its files takes its place.
+/// A server loses changes that replicas have seen and not polled, because an older copy of its files replaces
+/// it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_history_is_noticed() {
     let durable = ["--appendonly", "yes", "--appendfsync", "always"];
@@ -671,7 +679,7 @@ async fn a_lost_history_is_noticed() {
     assert_eq!(replica.backend.get_by_hash(&kept.hash).await.unwrap(), Some(kept));
 }
 
-/// With a full memory, what frees some or shuts somebody out is possible, and nothing else; and the store says so.
+/// With a full memory, only changes that free memory or deny access succeed, and the backend reports that.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_memory_stops_no_revocation() {
     let servers = Redis::Alone.start(&["--maxmemory-policy", "noeviction"]);
@@ -698,8 +706,8 @@ async fn a_full_memory_stops_no_revocation() {
     repository.create(key("c"), &context()).await.unwrap();
 }
 
-/// A password that is changed on the server and in its file is used for the connections that are made next. Until then the log
-/// says what is wrong.
+/// A password that is changed on the server and in its file is used for new connections. Until the file is
+/// changed, the log has the reason for failures.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_password_can_change_while_the_store_is_open() {
     let servers = Redis::Alone.start(&[]);
@@ -731,7 +739,7 @@ async fn a_password_can_change_while_the_store_is_open() {
     assert_eq!(RedisRepository::open(&url, missing).await.unwrap_err().kind(), ErrorKind::Refused);
 }
 
-/// Each change would fail by itself, much later.
+/// The missing commands are reported at startup, because each change would fail much later otherwise.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_who_lacks_a_command_is_refused_at_the_start() {
     for kind in [Redis::Alone, Redis::Cluster] {
@@ -752,7 +760,7 @@ async fn a_user_who_lacks_a_command_is_refused_at_the_start() {
     }
 }
 
-/// Behind Sentinel, a primary that hangs is left by reads and changes as soon as there is another one.
+/// Behind Sentinel, reads and changes leave a hanging primary as soon as there is another one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_primary_behind_sentinel_is_left() {
     let servers = Redis::Sentinel.start(&[]);
@@ -761,7 +769,7 @@ async fn a_frozen_primary_behind_sentinel_is_left() {
     let [primary, replica, ..] = &servers.servers[..] else { panic!("a primary and its replica come first") };
     until("the replica", async || cli(replica.port, &["DBSIZE"]) == cli(primary.port, &["DBSIZE"])).await;
     primary.watched.freeze();
-    // Reads go on all the time, so there is always something that was just written to the connection.
+    // Reads continue all the time, so that something was always just written to the connection.
     let reads = tokio::spawn({
         let (repository, hash) = (repository.clone(), created.hash);
         async move {

@@ -1,4 +1,4 @@
-//! Slots of a Redis Cluster that move to another node.
+//! Tests with slots of a Redis Cluster that move to another node.
 
 use std::collections::HashSet;
 use std::process::{Command, Stdio};
@@ -17,7 +17,7 @@ use crate::redis_servers::{Redis, RedisServer, RedisServers, cli};
 use crate::sql::key;
 use crate::support::until;
 
-/// The primary of the slot of `name`, and another one.
+/// Returns the primary of the slot of `name`, and another primary.
 fn source_and_target<'s>(servers: &'s RedisServers, slot: &str) -> (&'s RedisServer, &'s RedisServer) {
     let slot: u16 = slot.parse().unwrap();
     let nodes = cli(servers.servers[0].port, &["CLUSTER", "NODES"]);
@@ -36,7 +36,8 @@ fn source_and_target<'s>(servers: &'s RedisServers, slot: &str) -> (&'s RedisSer
     (primaries.0.unwrap(), primaries.1.unwrap())
 }
 
-/// A slot on its way to another node: what has moved is read and changed there, what has not here, and no client ends.
+/// A slot is moving to another node. Keys that have moved are read and changed there, the others here, and no
+/// client fails.
 async fn a_slot_that_moves_stops_nothing(min_replicas_ack: u32) {
     let servers = Redis::Cluster.start(&[]);
     let store = open(&servers, RedisOptions { min_replicas_ack, ..quick() }).await;
@@ -63,7 +64,7 @@ async fn a_slot_that_moves_stops_nothing(min_replicas_ack: u32) {
         assert_eq!(store.get_by_hash(&other.hash).await.unwrap(), Some(other.clone()));
         store.recent_changes(10).await.unwrap();
     }
-    // Redis runs no change of several names, of which some are here, some there and some nowhere.
+    // Redis rejects a change of several names if some of them have moved and others have not.
     for pattern in ["nothing", "*"] {
         move_all(&format!("{tag}{pattern}"));
         let change = store.revoke(moved.id, RevokeReason::default(), &context()).await.unwrap_err();
@@ -93,22 +94,23 @@ async fn a_slot_that_moves_stops_no_client_that_waits_for_replicas() {
     a_slot_that_moves_stops_nothing(1).await;
 }
 
-/// Slots that `redis-cli` moves at once: half of those of a node, and about ten of the 64 shards.
+/// Number of slots that `redis-cli` moves at once: half of those of a node, and about ten of the 64 shards.
 const MOVED_SLOTS: u16 = 2_700;
-/// Tasks that change and read keys meanwhile.
+/// Number of tasks that change and read keys meanwhile.
 const WORKERS: usize = 8;
 
-/// What a task knows of the keys that it created.
+/// The keys that a task created, and their expected states.
 #[derive(Debug, Default)]
 struct Known {
     valid: Vec<(KeyId, KeyHash)>,
     revoked: Vec<(KeyId, KeyHash)>,
-    /// Calls without an outcome.
+    /// Number of calls whose outcome is unknown.
     undecided: usize,
     longest_change: Duration,
 }
 
-/// Creates keys, revokes every other one, and reads each through another client after every answered change.
+/// Creates keys, revokes every other one, and reads each through another client after every acknowledged
+/// change.
 async fn change_and_read(
     worker: usize,
     changes: RedisRepository,
@@ -123,7 +125,7 @@ async fn change_and_read(
         let key = key(&format!("{worker}-{number}"));
         let began = Instant::now();
         while let Err(error) = changes.create(key.clone(), &context()).await {
-            // An attempt without an answer may have created it.
+            // An attempt without a response may have created it.
             if error.kind() == ErrorKind::AlreadyExists {
                 break;
             }
@@ -161,7 +163,7 @@ impl Known {
     }
 }
 
-/// Moves slots from one node to another one, as an operator does.
+/// Moves slots from one node to another, as an operator does.
 async fn reshard(source: &RedisServer, target: &RedisServer) {
     let id = |server: &RedisServer| cli(server.port, &["CLUSTER", "MYID"]);
     let mut command = Command::new("redis-cli");

@@ -1,5 +1,5 @@
-//! Private Redis servers: one alone, a Sentinel set and a Cluster, shared by the tests of this process. Each test has a
-//! prefix of its own.
+//! Private Redis servers: a single one, a Sentinel set and a Cluster, shared by the tests of this process.
+//! Each test has a prefix of its own.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::databases::{Watched, folder, run, watch};
 use crate::process::program::wait_for;
 
-/// A way to run Redis.
+/// A deployment of Redis.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Redis {
     Alone,
@@ -21,23 +21,23 @@ pub(crate) enum Redis {
     Cluster,
 }
 
-/// Running servers. They stop when this is dropped.
+/// Running servers. Dropping this stops them.
 pub(crate) struct RedisServers {
     pub(crate) url: String,
     pub(crate) servers: Vec<RedisServer>,
 }
 
-/// One of them.
+/// A running server.
 pub(crate) struct RedisServer {
     pub(crate) port: u16,
     pub(crate) watched: Watched,
     data: PathBuf,
-    /// Those that were killed: the files go with them.
+    /// Processes that were killed. Dropping them would remove their files.
     others: Vec<Watched>,
 }
 
 impl Redis {
-    /// An empty repository on the shared servers.
+    /// Returns an empty repository on the shared servers.
     pub(crate) async fn repository(self) -> RedisRepository {
         let options = RedisOptions { key_prefix: next_prefix(), ..RedisOptions::default() };
         RedisRepository::open(&self.shared().url, options).await.unwrap()
@@ -54,7 +54,7 @@ impl Redis {
         }
     }
 
-    /// Servers for one test alone, with further `settings`.
+    /// Starts servers for a single test, with further `settings`.
     pub(crate) fn start(self, settings: &[&str]) -> RedisServers {
         match self {
             Self::Alone => {
@@ -67,18 +67,18 @@ impl Redis {
     }
 }
 
-/// The URL of the shared servers.
+/// Returns the URL of the shared servers.
 pub(crate) fn shared_url(kind: Redis) -> String {
     kind.shared().url.clone()
 }
 
-/// A prefix that no other test has.
+/// Returns a prefix that no other test uses.
 pub(crate) fn next_prefix() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("test-{}:", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// What `redis-cli` prints of a command to the server at `port`.
+/// Returns the output of `redis-cli` for a command to the server at `port`.
 pub(crate) fn cli(port: u16, command: &[&str]) -> String {
     let port = port.to_string();
     let done = Command::new("redis-cli").args(["-p", &port]).args(command).stdin(Stdio::null()).output();
@@ -86,10 +86,11 @@ pub(crate) fn cli(port: u16, command: &[&str]) -> String {
     String::from_utf8_lossy(&done.stdout).trim().to_owned()
 }
 
-/// A port that is free together with the one of the cluster bus, 10,000 above, and below those that systems give out.
+/// Returns a port that is free together with the one of the cluster bus, 10,000 above. Both are below the
+/// ports that systems assign.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    // Test processes on one machine begin at different places.
+    // Test processes on one machine begin at different ports.
     let first = 20_000 + u16::try_from(std::process::id() % 100).unwrap() * 20;
     loop {
         let port = first + NEXT.fetch_add(1, Ordering::Relaxed);
@@ -111,14 +112,14 @@ fn server(settings: &[&str]) -> RedisServer {
 fn start(port: u16, data: &Path, folder: TempDir, settings: &[&str]) -> Watched {
     let watched = launch(port, data, folder, settings);
     wait_for("a Redis server", || {
-        // One that asks for a password is up, too.
+        // A server that requires a password is up, too.
         let answer = cli(port, &["PING"]);
         (answer == "PONG" || answer.starts_with("NOAUTH")).then_some(())
     });
     watched
 }
 
-/// The same, without waiting until it answers.
+/// Starts a server like [`start`], without waiting until it responds.
 fn launch(port: u16, data: &Path, folder: TempDir, settings: &[&str]) -> Watched {
     let mut command = Command::new("redis-server");
     command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--dir"]).arg(data);
@@ -127,14 +128,14 @@ fn launch(port: u16, data: &Path, folder: TempDir, settings: &[&str]) -> Watched
 }
 
 impl RedisServer {
-    /// Ends it at once, as a power loss would.
+    /// Kills the server, as a power loss would.
     pub(crate) fn kill(&self) {
         self.watched.kill();
         let port = self.port;
         wait_for("its end", || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err().then_some(()));
     }
 
-    /// Copies its files, for which it is stopped for a moment.
+    /// Copies the server's files. The server is stopped meanwhile.
     pub(crate) fn keep_a_copy(&mut self, settings: &[&str]) {
         self.kill();
         let copy = self.data.join("copy");
@@ -142,14 +143,14 @@ impl RedisServer {
         self.restart(settings);
     }
 
-    /// Starts it with the files that were copied, after it was killed.
+    /// Starts the killed server with the copied files.
     pub(crate) fn start_the_copy(&mut self, settings: &[&str]) {
         run(Command::new("rm").arg("-rf").arg(self.data.join("appendonlydir")));
         run(Command::new("mv").arg(self.data.join("copy")).arg(self.data.join("appendonlydir")));
         self.restart(settings);
     }
 
-    /// Starts it again on the same port with the same files.
+    /// Restarts the server on the same port with the same files.
     pub(crate) fn restart(&mut self, settings: &[&str]) {
         let again = start(self.port, &self.data, folder("redis"), settings);
         self.others.push(std::mem::replace(&mut self.watched, again));
@@ -157,7 +158,7 @@ impl RedisServer {
 }
 
 impl RedisServer {
-    /// [`restart`](Self::restart) that returns while the server loads its files.
+    /// Restarts the server like [`restart`](Self::restart), but returns while it loads its files.
     pub(crate) fn restart_loading(&mut self, settings: &[&str]) {
         let again = launch(self.port, &self.data, folder("redis"), settings);
         self.others.push(std::mem::replace(&mut self.watched, again));
@@ -166,7 +167,7 @@ impl RedisServer {
     }
 }
 
-/// A primary, a replica and three sentinels.
+/// Starts a primary, a replica and three sentinels.
 fn sentinel(settings: &[&str]) -> RedisServers {
     let primary = server(settings);
     let primary_port = primary.port.to_string();
@@ -210,7 +211,7 @@ fn sentinel_conf(folder: &Path, port: u16, primary_port: &str) -> PathBuf {
     path
 }
 
-/// Three primaries with a replica each.
+/// Starts three primaries with a replica each.
 fn cluster(settings: &[&str]) -> RedisServers {
     let cluster =
         ["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-node-timeout", "2000"];
@@ -222,7 +223,7 @@ fn cluster(settings: &[&str]) -> RedisServers {
     for server in &servers {
         wait_for("the cluster", || {
             let is_ok = cli(server.port, &["CLUSTER", "INFO"]).contains("cluster_state:ok");
-            // A replica is one of a primary once it has its data.
+            // A replica is ready once it is in sync with its primary.
             let replication = cli(server.port, &["INFO", "replication"]);
             let is_linked =
                 replication.contains("role:master") || replication.contains("master_link_status:up");

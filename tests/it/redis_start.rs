@@ -1,4 +1,4 @@
-//! Which Redis servers are taken, and how they are reached.
+//! Tests of which Redis servers are accepted, and how they are reached.
 
 use std::path::{Path, PathBuf};
 
@@ -31,7 +31,7 @@ async fn a_server_that_may_lose_keys_is_refused_if_told_so() {
     assert_eq!(error.kind(), ErrorKind::Refused);
     let servers = Redis::Alone.start(&["--appendonly", "yes"]);
     open(&servers, strict()).await;
-    // Of a Cluster, every primary counts.
+    // In a Cluster, every primary is checked.
     let servers = Redis::Cluster.start(&["--appendonly", "yes"]);
     open(&servers, strict()).await;
     for server in &servers.servers {
@@ -63,7 +63,7 @@ async fn a_unix_socket_is_reached() {
     assert_eq!(open(&servers, quick()).await.get(created.id).await.unwrap(), Some(created));
 }
 
-/// A user with a password, a database by its number; and no password in any error.
+/// A user with a password and a database number are used, and no error contains the password.
 #[tokio::test(flavor = "multi_thread")]
 async fn credentials_are_used_and_never_shown() {
     let servers = Redis::Alone.start(&[]);
@@ -139,7 +139,7 @@ fn with_files(files: RedisFiles) -> RedisOptions {
     RedisOptions { files, ..quick() }
 }
 
-/// A certificate of the right authority for the right name, or nothing.
+/// Only a certificate of the right authority for the right name is accepted.
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_is_verified() {
     let server = TlsServer::start("no");
@@ -161,7 +161,8 @@ async fn tls_is_verified() {
     }
 }
 
-/// A Redis server with TLS demands a certificate of its clients by default. The files are read again for each connection.
+/// By default, a Redis server with TLS requires a certificate of its clients. The files are read again for
+/// each connection.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_certificate_is_sent_and_can_change() {
     let server = TlsServer::start("yes");
@@ -198,13 +199,13 @@ async fn a_client_certificate_is_sent_and_can_change() {
     until("changes", async || repository.create(key("b"), &context()).await.is_ok()).await;
 }
 
-/// Told with the right scheme.
+/// The error names the right scheme.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_is_not_taken_for_a_server_nor_a_server_for_a_cluster() {
     let servers = Redis::Alone.start(&["--cluster-enabled", "yes"]);
     let error = RedisRepository::open(&servers.url, quick()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
-    // A cluster that is not made yet is one that may come up: a start waits for it.
+    // A cluster that is not created yet may come up, so a startup waits for it.
     let unmade = servers.url.replace("redis:", "redis-cluster:");
     let error = RedisRepository::open(&unmade, quick()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");

@@ -1,4 +1,4 @@
-//! The repository suite on every backend.
+//! Runs the repository conformance tests on every backend.
 
 use keyvouch::conformance::repository::Subject;
 use keyvouch::domain::{ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, Revision};
@@ -65,14 +65,14 @@ pub(crate) async fn open_sqlite() -> (SqlRepository, TempDir) {
     (repository, folder)
 }
 
-/// Behind caches, as servers have them: the suite sees no difference.
+/// The conformance tests behind caches, as servers have them. Their behaviour must not differ.
 mod cached {
     use super::*;
     use crate::cached::{Replica, options, redis};
     use crate::redis_servers::shared_url;
     use keyvouch::cache::StackOptions;
 
-    /// The same with a cache in Redis, of names of its own.
+    /// Returns options with an additional cache in Redis, with key names of its own.
     pub(super) fn with_redis(kind: Redis) -> StackOptions {
         StackOptions {
             redis: Some(redis(&shared_url(kind), &crate::redis_servers::next_prefix())),
@@ -113,7 +113,7 @@ mod cached {
         });
     }
 
-    /// Redis is the store and, under other names, the cache; there is none in the process.
+    /// Redis is the backend and, under other names, the cache. There is no local cache.
     mod redis_and_redis {
         use super::*;
         keyvouch::repository_conformance!(sharded: async {
@@ -127,14 +127,14 @@ mod cached {
         keyvouch::repository_conformance!(sharded: start(Redis::Cluster.repository().await, options()));
     }
 
-    /// A backend without a feed.
+    /// The backend has no feed.
     mod required_methods_alone {
         use super::*;
         keyvouch::repository_conformance!(required: start(RequiredOnly::default(), with_redis(Redis::Alone)));
     }
 }
 
-/// The example.
+/// The example of a minimal backend.
 mod folder_of_files {
     use super::*;
     keyvouch::repository_conformance!(required: async {
@@ -159,7 +159,7 @@ mod journal {
         (open(&folder), folder)
     });
 
-    /// Two replicas share a journal: a revocation by one is honoured by the cache of the other.
+    /// Two replicas share a journal. The cache of one replica honours a revocation by the other.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_revocation_reaches_another_replica() {
         let folder = tempfile::tempdir().unwrap();
@@ -173,13 +173,13 @@ mod journal {
     }
 }
 
-/// What the author of a backend has to write, and no more.
+/// The methods that the author of a backend has to implement, and no others.
 mod required_methods_alone {
     use super::*;
     keyvouch::repository_conformance!(required: async { (Subject::new(RequiredOnly::default()), ()) });
 }
 
-/// Leaves all but the required methods to their provided forms.
+/// A backend that implements only the required methods, and uses the default implementation of all others.
 #[derive(Debug, Default)]
 pub(crate) struct RequiredOnly(MemoryRepository);
 

@@ -1,4 +1,5 @@
-//! How calls are served: credentials, ids, limits, health, faults of the store, and the end.
+//! Tests of the server: credentials, request ids, limits, health, failures of the backend, and graceful
+//! shutdown.
 
 mod credentials;
 mod drain;

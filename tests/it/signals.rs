@@ -1,4 +1,4 @@
-//! Signals to processes, sent without any external program.
+//! Sends signals to processes without an external program.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ pub(crate) fn send(pid: u32, signal: Signal) {
     kill_process(to_pid(pid), signal).unwrap_or_else(|error| panic!("{signal:?} to {pid}: {error}"));
 }
 
-/// Sends `signal` to the process `pid` and all that it started.
+/// Sends `signal` to the process `pid` and all its descendants.
 pub(crate) fn send_to_tree(pid: u32, signal: Signal) {
     for pid in tree(pid) {
         // A child may have ended meanwhile.
@@ -17,7 +17,8 @@ pub(crate) fn send_to_tree(pid: u32, signal: Signal) {
     }
 }
 
-/// Whether the process `pid` runs. One that has ended and was not waited for does not.
+/// Returns whether the process `pid` runs. A process that has ended, but whose parent has not waited for it,
+/// does not.
 pub(crate) fn is_running(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(')').is_some_and(|(_, rest)| !matches!(rest.trim_start().as_bytes(), [b'Z' | b'X', ..]))
@@ -27,7 +28,7 @@ fn to_pid(pid: u32) -> Pid {
     Pid::from_raw(pid.try_into().unwrap()).unwrap()
 }
 
-/// `pid`, its children, and theirs.
+/// Returns the process `pid` and all its descendants.
 pub(crate) fn tree(pid: u32) -> Vec<u32> {
     let processes: Vec<(u32, u32)> = std::fs::read_dir("/proc")
         .unwrap()
@@ -45,7 +46,8 @@ pub(crate) fn tree(pid: u32) -> Vec<u32> {
     tree
 }
 
-/// The parent of the process with this folder in `/proc`: the second field after the name, which stands in parentheses.
+/// Returns the parent of the process with this folder in `/proc`, which is the second field after the name in
+/// parentheses.
 fn parent(folder: &Path) -> Option<u32> {
     let stat = std::fs::read_to_string(folder.join("stat")).ok()?;
     let (_, rest) = stat.rsplit_once(')')?;

@@ -1,4 +1,4 @@
-//! What only a look into the database shows.
+//! Tests that need direct access to the database.
 
 use keyvouch::domain::{
     ApiKey, ChangeContext, Description, KeyHash, KeyId, KeyIdentity, KeyName, KeyPrefix, Metadata, OwnerId,
@@ -156,7 +156,7 @@ async fn a_writer_that_holds_the_database_makes_others_time_out_and_readers_go_o
     assert_eq!(repository.get_by_hash(&created.hash).await.unwrap(), Some(created.clone()));
     run("rollback").await.unwrap();
     loop {
-        // The connection is free again when SQLite's own busy time-out has passed.
+        // The connection is free again when SQLite's own busy timeout has passed.
         match repository.revoke(created.id, RevokeReason::default(), &context(3)).await {
             Ok(revoked) => break assert!(revoked.revocation.is_some()),
             Err(error) => {
@@ -209,7 +209,7 @@ async fn a_file_that_was_deleted_or_replaced_takes_no_more_changes() {
     repository.revoke(created.id, RevokeReason::default(), &context(3)).await.unwrap();
 }
 
-/// Not even where the driver itself can't read a cell.
+/// Only the unreadable row fails, even if the driver itself can't read a cell.
 #[tokio::test]
 async fn a_row_that_can_not_be_read_fails_alone() {
     use keyvouch::repository::ErrorKind;

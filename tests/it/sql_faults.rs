@@ -1,4 +1,4 @@
-//! Databases that freeze, drop connections or are reached by TLS.
+//! Tests with databases that freeze, drop connections or use TLS.
 
 use std::time::Duration;
 
@@ -22,7 +22,8 @@ async fn open(url: &str, options: SqlOptions) -> SqlRepository {
     repository
 }
 
-/// Its connections stay open and nothing answers: each call says so in time, and all is well when it wakes up.
+/// The server's connections stay open, and nothing responds. Each call fails in time, and all calls succeed
+/// again after the server resumes.
 async fn a_frozen_server(kind: Kind) {
     let server = kind.start(None);
     let mut options = SqlOptions { timeout: Duration::from_secs(1), ..SqlOptions::default() };
@@ -46,7 +47,7 @@ async fn a_frozen_server(kind: Kind) {
     assert!(found.revocation.is_some());
 }
 
-/// The numbers of the server's connections of others, by a query of its own.
+/// Returns the ids of all connections to the server except the one that queries them.
 async fn connections(kind: Kind, url: &str) -> Vec<i64> {
     let stranger = Database::connect(url).await.unwrap();
     let sql = match kind {
@@ -64,7 +65,7 @@ async fn connections(kind: Kind, url: &str) -> Vec<i64> {
     rows.iter().map(|row| row.try_get_by_index(0).unwrap()).collect()
 }
 
-/// Nobody notices: reads are repeated, and so is the beginning of a change.
+/// The failure is invisible to callers, because reads and the beginning of a change are retried.
 async fn connections_that_the_server_ended(kind: Kind) {
     let url = kind.database().await;
     let repository = open(&url, SqlOptions::default()).await;
@@ -77,7 +78,7 @@ async fn connections_that_the_server_ended(kind: Kind) {
                 Kind::Postgres => format!("SELECT pg_terminate_backend({connection})"),
                 Kind::MariaDb => format!("KILL {connection}"),
             };
-            // It may have ended by itself.
+            // The connection may have ended by itself.
             let _ = stranger.execute_unprepared(&kill).await;
         }
         assert_eq!(repository.get_by_hash(&created.hash).await.unwrap(), Some(created.clone()));
@@ -85,7 +86,8 @@ async fn connections_that_the_server_ended(kind: Kind) {
     repository.revoke(created.id, RevokeReason::default(), &context()).await.unwrap();
 }
 
-/// The server ends what is idle for a second: the first change after that succeeds like any other.
+/// The server closes connections that are idle for a second. The first change after that succeeds like any
+/// other.
 async fn a_change_after_a_pause(kind: Kind) {
     let server = kind.start(None);
     let url = server.database().await;
@@ -102,7 +104,7 @@ async fn a_change_after_a_pause(kind: Kind) {
     }
 }
 
-/// Changes that wait for one that takes long are refused for what it is, and nothing of them was made.
+/// Changes that wait for a slow change are rejected with the right reason, and are not applied.
 async fn a_busy_pool(kind: Kind) {
     let url = kind.database().await;
     let mut options = patient();
@@ -157,7 +159,7 @@ async fn a_server_without_free_connections(kind: Kind) {
     options.pool.acquire_timeout = Duration::from_millis(500);
     let repository = SqlRepository::open(&url, options).await.unwrap();
     let mut held = None;
-    // The connection that `open` closed may count for a moment.
+    // The connection that `open` closed may still count for a moment.
     until("the only connection", async || {
         held = Database::connect(&url).await.ok();
         held.is_some()
@@ -169,7 +171,7 @@ async fn a_server_without_free_connections(kind: Kind) {
     assert!(format!("{error:?}").contains(code), "{error:?}");
 }
 
-/// A server that takes no changes, as when its disk is full, is not stormed with new connections for it.
+/// A server that rejects changes, for example because its disk is full, is not flooded with new connections.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_only_primary_is_not_stormed() {
     let url = Kind::Postgres.database().await;
@@ -185,7 +187,7 @@ async fn a_read_only_primary_is_not_stormed() {
     }
     let stranger = Database::connect(&url).await.unwrap();
     let sessions = async || {
-        // The counters come with a delay.
+        // The statistics are updated with a delay.
         stranger
             .execute_unprepared("SELECT pg_stat_clear_snapshot(); SELECT pg_stat_force_next_flush()")
             .await
@@ -203,8 +205,9 @@ async fn a_read_only_primary_is_not_stormed() {
     }
     assert_eq!(repository.check_changes().await.unwrap_err().kind(), ErrorKind::Unavailable);
     repository.ping().await.unwrap();
-    // Without a limit, each rejected change made five sessions. Both pools reconnect at first, and are replaced once and then every
-    // two seconds; slow answers of a busy machine and the sessions of the test itself add a few.
+    // Without a limit, each rejected change opened five sessions. Both pools reconnect at first, and are
+    // replaced once and then every two seconds. Slow responses of a busy machine and the sessions of the test
+    // itself add a few.
     let allowed = 12 + 4 * i64::try_from(begun.elapsed().as_secs() / 2).unwrap();
     let made = sessions().await - before;
     assert!(made <= allowed, "{made} of {allowed}");
@@ -214,7 +217,7 @@ async fn a_read_only_primary_is_not_stormed() {
     for sql in ["SET default_transaction_read_only = off".to_owned(), read_only("off")] {
         writable.execute_unprepared(&sql).await.unwrap();
     }
-    // Its sessions end with the setting that they began with.
+    // Existing sessions keep the setting with which they began, so they are terminated.
     for connection in connections(Kind::Postgres, &url).await {
         let _ = writable.execute_unprepared(&format!("SELECT pg_terminate_backend({connection})")).await;
     }
@@ -225,7 +228,7 @@ async fn a_read_only_primary_is_not_stormed() {
     repository.check_changes().await.unwrap();
 }
 
-/// It serves listings alone: without it, the server starts and everything else works.
+/// The replica serves only listings. Without it, the server starts, and everything else works.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_replica_is_no_reason_not_to_start() {
     let url = Kind::Postgres.database().await;
@@ -242,7 +245,7 @@ async fn a_dead_replica_is_no_reason_not_to_start() {
     assert_eq!(repository.list_page(&request).await.unwrap_err().kind(), ErrorKind::Unavailable);
 }
 
-/// None lives for longer than it may, however much it is used.
+/// No connection exceeds its maximum lifetime, however much it is used.
 async fn old_connections(kind: Kind) {
     let url = kind.database().await;
     let mut options = SqlOptions::default();
@@ -260,8 +263,8 @@ async fn old_connections(kind: Kind) {
     .await;
 }
 
-/// The tables of uses are locked by someone else: validations go on, a revocation is answered, and what was used is
-/// written when the lock is gone.
+/// Another client locks the table of uses. Validations continue, a revocation succeeds, and the uses are
+/// written when the lock is released.
 async fn a_locked_table_of_uses(kind: Kind) {
     let url = kind.database().await;
     let repository = open(&url, SqlOptions::default()).await;
@@ -285,7 +288,7 @@ async fn a_locked_table_of_uses(kind: Kind) {
     until("the use", async || api.get(&key.id).await.last_used_time.is_some()).await;
 }
 
-/// A certificate of the right authority for the right name, or nothing.
+/// Only a certificate of the right authority for the right name is accepted.
 async fn tls_is_verified(kind: Kind) {
     let folder = tempfile::tempdir().unwrap();
     let (ca, certificate) = authority();
@@ -322,13 +325,13 @@ async fn tls_is_verified(kind: Kind) {
     }
 }
 
-/// A transaction of the server's own accord is over; the next change must not be acknowledged inside of what is left of it.
-/// Returns the keys that were acknowledged after each of several such ends, read by another client.
+/// The server ended a transaction by itself. The next change must not be acknowledged inside the rest of it.
+/// Returns the keys that were acknowledged after several such ends. Another client reads them.
 async fn changes_after_transactions_that_the_server_ended(kind: Kind) {
     let url = kind.database().await;
     let mut options = patient();
     options.pool.max_writers = 1;
-    // What stands still for longer is ended by the server.
+    // The server ends sessions that are idle in a transaction for longer.
     options.lock_timeout = Duration::from_secs(1);
     let repository = open(&url, options).await;
     let stranger = Database::connect(&url).await.unwrap();
@@ -341,19 +344,19 @@ async fn changes_after_transactions_that_the_server_ended(kind: Kind) {
         created.is_ok()
     };
     for round in 0..3 {
-        // It waits for the row of revisions for longer than it may.
+        // The change waits for the row of revisions until its lock timeout.
         let held = stranger.begin().await.unwrap();
         held.execute_unprepared("UPDATE revision_head SET revision = revision").await.unwrap();
         assert!(!create(&mut acknowledged, &format!("late {round}")).await);
         held.rollback().await.unwrap();
         until("a change", async || create(&mut acknowledged, &format!("after a wait {round}")).await).await;
-        // Its session is killed.
+        // The session is killed.
         for connection in connections(kind, &url).await {
             let kill = match kind {
                 Kind::Postgres => format!("SELECT pg_terminate_backend({connection})"),
                 Kind::MariaDb => format!("KILL {connection}"),
             };
-            // It may have ended by itself.
+            // The connection may have ended by itself.
             let _ = stranger.execute_unprepared(&kill).await;
         }
         until("a change", async || create(&mut acknowledged, &format!("after a kill {round}")).await).await;

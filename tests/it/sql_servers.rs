@@ -1,4 +1,4 @@
-//! What only real database servers show.
+//! Tests that need real database servers.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ fn context() -> ChangeContext {
     ChangeContext::new("token:tests", "r", now())
 }
 
-/// Someone holds the row of revisions and does nothing more.
+/// Another client holds the row of revisions, and does nothing else.
 async fn a_writer_that_hangs(kind: Kind) {
     let url = kind.database().await;
     let options = SqlOptions { lock_timeout: Duration::from_secs(1), ..SqlOptions::default() };
@@ -48,7 +48,7 @@ async fn a_writer_that_hangs(kind: Kind) {
     repository.revoke(created.id, RevokeReason::default(), &context()).await.unwrap();
 }
 
-/// Someone writes the usage of a key and does not commit.
+/// Another client writes the usage of a key and does not commit.
 async fn a_usage_write_that_hangs(kind: Kind) {
     let url = kind.database().await;
     let repository = SqlRepository::open(&url, SqlOptions::default()).await.unwrap();
@@ -63,7 +63,7 @@ async fn a_usage_write_that_hangs(kind: Kind) {
     held.rollback().await.unwrap();
 }
 
-/// Two stores in one database, apart by the prefix of their tables.
+/// Two backends in one database have different prefixes of their tables.
 async fn prefixes_keep_stores_apart(kind: Kind) {
     let url = kind.database().await;
     let mut stores: Vec<Subject> = Vec::new();
@@ -82,7 +82,7 @@ async fn prefixes_keep_stores_apart(kind: Kind) {
     assert!(stores[0].get(same.id).await.unwrap().unwrap().revocation.is_none());
 }
 
-/// Ten servers on an empty database: one migrates, all serve.
+/// Ten servers start on an empty database. One migrates, and all serve.
 async fn ten_at_once(kind: Kind) {
     let url = kind.database().await;
     let starting: Vec<_> = (0..10)
@@ -111,7 +111,8 @@ async fn ten_at_once(kind: Kind) {
     }
 }
 
-/// What is there is refused until it is migrated, with a count and the command.
+/// An outdated schema is rejected until it is migrated. The error has the number of migrations and the
+/// command.
 async fn a_schema_that_is_behind_is_refused(kind: Kind) {
     let url = format!("store.url={}", kind.database().await);
     tokio::task::spawn_blocking(move || {
@@ -130,7 +131,7 @@ async fn a_schema_that_is_behind_is_refused(kind: Kind) {
     .unwrap();
 }
 
-/// Five replicas prune at once: one deletes, the others go away, and nothing is deleted that is not old.
+/// Five replicas prune concurrently. One deletes, the others return at once, and only old events are deleted.
 async fn of_replicas_that_prune_one_does(kind: Kind) {
     let url = kind.database().await;
     let repository = SqlRepository::open(&url, patient()).await.unwrap();
@@ -141,7 +142,7 @@ async fn of_replicas_that_prune_one_does(kind: Kind) {
     let kept = repository.create(key("kept"), &later).await.unwrap();
     let last = repository.create(key("last"), &later).await.unwrap();
 
-    // Whoever has the oldest events keeps the others out, and they do not wait.
+    // A pruner that has locked the oldest events excludes the others, which do not wait.
     let stranger = Database::connect(&url).await.unwrap();
     let held = stranger.begin().await.unwrap();
     let lock = "SELECT revision FROM key_event ORDER BY revision LIMIT 1 FOR UPDATE";
@@ -159,7 +160,7 @@ async fn of_replicas_that_prune_one_does(kind: Kind) {
     for replica in pruning {
         deleted += replica.await.unwrap();
     }
-    // Those that came while another one pruned left it to that one, which may have gone before them.
+    // A replica that found another one pruning may have left events to it that this one did not see any more.
     deleted += repository.prune_events(later.now).await.unwrap();
     assert_eq!(deleted, 2_500);
     let left = repository.changes(None, 10).await.unwrap().events;
@@ -167,7 +168,7 @@ async fn of_replicas_that_prune_one_does(kind: Kind) {
     assert_eq!(left, [kept.revision, last.revision]);
 }
 
-/// A row that nobody can read is an error of its own key: the one that is looked up together with it is found.
+/// An unreadable row is an error of its own key. A key that is looked up together with it is found.
 async fn a_row_that_can_not_be_read_fails_alone(kind: Kind) {
     let url = kind.database().await;
     let repository = SqlRepository::open(&url, patient()).await.unwrap();
@@ -180,14 +181,15 @@ async fn a_row_that_can_not_be_read_fails_alone(kind: Kind) {
     let found: Vec<_> = found.into_iter().map(|it| it.map_err(|error| error.kind())).collect();
     assert_eq!(found, [Err(ErrorKind::Corrupt), Ok(Some(sound.clone()))]);
 
-    // Listings go on, and say where it is.
+    // Listings continue, and contain the position of the unreadable row.
     let request = PageRequest { owner_id: None, after: None, limit: 10 };
     let place = PagePosition::of(&broken);
     let listed = repository.list_page(&request).await.unwrap();
     assert_eq!(listed.len(), 2);
     assert!(listed.contains(&ListedKey::Unreadable(place)) && listed.contains(&ListedKey::Read(sound)));
 
-    // It can be revoked, which is in the feed, and deleted, which does not make its string free.
+    // The key can be revoked, which the feed reports, and deleted, which does not make its key string valid
+    // again.
     let reason = RevokeReason::parse("reason", "unreadable").unwrap();
     let revoked = repository.revoke(broken.id, reason.clone(), &context()).await.unwrap();
     assert_eq!((revoked.id, revoked.hash), (broken.id, broken.hash));
@@ -203,8 +205,8 @@ async fn a_row_that_can_not_be_read_fails_alone(kind: Kind) {
     assert_eq!(revived.kind(), ErrorKind::RevokedHash);
 }
 
-/// Events that nobody can read stop neither the feed nor the audit trail; one of a kind that a newer release writes is a
-/// change.
+/// Unreadable events stop neither the feed nor the audit trail. An event of an unknown kind, which a newer
+/// release may write, is treated as a change.
 async fn an_event_that_can_not_be_read_stops_nothing(kind: Kind) {
     let url = kind.database().await;
     let repository = SqlRepository::open(&url, patient()).await.unwrap();
@@ -228,12 +230,12 @@ async fn an_event_that_can_not_be_read_stops_nothing(kind: Kind) {
     assert_eq!(listed.len(), 3);
     assert!(matches!(listed[0], ListedEvent::Unreadable(place) if place.revision == Revision::new(3)));
 
-    // A replica starts on that, and reads on.
+    // A replica starts with these events, and continues to read.
     let replica = Replica::start(repository.clone(), &options()).await;
     let created = repository.create(key("d"), &context()).await.unwrap();
     let found = replica.backend.get_by_hash(&created.hash).await.unwrap();
     assert_eq!(found, Some(created.clone()));
-    // One that comes while it follows: every key may have changed.
+    // After such an event during following, every key may have changed.
     database.execute_unprepared("UPDATE api_key SET name = 'renamed' WHERE revision = 4").await.unwrap();
     database
         .execute_unprepared(
@@ -251,7 +253,7 @@ async fn an_event_that_can_not_be_read_stops_nothing(kind: Kind) {
     assert!(keyvouch::repository::unreadable_counts().1 > 0);
 }
 
-/// The settings that a server, a database or a role has by default change neither results nor commits.
+/// The default settings of a server, a database or a role change neither results nor commits.
 async fn defaults_of_the_server_change_nothing(kind: Kind) {
     let server = kind.start(None);
     let url = server.database().await;
@@ -302,7 +304,7 @@ async fn defaults_of_the_server_change_nothing(kind: Kind) {
         assert!(found.unwrap().is_some());
     }
     repository.record_usage(&[(created[0].id, now())]).await.unwrap();
-    // By a client whose own session has the defaults, but sees what is committed.
+    // Another client reads the rows. Its own session has the defaults, but it sees only committed data.
     let committed = SqlRepository::open(&url, patient()).await.unwrap();
     assert_eq!(committed.usage(&[created[0].id]).await.unwrap(), [Some(now())]);
     assert_eq!(committed.changes(None, 100).await.unwrap().events.len(), 80);
@@ -320,7 +322,7 @@ on_each_server!(
     defaults_of_the_server_change_nothing,
 );
 
-/// A limit that the server cuts down is a startup error that names it.
+/// A limit that the server reduces is a startup error that names it.
 #[tokio::test]
 async fn a_limit_that_the_server_does_not_take_is_refused() {
     let url = Kind::MariaDb.database().await;
@@ -329,7 +331,7 @@ async fn a_limit_that_the_server_does_not_take_is_refused() {
     assert!(format!("{error:?}").contains("innodb_lock_wait_timeout"), "{error:?}");
 }
 
-/// PostgreSQL would hide the rows, and say of valid keys that there are none.
+/// PostgreSQL would hide the rows, and valid keys would be reported as not found.
 #[tokio::test]
 async fn row_level_security_is_an_error_and_hides_no_key() {
     let url = Kind::Postgres.database().await;
@@ -360,7 +362,7 @@ async fn row_level_security_is_an_error_and_hides_no_key() {
     assert_eq!(runner.ping().await.unwrap_err().kind(), ErrorKind::Unavailable);
 }
 
-/// A pooler refuses or drops settings that come with the start of a connection: all tables would be in another schema.
+/// A pooler rejects or drops settings of the connection startup. All tables would be in another schema then.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pooler_keeps_the_schema_and_the_limits() {
     let direct = Kind::Postgres.database().await;
@@ -382,7 +384,7 @@ async fn a_pooler_keeps_the_schema_and_the_limits() {
         .unwrap();
     assert_eq!(row.unwrap().try_get_by_index::<i64>(0).unwrap(), 1);
 
-    // A lock that is held too long ends the change, which a dropped `lock_timeout` would not.
+    // A lock that is held too long ends the change. It would not if the pooler dropped `lock_timeout`.
     let options = SqlOptions { lock_timeout: Duration::from_secs(1), ..in_schema() };
     let quick = SqlRepository::open(&url, options).await.unwrap();
     let held = database.begin().await.unwrap();
@@ -393,7 +395,7 @@ async fn a_pooler_keeps_the_schema_and_the_limits() {
     quick.create(key("b"), &context()).await.unwrap();
 }
 
-/// In another encoding, names that are valid could not be stored.
+/// With another encoding, valid names could not be stored.
 #[tokio::test]
 async fn a_database_in_another_encoding_is_refused() {
     let url = Kind::Postgres.database().await;
@@ -415,8 +417,8 @@ async fn a_database_in_another_encoding_is_refused() {
     assert!(format!("{error:?}").contains("character_set_client"), "{error:?}");
 }
 
-/// Someone takes a key's row first and the revisions then, which is the wrong way round: PostgreSQL ends the change that
-/// waited first, ours, and it is made anew.
+/// Another client locks a key's row first and then the revisions, in the opposite order. PostgreSQL aborts
+/// the change that waited first, which is that of the repository, and the repository retries it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_that_a_deadlock_ended_is_made_anew() {
     let url = Kind::Postgres.database().await;
@@ -444,8 +446,8 @@ async fn a_change_that_a_deadlock_ended_is_made_anew() {
     until("the deadlock", async || number(deadlocks).await > 0).await;
 }
 
-/// PostgreSQL keeps the plan of a statement that was prepared when the table was empty: it must not be one that reads all
-/// of it.
+/// PostgreSQL keeps the plan of a statement that was prepared while the table was empty. That plan must not
+/// scan the whole table.
 #[tokio::test]
 async fn statements_prepared_on_empty_tables_read_no_full_ones() {
     let url = Kind::Postgres.database().await;
@@ -455,7 +457,7 @@ async fn statements_prepared_on_empty_tables_read_no_full_ones() {
     let repository = SqlRepository::open(&url, options).await.unwrap();
     repository.migrate().await.unwrap();
     let hashes: Vec<_> = (0..30).map(|number: u32| KeyHash::of(&number.to_string())).collect();
-    // It takes five executions until a plan is kept.
+    // PostgreSQL keeps a plan after five executions.
     let work = async |round: u32| {
         for number in 0..10 {
             repository.get_by_hash(&hashes[0]).await.unwrap();
@@ -475,7 +477,7 @@ async fn statements_prepared_on_empty_tables_read_no_full_ones() {
         .unwrap();
     stranger.execute_unprepared("SELECT pg_stat_reset()").await.unwrap();
     work(1).await;
-    // Connections tell what they did when they end.
+    // Connections report their statistics when they end.
     repository.close().await.unwrap();
     let sql = "SELECT coalesce(idx_scan, 0), seq_scan FROM pg_stat_user_tables WHERE relname = 'api_key'";
     until("the counts", async || {
@@ -483,7 +485,8 @@ async fn statements_prepared_on_empty_tables_read_no_full_ones() {
         let counts = stranger.query_one_raw(counts).await.unwrap().unwrap();
         let count = |at| counts.try_get_by_index::<i64>(at).unwrap();
         assert_eq!(count(1), 0, "the table was read as a whole");
-        // A lookup of 30 hashes counts as many scans of the index, those of new keys five of each of two.
+        // A lookup of 30 hashes counts as 30 scans of the index. The lookups of new keys count as five for
+        // each of two indexes.
         count(0) >= 10 * (1 + 30 + 10)
     })
     .await;
@@ -494,7 +497,7 @@ async fn connections_to_a_server_that_takes_no_writes_are_replaced() {
     let url = Kind::Postgres.database().await;
     let (_, name) = url.rsplit_once('/').unwrap();
     let mut options = patient();
-    // With a single connection it is the one that is replaced.
+    // With a single connection, it is the one that is replaced.
     options.pool.max_writers = 1;
     let repository = SqlRepository::open(&url, options).await.unwrap();
     repository.migrate().await.unwrap();
@@ -503,7 +506,8 @@ async fn connections_to_a_server_that_takes_no_writes_are_replaced() {
     stranger.execute_unprepared(&make_read_only(true)).await.unwrap();
     let error = repository.create(key("a"), &context()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
-    // The sessions that exist stay as they were made: only new ones can write. They are made every two seconds at most.
+    // Existing sessions keep their setting, and only new ones can write. They are opened every two seconds at
+    // most.
     stranger.execute_unprepared(&make_read_only(false)).await.unwrap();
     until("a change", async || match repository.create(key("a"), &context()).await {
         Err(error) if error.kind() == ErrorKind::Unavailable => false,

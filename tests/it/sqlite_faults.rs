@@ -1,4 +1,5 @@
-//! SQLite rolls transactions back by itself when a disk is full or fails. Nothing that was acknowledged may be part of one.
+//! SQLite rolls transactions back by itself when a disk is full or fails. No acknowledged change may be part
+//! of such a transaction.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -19,7 +20,7 @@ fn context() -> ChangeContext {
     ChangeContext::new("token:tests", "r", Timestamp::from_micros(1_767_225_600_000_000).unwrap())
 }
 
-/// A constraint whose violation takes the whole transaction back does the same as a full disk, without one.
+/// A trigger that raises `ROLLBACK` rolls the whole transaction back, as a full disk does.
 #[tokio::test]
 async fn a_change_after_an_automatic_rollback_is_committed() {
     let folder = tempfile::tempdir().unwrap();
@@ -46,14 +47,14 @@ async fn a_change_after_an_automatic_rollback_is_committed() {
         }
         let created = repository.create(key(&format!("sound {round}")), &context()).await.unwrap();
         let revoked = repository.revoke(created.id, RevokeReason::default(), &context()).await.unwrap();
-        // Another reader of the file sees it, and so does a reader of this process.
+        // Another reader of the file finds it, and so does a reader of this process.
         let other = SqlRepository::open_sqlite(&path, SqlOptions::default()).await.unwrap();
         assert_eq!(other.get_by_hash(&created.hash).await.unwrap(), Some(revoked.clone()));
         assert_eq!(repository.get_by_hash(&created.hash).await.unwrap(), Some(revoked));
     }
 }
 
-/// SQLite goes on in the deleted file: what is there is not answered, and no cache is trusted.
+/// SQLite continues to use the deleted file. Its content is not returned, and no cache is used.
 #[tokio::test]
 async fn a_file_that_was_replaced_is_read_no_more() {
     let folder = tempfile::tempdir().unwrap();
@@ -78,8 +79,7 @@ async fn a_file_that_was_replaced_is_read_no_more() {
     assert_eq!(error.kind(), ErrorKind::PositionLost, "what was cached of it is worth nothing");
 }
 
-/// The same as a process: cached keys are not answered either, and the probe says so.
-/// SQLite stores in a column whatever it is given.
+/// SQLite accepts values of any type in a column.
 #[tokio::test]
 async fn a_column_of_another_type_breaks_its_row_alone() {
     for (column, value) in [
@@ -118,6 +118,7 @@ async fn a_column_of_another_type_breaks_its_row_alone() {
     }
 }
 
+/// The process returns no cached keys either, and its health check fails.
 #[test]
 fn a_server_whose_file_was_replaced_is_not_ready() {
     let home = Home::new();
@@ -138,12 +139,12 @@ fn a_server_whose_file_was_replaced_is_not_ready() {
     assert!(home.read("stderr").contains("restart"), "{}", home.read("stderr"));
 }
 
-/// A file system of its own for a server, which can be filled.
+/// A file system for a single server, which can be filled.
 struct SmallDisk {
     home: Home,
-    /// Holds the namespace in which the file system is mounted.
+    /// Process that holds the namespace in which the file system is mounted.
     holder: Child,
-    /// The file system, as it is seen from here.
+    /// Path of the file system from this namespace.
     path: PathBuf,
 }
 
@@ -169,7 +170,7 @@ impl SmallDisk {
         Self { home, holder, path }
     }
 
-    /// What starts a program that sees the file system, in the folder above it.
+    /// Returns the command prefix that starts a program which sees the file system, in the folder above it.
     fn starter(&self) -> Vec<String> {
         let mut starter = vec!["nsenter".to_owned(), "--target".to_owned(), self.holder.id().to_string()];
         if !rustix::process::geteuid().is_root() {
@@ -195,7 +196,8 @@ impl SmallDisk {
         std::fs::remove_file(self.path.join("fill")).unwrap();
     }
 
-    /// Which of `secrets` another reader of the file finds, and whether their keys are revoked.
+    /// Returns for each of `secrets` whether another reader of the file finds its key, and whether that is
+    /// revoked.
     fn committed(&self, secrets: &[String]) -> Vec<Option<bool>> {
         let starter = self.starter();
         let script = "import sqlite3\n\
@@ -215,13 +217,13 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // The file system goes with its last process.
+        // The file system is unmounted with its last process.
         let _ = self.holder.kill();
         let _ = self.holder.wait();
     }
 }
 
-/// Creates a key; returns its secret and id if that was acknowledged.
+/// Creates a key. Returns its secret and id if the creation was acknowledged.
 fn create(home: &Home, server: &Server) -> Option<(String, String)> {
     let arguments = ["-o", "json", "key", "create", "--name", "n", "--owner", "o", "--addr", &server.address];
     let done = home.run(&arguments);
@@ -234,7 +236,7 @@ fn create(home: &Home, server: &Server) -> Option<(String, String)> {
     Some((text(&created["secret"]), text(&created["key"]["id"])))
 }
 
-/// While the disk is full, and when it has room again, what is acknowledged is in the file.
+/// All acknowledged keys are in the file, while the disk is full and afterwards.
 #[test]
 fn a_full_disk_loses_nothing_that_was_acknowledged() {
     let disk = SmallDisk::mount(2_048);
@@ -244,7 +246,7 @@ fn a_full_disk_loses_nothing_that_was_acknowledged() {
     for _ in 0..2 {
         disk.fill();
         let mut refused = 0;
-        // A few may fit into what the file has left.
+        // A few keys may fit into free space in the file.
         for _ in 0..200 {
             match create(&disk.home, &server) {
                 Some((secret, _)) => acknowledged.push(secret),
@@ -274,12 +276,12 @@ fn a_full_disk_loses_nothing_that_was_acknowledged() {
     assert!(found[1..].iter().all(|found| *found == Some(false)), "{found:?}");
 }
 
-/// A file that may not grow is an I/O error to SQLite.
+/// A file that must not grow causes an I/O error in SQLite.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_io_error_loses_nothing_that_was_acknowledged() {
     let home = Home::new();
     let url = format!("store.url=sqlite://{}", home.path().join("kv.db").display());
-    // The signal that comes with the limit would end the process.
+    // Without this, the signal of the limit would end the process.
     let server =
         home.serve_by(&["sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh"], &[&url, "admin.insecure=true"]);
     let limit = |bytes: Option<u64>| {

@@ -1,4 +1,4 @@
-//! Servers to test with, in this process.
+//! Test servers in this process.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,19 +12,19 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
 
-/// The admin token of all servers here.
+/// The admin token of all test servers.
 pub(crate) const TOKEN: &str = "an-admin-token-for-the-tests";
 
-/// A server that stops when it is dropped.
+/// A server. Dropping it stops the server.
 pub(crate) struct TestServer {
     pub(crate) address: SocketAddr,
-    /// Where probes and metrics are, if they were asked for.
+    /// Address of probes and metrics, if they are enabled.
     pub(crate) ops: Option<SocketAddr>,
     stop: Option<oneshot::Sender<()>>,
     running: JoinHandle<anyhow::Result<()>>,
 }
 
-/// Settings for a test: a free port, a known token, everything quick.
+/// Returns settings for a test, with a free port, a known token and short intervals.
 pub(crate) fn config() -> Config {
     let mut config = Config::default();
     config.server.listen = vec!["127.0.0.1:0".into()];
@@ -36,7 +36,7 @@ pub(crate) fn config() -> Config {
     config
 }
 
-/// The same without a cache: every call reaches the store.
+/// Returns the same settings without a cache, so that every call reaches the backend.
 pub(crate) fn uncached() -> Config {
     let mut config = config();
     config.cache.local.enabled = false;
@@ -71,20 +71,20 @@ impl TestServer {
         Api::new(self.channel().await, TOKEN)
     }
 
-    /// Begins the orderly end.
+    /// Begins the graceful shutdown.
     pub(crate) fn begin_stop(&mut self) {
         if let Some(stop) = self.stop.take() {
             stop.send(()).unwrap();
         }
     }
 
-    /// Waits for the end.
+    /// Waits until the server has stopped.
     pub(crate) async fn ended(self) -> anyhow::Result<()> {
         self.running.await.unwrap()
     }
 }
 
-/// Waits for something.
+/// Waits until a condition holds.
 pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let patience = tokio::time::timeout(Duration::from_secs(30), async {
         while !is_so().await {

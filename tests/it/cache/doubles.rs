@@ -1,4 +1,4 @@
-//! Stores that do what a test needs.
+//! Backends with controllable behaviour.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,7 +12,7 @@ use keyvouch::repository::{
 };
 use tokio::sync::watch;
 
-/// Look-ups that read at once and answer when they are let.
+/// A backend whose lookups read at once and return when the test releases them.
 #[derive(Clone, Debug)]
 pub(super) struct SlowLookups {
     inner: Arc<MemoryRepository>,
@@ -38,7 +38,7 @@ impl SlowLookups {
     }
 }
 
-/// A store that can be exchanged for another one.
+/// A backend that can be replaced by another one.
 #[derive(Clone, Debug)]
 pub(super) struct Swapped(Arc<RwLock<Backend>>);
 
@@ -126,7 +126,7 @@ double!(SlowLookups, self => self.inner, self.inner, hash => {
     found
 });
 
-/// A store without a change feed.
+/// A backend without a change feed.
 #[derive(Clone, Debug, Default)]
 pub(super) struct WithoutFeed {
     inner: Arc<MemoryRepository>,
@@ -135,12 +135,12 @@ pub(super) struct WithoutFeed {
 }
 
 impl WithoutFeed {
-    /// From now on changes are made and answered with a timeout.
+    /// Makes all later changes take effect but fail with a timeout.
     pub(super) fn lose_answers(&self) {
         self.loses_answers.store(true, Ordering::SeqCst);
     }
 
-    /// From now on no record can be read by its id.
+    /// Makes all later reads by id fail.
     pub(super) fn break_records(&self) {
         self.is_unreadable.store(true, Ordering::SeqCst);
     }

@@ -1,4 +1,4 @@
-//! How much reaches the store.
+//! Tests of how many loads reach the backend.
 
 use super::*;
 
@@ -14,7 +14,7 @@ async fn a_thousand_that_miss_the_same_key_make_one_load() {
         waiting.push(tokio::spawn(async move { replica.find(&hash).await.entry.key.is_none() }));
     }
     until("the load", async || store.lookups() == 1).await;
-    // Those who began it go away; it goes on for the others.
+    // The callers that began the load are cancelled. It continues for the others.
     for task in waiting.drain(..500) {
         task.abort();
     }
@@ -42,7 +42,7 @@ async fn an_error_is_shared_and_not_kept() {
     until("the load", async || store.lookups() == 1).await;
     until("all to wait", async || Arc::strong_count(&replica) == 11).await;
     store.set(Mode::Fail(ErrorKind::Corrupt));
-    // The load that hung goes on by the order that it was given; the ones after it fail.
+    // The load that hung completes with the mode that it read at its start. The ones after it fail.
     for task in waiting {
         let _ = task.await.unwrap();
     }
@@ -89,7 +89,7 @@ async fn a_flood_of_random_keys_evicts_none_and_stays_within_its_bound() {
         good.push(replica.create(&format!("good {number}")).await.hash);
     }
     let before = store.lookups();
-    // `scripts/prove` sends more.
+    // `scripts/prove` sends more lookups.
     let flood = std::env::var("KEYVOUCH_PROVE_FLOOD").map_or(20_000, |text| text.parse().unwrap());
     for number in 0..flood {
         replica.find(&KeyHash::of(&format!("random {number}"))).await;

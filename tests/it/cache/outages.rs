@@ -1,4 +1,4 @@
-//! A store or a Redis that is gone, slow or another one.
+//! Tests with a backend or a Redis server that is down, slow or replaced.
 
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,7 @@ async fn a_dead_store_is_not_noticed_within_the_bound_and_told_past_it() {
     let key = replica.create("secret").await;
     replica.poll().await;
     store.set(Mode::Fail(ErrorKind::Unavailable));
-    // Polls that had begun are over.
+    // Polls that began before have completed.
     assert!(replica.feed.as_ref().unwrap().poll().await.is_err());
     let bound = Duration::from_mins(1);
     stopwatch.advance(Duration::from_secs(59));
@@ -50,7 +50,7 @@ async fn an_outage_is_told_at_once_when_it_is_known() {
         assert!(matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Unavailable), "never a denial");
     }
     assert!(replica.breaker.is_open());
-    // A poll of the feed counts too.
+    // A poll of the feed is also counted.
     assert!((1..=5).contains(&store.lookups()), "then nobody waits for it any more");
     store.set(Mode::Work);
     stopwatch.advance(Duration::from_secs(1));
@@ -75,7 +75,7 @@ async fn an_uncertain_change_is_an_error_and_leaves_nothing_old_behind() {
     assert!(replica.is_active(&key.hash).await);
 }
 
-/// Without a feed nothing else would tell the replica before the record's `ttl` ends.
+/// Without a feed, nothing else would inform the replica before the record's `ttl` ends.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_uncertain_change_leaves_nothing_old_behind_without_a_feed() {
     for is_readable in [true, false] {
@@ -110,7 +110,7 @@ async fn a_record_that_can_not_be_read_is_deleted_from_the_caches_too() {
     assert!(replica.find(&key.hash).await.entry.key.is_none());
 }
 
-/// A second revocation in the same microsecond changes nothing, and is no sign of another history.
+/// A second revocation in the same microsecond changes nothing, and does not indicate another history.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_revocation_can_be_repeated_at_once() {
     let replica = Replica::start(MemoryRepository::new(), &unpolled(options())).await;
@@ -124,7 +124,8 @@ async fn a_revocation_can_be_repeated_at_once() {
     assert!(!replica.is_active(&key.hash).await);
 }
 
-/// In an outage somebody always tries a change: it costs no other key its answers, and the replica not its readiness.
+/// During an outage, some client always tries a change. It must not evict the entries of other keys or make
+/// the replica unready.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_that_failed_costs_no_other_key() {
     let store = Faulty::new();
@@ -148,7 +149,7 @@ async fn a_change_that_failed_costs_no_other_key() {
     }
 }
 
-/// A store whose history can be rewound to what it was when this was called: a copy of its file.
+/// Returns a backend with a copy of the file as it is now, to which the history can be rewound later.
 async fn copy_of(file: &Path, name: &str) -> SqlRepository {
     let copy = file.with_file_name(name);
     let database = sea_orm::Database::connect(format!("sqlite://{}", file.display())).await.unwrap();
@@ -156,7 +157,7 @@ async fn copy_of(file: &Path, name: &str) -> SqlRepository {
     SqlRepository::open_sqlite(&copy, SqlOptions::default()).await.unwrap()
 }
 
-/// A store with one key, and its file, to be copied.
+/// A backend with one key, and its file, which can be copied.
 struct Rewindable {
     folder: TempDir,
     file: PathBuf,
@@ -175,7 +176,8 @@ impl Rewindable {
     }
 }
 
-/// A failover loses changes that this replica made and had not polled: their revisions are used again, and it notices.
+/// A failover loses changes that this replica made and had not polled. Their revisions are used again, and
+/// the replica detects that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failover_that_loses_unpolled_changes_is_noticed() {
     let Rewindable { folder: _folder, file, store: first, kept } = Rewindable::new().await;
@@ -194,7 +196,8 @@ async fn a_failover_that_loses_unpolled_changes_is_noticed() {
     assert!(a.is_active(&lost.hash).await);
     store.swap(second);
 
-    // Who revokes honours it at once, and the revision is one that the lost change had.
+    // The replica that revokes the key applies the revocation at once. Its revision is that of the lost
+    // change.
     let revoked = b.backend.revoke(kept.id, RevokeReason::default(), &context()).await.unwrap();
     assert_eq!(revoked.revision, updated.revision);
     assert!(!b.is_active(&kept.hash).await);
@@ -206,7 +209,8 @@ async fn a_failover_that_loses_unpolled_changes_is_noticed() {
     assert!(a.is_active(&other.hash).await);
 }
 
-/// The replica that saw the lost changes makes one itself, before any poll: nothing of the lost history is served after it.
+/// A replica that saw the lost changes makes a change before any poll. Nothing of the lost history is served
+/// afterwards.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_in_a_rewound_history_is_honoured_at_once() {
     let Rewindable { folder: _folder, file, store: first, kept } = Rewindable::new().await;
@@ -214,7 +218,7 @@ async fn a_change_in_a_rewound_history_is_honoured_at_once() {
     let a = Replica::start(store.clone(), &unpolled(options())).await;
     a.poll().await;
     let second = copy_of(&file, "copy.db").await;
-    // The key's cached record knows more than the revocation will.
+    // The key's cached record reflects a larger revision than that of the later revocation.
     a.create("lost").await;
     let next = ApiKey { updated_at: SystemClock.now(), ..kept.clone() };
     a.backend.update(next, kept.revision, &context()).await.unwrap();
@@ -224,8 +228,8 @@ async fn a_change_in_a_rewound_history_is_honoured_at_once() {
     assert!(a.find(&KeyHash::of("lost")).await.entry.key.is_none());
 }
 
-/// A record of the lost history is left in Redis by a replica that is gone. Another one, which never saw that history, meets
-/// it when its own cursor and fence have the same numbers.
+/// A stopped replica has left a record of the lost history in Redis. Another replica, which never saw that
+/// history, reads the record when its own cursor and fence have the same numbers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_record_in_redis_is_not_served() {
     let Rewindable { folder: _folder, file, store: first, kept } = Rewindable::new().await;
@@ -251,7 +255,7 @@ async fn a_lost_record_in_redis_is_not_served() {
     assert!(!b.is_active(&kept.hash).await);
 }
 
-/// Installations that share a Redis, with the same prefix, never see each other's records.
+/// Installations that share a Redis server with the same prefix never read each other's records.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn installations_that_share_a_redis_are_told_apart() {
     let prefix = next_prefix();
@@ -263,7 +267,7 @@ async fn installations_that_share_a_redis_are_told_apart() {
     staging.poll().await;
     assert_eq!(staging.find(&key.hash).await.tier, Tier::Redis);
     assert!(production.find(&key.hash).await.entry.key.is_none());
-    // Each empties its own alone.
+    // Each installation clears only its own records.
     let of_production = production.create("another").await;
     production.poll().await;
     staging.redis.as_ref().unwrap().clear().await;
@@ -303,7 +307,7 @@ async fn when_history_was_rewound_nothing_of_the_old_one_is_served() {
     replica.create("another").await;
     replica.poll().await;
     assert!(replica.is_active(&key.hash).await);
-    // A failover to a server that has neither key, and another one in their place.
+    // A failover to a server that lacks the key, and has another one instead.
     let other = MemoryRepository::new();
     other.create(self::key("a third"), &context()).await.unwrap();
     store.swap(other);
@@ -314,8 +318,8 @@ async fn when_history_was_rewound_nothing_of_the_old_one_is_served() {
     assert!(replica.is_active(&key.hash).await);
 }
 
-/// A shard that hangs is no reason not to hear of the others' changes, nor to refuse their keys. Its replica hangs too, so
-/// that none takes its place.
+/// A hanging shard must not delay changes of the other shards, or reject their keys. The shard's replica
+/// hangs too, so that no failover happens.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_frozen_shard_holds_up_no_other() {
     let servers = Redis::Cluster.start(&["--cluster-require-full-coverage", "no"]);

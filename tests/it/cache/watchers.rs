@@ -1,4 +1,4 @@
-//! Clients that watch changes get the events that this replica reads for its caches.
+//! Tests that clients that watch changes get the events that this replica reads for its caches.
 
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
@@ -12,7 +12,7 @@ fn watch(watcher: &ChangeWatcher, position: Option<FeedPosition>) -> BoxStream<'
     watcher.watch(position, &Caller::admin("tests".into(), "r")).unwrap()
 }
 
-/// Reads `news` until `count` events were delivered, and returns their revisions.
+/// Reads `news` until `count` events were delivered. Returns their revisions.
 async fn revisions(news: &mut BoxStream<'static, Result<News>>, count: usize) -> Vec<Revision> {
     let mut revisions = Vec::new();
     while revisions.len() < count {
@@ -43,7 +43,7 @@ async fn the_backend_is_read_to_catch_up_alone() {
     assert_eq!(resumed.next().await.unwrap().unwrap_err().kind(), ErrorKind::Corrupt);
 }
 
-/// More updates than a client may be behind, and clients that come back at every position.
+/// There are more updates than a client may be behind, and clients resume from every position.
 #[tokio::test]
 async fn each_change_is_delivered_once() {
     const CHANGES: i64 = 200;
@@ -61,7 +61,7 @@ async fn each_change_is_delivered_once() {
         }
     }
     assert_eq!(revisions(&mut slow, 200).await, all_through(CHANGES));
-    // Not polled yet: it is read from the backend first, and by the follower later.
+    // This change is not polled yet. The watcher reads it from the backend first, and the follower later.
     replica.create("one more").await;
     let mut resumed = Vec::new();
     for (missed, position) in positions.into_iter().enumerate().step_by(40) {

@@ -1,4 +1,4 @@
-//! The alerts and the dashboard.
+//! Tests of the alerts and the dashboard.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -22,7 +22,7 @@ fn dashboard() -> String {
     std::fs::read_to_string(chart().join("dashboards/keyvouch.json")).unwrap()
 }
 
-/// The names of our metrics in `text`: those that a server has to export.
+/// Returns the names of metrics in `text` that a server has to export.
 fn metrics_in(text: &str) -> BTreeSet<String> {
     let words =
         text.split(|letter: char| !(letter.is_ascii_alphanumeric() || letter == '_' || letter == ':'));
@@ -30,7 +30,7 @@ fn metrics_in(text: &str) -> BTreeSet<String> {
     words.filter(is_metric).map(str::to_owned).collect()
 }
 
-/// The metrics that alerts and panels ask for and that `exposition`, of a running server, does not have.
+/// Returns the metrics that alerts and panels query and that `exposition`, of a running server, lacks.
 pub(super) fn missing_metrics(exposition: &str) -> Vec<String> {
     let exported: BTreeSet<_> = exposition
         .lines()
@@ -58,7 +58,7 @@ fn alerts_are_sound_and_come_when_they_should() {
     let documented =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md")).unwrap();
     for alert in alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
-        // In a flow mapping where it has to stay away, and in a block where it has to come.
+        // A flow mapping tests that an alert does not fire, and a block tests that it fires.
         assert!(tested.contains(&format!("{{alertname: {alert},")), "{alert} is not shown to stay away");
         assert!(tested.contains(&format!("- alertname: {alert}\n")), "{alert} is not shown to come");
         assert!(documented.contains(alert), "docs/operations.md does not tell of {alert}");

@@ -1,4 +1,4 @@
-//! What holds of what the chart renders, whatever the values are.
+//! Checks that hold for all rendered objects, whatever the values are.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::helm::{find, items, of_kind, text};
 
-/// Everything.
+/// Runs all checks.
 pub(super) fn check(case: &str, objects: &[Value]) {
     names(objects);
     secrets(objects);
@@ -24,7 +24,7 @@ pub(super) fn check(case: &str, objects: &[Value]) {
     }
 }
 
-/// Every pod fits the Pod Security Standard `restricted`, and more.
+/// Checks that every pod satisfies the Pod Security Standard `restricted`, and further rules.
 fn hardened(object: &Value) {
     let pod = match text(&object["kind"]) {
         "Pod" => &object["spec"],
@@ -46,7 +46,7 @@ fn hardened(object: &Value) {
     }
     for volume in items(&pod["volumes"]) {
         let secret = &volume["secret"];
-        // Those of the values are as they are given.
+        // Volumes from the values are rendered unchanged.
         let is_own = !secret["items"].is_null();
         assert!(!is_own || secret["defaultMode"] == 0o440, "{volume}");
     }
@@ -64,7 +64,7 @@ fn names(objects: &[Value]) {
     }
 }
 
-/// Nothing secret is in the output, and what is secret is referred to.
+/// Checks that the output contains no secret, and only refers to Secrets.
 fn secrets(objects: &[Value]) {
     assert_eq!(of_kind(objects, "Secret").count(), 0);
     let all = serde_json::to_string(objects).unwrap();
@@ -82,7 +82,7 @@ fn secrets(objects: &[Value]) {
     }
 }
 
-/// The containers of an object, those of its start among them.
+/// Returns the containers of an object, including its init containers.
 fn containers(object: &Value) -> impl Iterator<Item = &Value> {
     let pod = if object["kind"] == "Pod" { &object["spec"] } else { &object["spec"]["template"]["spec"] };
     items(&pod["initContainers"]).iter().chain(items(&pod["containers"]))
@@ -142,7 +142,8 @@ pub(super) fn selectors(objects: &[Value], pod: &Value) {
     }
 }
 
-/// The ports of probes are numbers, as the API wants them for some kinds, and those of the container.
+/// Checks that the ports of probes are numbers, which the API requires for some kinds, and ports of the
+/// container.
 fn ports(pod: &Value) {
     let container = &pod["containers"][0];
     let mut paths = BTreeSet::new();
@@ -169,7 +170,7 @@ fn volumes(pod: &Value) {
     assert_eq!(volumes, mounted);
 }
 
-/// The settings are ones that this release knows.
+/// Returns the configuration. Panics if it has settings that are unknown to this release.
 pub(super) fn config(objects: &[Value]) -> Config {
     let toml = text(&find_config(objects)["data"]["keyvouch.toml"]);
     toml::from_str(toml).unwrap_or_else(|error| panic!("{error}\n{toml}"))
@@ -180,7 +181,7 @@ fn find_config(objects: &[Value]) -> &Value {
     maps.find(|map| !map["data"]["keyvouch.toml"].is_null()).unwrap()
 }
 
-/// The kubelet kills nothing that still has time by the settings.
+/// Checks that the kubelet waits as long as the settings allow a shutdown to take.
 fn ends_in_time(pod: &Value, config: &Config) {
     let sleep = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"].as_u64().unwrap_or(0);
     let settle = config.server.settle_delay.0.as_secs();

@@ -1,5 +1,5 @@
-//! A container without an engine: what the last stage of the Dockerfile has, and its volumes, as the root of a process that is
-//! the user of the image and can't write outside its volumes.
+//! A container without an engine. The last stage of the Dockerfile and its volumes are the root of a process,
+//! which runs as the user of the image and can't write outside its volumes.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -7,10 +7,10 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-/// What the last stage of the Dockerfile says.
+/// The content of the last stage of the Dockerfile.
 #[derive(Debug)]
 pub(super) struct Image {
-    /// From where in the build, to where in the image, and of whom.
+    /// Copied files: the source in the build, the target in the image, and the owner.
     pub(super) copies: Vec<(String, String, Option<String>)>,
     pub(super) user: u32,
     pub(super) folder: String,
@@ -19,10 +19,10 @@ pub(super) struct Image {
     pub(super) healthcheck: Vec<String>,
 }
 
-/// The only libraries that the base image of the last stage has and that are meant to be used.
+/// The libraries of the last stage's base image that the program may use.
 const LIBRARIES: [&str; 5] =
     ["libc.so.6", "libm.so.6", "libgcc_s.so.1", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"];
-/// The name in the image of what the build makes.
+/// Path of the program in the build stage.
 const PROGRAM: &str = "/image/keyvouch";
 
 impl Image {
@@ -61,11 +61,11 @@ impl Image {
     }
 }
 
-/// The files of a container, and how to run something in it.
+/// The files of a container, and a way to run programs in it.
 pub(super) struct Container {
     pub(super) image: Image,
     root: TempDir,
-    /// What is at paths of the container and can be written to.
+    /// Folders that are mounted writable, and their paths in the container.
     writable: Vec<(TempDir, String)>,
 }
 
@@ -82,7 +82,7 @@ impl Container {
         }
         for (from, to, owner) in &container.image.copies {
             match from.as_str() {
-                // The program is mounted there: it is large.
+                // The program is large, so it is mounted there.
                 PROGRAM => container.write(to, ""),
                 folder if folder.starts_with("/image/") => {
                     std::fs::create_dir_all(container.at(to)).unwrap();
@@ -112,7 +112,7 @@ impl Container {
         std::fs::write(place, text).unwrap();
     }
 
-    /// Has a file read by `group` alone, as far as `mode` lets it; where this process may do that.
+    /// Makes a file accessible only to `group`, within `mode`, if this process may do that.
     pub(super) fn restrict(&self, path: &str, mode: u64, group: u64) {
         let (place, mode) = (self.at(path), u32::try_from(mode).unwrap());
         if rustix::process::geteuid().is_root() {
@@ -121,7 +121,7 @@ impl Container {
         }
     }
 
-    /// Makes a folder that the container can write to.
+    /// Creates a folder that the container can write to.
     pub(super) fn make_writable(&mut self, path: &str) {
         std::fs::create_dir_all(self.at(path)).unwrap();
         let folder = tempfile::tempdir().unwrap();
@@ -129,17 +129,18 @@ impl Container {
         self.writable.push((folder, path.to_owned()));
     }
 
-    /// Gives a folder of the image to its user.
+    /// Makes the user of the image the owner of a folder.
     fn give(&self, path: &str) {
         own(&self.at(path), self.image.user);
     }
 
-    /// The command that runs `arguments` after the image's entry point, with no variables but these.
+    /// Returns the command that runs the image's entry point with `arguments`, and with only these
+    /// environment variables.
     pub(super) fn command(&self, arguments: &[String], variables: &[(String, String)]) -> Command {
         self.program(&[&self.image.entrypoint[..], arguments].concat(), variables)
     }
 
-    /// The command that runs a program of the container.
+    /// Returns the command that runs a program of the container.
     pub(super) fn program(&self, words: &[String], variables: &[(String, String)]) -> Command {
         let root = self.root.path().display();
         let program = self.image.copies.iter().find(|(from, ..)| from == PROGRAM).unwrap();
@@ -186,7 +187,7 @@ fn own(path: &Path, user: u32) {
     }
 }
 
-/// The libraries that the program is linked to.
+/// Returns the libraries that the program is linked to.
 fn libraries() -> Vec<PathBuf> {
     let listed = Command::new("ldd").arg(env!("CARGO_BIN_EXE_keyvouch")).output().unwrap();
     let listed = String::from_utf8(listed.stdout).unwrap();

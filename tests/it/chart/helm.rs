@@ -1,4 +1,4 @@
-//! Rendering the chart.
+//! Renders the chart.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::databases;
 use crate::process::program::{downloaded, tool};
 
-/// The versions that the chart has to work with.
+/// The versions of Helm that the chart supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Helm {
     Three,
@@ -34,7 +34,7 @@ pub(super) fn values_of(case: &str) -> PathBuf {
 impl Helm {
     pub(super) const ALL: [Self; 2] = [Self::Three, Self::Four];
 
-    /// Its command, away from the settings of whoever runs the tests.
+    /// Returns the command of this version, isolated from the settings of the user who runs the tests.
     pub(super) fn command(self) -> Command {
         let mut command = Command::new(downloaded(match self {
             Self::Three => "helm-3",
@@ -48,14 +48,14 @@ impl Helm {
         command
     }
 
-    /// `helm template` of a release, with a file of values and more arguments.
+    /// Runs `helm template` for a release, with a file of values and more arguments.
     pub(super) fn template(self, case: &str, arguments: &[&str]) -> Output {
         let mut command = self.command();
         command.args(["template", RELEASE]).arg(chart()).args(["--namespace", NAMESPACE, "--values"]);
         command.arg(values_of(case)).args(arguments).output().unwrap()
     }
 
-    /// What it renders, every object checked against the schemas of `kubernetes`.
+    /// Returns the rendered objects. Checks each against the schemas of the versions in `kubernetes`.
     pub(super) fn render(self, case: &str, arguments: &[&str], kubernetes: &[&str]) -> Vec<Value> {
         let rendered = self.template(case, arguments);
         assert!(rendered.status.success(), "{case}: {}", String::from_utf8_lossy(&rendered.stderr));
@@ -71,7 +71,7 @@ impl Helm {
     }
 }
 
-/// The object of `kind` with `name`.
+/// Returns the object of `kind` with `name`.
 pub(super) fn find<'o>(objects: &'o [Value], kind: &str, name: &str) -> &'o Value {
     let found = objects.iter().find(|object| object["kind"] == kind && object["metadata"]["name"] == name);
     found.unwrap_or_else(|| panic!("no {kind} {name}"))
@@ -81,7 +81,7 @@ pub(super) fn of_kind<'o>(objects: &'o [Value], kind: &'o str) -> impl Iterator<
     objects.iter().filter(move |object| object["kind"] == kind)
 }
 
-/// The items of a list, of which there are none if it is missing.
+/// Returns the items of a list, or an empty slice if the list is missing.
 pub(super) fn items(list: &Value) -> &[Value] {
     list.as_array().map_or(&[], Vec::as_slice)
 }

@@ -1,4 +1,4 @@
-//! The image, as far as that can be had without an engine: its files, its user, its commands.
+//! Tests of the image that need no engine: its files, its user and its commands.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -13,7 +13,7 @@ fn it_serves_migrates_and_is_healthy_with_nothing_but_its_files() {
     let migrated = container.command(&["migrate", "up"].map(str::to_owned), &[]).output().unwrap();
     assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
 
-    // A port of its own; the address is the image's.
+    // The address is the image's, except that it is unique to this process.
     let address = format!("127.{}.0.1:50051", 2 + std::process::id() % 200);
     let listen = [("KEYVOUCH__SERVER__LISTEN".to_owned(), address.clone())];
     let mut server = container.command(&container.image.command.clone(), &listen);
@@ -51,7 +51,7 @@ fn there_is_no_shell_in_it() {
     }
 }
 
-/// Nothing gets into the build that is not named, and all that it reads is.
+/// The build context contains only named files, and all files that the build reads.
 #[test]
 fn the_build_has_what_it_reads() {
     let read =
@@ -68,7 +68,7 @@ fn the_build_has_what_it_reads() {
         assert!(ignored.lines().any(|line| line.strip_prefix('!') == Some(path)), "{path} is left out");
         assert!(copied.contains(&path), "{path} is not copied");
     }
-    // Cargo wants every target of the manifest to be there, if only as an empty file.
+    // Cargo requires the files of all targets of the manifest to exist, even if they are empty.
     for target in read("Cargo.toml").split("[[bench]]\nname = \"").skip(1) {
         let name = target.split('"').next().unwrap();
         assert!(build.contains(&format!("benches/{name}.rs")), "{name}");

@@ -1,4 +1,4 @@
-//! What the kubelet does with a pod, as far as the chart asks for it.
+//! A simulation of the kubelet, as far as the chart relies on it.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -12,10 +12,10 @@ use super::container::Container;
 use super::helm::{find, items, of_kind, text};
 use crate::process::program::wait_for;
 
-/// What is in the cluster besides the release: Secrets, by name and key.
+/// The Secrets of the cluster, by name and key.
 pub(super) type Secrets = BTreeMap<String, BTreeMap<String, String>>;
 
-/// The node of one release: all its pods have one address.
+/// The node of one release. All its pods have one address.
 #[derive(Clone)]
 pub(super) struct Node {
     pub(super) objects: Vec<Value>,
@@ -41,7 +41,7 @@ pub(super) struct Running<'n> {
 }
 
 impl Node {
-    /// Gives its pods another address.
+    /// Changes the address of the node's pods.
     pub(super) fn move_to(&mut self, address: Ipv4Addr) {
         let objects = serde_json::to_string(&self.objects).unwrap();
         let moved = objects.replace(&self.address.to_string(), &address.to_string());
@@ -49,19 +49,19 @@ impl Node {
         self.address = address;
     }
 
-    /// The pod that the Deployment makes.
+    /// Returns the pod of the Deployment.
     pub(super) fn pod(&self) -> Pod<'_> {
         let deployment = of_kind(&self.objects, "Deployment").next().unwrap();
         Pod::new(self, deployment["spec"]["template"]["spec"].clone())
     }
 
-    /// The pod of `helm test`.
+    /// Returns the pod of `helm test`.
     pub(super) fn test(&self) -> Pod<'_> {
         let test = |pod: &&Value| pod["metadata"]["annotations"]["helm.sh/hook"] == "test";
         Pod::new(self, of_kind(&self.objects, "Pod").find(test).unwrap()["spec"].clone())
     }
 
-    /// The pod of a hook's job.
+    /// Returns the pod of a hook's job.
     pub(super) fn job(&self) -> Pod<'_> {
         let job = of_kind(&self.objects, "Job").next().unwrap();
         Pod::new(self, job["spec"]["template"]["spec"].clone())
@@ -72,7 +72,7 @@ impl Node {
         secret.get(key).unwrap_or_else(|| panic!("the Secret {name} has no {key}"))
     }
 
-    /// Answers of the pod, by plain HTTP as the kubelet asks.
+    /// Returns the pod's response to a probe, sent by plain HTTP as the kubelet does.
     pub(super) fn get(&self, probe: &Value) -> Option<(u16, String)> {
         let port = u16::try_from(probe["port"].as_u64().unwrap()).unwrap();
         let mut stream = TcpStream::connect((self.address, port)).ok()?;
@@ -92,7 +92,7 @@ impl<'n> Pod<'n> {
         Self { node, spec, volumes }
     }
 
-    /// Changes what was rendered.
+    /// Changes the rendered pod.
     pub(super) fn change(&mut self, change: impl FnOnce(&mut Value)) {
         change(&mut self.spec);
     }
@@ -105,7 +105,7 @@ impl<'n> Pod<'n> {
         items(&self.spec["initContainers"])
     }
 
-    /// A container with its volumes, and its command with its variables.
+    /// Creates a container with its volumes. Returns it with its command and variables.
     pub(super) fn create(&self, spec: &Value) -> (Container, Command) {
         assert!(spec["command"].is_null(), "the image's entry point is the command");
         let mut container = Container::new();
@@ -115,7 +115,7 @@ impl<'n> Pod<'n> {
             let volume = &self.volumes[text(&mount["name"])];
             self.mount(&mut container, volume, text(&mount["mountPath"]), mount["readOnly"] == true);
         }
-        // What the cluster's name server would say of the Services.
+        // The cluster's name server would resolve the Services like this.
         let services = of_kind(&self.node.objects, "Service").map(|service| &service["metadata"]);
         let hosts = services.map(|service| {
             format!("{} {}.{}.svc\n", self.node.address, text(&service["name"]), text(&service["namespace"]))
@@ -159,7 +159,7 @@ impl<'n> Pod<'n> {
         }
     }
 
-    /// Runs a container to its end.
+    /// Runs a container until it ends.
     pub(super) fn run(&self, spec: &Value) -> Output {
         let (_container, mut command) = self.create(spec);
         command.output().unwrap()
@@ -178,7 +178,7 @@ impl<'n> Pod<'n> {
 }
 
 impl Running<'_> {
-    /// Waits for the start-up probe, and asks the others.
+    /// Waits for the startup probe, and checks the other probes.
     pub(super) fn is_ready(&mut self) -> Result<(), String> {
         let startup = &self.spec["startupProbe"]["httpGet"];
         let node = self.node;
@@ -208,7 +208,7 @@ impl Running<'_> {
         self.container.command(&arguments, &[]).output().unwrap()
     }
 
-    /// Ends it as the kubelet does: `preStop`, SIGTERM, and a kill if it is not gone then.
+    /// Ends the container as the kubelet does: `preStop`, SIGTERM, and a kill after the grace period.
     #[expect(clippy::disallowed_methods, reason = "the kubelet waits")]
     pub(super) fn end(mut self) {
         let began = std::time::Instant::now();
@@ -227,7 +227,7 @@ impl Running<'_> {
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

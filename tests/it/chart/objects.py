@@ -7,7 +7,7 @@ import sys
 import kubernetes_validate
 import yaml
 
-# Of others than Kubernetes: what they look like is in no schema here.
+# Groups of custom resources, which have no schema here.
 FOREIGN = {"monitoring.coreos.com/v1", "cert-manager.io/v1"}
 
 

@@ -1,8 +1,8 @@
-//! Values that can't work are refused, with the reason.
+//! Tests that the chart rejects invalid values, with the reason.
 
 use super::helm::Helm;
 
-/// What the chart says of `--set` values in a case.
+/// Returns the error of the chart for `--set` values in a case.
 fn refusal(helm: Helm, case: &str, values: &[&str]) -> String {
     let arguments: Vec<_> = values.iter().flat_map(|value| ["--set", value]).collect();
     let rendered = helm.template(case, &arguments);

@@ -1,4 +1,4 @@
-//! What the chart renders for each case.
+//! Tests of the rendered objects of each case.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -9,7 +9,7 @@ use super::checks::{check, config, selectors, selects};
 use super::helm::{CASES, Helm, RELEASE, chart, find, items, of_kind, text, values_of};
 use crate::process::program::tool;
 
-/// The first knows no `preStop.sleep`.
+/// The oldest supported version. It does not support `preStop.sleep`.
 const OLDEST: &str = "1.29";
 const OTHERS: [&str; 8] = ["1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37"];
 
@@ -36,7 +36,7 @@ fn each_case_fits_each_version_of_kubernetes_with_each_version_of_helm() {
         }
         passed += &format!("{case:<20} Helm 3.17.3 and 4.2.3, Kubernetes {OLDEST} {}\n", OTHERS.join(" "));
     }
-    // scripts/test shows it.
+    // scripts/test prints this file.
     std::fs::write(concat!(env!("CARGO_TARGET_TMPDIR"), "/chart-cases"), passed).unwrap();
 }
 
@@ -63,7 +63,7 @@ fn the_readme_and_the_schema_are_made_of_the_values() {
     assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
 }
 
-/// Each value of the README is one that a template asks for, by itself or with those around it.
+/// Each value of the README is used by a template, by itself or as part of a parent value.
 #[test]
 fn every_value_is_used() {
     let mut templates = String::new();
@@ -123,7 +123,7 @@ fn a_change_of_the_settings_changes_the_pods() {
     assert_eq!(checksum(&[]), checksum(&["--set", "commonLabels.team=b"]));
 }
 
-/// A hook before the release has to find all that it refers to, so it refers to nothing that the release makes.
+/// A hook that runs before the release refers only to objects that exist before it.
 #[test]
 fn the_migration_job_needs_nothing_that_comes_after_it() {
     let objects = Helm::Four.render("mysql", &[], &[]);
@@ -157,7 +157,7 @@ fn objects_of_one_s_own_are_filled_in() {
     }
 }
 
-/// Values that YAML would take for something else, and names that are given twice.
+/// Values that YAML could interpret as another type stay text, and duplicate names are rejected.
 #[test]
 fn values_stay_what_they_are() {
     let values = [
@@ -219,7 +219,7 @@ fn what_stays_and_what_has_no_address() {
     }
 }
 
-/// The alerts of a release are about that release.
+/// The alerts of a release select only the metrics of that release.
 #[test]
 fn alerts_of_one_release_leave_others_alone() {
     let objects = Helm::Four.render("postgres-redis-ha", &[], &[]);

@@ -1,4 +1,5 @@
-//! The chart is run: its containers with exactly the commands, variables, `ConfigMap` and Secrets that it renders.
+//! Runs the containers of the chart with exactly the commands, variables, `ConfigMap` and Secrets that it
+//! renders.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -17,7 +18,7 @@ use crate::redis_servers::Redis;
 use crate::server::tls::{Authority, Pair};
 use crate::support::TOKEN;
 
-/// A loopback address that no other test uses: the chart's ports are fixed.
+/// Returns a loopback address that no other test uses, because the chart's ports are fixed.
 fn address() -> Ipv4Addr {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = (std::process::id() % 50_000) * 256 + NEXT.fetch_add(1, Ordering::Relaxed) % 256;
@@ -25,7 +26,7 @@ fn address() -> Ipv4Addr {
     Ipv4Addr::new(127, b.wrapping_add(16), c, d)
 }
 
-/// A release of `case` on a node of its own.
+/// Installs a release of `case` on a node of its own.
 fn install(case: &str, arguments: &[&str], secrets: &[(&str, &str, &str)]) -> Node {
     let address = address();
     let listen = format!("listenAddress={address}");
@@ -45,7 +46,7 @@ fn told(output: &Output) -> String {
     [&output.stdout[..], &output.stderr].map(String::from_utf8_lossy).concat()
 }
 
-/// The URL of a database's owner, and of a user who can work with its tables and no more.
+/// Returns the URL of a database's owner, and of a user who can only read and write its tables.
 async fn database_with_two_users() -> (String, String) {
     let owner = Kind::Postgres.database().await;
     let connection = Database::connect(&owner).await.unwrap();
@@ -67,7 +68,7 @@ fn postgres_and_redis() -> Node {
     let redis = crate::redis_servers::shared_url(Redis::Alone);
     install(
         "postgres-redis-ha",
-        // The collector is one that is not there: traces hold nothing up.
+        // No collector listens at this address, which must not delay anything.
         &["--set", "extraEnv[0].value=http://127.0.0.1:9"],
         &[
             ("keyvouch-database", "url", &server),
@@ -78,7 +79,7 @@ fn postgres_and_redis() -> Node {
     )
 }
 
-/// Makes a key as an administrator does, and returns its secret.
+/// Creates a key as an administrator does, and returns its secret.
 fn create_key(options: &[&str]) -> String {
     let home = Home::new();
     std::fs::write(home.path().join("token"), TOKEN).unwrap();
@@ -126,7 +127,7 @@ fn on_postgres_and_redis() {
     server.end();
 }
 
-/// Each variable's name counts: with a letter less, the pod does not start.
+/// A pod does not start if the name of any variable lacks a letter.
 #[test]
 fn a_typo_in_a_variable_s_name_is_found() {
     let node = postgres_and_redis();
@@ -153,7 +154,7 @@ fn a_typo_in_a_variable_s_name_is_found() {
     }
 }
 
-/// Administered by `kubectl exec`, with nothing but the chart.
+/// The server is administered by `kubectl exec`, with nothing but the chart.
 #[test]
 fn on_sqlite_by_default() {
     let node = install("default", &[], &[]);
@@ -221,7 +222,7 @@ fn on_a_redis_cluster_alone() {
     server.end();
 }
 
-/// TLS on both sides; and what alerts and panels ask for is what such a server exports.
+/// TLS has certificates on both sides. The server exports all metrics that alerts and panels query.
 #[test]
 fn with_certificates_on_both_sides() {
     const SERVICE: &str = "kv-keyvouch.prod.svc";
@@ -270,7 +271,7 @@ fn with_certificates_on_both_sides() {
     let test = node.test();
     let outcome = test.run(&test.containers()[0]);
     assert!(outcome.status.success(), "{}", told(&outcome));
-    // Another replica makes a change, so that this one hears of it; somebody comes without TLS.
+    // Another replica makes a change, which this one reads, and a client connects without TLS.
     let mut other = node.clone();
     other.move_to(address());
     let mut second = other.pod().start();
@@ -290,7 +291,7 @@ fn with_certificates_on_both_sides() {
     server.end();
 }
 
-/// With a certificate of one's own, whose root is elsewhere.
+/// The certificate is provided by the user, and its root is in another file.
 #[test]
 fn with_a_certificate_of_one_s_own() {
     let servers = Authority::new();

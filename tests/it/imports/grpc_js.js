@@ -1,8 +1,8 @@
-// Imports the messages of a file as fast as grpc-js lets it, and validates beside it on the same channel.
+// Imports the messages of a file as fast as grpc-js allows, and concurrently validates on the same channel.
 //
 // usage: node grpc_js.js ADDRESS TOKEN ROWS VALIDATE
-// ROWS has messages behind their lengths (4 bytes, big endian); VALIDATE is one. Prints the number of answers of the import and
-// that of the validations, and ends with an error if any call failed.
+// ROWS has messages with length prefixes (4 bytes, big endian). VALIDATE is one message. Prints the number of
+// responses to the import and to the validations, and exits with an error if any call failed.
 const { readFileSync } = require('fs');
 const { once } = require('events');
 const grpc = require('@grpc/grpc-js');

@@ -1,4 +1,4 @@
-//! The commands, their output and their exit statuses.
+//! Tests of the commands, their output and their exit statuses.
 
 use super::program::Home;
 
@@ -232,7 +232,7 @@ fn expired_keys_are_pruned_by_hand_or_by_the_server() {
     assert_eq!(names(), ["later"]);
 }
 
-/// What needs a credential gets it, from a file that was named or found.
+/// The command sends its credential, from a named or a discovered file, if the call requires one.
 #[test]
 fn validate_can_ask_for_less_staleness() {
     let home = Home::new();

@@ -1,4 +1,4 @@
-//! The examples, as programs.
+//! Runs the examples as programs.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -8,7 +8,7 @@ use sea_orm::{ConnectionTrait as _, Database};
 use super::program::{Home, wait_for};
 use crate::databases::Kind;
 
-/// Examples are built beside the tests.
+/// Returns the path of an example. Examples are built beside the tests.
 fn example(name: &str) -> PathBuf {
     let example = std::env::current_exe().unwrap().parent().unwrap().join("../examples").join(name);
     assert!(example.exists(), "{} is missing: run scripts/test", example.display());
@@ -48,18 +48,18 @@ fn the_example_lists_the_keys_of_an_owner() {
     assert_eq!(names, ["second", "first"]);
 }
 
-/// A process that is killed when dropped.
+/// A process. Dropping it kills the process.
 struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// Keys in files, served; they are there after a kill.
+/// The server keeps its keys in files, and they exist after a kill.
 #[test]
 fn the_example_of_a_backend_serves_and_keeps_keys() {
     let home = Home::new();
@@ -100,7 +100,7 @@ fn the_example_of_a_backend_serves_and_keeps_keys() {
     assert_eq!(validate(&address), 3);
 }
 
-/// The tables of Keyvouch and those of a program, made by that program's migrator, and a server on them.
+/// A program's own migrator creates the tables of Keyvouch and its own, and a server uses them.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_example_of_a_migrator_makes_tables_that_a_server_takes() {
     for kind in [Kind::Postgres, Kind::MariaDb] {

@@ -8,7 +8,7 @@ import threading
 import grpc
 
 THREADS = 8
-# gRFC A6; transparent retries are the client's own.
+# gRFC A6. Transparent retries are built into the client.
 CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
@@ -30,7 +30,7 @@ VALID = b"\x08\x01"
 
 def main(addresses: str, secret: str) -> None:
     options = [("grpc.service_config", json.dumps(CONFIG)), ("grpc.max_reconnect_backoff_ms", 200)]
-    # Otherwise it is the list of addresses, which is no authority.
+    # By default the authority would be the list of addresses, which is not a valid authority.
     options.append(("grpc.default_authority", "keyvouch"))
     options.append(("grpc.initial_reconnect_backoff_ms", 50))
     options.append(("grpc.min_reconnect_backoff_ms", 50))

@@ -1,4 +1,4 @@
-//! `keyvouch import`.
+//! Tests of `keyvouch import`.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -12,7 +12,7 @@ use crate::databases::Kind;
 
 const FOREIGN: &str = "keys.foreign=[{ prefix = \"pyorg_\", length = 49 }]";
 
-/// A line of an import, and the secret of its key.
+/// Returns a row of an import, and the secret of its key.
 fn line(number: usize) -> (Value, String) {
     let secret = format!("pyorg_{number:043}");
     let hash = keyvouch::domain::KeyHash::of(&secret);
@@ -56,7 +56,7 @@ fn json_lines_are_imported_once_however_often_they_are_sent() {
     assert_eq!(home.validate(&server, &line(3_000).1), (3, "REASON_NOT_FOUND".into()));
 }
 
-/// Half of it was answered when the server was killed: the second run brings the rest.
+/// The server is killed after half of the rows were acknowledged. A second run imports the rest.
 #[test]
 fn an_import_that_was_cut_off_goes_on_where_it_was() {
     let home = Home::new();
@@ -73,7 +73,7 @@ fn an_import_that_was_cut_off_goes_on_where_it_was() {
     input.write_all(rows[..10_000].concat().as_bytes()).unwrap();
     wait_for("half of the keys", || (home.validate(&server, &line(9_999).1).0 == 0).then_some(()));
     drop(server);
-    // It may have ended already.
+    // The process may have ended already.
     let _ = input.write_all(rows[10_000..].concat().as_bytes());
     drop(input);
     let cut_off = importing.wait_with_output().unwrap();
@@ -88,7 +88,7 @@ fn an_import_that_was_cut_off_goes_on_where_it_was() {
     assert_eq!(home.validate(&server, &line(19_999).1).0, 0);
 }
 
-/// More than a message may have: told like any other row that is wrong.
+/// A row above the maximum message size is reported like any other invalid row.
 #[test]
 fn a_row_that_is_too_large_is_rejected_alone() {
     let home = Home::new();
@@ -109,7 +109,7 @@ fn a_row_that_is_too_large_is_rejected_alone() {
     }
 }
 
-/// The server is asked before standard input, which may never come.
+/// The credential is checked before standard input is read, which may never deliver anything.
 #[test]
 fn a_refused_credential_is_told_before_anything_is_read() {
     let home = Home::new();
@@ -157,7 +157,7 @@ fn what_can_not_be_read_says_why() {
     assert!(!done.stderr.contains("hunter2") && !done.stdout.contains("hunter2"));
 }
 
-/// By the real library, into the database of `alchemy`, its name for the URL.
+/// Fills a database with the original library. `alchemy` is its URL in the form of SQLAlchemy.
 fn fill(alchemy: &str) -> BTreeMap<String, String> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/process/litestar_keys.py");
     let done = Command::new(tool("python")).args([script, alchemy]).output().unwrap();
@@ -165,7 +165,7 @@ fn fill(alchemy: &str) -> BTreeMap<String, String> {
     serde_json::from_slice(&done.stdout).unwrap()
 }
 
-/// `source` is a database of litestar-api-auth: its keys work on with their scopes, their expiry and their revocation.
+/// Imports from `source`, a database of litestar-api-auth. Its keys keep their scopes, expiry and revocation.
 fn takes_over(source: &str, secrets: &BTreeMap<String, String>) {
     let home = Home::new();
     let server = home.serve(&[FOREIGN]);

@@ -1,4 +1,4 @@
-//! From the first key to a killed server that comes back.
+//! Tests from the first key to a killed server that restarts.
 
 use super::program::Home;
 use rustix::process::Signal;

@@ -10,7 +10,7 @@ from litestar_api_auth.backends.sqlalchemy import SQLAlchemyBackend, SQLAlchemyC
 from litestar_api_auth.service import generate_api_key, hash_api_key
 from sqlalchemy.ext.asyncio import create_async_engine
 
-# More than are read at once.
+# More keys than the import reads at once.
 MANY = 600
 
 

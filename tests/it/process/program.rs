@@ -1,4 +1,4 @@
-//! Running `keyvouch` in a folder of its own.
+//! Runs `keyvouch` in a folder of its own.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -11,22 +11,22 @@ use tempfile::TempDir;
 
 use crate::signals;
 
-/// Far more than anything here may take.
+/// Timeout for all waits, far more than any needs.
 const NEVER: Duration = Duration::from_mins(1);
 
-/// A folder with a server's files, and commands that are run in it.
+/// A folder with a server's files, in which commands are run.
 pub(crate) struct Home {
     pub(crate) folder: TempDir,
     has_own_clock: bool,
 }
 
-/// A running server, killed when dropped. Its output is collected in two files of the folder.
+/// A running server. Dropping it kills the server. Its output is collected in two files of the folder.
 pub(crate) struct Server {
     child: Child,
     pub(crate) address: String,
 }
 
-/// What a command printed, and its exit status.
+/// The output of a command, and its exit status.
 pub(crate) struct Done {
     pub(crate) status: i32,
     pub(crate) stdout: String,
@@ -38,14 +38,15 @@ impl Home {
         Self { folder: tempfile::tempdir().unwrap(), has_own_clock: false }
     }
 
-    /// A folder whose servers' wall clock can be set.
+    /// Creates a folder whose servers have a wall clock that can be set.
     pub(crate) fn with_clock() -> Self {
         let home = Self { has_own_clock: true, ..Self::new() };
         home.step_clock(0);
         home
     }
 
-    /// Sets the wall clock of servers that run here, and only that, to so many seconds from the true time.
+    /// Sets the wall clock of servers that run in this folder, and nothing else, to this offset from the true
+    /// time.
     pub(crate) fn step_clock(&self, seconds: i64) {
         let next = self.path().join("clock.next");
         std::fs::write(&next, format!("{seconds:+}")).unwrap();
@@ -60,7 +61,7 @@ impl Home {
         self.command_by(&[], arguments)
     }
 
-    /// The same, started by the program and the arguments in `starter`.
+    /// Returns the command, started by the program and the arguments in `starter`.
     fn command_by(&self, starter: &[&str], arguments: &[&str]) -> Command {
         let program = env!("CARGO_BIN_EXE_keyvouch");
         let mut command = match starter {
@@ -87,21 +88,21 @@ impl Home {
         command
     }
 
-    /// Starts `keyvouch serve` on a free port and waits until it is ready.
+    /// Starts `keyvouch serve` on a free port, and waits until it is ready.
     pub(crate) fn serve(&self, settings: &[&str]) -> Server {
         let mut server = self.begin_to_serve(settings);
         server.address = server.wait_until_ready(self);
         server
     }
 
-    /// The same, started by another program that becomes it.
+    /// Starts the server like [`serve`](Self::serve), through another program that becomes the server.
     pub(crate) fn serve_by(&self, starter: &[&str], settings: &[&str]) -> Server {
         let mut server = self.begin_to_serve_by(starter, settings);
         server.address = server.wait_until_ready(self);
         server
     }
 
-    /// Starts it and does not wait: it has no address yet.
+    /// Starts the server without waiting until it is ready. Its address is not set.
     pub(crate) fn begin_to_serve(&self, settings: &[&str]) -> Server {
         self.begin_to_serve_by(&[], settings)
     }
@@ -123,12 +124,12 @@ impl Home {
         Server { child, address: String::new() }
     }
 
-    /// Runs a command to its end.
+    /// Runs a command until it ends.
     pub(crate) fn run(&self, arguments: &[&str]) -> Done {
         self.run_with_input(arguments, "")
     }
 
-    /// Runs a command to its end with `input` on its standard input.
+    /// Runs a command until it ends, with `input` on its standard input.
     pub(crate) fn run_with_input(&self, arguments: &[&str], input: &str) -> Done {
         let mut command = self.command(arguments);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -138,7 +139,7 @@ impl Home {
         Done::of(child.wait_with_output().unwrap())
     }
 
-    /// Runs a command that has to succeed, and reads the JSON that it prints.
+    /// Runs a command that has to succeed. Returns the JSON that it prints.
     pub(crate) fn json(&self, server: &Server, arguments: &[&str]) -> serde_json::Value {
         let mut all = vec!["--output", "json"];
         all.extend(arguments);
@@ -148,7 +149,7 @@ impl Home {
         serde_json::from_str(&done.stdout).unwrap()
     }
 
-    /// What `keyvouch validate` says of `secret`: its exit status and the reason.
+    /// Runs `keyvouch validate` for `secret`. Returns its exit status and the reason.
     pub(crate) fn validate(&self, server: &Server, secret: &str) -> (i32, String) {
         let arguments = ["--output", "json", "validate", "--addr", &server.address];
         let done = self.run_with_input(&arguments, secret);
@@ -181,7 +182,7 @@ impl Server {
         signals::send(self.child.id(), signal);
     }
 
-    /// Waits for its end; the exit status, if no signal ended it.
+    /// Waits until the server has ended. Returns its exit status, or `None` if a signal ended it.
     pub(crate) fn ended(&mut self) -> Option<i32> {
         wait_for("the end of the server", || self.child.try_wait().unwrap()).code()
     }
@@ -189,7 +190,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -206,7 +207,8 @@ impl Done {
     }
 }
 
-/// A program that `scripts/test` installs from `PyPI`, or another `bin` folder named by `KEYVOUCH_TEST_TOOLS`.
+/// Returns a program that `scripts/test` installs from `PyPI`. `KEYVOUCH_TEST_TOOLS` overrides the `bin`
+/// folder.
 pub(crate) fn tool(name: &str) -> PathBuf {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/venv/bin");
     let tool = std::env::var_os("KEYVOUCH_TEST_TOOLS").map_or(installed, PathBuf::from).join(name);
@@ -214,7 +216,8 @@ pub(crate) fn tool(name: &str) -> PathBuf {
     tool
 }
 
-/// Where `scripts/test` installs packages for Node.js, or another folder named by `KEYVOUCH_TEST_NODE_MODULES`.
+/// Returns the folder in which `scripts/test` installs packages for Node.js. `KEYVOUCH_TEST_NODE_MODULES`
+/// overrides it.
 pub(crate) fn node_modules() -> PathBuf {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/node/node_modules");
     let folder = std::env::var_os("KEYVOUCH_TEST_NODE_MODULES").map_or(installed, PathBuf::from);
@@ -222,7 +225,7 @@ pub(crate) fn node_modules() -> PathBuf {
     folder
 }
 
-/// A program that `scripts/test` downloads, or one of another folder named by `KEYVOUCH_TEST_DOWNLOADS`.
+/// Returns a program that `scripts/test` downloads. `KEYVOUCH_TEST_DOWNLOADS` overrides the folder.
 pub(crate) fn downloaded(name: &str) -> PathBuf {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin");
     let program = std::env::var_os("KEYVOUCH_TEST_DOWNLOADS").map_or(installed, PathBuf::from).join(name);
@@ -230,7 +233,7 @@ pub(crate) fn downloaded(name: &str) -> PathBuf {
     program
 }
 
-/// The library that stands before the system's clock.
+/// Returns the library that replaces the system's clock.
 pub(crate) fn faketime() -> PathBuf {
     let installed = std::fs::read_dir("/usr/lib").unwrap().map(|entry| entry.unwrap().path());
     installed
@@ -239,7 +242,7 @@ pub(crate) fn faketime() -> PathBuf {
         .unwrap_or_else(|| panic!("libfaketime is missing: run scripts/test, which installs it"))
 }
 
-/// Asks again until there is an answer.
+/// Calls `ask` until it returns a value.
 #[expect(clippy::disallowed_methods, reason = "a bound on waiting for another process")]
 pub(crate) fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
@@ -252,7 +255,7 @@ pub(crate) fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// All bytes of all files in the folder whose names begin with `prefix`.
+/// Returns all bytes of all files in the folder whose names begin with `prefix`.
 pub(crate) fn bytes_of_files(folder: &Path, prefix: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {

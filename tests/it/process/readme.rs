@@ -1,11 +1,11 @@
-//! The README's walk, word by word.
+//! Runs the commands of the README literally.
 
 use std::path::Path;
 use std::process::Command;
 
 use super::program::Home;
 
-/// The shell block of the section `title`.
+/// Returns the shell block of the section `title`.
 fn block(title: &str) -> String {
     let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
     let (_, section) = readme.split_once(&format!("## {title}\n")).unwrap();
@@ -22,7 +22,7 @@ fn the_walk_goes_as_it_is_written() {
     let output = Command::new("bash")
         .args(["-euc", &block("A walk with `keyvouch`")])
         .current_dir(home.path())
-        // The server of a test has a port of its own.
+        // The test server has another port than the README's.
         .env("KEYVOUCH_ADDR", &server.address)
         .env("PATH", path)
         .output()

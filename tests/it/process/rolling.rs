@@ -1,4 +1,4 @@
-//! Replicas are replaced one after the other, and no caller notices.
+//! Tests that replicas can be replaced one after the other without failed calls.
 
 use rustix::process::Signal;
 use std::process::{Command, Stdio};
@@ -15,7 +15,7 @@ use crate::redis_servers::free_port;
 use crate::support::TOKEN;
 
 const REPLICAS: usize = 3;
-/// How long the load goes on before and after each restart.
+/// Duration of the load before and after each restart.
 const PAUSE: Duration = Duration::from_millis(500);
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {

@@ -1,4 +1,4 @@
-//! What must never be printed is never printed, however much is.
+//! Tests that secrets are never printed, even with the most verbose logs.
 
 use data_encoding::{BASE64, HEXLOWER};
 use keyvouch::domain::KeyHash;
@@ -9,7 +9,7 @@ use crate::redis_servers::Redis;
 
 const PASSWORD: &str = "hunter2-of-the-cache";
 
-/// Every form in which the secret or its digest could be shown.
+/// Returns every form in which the secret or its digest could be printed.
 fn forms(secret: &str) -> Vec<String> {
     let hash = KeyHash::of(secret);
     let decimal: Vec<_> = hash.as_bytes().iter().map(ToString::to_string).collect();
@@ -30,7 +30,7 @@ fn contains(haystack: &[u8], needle: &[u8]) -> bool {
 #[test]
 fn neither_secrets_nor_hashes_nor_tokens_are_logged_or_stored() {
     let home = Home::new();
-    // A password that redis-server asks for, in the URL of the cache.
+    // The URL of the cache has a password, which redis-server requires.
     let redis = Redis::Alone.start(&["--requirepass", PASSWORD]);
     let cache = redis.url.replacen("redis://", &format!("redis://:{PASSWORD}@"), 1);
     for (format, cache) in [("text", String::new()), ("json", cache)] {
@@ -49,7 +49,7 @@ fn neither_secrets_nor_hashes_nor_tokens_are_logged_or_stored() {
         let imported = format!("kv_{format:_>43}");
         let hash = HEXLOWER.encode(KeyHash::of(&imported).as_bytes());
         let row = format!("{{\"hash\": \"{hash}\", \"name\": \"n\", \"owner_id\": \"o\"}}\n");
-        // Twice in one stream: one is stored, and the other refused.
+        // The row is sent twice in one stream. One is stored, and the other rejected.
         std::fs::write(home.path().join("keys.jsonl"), format!("{row}{row}")).unwrap();
         let done = home.run(&["import", "--from", "keys.jsonl", "--addr", &server.address]);
         assert_eq!(done.stdout.lines().next(), Some("1 imported, 1 were there already, 0 rejected"));

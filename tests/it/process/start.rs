@@ -1,4 +1,4 @@
-//! Starting, and refusing to start.
+//! Tests of startups that succeed, and of startups that are refused.
 
 use rustix::process::Signal;
 use std::net::TcpListener;
@@ -91,7 +91,7 @@ fn a_schema_that_is_behind_is_refused_with_the_command() {
     home.serve(&["store.auto_migrate=false"]);
 }
 
-/// A rollback: the release before finds what the one after it added.
+/// A rollback: an earlier release finds the schema of a later one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_newer_schema_is_served_unless_it_took_something_away() {
     use sea_orm::ConnectionTrait as _;
@@ -143,7 +143,7 @@ fn a_second_signal_ends_it_at_once() {
     let home = Home::new();
     let mut server = home.serve(&["server.drain_timeout=1h"]);
     let _silent = std::net::TcpStream::connect(&server.address).unwrap();
-    // A connection counts once the server has taken it; a call on another one shows that it has.
+    // A connection counts once the server has accepted it. A call on another connection shows that it has.
     assert_eq!(home.run(&["healthcheck", "--addr", &server.address]).status, 0);
     server.signal(Signal::TERM);
     wait_for("the drain", || home.read("stderr").contains("a second signal").then_some(()));
@@ -203,7 +203,7 @@ fn who_was_refused_is_told_in_the_log() {
     assert!(!log.contains(secret));
 }
 
-/// Though the call itself was let through.
+/// The rejection is logged although the call itself was allowed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refusal_in_an_open_stream_is_told_in_the_log() {
     let home = Home::new();
@@ -250,7 +250,7 @@ fn a_signal_ends_a_start_that_waits_for_its_database() {
     assert!(home.read("stderr").contains("stopped by a signal before the start was over"));
 }
 
-/// What it prints can be typed.
+/// The commands that the server prints can be run.
 #[test]
 fn what_to_type_next_fits_the_settings() {
     let home = Home::new();
@@ -283,7 +283,7 @@ fn a_start_waits_for_its_store_and_says_so() {
     redis.servers[0].restart(&[]);
     server.wait_until_ready(&home);
     drop(server);
-    // Who does not want to wait is told what is wrong.
+    // With a short timeout, the error has the reason.
     redis.servers[0].kill();
     let stderr = refusal(&home, &["--set", &url, "--set", "store.connect_timeout=1s", "--set", settings[2]]);
     assert!(stderr.contains("can't use the Redis server (store.url)"), "{stderr}");

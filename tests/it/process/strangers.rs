@@ -1,4 +1,4 @@
-//! Clients that nobody here wrote.
+//! Tests with clients of other projects.
 
 use std::process::{Command, Output};
 

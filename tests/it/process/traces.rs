@@ -1,4 +1,4 @@
-//! Traces, as a collector receives them.
+//! Tests of traces, as a collector receives them.
 
 use rustix::process::Signal;
 use std::sync::{Arc, Mutex};
@@ -20,7 +20,7 @@ use tonic::transport::Endpoint;
 use super::program::Home;
 use crate::support::TOKEN;
 
-/// Keeps what it is sent.
+/// A collector that keeps everything it receives.
 #[derive(Clone, Default)]
 struct Collector(Arc<Mutex<Vec<ExportTraceServiceRequest>>>);
 
@@ -36,7 +36,7 @@ impl TraceService for Collector {
 }
 
 impl Collector {
-    /// Starts one on a free port.
+    /// Starts a collector on a free port.
     async fn start() -> (Self, String) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
@@ -85,7 +85,7 @@ async fn calls_are_traced_through_cache_and_store_and_sent_before_the_end() {
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     let mut request =
         Request::new(pb::ValidateRequest { secret: secret.clone(), ..pb::ValidateRequest::default() });
-    // The caller samples it, so the ratio of 0 is no matter.
+    // The caller samples the call, so the ratio of 0 has no effect.
     let parent = format!("00-{trace}-00f067aa0ba902b7-01");
     request.metadata_mut().insert("traceparent", parent.parse().unwrap());
     let mut uncached = request.get_ref().clone();

@@ -1,4 +1,4 @@
-//! Three replicas as processes, the servers behind them, and a proxy on each connection.
+//! Three replicas as processes, their servers, and a proxy on each connection.
 
 use rustix::process::Signal;
 use std::sync::Arc;
@@ -18,12 +18,12 @@ use crate::support::TOKEN;
 
 pub(super) const REPLICAS: usize = 3;
 
-/// What is behind the replicas.
+/// The servers that the replicas use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stack {
     PostgresAndRedis,
     MariaDbAndRedis,
-    /// Without a cache in Redis nothing tells replicas of changes: they poll.
+    /// Without a cache in Redis, no message wakes the replicas, so they only poll.
     MariaDbAlone,
     Redis,
 }
@@ -33,7 +33,7 @@ pub(super) struct Fleet(Arc<Parts>);
 
 struct Parts {
     replicas: Vec<Replica>,
-    /// The cache, which may lose everything at any time.
+    /// The cache, which may lose all its data at any time.
     cache: Option<RedisServers>,
     database: Option<Mutex<Server>>,
     _store: Option<RedisServers>,
@@ -73,17 +73,17 @@ impl Fleet {
         &self.0.replicas[replica].api
     }
 
-    /// Has the database copied as it is now.
+    /// Copies the current state of the database.
     pub(super) async fn keep_a_copy(&self) {
         self.with_database(Server::keep_a_copy).await;
     }
 
-    /// Ends the database as a power loss would.
+    /// Kills the database, as a power loss would.
     pub(super) async fn kill_the_database(&self) {
         self.with_database(|server| server.kill()).await;
     }
 
-    /// Starts the copy in its place.
+    /// Starts the copy in place of the database.
     pub(super) async fn start_the_copy(&self) {
         self.with_database(Server::start_the_copy).await;
     }
@@ -93,7 +93,7 @@ impl Fleet {
         tokio::task::block_in_place(|| act(&mut server));
     }
 
-    /// What the replicas' logs say of faults that are no outage.
+    /// Returns the faults in the replicas' logs that are not outages.
     pub(super) fn faults_in_logs(&self) -> String {
         let logs = self.0.replicas.iter().map(|replica| replica.home.read("stderr"));
         let is_fault = |line: &str| line.contains("the store failed") || line.contains("panicked");
@@ -102,7 +102,7 @@ impl Fleet {
             .join("; ")
     }
 
-    /// One fault after the other, for ever.
+    /// Causes one fault after another, forever.
     pub(super) async fn faults(self, mut random: Random) {
         loop {
             tokio::time::sleep(Duration::from_millis(50 + random.below(200))).await;
@@ -116,7 +116,7 @@ impl Fleet {
                     during(proxy, Fault::Delay(Duration::from_millis(1 + random.below(100))), length).await;
                 }
                 7 => {
-                    // All of them at once: the network is gone.
+                    // All connections fail together, as in a network outage.
                     for proxy in &replica.proxies {
                         proxy.set(Fault::Cut);
                     }
@@ -132,12 +132,12 @@ impl Fleet {
                 }
                 9 => {
                     if let Some(cache) = &self.0.cache {
-                        // Messages that wake are lost.
+                        // Wake-ups are lost.
                         cli(cache.servers[0].port, &["CLIENT", "KILL", "TYPE", "pubsub"]);
                     }
                 }
                 10 => replica.freeze(length).await,
-                // An hour into the future, into the past, or back.
+                // One hour into the future, one hour into the past, or back to the true time.
                 11 => replica.home.step_clock(3_600 * (i64::try_from(random.below(3)).unwrap() - 1)),
                 12 => replica.kill_between_commit_and_cache().await,
                 _ => replica.restart().await,
@@ -185,7 +185,7 @@ impl Replica {
         Self { home, settings, server: Mutex::new(Some(server)), proxies, api: Api::new(channel, TOKEN) }
     }
 
-    /// Stops it where it is for a while: its connections stay open.
+    /// Suspends the replica for a while. Its connections stay open.
     async fn freeze(&self, length: Duration) {
         let server = self.server.lock().await;
         let server = server.as_ref().unwrap();
@@ -194,16 +194,16 @@ impl Replica {
         server.signal(Signal::CONT);
     }
 
-    /// Kills it while its changes are in the store and wait for the cache.
+    /// Kills the replica while its changes are committed and wait for the cache.
     async fn kill_between_commit_and_cache(&self) {
-        // The proxy of the cache, where there is one, is the last.
+        // The proxy of the cache, if there is one, is the last.
         let Some(cache) = self.proxies.get(1) else { return };
         cache.set(Fault::Pause);
         tokio::time::sleep(Duration::from_millis(30)).await;
         self.restart().await;
     }
 
-    /// Ends it as a power loss would, perhaps between a commit and its answer, and starts it again.
+    /// Kills the replica as a power loss would, perhaps between a commit and its response, and restarts it.
     async fn restart(&self) {
         let mut server = self.server.lock().await;
         drop(server.take());
@@ -222,7 +222,7 @@ async fn serve(home: Arc<program::Home>, settings: Vec<String>) -> program::Serv
     started.await.unwrap()
 }
 
-/// What is before the port of a URL, the port, and what is after it.
+/// Splits a URL into the text before its port, the port, and the text after it.
 fn split_port(url: &str) -> (&str, (u16, &str)) {
     let (before, after) = url.rsplit_once(':').unwrap();
     let digits = after.find(|it: char| !it.is_ascii_digit()).unwrap_or(after.len());

@@ -1,4 +1,4 @@
-//! What is known to have happened to a key, and which answers that allows.
+//! The known changes of a key, and the answers that they allow.
 
 use std::time::{Duration, Instant};
 
@@ -6,33 +6,34 @@ use keyvouch::grpc::pb::Reason;
 
 use super::BOUND;
 
-/// A change that was answered.
+/// A change that was acknowledged.
 #[derive(Clone, Copy, Debug)]
 struct Answered {
     replica: usize,
     at: Instant,
 }
 
-/// What happened to one key. Changes whose outcome is not known may have been made from their begin on.
+/// The changes of one key. Changes with an unknown outcome may have been applied at any time after their
+/// start.
 #[derive(Clone, Debug, Default)]
 pub(super) struct History {
     created: Vec<Answered>,
-    /// The first revocation or deletion that was begun.
+    /// Start of the first revocation or deletion.
     end_begun: Option<Instant>,
     delete_begun: Option<Instant>,
     ended: Vec<Answered>,
-    /// Updates that were answered, with their revision.
+    /// Updates that were acknowledged, with their revisions.
     updated: Vec<(Answered, i64)>,
 }
 
-/// A validation's answer.
+/// The answer to a validation.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Answer {
     pub(super) replica: usize,
     pub(super) asked_at: Instant,
     pub(super) answered_at: Instant,
     pub(super) reason: Reason,
-    /// Of the record that was judged, if it was allowed.
+    /// Revision of the record that was judged, if it was allowed.
     pub(super) revision: i64,
 }
 
@@ -58,14 +59,14 @@ impl History {
         self.updated.push((Answered { replica, at }, revision));
     }
 
-    /// Whether a call that `replica` was asked at `asked_at` has to know of the change: at once by the replica that answered
-    /// it, within the bound by every other.
+    /// Returns whether the replica of `answer` had to reflect the change: at once if it acknowledged the
+    /// change, and otherwise within the bound.
     fn is_known(change: Answered, answer: &Answer) -> bool {
         let grace = if change.replica == answer.replica { Duration::ZERO } else { BOUND };
         answer.asked_at >= change.at + grace
     }
 
-    /// Why `answer` breaks a promise, if it does.
+    /// Returns the reason why `answer` breaks a guarantee, if it does.
     pub(super) fn violation(&self, answer: &Answer) -> Option<String> {
         let told = |what: &str| Some(format!("{what}: {answer:?} with {self:?}"));
         let may_have_begun = |begun: Option<Instant>| begun.is_some_and(|begun| begun <= answer.answered_at);
@@ -93,7 +94,7 @@ impl History {
     }
 }
 
-/// The judge itself: what it has to find, and what it has to let pass.
+/// Tests the checker itself: the violations that it has to find, and the answers that it has to accept.
 pub(super) fn tests_of_the_judge() {
     #[expect(clippy::disallowed_methods, reason = "instants of a history that never was")]
     let start = Instant::now();

@@ -1,4 +1,4 @@
-//! How long it takes until every replica refuses a key whose revocation was answered.
+//! Measures how long it takes until every replica denies a key whose revocation was acknowledged.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::BOUND;
 use super::fleet::{Fleet, REPLICAS};
 use crate::support::until;
 
-/// Times, sorted.
+/// Sorted durations.
 pub(super) struct Times(Vec<Duration>);
 
 impl Times {
@@ -36,19 +36,19 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// Revokes keys at the first replica while all of them answer `rate` validations a second; from its answer until the first
-/// refusal of each other replica, one after the other.
+/// Revokes keys at the first replica while each replica answers `rate` validations per second. Returns the
+/// times from the acknowledgement until the first denial by each other replica, one key after another.
 pub(super) async fn measure(fleet: &Fleet, revocations: u64, rate: u64) -> Times {
     let is_over = Arc::new(AtomicBool::new(false));
     let load = tokio::spawn(load(fleet.clone(), rate, Arc::clone(&is_over)));
     let mut times = Vec::new();
     for number in 0..revocations {
         let (key, secret) = fleet.api(0).create(new_key()).await;
-        // Known to all, and in all caches.
+        // All replicas have cached the key.
         for replica in 1..REPLICAS {
             until("the key", async || fleet.api(replica).validate(&secret).await.valid).await;
         }
-        // Not in step with the polls.
+        // The revocations must not be in step with the polls.
         tokio::time::sleep(Duration::from_millis(number * 137 % 500)).await;
         fleet.api(0).revoke(&key.id, "").await;
         let answered = now();
@@ -74,7 +74,7 @@ pub(super) async fn measure(fleet: &Fleet, revocations: u64, rate: u64) -> Times
     Times(times)
 }
 
-/// Validations at all replicas, as evenly as the timer goes.
+/// Validates at all replicas, as evenly as the timer allows.
 async fn load(fleet: Fleet, rate: u64, is_over: Arc<AtomicBool>) {
     let (_, secret) = fleet.api(0).create(new_key()).await;
     let mut ticks = tokio::time::interval(Duration::from_millis(10));

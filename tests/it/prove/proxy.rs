@@ -1,4 +1,4 @@
-//! A TCP proxy that does what it is told to the connections through it.
+//! A TCP proxy that can inject faults into its connections.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,16 +8,16 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// What happens to connections.
+/// A fault of the connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// Bytes pass.
+    /// Bytes are forwarded.
     None,
-    /// Each piece waits for so long.
+    /// Each piece is delayed by this duration.
     Delay(Duration),
-    /// Nothing passes, and nothing is lost.
+    /// Nothing is forwarded, and nothing is lost.
     Pause,
-    /// Connections are ended, and new ones too.
+    /// Existing and new connections are closed.
     Cut,
 }
 
@@ -28,7 +28,7 @@ pub(super) struct Proxy {
 }
 
 impl Proxy {
-    /// In front of the server at `port` of this machine.
+    /// Starts a proxy in front of the server at `port` of this machine.
     pub(super) async fn start(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

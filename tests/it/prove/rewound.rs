@@ -1,5 +1,6 @@
-//! The database is killed in the middle of changes and an older copy of it takes its place, as after a failover to a standby
-//! that was behind. The revisions of the lost changes are used again at once.
+//! Failovers that lose changes. The database is killed in the middle of changes, and an older copy of it
+//! takes its place, as after a failover to a standby that was behind. The revisions of the lost changes are
+//! used again at once.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,10 +16,10 @@ use super::fleet::{Fleet, REPLICAS};
 use super::schedule::Random;
 
 const KEPT: usize = 6;
-/// How long a replica may need to reach the database again, and to begin anew.
+/// Maximum time in which a replica reconnects to the database and begins a new epoch.
 const RECOVERY: Duration = Duration::from_secs(30);
 
-/// What was tried.
+/// Results of the failovers.
 #[derive(Default)]
 pub(super) struct Told {
     lost_keys: usize,
@@ -38,7 +39,7 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// One failover that loses changes.
+/// Causes one failover that loses changes.
 pub(super) async fn lose_changes(fleet: &Fleet, random: &mut Random) -> Told {
     let mut kept = Vec::new();
     for _ in 0..KEPT {
@@ -48,12 +49,12 @@ pub(super) async fn lose_changes(fleet: &Fleet, random: &mut Random) -> Told {
     for replica in 0..REPLICAS {
         until_it_creates(fleet, replica).await;
         for (_, secret) in &kept {
-            // In all caches.
+            // The keys are in all caches.
             assert_eq!(eventually_validates(fleet, replica, secret).await, pb::Reason::Valid);
         }
     }
 
-    // Changes by all replicas, until the database is killed between two of them.
+    // All replicas make changes, until the database is killed between two of them.
     let is_over = Arc::new(AtomicBool::new(false));
     let lost = Arc::new(Mutex::new(Vec::new()));
     let changing: Vec<_> = (0..REPLICAS)
@@ -73,21 +74,21 @@ pub(super) async fn lose_changes(fleet: &Fleet, random: &mut Random) -> Told {
     let lost = Arc::try_unwrap(lost).unwrap().into_inner();
     assert!(!lost.is_empty(), "nothing was lost");
 
-    // Each key that is left is revoked, wherever that is answered first.
+    // Each remaining key is revoked at some replica.
     let mut told = Told { lost_keys: lost.len(), ..Told::default() };
     let mut revoked = Vec::new();
     for (nth, (key, secret)) in kept.iter().enumerate() {
         let replica = (nth + usize::try_from(random.below(3)).unwrap()) % REPLICAS;
         revoke(fleet, replica, &key.id).await;
         let answered = now();
-        // At once where it was answered.
+        // The replica that acknowledged the revocation denies the key at once.
         let reason = validate(fleet, replica, secret).await;
         assert!(matches!(reason, None | Some(pb::Reason::Revoked)), "{reason:?} where it was revoked");
         told.revocations += 1;
         revoked.push((secret, answered));
     }
     let all_revoked = now();
-    // Everywhere within the bound, and for good. Keys of the lost history end as well.
+    // All replicas deny the keys within the bound, and later. Keys of the lost history are denied as well.
     while all_revoked.elapsed() < BOUND * 4 {
         for replica in 0..REPLICAS {
             for (secret, answered) in &revoked {
@@ -112,7 +113,7 @@ pub(super) async fn lose_changes(fleet: &Fleet, random: &mut Random) -> Told {
             }
         }
     }
-    // It is decided again, and not only refused.
+    // Validations are decided again, instead of failing.
     for replica in 0..REPLICAS {
         for (_, secret) in &kept {
             assert_eq!(eventually_validates(fleet, replica, secret).await, pb::Reason::Revoked);
@@ -121,7 +122,7 @@ pub(super) async fn lose_changes(fleet: &Fleet, random: &mut Random) -> Told {
     told
 }
 
-/// Changes keys and makes others until it is over.
+/// Changes keys and creates others until it is stopped.
 async fn change(
     fleet: Fleet,
     replica: usize,
@@ -135,7 +136,7 @@ async fn change(
         let created = fleet.api(replica).key_store().create_key(new_key()).await;
         if let Ok(created) = created {
             let secret = created.into_inner().secret;
-            // Cached where it was made.
+            // The replica that created the key caches it.
             let _ = validate(&fleet, replica, &secret).await;
             lost.lock().await.push(secret);
         }
@@ -151,7 +152,7 @@ async fn change(
     }
 }
 
-/// The verdict; `None`: undecided.
+/// Returns the reason of the verdict, or `None` if it is undecided.
 async fn validate(fleet: &Fleet, replica: usize, secret: &str) -> Option<pb::Reason> {
     let request = pb::ValidateRequest { secret: secret.to_owned(), ..pb::ValidateRequest::default() };
     let answer = fleet.api(replica).validator().validate(request).await;

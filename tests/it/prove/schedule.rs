@@ -1,4 +1,4 @@
-//! Random schedules: the life of one key each.
+//! Random schedules, each of which is the life of one key.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use super::BOUND;
 use super::fleet::{Fleet, REPLICAS};
 use super::history::{Answer, History};
 
-/// How long a caller waits.
+/// Timeout of callers.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Numbers that follow from a seed: `SplitMix64`.
+/// Random numbers that are determined by a seed: `SplitMix64`.
 #[derive(Clone, Debug)]
 pub(super) struct Random(u64);
 
@@ -42,7 +42,7 @@ impl Random {
     }
 }
 
-/// What became of all schedules.
+/// Results of all schedules.
 #[derive(Debug, Default)]
 pub(super) struct Told {
     pub(super) schedules: u64,
@@ -112,14 +112,14 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// One key, and who asks for it.
+/// A key, and the source of its random calls.
 struct Life {
     fleet: Fleet,
     counts: Arc<Counts>,
     random: Random,
 }
 
-/// A key that was made, and what happened to it.
+/// A key that was created, and its known changes.
 struct Known {
     id: String,
     secret: String,
@@ -160,7 +160,7 @@ impl Life {
             }
             self.validate_some(&key).await;
         }
-        // Past the bound everybody has to know.
+        // After the bound, all replicas have to reflect the changes.
         tokio::time::sleep(BOUND).await;
         for replica in 0..REPLICAS {
             self.validate(&key, replica).await;
@@ -239,7 +239,7 @@ impl Life {
         let mut admin = self.fleet.api(replica).key_store();
         let delete = pb::DeleteKeyRequest { id: key.id.clone(), expected_revision: None };
         let deleted = admin.delete_key(request(delete)).await;
-        // What is not found is gone as well.
+        // A key that was not found is deleted as well.
         let is_gone = deleted.as_ref().is_err_and(|error| error.code() == Code::NotFound);
         if self.admin(deleted).is_some() || is_gone {
             key.history.lock().await.ended(replica, now());
@@ -277,7 +277,7 @@ impl Life {
         }
     }
 
-    /// The answer to a change; `None` if it is not known whether it was made, or it was not.
+    /// Returns the response to a change, or `None` if the change failed or its outcome is unknown.
     fn admin<T>(&self, answer: Result<tonic::Response<T>, Status>) -> Option<T> {
         match answer {
             Ok(answer) => {
@@ -294,7 +294,7 @@ impl Life {
         }
     }
 
-    /// What can't be decided is told as that.
+    /// Checks that an undecided validation has one of the expected statuses.
     fn check_undecided(&self, status: &Status) {
         let is_honest = matches!(
             status.code(),

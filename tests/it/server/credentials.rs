@@ -1,4 +1,4 @@
-//! Who may call what.
+//! Tests of credentials and permissions.
 
 use keyvouch::app::{App, Surroundings};
 use keyvouch::config::{Config, SecretText};
@@ -65,7 +65,8 @@ async fn every_method_of_validator_needs_a_credential_where_settings_demand_it()
     }
 }
 
-/// In open access, a call for less staleness than the minimum needs a caller who may validate. A known caller who may not is told so.
+/// With open access, only a caller who may validate can request less staleness than the minimum. An
+/// authenticated caller without that permission gets a specific error.
 #[tokio::test]
 async fn a_known_caller_without_permission_is_denied_in_open_access() {
     let server = TestServer::start(MemoryRepository::new()).await;
@@ -182,7 +183,7 @@ async fn keys_open_what_their_scopes_name() {
     all.create(new_key()).await;
     all.get(&key.id).await;
 
-    // A key that was revoked opens nothing any more.
+    // A key that was revoked is no longer accepted as a credential.
     writer.revoke(&key.id, "").await;
     let refused = refusal(reader.key_store().get_key(pb::GetKeyRequest { id: key.id.clone() }).await);
     assert_eq!(refused, (Code::Unauthenticated, "CREDENTIAL_INVALID".to_owned()));
@@ -264,7 +265,7 @@ async fn tokens_are_read_again_when_their_file_changes() {
     std::fs::write(&config.admin.tokens_file, format!("new:{new}\n")).unwrap();
     until("the new token", async || works(new).await).await;
     assert!(!works(old).await && works(TOKEN).await);
-    // What can't be used changes nothing.
+    // A file that is not valid changes nothing.
     std::fs::write(&config.admin.tokens_file, "nonsense\n").unwrap();
     let refused = r#"keyvouch_reloads_total{files="admin_tokens",outcome="refused"}"#;
     until("the look at it", async || count(server.ops.unwrap(), refused).await > 0.0).await;
@@ -306,7 +307,8 @@ async fn a_key_that_is_a_credential_is_no_validation() {
     assert!((count(ops, allowed).await - 1.0).abs() < f64::EPSILON);
 }
 
-/// Who could not be found out is not who is not known: a client would throw its key away.
+/// A failed lookup of a credential is not reported as an unknown credential. Otherwise a client would discard
+/// its key.
 #[tokio::test]
 async fn an_outage_makes_no_key_an_unknown_credential() {
     let store = Faulty::new();
@@ -389,7 +391,7 @@ async fn a_writer_brings_no_administrator_s_key_back() {
     admin.key_store().update_key(prolong).await.unwrap();
 }
 
-/// A credential that was revoked can't go on with a stream that it opened before.
+/// A revoked credential can't continue a stream that it opened before.
 #[tokio::test]
 async fn an_open_import_ends_with_its_credential() {
     let server = TestServer::start(MemoryRepository::new()).await;
@@ -420,7 +422,7 @@ async fn an_open_listing_ends_with_its_credential() {
     let server = TestServer::start(store).await;
     let admin = server.api().await;
     for _ in 0..700 {
-        // Together they are larger than the client's window and the server's buffer.
+        // The keys together are larger than the client's window and the server's buffer.
         admin.create(pb::CreateKeyRequest { description: "x".repeat(1_000), ..new_key() }).await;
     }
     let reader = pb::CreateKeyRequest { scopes: vec!["keyvouch.read".into()], ..new_key() };
@@ -442,7 +444,7 @@ async fn an_open_listing_ends_with_its_credential() {
     assert!(read < 700, "{read}");
 }
 
-/// However much is sent and read: a stream ends with its connection.
+/// A stream ends with its connection, however much is sent and read.
 #[tokio::test]
 async fn every_stream_ends_with_the_age_of_its_connection() {
     let mut config = config();

@@ -1,4 +1,4 @@
-//! The end of a server: in order, and in time whatever clients do.
+//! Tests of graceful shutdown, which completes in time whatever clients do.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use tonic_health::pb::health_client::HealthClient;
 use super::faulty::{Faulty, Mode};
 use crate::support::{TestServer, uncached, until};
 
-/// Far more than any drain here may take; only a server that never ends gets there.
+/// Timeout for a drain, far more than any needs.
 const NEVER: Duration = Duration::from_mins(1);
 
 #[tokio::test]
@@ -31,7 +31,7 @@ async fn calls_in_flight_are_answered() {
     let call = tokio::spawn(async move { api.reason(&secret).await });
     until("the lookup", async || store.lookups() != lookups).await;
     server.begin_stop();
-    // New connections are refused from now on; the call goes on.
+    // New connections are refused from now on, but the call continues.
     until("the end of listening", async || TcpStream::connect(server.address).await.is_err()).await;
     assert!(!call.is_finished());
     store.set(Mode::Work);
@@ -53,7 +53,7 @@ async fn a_silent_connection_and_an_open_watch_do_not_hold_it_up() {
     let last = watch.message().await.unwrap().unwrap();
     assert_eq!(last.status(), ServingStatus::NotServing, "watchers are told first");
     tokio::time::timeout(NEVER, server.ended()).await.unwrap().unwrap();
-    // The server said its first frame, if anything; now the connection is cut.
+    // The server may have sent its first frame. Now it cuts the connection.
     let _ = tokio::time::timeout(NEVER, silent.read_to_end(&mut Vec::new())).await.unwrap();
     assert!(watch.message().await.is_err());
 }
@@ -95,7 +95,7 @@ async fn the_last_uses_are_recorded() {
     assert!(store.usage(&[id]).await.unwrap()[0].is_some());
 }
 
-/// A client that watches is told to go elsewhere, and does not hold up the end.
+/// A watch ends with GOAWAY, and does not delay the shutdown.
 #[tokio::test]
 async fn watches_end_with_the_server() {
     let mut config = uncached();

@@ -1,4 +1,4 @@
-//! Clients that take more than they need, beside others.
+//! Tests that clients which use more than they need don't affect others.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -25,7 +25,8 @@ async fn client_at(server: &TestServer, last: u8) -> SendRequest<Bytes> {
     client.ready().await.unwrap()
 }
 
-/// A client that does not read its answers loses its connection before they take too much memory. Others don't notice.
+/// A client that does not read its responses loses its connection before they take too much memory. Other
+/// clients are not affected.
 #[tokio::test]
 async fn unread_answers_are_limited() {
     let mut config = config();
@@ -57,7 +58,7 @@ async fn unread_answers_are_limited() {
     }
     let closed = r#"keyvouch_connections_closed_total{reason="unread_answers"}"#;
     let ops = server.ops.unwrap();
-    // A client counts as one that does not read after a while, and is noticed with the next answer.
+    // A client counts as stalled after a while, and that is detected with the next response.
     until("the end of a connection", async || {
         assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
         count(ops, closed).await > 0.0
@@ -67,7 +68,7 @@ async fn unread_answers_are_limited() {
     assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
 }
 
-/// However many pages are read at the same time, no client that reads loses its connection.
+/// No client that reads loses its connection, however many pages are read concurrently.
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrent_readers_of_large_answers_are_no_reason_to_close_a_connection() {
     let server = TestServer::start(MemoryRepository::new()).await;
@@ -78,7 +79,7 @@ async fn concurrent_readers_of_large_answers_are_no_reason_to_close_a_connection
     for _ in 0..20 {
         secrets.push(api.create(pb::CreateKeyRequest { metadata: metadata.clone(), ..new_key() }).await.1);
     }
-    // About 16 MB of answers at the same time.
+    // The concurrent responses have about 16 MB.
     let readings: Vec<_> = (0..1_000)
         .map(|number| {
             let (api, secret) = (api.clone(), secrets[number % secrets.len()].clone());
@@ -100,7 +101,7 @@ async fn streams_are_taken_from_who_holds_them() {
     let api = server.api().await;
     let (_, secret) = api.create(new_key()).await;
     let watch = "/grpc.health.v1.Health/Watch";
-    // A stream of health is always opened, so these fill the limit and more.
+    // Streams for health checks are always opened, so these exceed the limit.
     let mut bodies = Vec::new();
     for last in 2..=4 {
         let client = client_at(&server, last).await;
@@ -120,7 +121,7 @@ async fn streams_are_taken_from_who_holds_them() {
     assert!(count(server.ops.unwrap(), closed).await > 0.0);
 }
 
-/// Those who read keys can't use up the slots of changes.
+/// Clients that read keys can't use up the slots for changes.
 #[tokio::test]
 async fn readers_leave_slots_for_changes() {
     let mut config = uncached();
@@ -144,7 +145,7 @@ async fn readers_leave_slots_for_changes() {
     reading.await.unwrap().unwrap();
 }
 
-/// One caller can't have many pages read at the same time.
+/// The number of concurrent pages per caller is limited.
 #[tokio::test]
 async fn pages_of_one_caller_are_limited() {
     let store = Faulty::new();
@@ -175,7 +176,8 @@ async fn pages_of_one_caller_are_limited() {
     }
 }
 
-/// A page looks at a bounded number of keys, however few of them its filter shows, and says where the next one begins.
+/// A page looks at a bounded number of keys, however few of them its filter matches, and has the token of the
+/// next one.
 #[tokio::test]
 async fn a_filter_that_shows_little_costs_little() {
     let store = MemoryRepository::new();

@@ -1,4 +1,4 @@
-//! A store that fails is never taken for a verdict.
+//! Tests that a failing backend is never reported as a verdict.
 
 use keyvouch::conformance::api::{new_key, refusal};
 use keyvouch::grpc::pb;
@@ -37,7 +37,7 @@ async fn an_outage_is_an_error_and_never_a_verdict() {
     assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
 }
 
-/// It says whether a client may repeat the call without looking.
+/// The error has the information whether a client may repeat the call.
 #[tokio::test]
 async fn a_change_that_may_have_been_applied_says_what_a_repetition_does() {
     let store = Faulty::new();
@@ -77,7 +77,7 @@ async fn a_change_that_may_have_been_applied_says_what_a_repetition_does() {
     }
 }
 
-/// Of a batch the first part is stored when the second one fails, with the last uses of its keys.
+/// The first part of a batch is stored when the second one fails, with the last uses of its keys.
 #[tokio::test]
 async fn a_last_use_is_imported_with_its_key() {
     let store = Faulty::new();
@@ -128,7 +128,7 @@ async fn a_panic_fails_its_own_call_alone() {
     let api = server.api().await;
     let (_, secret) = api.create(new_key()).await;
 
-    // A call on the same connection is in the store while another one panics.
+    // A call on the same connection waits for the backend while another one panics.
     store.set(Mode::Hang);
     let lookups = store.lookups();
     let waiting = {
@@ -163,7 +163,7 @@ async fn a_usage_store_that_hangs_or_fails_holds_no_validation_up() {
         }
         assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
     }
-    // What could not be written is kept.
+    // The uses that could not be written are kept.
     store.set_usage(Mode::Work);
     until("the last use", async || api.get(&key.id).await.last_used_time.is_some()).await;
 }

@@ -1,4 +1,4 @@
-//! A store that does what a test tells it.
+//! A backend whose failures a test controls.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use keyvouch::repository::{
 };
 use tokio::sync::watch;
 
-/// What methods do.
+/// Behaviour of the methods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     Work,
@@ -23,7 +23,7 @@ pub(crate) enum Mode {
     Hang,
 }
 
-/// What no client may ever see.
+/// Text of an internal error, which no client may ever receive.
 pub(crate) const DRIVER_TEXT: &str = "driver text with hunter2";
 
 #[derive(Clone, Debug)]
@@ -56,22 +56,22 @@ impl Faulty {
         }
     }
 
-    /// What all methods but those of usage do.
+    /// Sets the behaviour of all methods except those of usage.
     pub(crate) fn set(&self, mode: Mode) {
         self.mode.send_replace(mode);
     }
 
-    /// What the methods of usage do.
+    /// Sets the behaviour of the methods of usage.
     pub(crate) fn set_usage(&self, mode: Mode) {
         self.usage_mode.send_replace(mode);
     }
 
-    /// Sets what listings of keys do.
+    /// Sets the behaviour of listings of keys.
     pub(crate) fn set_listing(&self, mode: Mode) {
         self.listing_mode.send_replace(mode);
     }
 
-    /// Returns how often keys were listed.
+    /// Returns the number of listings of keys.
     pub(crate) fn listings(&self) -> usize {
         self.listings.load(Ordering::SeqCst)
     }
@@ -81,7 +81,7 @@ impl Faulty {
         self.refuses_revivals.store(true, Ordering::SeqCst);
     }
 
-    /// Makes the next look-up by hash panic.
+    /// Makes the next lookup by hash panic.
     pub(crate) fn panic_once(&self) {
         self.panics.store(true, Ordering::SeqCst);
     }
@@ -91,12 +91,12 @@ impl Faulty {
         self.panics_in_background.store(true, Ordering::SeqCst);
     }
 
-    /// How often a key was looked up by its hash.
+    /// Returns the number of lookups by hash.
     pub(crate) fn lookups(&self) -> usize {
         self.lookups.load(Ordering::SeqCst)
     }
 
-    /// How often usage was to be recorded.
+    /// Returns the number of attempts to record usage.
     pub(crate) fn flushes(&self) -> usize {
         self.flushes.load(Ordering::SeqCst)
     }
@@ -107,7 +107,7 @@ async fn obey(order: &watch::Sender<Mode>) -> Result<()> {
     follow(mode, order).await
 }
 
-/// Does what `mode`, the order of a moment ago, says.
+/// Behaves according to `mode`, which was read before.
 async fn follow(mode: Mode, order: &watch::Sender<Mode>) -> Result<()> {
     match mode {
         Mode::Work => Ok(()),
@@ -128,7 +128,8 @@ impl fmt::Display for Faulty {
 #[async_trait]
 impl KeyRepository for Faulty {
     async fn get_by_hash(&self, hash: &KeyHash) -> Result<Option<ApiKey>> {
-        // The orders are read before the call is counted: who waits for the count may give others then.
+        // The mode is read before the call is counted, because a test that waits for the count may change the
+        // mode then.
         let is_to_panic = self.panics.swap(false, Ordering::SeqCst);
         let mode = *self.mode.borrow();
         self.lookups.fetch_add(1, Ordering::SeqCst);

@@ -1,4 +1,4 @@
-//! Clients that abuse HTTP/2: whatever becomes of their connection, the others are served.
+//! Tests that other clients are served while some abuse HTTP/2, whatever happens to the connections of those.
 
 use std::time::Duration;
 
@@ -10,9 +10,9 @@ use tokio::net::TcpStream;
 
 use crate::support::{TestServer, config};
 
-/// How long a flood goes on.
+/// Duration of a flood.
 const LENGTH: Duration = Duration::from_millis(1_500);
-/// How many connections take part.
+/// Number of connections that take part.
 const CLIENTS: usize = 4;
 
 const HEADERS: u8 = 1;
@@ -23,7 +23,7 @@ const DATA: u8 = 0;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
 
-/// A frame (RFC 9113, section 4.1).
+/// Returns a frame (RFC 9113, section 4.1).
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     let mut frame = vec![length[1], length[2], length[3], kind, flags];
@@ -32,7 +32,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// The headers of a call of `Validate`, without compression (RFC 7541).
+/// Returns the headers of a call of `Validate`, without compression (RFC 7541).
 fn headers() -> Vec<u8> {
     let text = |text: &str| [vec![u8::try_from(text.len()).unwrap()], text.as_bytes().to_vec()].concat();
     // :method POST and :scheme http, then :path, :authority, content-type and te as literals.
@@ -48,7 +48,7 @@ fn headers() -> Vec<u8> {
     block
 }
 
-/// What a client sends again and again; the number grows by one each time.
+/// Returns the frames that a client sends repeatedly. The number grows by one each time.
 type Flood = fn(u32) -> Vec<u8>;
 
 fn rapid_reset(number: u32) -> Vec<u8> {
@@ -80,7 +80,7 @@ fn empty_data(number: u32) -> Vec<u8> {
     }
 }
 
-/// Sends `flood` until the server closes the connection. Answers are read, as a client would.
+/// Sends `flood` until the server closes the connection. Responses are read, as a client would.
 async fn send_once(server: &TestServer, flood: Flood) -> std::io::Result<()> {
     let stream = TcpStream::connect(server.address).await?;
     let (mut answers, mut requests) = stream.into_split();
@@ -100,12 +100,12 @@ async fn send_once(server: &TestServer, flood: Flood) -> std::io::Result<()> {
     }
 }
 
-/// Sends it again and again, for a while; returns how often the server ended the connection.
+/// Sends `flood` repeatedly for a while. Returns how often the server closed the connection.
 async fn send(server: &TestServer, flood: Flood) -> u32 {
     let mut ended = 0;
     let again = async {
         loop {
-            // However the server ended it.
+            // The way in which the server closes the connection does not matter.
             let _ = send_once(server, flood).await;
             ended += 1;
         }
@@ -114,12 +114,12 @@ async fn send(server: &TestServer, flood: Flood) -> u32 {
     ended
 }
 
-/// What becomes of the connection of a flood.
+/// The expected effect of a flood on its connection.
 #[derive(PartialEq)]
 enum Fate {
-    /// The server ends it.
+    /// The server closes the connection.
     Ended,
-    /// It costs its own connection's time, and may go on.
+    /// The connection may stay open, because it only costs its own time.
     Borne,
 }
 

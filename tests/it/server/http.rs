@@ -1,4 +1,4 @@
-//! Requests that are no gRPC calls.
+//! Tests of requests that are not gRPC calls.
 
 use http::{Method, Request};
 use keyvouch::config::Config;
@@ -10,7 +10,8 @@ use tokio::net::TcpStream;
 
 use crate::support::{TOKEN, TestServer, config};
 
-/// The status of the answer, its `grpc-status` and the methods that it allows.
+/// Sends a request. Returns the status of the response, whether it has a `grpc-status`, and the allowed
+/// methods.
 async fn send(
     server: &TestServer,
     method: Method,
@@ -32,7 +33,7 @@ async fn send(
     let (answer, mut body) = client.send_request(request.body(()).unwrap(), false).unwrap();
     let message = new_key().encode_to_vec();
     let length = u32::try_from(message.len()).unwrap().to_be_bytes();
-    // The stream may have been answered already.
+    // The server may have responded already.
     let _ = body.send_data([&[0][..], &length, &message].concat().into(), true);
     let answer = answer.await.unwrap();
     let allowed = answer.headers().get("allow").map(|allow| allow.to_str().unwrap().to_owned());

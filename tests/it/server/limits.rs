@@ -1,4 +1,4 @@
-//! Nobody can take all there is.
+//! Tests that no client can use up all resources.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -32,7 +32,7 @@ async fn connections_above_the_limit_are_closed_at_once() {
     let server = TestServer::start_with(store.clone(), &config).await;
     let (first, second) = (server.api().await, server.api().await);
     let (_, secret) = first.create(new_key()).await;
-    // Both are busy, so neither gives way.
+    // Both connections are busy, so neither is closed to make room.
     store.set(Mode::Hang);
     let lookups = store.lookups();
     let calls = [first, second].map(|api| {
@@ -48,7 +48,7 @@ async fn connections_above_the_limit_are_closed_at_once() {
     }
 }
 
-/// Whoever takes all places and does nothing with them shuts nobody out.
+/// A client that opens all connections and does not use them locks no other client out.
 #[tokio::test]
 async fn idle_connections_give_way_to_new_ones() {
     let mut config = uncached();
@@ -79,13 +79,13 @@ async fn idle_connections_give_way_to_new_ones() {
     assert!((1..=2).contains(&ended), "{ended}");
 }
 
-/// A key string that could be one of this server's.
+/// Returns a well-formed key string that is not stored.
 fn unknown() -> String {
     let prefix = KeyPrefix::parse("prefix", "kv_").unwrap();
     SecretKey::generate(&prefix, &SystemEntropy).unwrap().expose().to_owned()
 }
 
-/// Whatever waits for the store, what is known is answered, and administrators are let in.
+/// While calls wait for the backend, cached keys are answered, and administrators have slots of their own.
 #[tokio::test]
 async fn calls_that_wait_for_the_store_take_no_place_of_others() {
     let mut config = config();
@@ -113,7 +113,7 @@ async fn calls_that_wait_for_the_store_take_no_place_of_others() {
     store.set(Mode::Work);
 }
 
-/// Random credentials take no place of the keys that are validated, nor of other credentials that are known.
+/// Random credentials use no slots of validations, nor of credentials that are cached.
 #[tokio::test]
 async fn credentials_that_are_looked_up_have_places_of_their_own() {
     let store = Faulty::new();
@@ -165,7 +165,7 @@ async fn watches_of_one_caller_are_limited() {
     until("a place", async || watch(&reader).await.is_ok()).await;
 }
 
-/// Streams that hold several keys each are limited for each caller.
+/// The number of streams that hold several keys is limited per caller.
 #[tokio::test]
 async fn listings_and_imports_of_one_caller_are_limited() {
     let server = TestServer::start(MemoryRepository::new()).await;
@@ -173,7 +173,7 @@ async fn listings_and_imports_of_one_caller_are_limited() {
     let scopes = ["keyvouch.read", "keyvouch.write"].map(str::to_owned).into();
     let (_, other) = api.create(pb::CreateKeyRequest { scopes, ..new_key() }).await;
     let other = Api::new(server.channel().await, &other);
-    // A client with little room, so that listings stay open.
+    // A client with small windows keeps listings open.
     let slow = Endpoint::from_shared(format!("http://{}", server.address)).unwrap();
     let slow = slow.initial_connection_window_size(1 << 16).initial_stream_window_size(1 << 10);
     let slow = Api::new(slow.connect().await.unwrap(), TOKEN);
@@ -183,7 +183,7 @@ async fn listings_and_imports_of_one_caller_are_limited() {
         api.create(pb::CreateKeyRequest { metadata: metadata.clone(), ..new_key() }).await;
     }
     let list = async |api: &Api| api.key_store().stream_keys(pb::StreamKeysRequest::default()).await;
-    // A stream that ends with its sender.
+    // A stream ends when its sender is dropped.
     let import = async |api: &Api| {
         let (sender, requests) = tokio::sync::mpsc::channel::<pb::ImportKeysRequest>(1);
         api.key_store()
@@ -205,7 +205,7 @@ async fn listings_and_imports_of_one_caller_are_limited() {
     until("a slot", async || list(&api).await.is_ok() && import(&api).await.is_ok()).await;
 }
 
-/// Calls that only begin are streams too.
+/// A call that has only begun counts as a stream.
 #[tokio::test]
 async fn streams_above_the_limit_are_refused() {
     let mut config = config();
@@ -221,7 +221,7 @@ async fn streams_above_the_limit_are_refused() {
         let head = raw_call(&server, "/grpc.health.v1.Health/Check").body(()).unwrap();
         begun.push(client.send_request(head, false).unwrap());
     }
-    // Once a later call is answered, the server knows of these.
+    // When a later call has completed, the server has accepted these.
     let later = raw_call(&server, "/grpc.health.v1.Health/Check").body(()).unwrap();
     client.ready().await.unwrap().send_request(later, true).unwrap().0.await.unwrap();
     let overloaded = (Code::ResourceExhausted, "OVERLOADED".to_owned());
@@ -240,7 +240,7 @@ async fn a_connection_that_does_not_begin_is_closed() {
     let mut slow = TcpStream::connect(server.address).await.unwrap();
     slow.write_all(b"PRI * HTTP/2.0").await.unwrap();
     for stream in [&mut silent, &mut slow] {
-        // Whatever the server says before it closes, it closes.
+        // The server closes the connection, whatever it sends before.
         let _ = stream.read_to_end(&mut Vec::new()).await;
     }
     api.create(new_key()).await;
@@ -264,7 +264,7 @@ async fn messages_above_the_limit_are_refused() {
     api.create(new_key()).await;
 }
 
-/// Reflection is a stream, which can only end.
+/// An error of reflection can only end its stream.
 #[tokio::test]
 async fn reflection_has_a_limit_and_can_be_switched_off() {
     let ask = |size| {
@@ -277,7 +277,7 @@ async fn reflection_has_a_limit_and_can_be_switched_off() {
     let mut answers = reflection.server_reflection_info(ask(3 * 1024)).await.unwrap().into_inner();
     assert!(answers.message().await.is_err_and(|unknown| unknown.code() == Code::NotFound));
     let mut answers = reflection.server_reflection_info(ask(5 * 1024)).await.unwrap().into_inner();
-    // tonic's service ends its stream without a word.
+    // tonic's service ends its stream without an error.
     assert!(!matches!(answers.message().await, Ok(Some(_))));
 
     let mut config = config();
@@ -289,7 +289,7 @@ async fn reflection_has_a_limit_and_can_be_switched_off() {
     server.api().await.create(new_key()).await;
 }
 
-/// What is repeated costs as much as what is not, so it counts as it is given.
+/// Repeated values cost as much as distinct ones, so they are counted before they are deduplicated.
 #[tokio::test]
 async fn repeated_fields_are_counted_before_they_are_looked_at() {
     let server = TestServer::start(MemoryRepository::new()).await;
@@ -315,7 +315,7 @@ async fn repeated_fields_are_counted_before_they_are_looked_at() {
     assert_eq!(refusal(api.key_store().list_keys(list(10_000)).await), too_many);
 }
 
-/// Each takes more memory than it is long.
+/// Each header field takes more memory than its length.
 #[tokio::test]
 async fn header_fields_above_the_limit_are_refused() {
     let server = TestServer::start(MemoryRepository::new()).await;
@@ -351,7 +351,7 @@ async fn calls_above_the_limit_of_a_connection_wait_in_the_client() {
     while store.lookups() < lookups + 4 {
         tokio::task::yield_now().await;
     }
-    // Another connection is served; the fifth call of this one has had all the time it would need.
+    // Another connection is served, and the fifth call of this one has had enough time.
     let other = server.api().await;
     assert_eq!(other.reason("nonsense").await, pb::Reason::Malformed);
     assert_eq!(store.lookups(), lookups + 4);
@@ -386,7 +386,7 @@ async fn a_unix_socket_is_served_too() {
     let socket = folder.path().join("kv.sock");
     let mut config = uncached();
     config.server.listen.push(format!("unix:{}", socket.display()));
-    // A socket that a killed server left behind is no obstacle.
+    // The socket that a killed server left behind is replaced.
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
     let mut server = TestServer::start_with(MemoryRepository::new(), &config).await;
     let endpoint = Endpoint::from_shared(format!("unix:{}", socket.display())).unwrap();
@@ -458,7 +458,7 @@ async fn a_call_ends_by_its_deadline() {
     assert_eq!(status_by_raw_http(&server, &secret, "20m").await, "4", "the caller's");
 }
 
-/// The number of the status of a `Validate` that has `timeout`. tonic's own client would give up by itself.
+/// Returns the status code of a `Validate` call with `timeout`. tonic's own client would time out by itself.
 async fn status_by_raw_http(server: &TestServer, secret: &str, timeout: &str) -> String {
     let request = raw_call(server, "/keyvouch.v1.Validator/Validate").header("grpc-timeout", timeout);
     let mut client = raw_client(server).await;
@@ -469,7 +469,7 @@ async fn status_by_raw_http(server: &TestServer, secret: &str, timeout: &str) ->
     body.send_data([&[0][..], &length, &message].concat().into(), true).unwrap();
     let answer = answer.await.unwrap();
     let status = answer.headers().get("grpc-status");
-    // An answer with a body says it at its end.
+    // A response with a body has its status in the trailers.
     status.map_or("0", |status| status.to_str().unwrap()).to_owned()
 }
 
@@ -485,7 +485,7 @@ async fn one_address_can_not_take_all_places() {
     api.create(new_key()).await;
 }
 
-/// The last frame that the server sends, of one that does nothing but acknowledge.
+/// Returns the bytes that the server sends to a client that only acknowledges settings.
 async fn last_frames(server: &TestServer) -> Vec<u8> {
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();

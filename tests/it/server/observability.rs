@@ -1,4 +1,4 @@
-//! What a server tells: health, request ids, its descriptors.
+//! Tests of health, request ids and reflection.
 
 use keyvouch::conformance::api::new_key;
 use keyvouch::grpc::pb;

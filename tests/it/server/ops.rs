@@ -1,4 +1,4 @@
-//! Probes and metrics over plain HTTP.
+//! Tests of probes and metrics over plain HTTP.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use tonic_health::pb::health_client::HealthClient;
 use super::faulty::{Faulty, Mode};
 use crate::support::{TestServer, config, uncached, until};
 
-/// The status and the body of an answer.
+/// Returns the status and the body of a response.
 pub(super) async fn get(address: SocketAddr, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
@@ -27,18 +27,18 @@ pub(super) async fn get(address: SocketAddr, path: &str) -> (u16, String) {
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
-/// The value of a series, as it is written, if it is there.
+/// Returns the value of a series, if it exists.
 fn series(metrics: &str, name: &str) -> Option<f64> {
     let value = metrics.lines().find_map(|line| line.strip_prefix(name))?;
     Some(value.trim().parse().unwrap())
 }
 
-/// The value of a series now; 0 if there is none.
+/// Returns the current value of a series, or 0 if it does not exist.
 pub(super) async fn count(ops: SocketAddr, name: &str) -> f64 {
     series(&get(ops, "/metrics").await.1, name).unwrap_or_default()
 }
 
-/// The value of a series that is there.
+/// Returns the value of a series that has to exist.
 fn value(metrics: &str, name: &str) -> f64 {
     series(metrics, name).unwrap_or_else(|| panic!("no {name} in\n{metrics}"))
 }
@@ -166,12 +166,12 @@ async fn a_crowd_at_the_port_of_metrics_is_bounded_and_has_to_leave() {
     let mut crowd = Vec::new();
     for number in 0..40 {
         let mut stream = TcpStream::connect(ops).await.unwrap();
-        // Silent ones, and such that never come to an end of their headers.
+        // Some clients are silent, and others never complete their headers.
         if number % 2 == 0 {
             stream.write_all(b"GET /metrics HTTP/1.1\r\nx-").await.unwrap();
         }
         crowd.push(tokio::spawn(async move {
-            // However the server ends it.
+            // The way in which the server closes the connection does not matter.
             let _ = stream.read_to_end(&mut Vec::new()).await;
         }));
     }
@@ -239,7 +239,7 @@ async fn a_store_that_hangs_is_soon_said_to_be_away() {
     until("recovery", async || get(ops, "/readyz").await.0 == 200).await;
 }
 
-/// Clients that never end their requests, from many addresses, keep no probe from its answer.
+/// Probes are answered despite clients at many addresses that never complete their requests.
 #[tokio::test]
 async fn probes_are_answered_beside_slow_clients() {
     let mut config = config();
@@ -253,7 +253,7 @@ async fn probes_are_answered_beside_slow_clients() {
                 let socket = TcpSocket::new_v4().unwrap();
                 socket.bind((Ipv4Addr::new(127, 0, 0, host), 0).into()).unwrap();
                 let mut stream = socket.connect(ops).await.unwrap();
-                // The server may close it meanwhile, to make room.
+                // The server may close the connection meanwhile, to make room.
                 let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: ").await;
                 slow.push(stream);
             }

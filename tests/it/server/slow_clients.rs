@@ -1,4 +1,4 @@
-//! Clients that begin and do not go on, or do not read: they hold up nobody.
+//! Tests that clients which don't complete their requests, or don't read, don't delay others.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use super::faulty::{Faulty, Mode};
 use crate::support::{TOKEN, TestServer, uncached};
 
-/// A client that does what it is told and no more.
+/// Returns a client that sends exactly what a test requests.
 pub(super) async fn raw_client(server: &TestServer) -> SendRequest<Bytes> {
     let stream = TcpStream::connect(server.address).await.unwrap();
     let (client, connection) = h2::client::handshake(stream).await.unwrap();
@@ -22,14 +22,14 @@ pub(super) async fn raw_client(server: &TestServer) -> SendRequest<Bytes> {
     client.ready().await.unwrap()
 }
 
-/// The head of a call.
+/// Returns the headers of a call.
 pub(super) fn raw_call(server: &TestServer, path: &str) -> http::request::Builder {
     http::Request::post(format!("http://{}{path}", server.address))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
 }
 
-/// Begins `count` calls of `path` on one connection that have no message yet.
+/// Begins `count` calls of `path` on one connection, without messages.
 pub(super) async fn begin_calls(server: &TestServer, path: &str, count: u32) -> Vec<SendStream<Bytes>> {
     let mut client = raw_client(server).await;
     let mut bodies = Vec::new();
@@ -60,7 +60,7 @@ async fn calls_that_send_nothing_take_no_place() {
     }
 }
 
-/// A byte, an empty piece, or a whole message without an end: none of them is a call yet.
+/// A byte, an empty frame, and a whole message without an end of stream don't count as a call yet.
 #[tokio::test]
 async fn calls_whose_message_does_not_end_take_no_place() {
     let mut config = uncached();
@@ -83,7 +83,7 @@ async fn calls_whose_message_does_not_end_take_no_place() {
         tokio::time::sleep(Duration::from_millis(10)).await;
         assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
     }
-    // What comes in pieces is answered like any other.
+    // A message in several pieces is answered like any other.
     let (mut client, mut answers) = (raw_client(&server).await, Vec::new());
     for size in [1, 3, 7] {
         client = client.ready().await.unwrap();
@@ -106,7 +106,7 @@ async fn a_message_without_an_end_is_refused_when_it_is_too_long() {
     let mut client = raw_client(&server).await;
     let request = raw_call(&server, "/keyvouch.v1.Validator/Validate").body(()).unwrap();
     let (answer, mut body) = client.send_request(request, false).unwrap();
-    // It says that it has a byte, and goes on and on.
+    // The message has a length of one byte, but more data follows.
     let sending = tokio::spawn(async move {
         body.reserve_capacity(100 * 1024);
         body.send_data([&[0, 0, 0, 0, 1][..], &vec![7; 80 * 1024]].concat().into(), false).unwrap();
@@ -138,13 +138,13 @@ async fn silent_streams_do_not_keep_a_connection() {
         let answer = answer.await.unwrap();
         assert!(answer.headers().get("grpc-status").is_none(), "{path} is under way");
         let end = tokio::time::timeout(Duration::from_secs(20), connection).await;
-        // However the client takes it.
+        // The client's result does not matter.
         drop(end.unwrap_or_else(|_| panic!("{path} keeps its connection")));
         drop((answer, body));
     }
 }
 
-/// It gives no room for answers, and keeps answering pings.
+/// The client has an empty window for responses, and keeps answering pings.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_does_not_read_its_answers_does_not_keep_its_connection() {
     let store = Faulty::new();
@@ -163,11 +163,11 @@ async fn a_client_that_does_not_read_its_answers_does_not_keep_its_connection() 
     let (answer, mut body) = client.send_request(request, false).unwrap();
     body.send_data(vec![0; 5].into(), true).unwrap();
     let answer = answer.await.unwrap();
-    // Somebody else's call takes much longer, and is answered: it waits for the server.
+    // Another client's call takes much longer and completes, because it waits for the server.
     store.set(Mode::Hang);
     let patient = tokio::spawn(async move { api.reason(&secret).await });
     let end = tokio::time::timeout(Duration::from_mins(1), connection).await.expect("it was cut");
-    // However the client takes it.
+    // The client's result does not matter.
     drop(end);
     drop(answer);
     tokio::time::sleep(Duration::from_millis(900)).await;

@@ -1,4 +1,4 @@
-//! A stream is read as far as its client reads it.
+//! Tests that a stream is produced only as fast as its client reads it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,14 +15,14 @@ use tokio::sync::watch;
 use crate::sql::key;
 use crate::support::TestServer;
 
-/// More keys than can be on their way between a server and a client that does not read.
+/// More keys than can be in transit between a server and a client that does not read.
 const MANY: usize = 100_000;
 
-/// A store whose list never ends.
+/// A backend whose listing never ends.
 #[derive(Clone, Debug)]
 struct Endless {
     read: Arc<AtomicUsize>,
-    /// Whether a list is being read.
+    /// Whether a listing is being read.
     is_open: watch::Sender<bool>,
 }
 
@@ -32,7 +32,7 @@ impl Endless {
     }
 }
 
-/// Tells that a list is not read any more.
+/// Records that a listing is no longer read when it is dropped.
 struct Guard(watch::Sender<bool>);
 
 impl Drop for Guard {

@@ -1,4 +1,4 @@
-//! Encrypted connections, with real handshakes.
+//! Tests of TLS with real handshakes.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,7 +37,7 @@ impl Authority {
         self.0.pem()
     }
 
-    /// A certificate for a DNS name that is valid for `length` from now on.
+    /// Issues a certificate for a DNS name that is valid for `length` from now on.
     fn issue_for(&self, name: &str, length: Duration) -> Pair {
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         let now = keyvouch::domain::Clock::now(&keyvouch::domain::SystemClock).as_micros();
@@ -46,7 +46,7 @@ impl Authority {
         self.sign(params)
     }
 
-    /// A certificate for a name of this type.
+    /// Issues a certificate for a name of this type.
     fn issue_as(&self, name: rcgen::SanType) -> Pair {
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![name];
@@ -58,7 +58,7 @@ impl Authority {
         Pair(params.signed_by(&key, &self.0).unwrap().pem(), key.serialize_pem())
     }
 
-    /// A certificate for a DNS name or a URI, valid until the beginning of `year`.
+    /// Issues a certificate for a DNS name or a URI, valid until the beginning of `year`.
     pub(crate) fn issue(&self, name: &str, year: i32) -> Pair {
         let mut params = CertificateParams::default();
         let name = name.try_into().unwrap();
@@ -70,7 +70,7 @@ impl Authority {
     }
 }
 
-/// Writes the files that a server is configured with.
+/// Writes the files that a server is configured with. Returns their paths.
 fn write(folder: &Path, pair: &Pair) -> (PathBuf, PathBuf) {
     let (certificate, key) = (folder.join("server.pem"), folder.join("server.key"));
     std::fs::write(&certificate, &pair.0).unwrap();
@@ -108,7 +108,8 @@ async fn connect(
     endpoint.tls_config(tls).unwrap().connect().await
 }
 
-/// Whether a call gets through; with TLS 1.3 a client learns only then that its certificate was refused.
+/// Returns whether a call succeeds. With TLS 1.3, a client learns only from a call that its certificate was
+/// rejected.
 async fn is_served(channel: Result<Channel, tonic::transport::Error>) -> bool {
     match channel {
         Ok(channel) => Api::new(channel, TOKEN).key_store().create_key(new_key()).await.is_ok(),
@@ -204,7 +205,7 @@ async fn half_a_pair_and_what_is_none_stop_the_start() {
     }
 }
 
-/// New certificates are for new connections; calls on the old ones go on, and none fails.
+/// New certificates apply to new connections. Calls on existing connections continue, and none fails.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn certificates_are_replaced_under_load() {
     let (folder, old, new) = (tempfile::tempdir().unwrap(), Authority::new(), Authority::new());
@@ -231,7 +232,7 @@ async fn certificates_are_replaced_under_load() {
             })
         })
         .collect();
-    // All go on: those with new connections and those with their first one.
+    // All clients continue, with new connections or with their first one.
     let all_made_calls = async || {
         let now = || calls.each_ref().map(|calls| calls.load(Ordering::Relaxed));
         let before = now();
@@ -241,7 +242,7 @@ async fn certificates_are_replaced_under_load() {
     write(folder.path(), &both[1].issue("localhost", 4096));
     until("the new one", async || connect(&server, &[&both[1]], None).await.is_ok()).await;
     all_made_calls().await;
-    // A pair that is none is reported, and the one before stays.
+    // A certificate that does not match its key is reported, and the previous one stays in use.
     std::fs::write(folder.path().join("server.key"), both[0].issue("localhost", 4096).1).unwrap();
     let ops = server.ops.unwrap();
     let refused = r#"keyvouch_reloads_total{files="certificates",outcome="refused"}"#;
@@ -298,12 +299,12 @@ async fn the_command_line_shows_its_certificate() {
     assert!(half.stderr.contains("belong together"), "{}", half.stderr);
 }
 
-/// A client that keeps what a server gives it to resume sessions with. Connects, and says whether the session was resumed.
+/// Connects with a client that stores sessions. Returns whether the session was resumed.
 async fn resumes(connector: &tokio_rustls::TlsConnector, server: &TestServer) -> std::io::Result<bool> {
     let stream = tokio::net::TcpStream::connect(server.address).await?;
     let name = "localhost".try_into().unwrap();
     let mut stream = connector.connect(name, stream).await?;
-    // Tickets come after the handshake.
+    // Tickets arrive after the handshake.
     let (mut client, connection) = {
         use tokio::io::AsyncWriteExt as _;
         stream.flush().await?;
@@ -361,14 +362,14 @@ async fn sessions_of_clients_with_certificates_are_not_resumed() {
         for _ in 0..3 {
             assert!(!resumes(&connector, &server).await.unwrap(), "{version:?}");
         }
-        // The test can fail: without client certificates sessions are resumed.
+        // This shows that the test can fail: without client certificates, sessions are resumed.
         let connector = self::connector(&authority, &own, version);
         assert!(!resumes(&connector, &plain).await.unwrap());
         assert!(resumes(&connector, &plain).await.unwrap(), "{version:?}");
     }
 }
 
-/// On an open connection too: calls are refused from then on, and the connection ends.
+/// The certificate expires on an open connection. Later calls are rejected, and the connection ends.
 #[tokio::test]
 async fn an_expired_certificate_is_no_credential_any_more() {
     let (folder, authority) = (tempfile::tempdir().unwrap(), Authority::new());
@@ -387,7 +388,8 @@ async fn an_expired_certificate_is_no_credential_any_more() {
     assert!(!is_served(connect(&server, &[&authority], Some(&short)).await).await);
 }
 
-/// An authority that may name hosts alone could else name an administrator by a URI with the same text.
+/// An authority that may issue certificates only for hosts could otherwise name an administrator with a URI
+/// of the same text.
 #[tokio::test]
 async fn a_name_of_another_type_is_another_name() {
     let (folder, authority) = (tempfile::tempdir().unwrap(), Authority::new());
