@@ -51,7 +51,7 @@ const FIRST_WINDOW: u32 = 65_535;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    // `cargo bench` and `cargo test` run this program without arguments, and then there is no server to call.
+    // `cargo bench` and `cargo test` run this program without arguments, so it has to exit successfully.
     let [address, seconds, connections, streams] = arguments.as_slice() else {
         println!("usage: validate_load ADDRESS SECONDS CONNECTIONS STREAMS < secrets");
         return;

@@ -39,7 +39,7 @@ const ENDLESS: [&str; 2] = ["keyvouch.v1.Validator.WatchChanges", "grpc.health.v
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    // `cargo bench` and `cargo test` run this program without arguments, and then there is no server to call.
+    // `cargo bench` and `cargo test` run this program without arguments, so it has to exit successfully.
     let [address, pid, token] = arguments.as_slice() else {
         println!("usage: worst_requests ADDRESS PID TOKEN");
         return;

@@ -45,7 +45,7 @@ struct Followed {
 /// A message of a stream.
 #[derive(Clone, Debug)]
 pub struct News {
-    /// The position behind the events.
+    /// The position after the events.
     pub position: FeedPosition,
     /// The changes. Empty in a heartbeat.
     pub events: Vec<KeyEvent>,

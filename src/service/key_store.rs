@@ -105,7 +105,7 @@ impl KeyStoreService {
     /// Returns a key.
     ///
     /// # Errors
-    /// Returns [`ErrorKind::NotFound`] if there is no key with this id.
+    /// Returns [`ErrorKind::NotFound`] if no key has this id.
     pub async fn get(&self, id: KeyId) -> Result<KeyRecord> {
         let key = self.find(id).await?;
         let usage = self.last_uses(&[id]).await?;

@@ -164,7 +164,7 @@ pub(crate) fn continue_trace(span: &Span, method: &str, headers: &HeaderMap) {
     span.record("otel.kind", "server");
     span.set_attribute("rpc.system", "grpc");
     let parent = TraceContextPropagator::new().extract(&Headers(headers));
-    // It fails for a span that is not recorded, which is harmless.
+    // `set_parent` fails for a span that is not recorded, which is harmless.
     let _ = span.set_parent(parent);
 }
 

@@ -1,4 +1,4 @@
-//! Measures how much memory the requests of clients hold that don't read the responses or don't complete
+//! Measures how much memory is held by requests of clients that don't read the responses or don't complete
 //! their requests. It measures the memory of its process, and therefore is a single test in a program of its
 //! own.
 

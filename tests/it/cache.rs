@@ -142,7 +142,7 @@ async fn a_revocation_is_seen_by_the_other_replicas() {
     b.backend.delete(key.id, &context()).await.unwrap();
     assert!(b.find(&key.hash).await.entry.key.is_none());
     until("the deletion to be seen", async || a.find(&key.hash).await.entry.key.is_none()).await;
-    // The negative entry is no longer used after the key is created again.
+    // The negative entry must not be used after the key is created again.
     let again = ApiKey { revocation: None, ..self::key("secret") };
     a.backend.create(again, &reviving()).await.unwrap();
     until("the key to be seen again", async || b.is_active(&key.hash).await).await;

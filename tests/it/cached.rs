@@ -49,7 +49,7 @@ impl Replica {
         Self::start_at(store, options, Arc::new(BootClock)).await
     }
 
-    /// Starts a replica with its own stopwatch.
+    /// Starts a replica that measures time with `stopwatch`.
     pub(crate) async fn start_at(
         store: impl Into<Backend>,
         options: &StackOptions,

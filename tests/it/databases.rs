@@ -310,8 +310,8 @@ fn start_mariadb(certificate: Option<&Certificate>) -> Server {
     let folder = temporary.path().to_owned();
     let data = folder.join("data");
     let socket = folder.join("socket");
-    // At startup it deletes everything that looks like a temporary table, even those of another running
-    // server.
+    // At startup, MariaDB deletes all files in `tmpdir` that look like temporary tables, even those of
+    // another running server.
     let temporary_tables = format!("--tmpdir={}", folder.display());
     run(Command::new("mariadb-install-db")
         .args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"])

@@ -564,7 +564,7 @@ async fn a_wrong_clock_and_a_lost_head_poison_no_shard() {
     let repository = open(&servers, quick()).await;
     let created = repository.create(key("a"), &context()).await.unwrap();
     let shard = format!("keyvouch:{{{:02}}}:", created.hash.as_bytes()[0] % 64);
-    // The largest revision that the next one still follows in time.
+    // `LATEST` in `change.lua`: the latest clock that revisions follow.
     cli(port, &["HSET", &format!("{shard}head"), "revision", "7000000000000000"]);
     let mut last = created.clone();
     for _ in 0..3 {
@@ -706,7 +706,7 @@ async fn a_full_memory_stops_no_revocation() {
     repository.create(key("c"), &context()).await.unwrap();
 }
 
-/// A password that is changed on the server and in its file is used for new connections. Until the file is
+/// A password that is changed on the server and in its file is used for new connections. Until both are
 /// changed, the log has the reason for failures.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_password_can_change_while_the_store_is_open() {

@@ -113,7 +113,7 @@ mod cached {
         });
     }
 
-    /// Redis is the backend and, under other names, the cache. There is no local cache.
+    /// Redis is the backend and, under other names, the cache. The local cache is disabled.
     mod redis_and_redis {
         use super::*;
         keyvouch::repository_conformance!(sharded: async {

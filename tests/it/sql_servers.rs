@@ -235,7 +235,7 @@ async fn an_event_that_can_not_be_read_stops_nothing(kind: Kind) {
     let created = repository.create(key("d"), &context()).await.unwrap();
     let found = replica.backend.get_by_hash(&created.hash).await.unwrap();
     assert_eq!(found, Some(created.clone()));
-    // After such an event during following, every key may have changed.
+    // An unreadable event arrives while the replica follows the feed, so every key may have changed.
     database.execute_unprepared("UPDATE api_key SET name = 'renamed' WHERE revision = 4").await.unwrap();
     database
         .execute_unprepared(

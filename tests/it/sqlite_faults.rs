@@ -281,7 +281,7 @@ fn a_full_disk_loses_nothing_that_was_acknowledged() {
 async fn an_io_error_loses_nothing_that_was_acknowledged() {
     let home = Home::new();
     let url = format!("store.url=sqlite://{}", home.path().join("kv.db").display());
-    // Without this, the signal of the limit would end the process.
+    // The shell ignores the signal of the limit, which would end the process.
     let server =
         home.serve_by(&["sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh"], &[&url, "admin.insecure=true"]);
     let limit = |bytes: Option<u64>| {

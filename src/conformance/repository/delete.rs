@@ -66,7 +66,7 @@ pub async fn a_revoked_hash_is_not_revived(subject: Subject) {
     create(&subject, key(1)).await;
 }
 
-/// The same key can be created again, and so can another key with the old hash.
+/// A deleted key can be created again, and so can another key with its hash.
 pub async fn id_and_hash_are_free_again(subject: Subject) {
     create(&subject, key(1)).await;
     subject.delete(id(1), &context()).await.unwrap();

@@ -175,7 +175,7 @@ async fn follow(subject: &Subject, count: usize) -> Vec<KeyEvent> {
 
 /// Pruning keeps the newest event. A reader whose position precedes the pruned events gets an error.
 pub async fn pruned_events_are_missed_by_nobody_unawares(subject: Subject) {
-    // Three changes of one key, which any store keeps together.
+    // Three changes of one key are in the same partition of any backend.
     let created = create(&subject, key(1)).await;
     let first = feed(&subject).changes(None, 1_000).await.unwrap().position;
     let mut updated = created.clone();

@@ -157,7 +157,7 @@ fn what_can_not_be_read_says_why() {
     assert!(!done.stderr.contains("hunter2") && !done.stdout.contains("hunter2"));
 }
 
-/// Fills a database with the original library. `alchemy` is its URL in the form of SQLAlchemy.
+/// Fills a database with the original library. `alchemy` is its URL in the form of `SQLAlchemy`.
 fn fill(alchemy: &str) -> BTreeMap<String, String> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/process/litestar_keys.py");
     let done = Command::new(tool("python")).args([script, alchemy]).output().unwrap();

@@ -183,7 +183,7 @@ async fn keys_open_what_their_scopes_name() {
     all.create(new_key()).await;
     all.get(&key.id).await;
 
-    // A key that was revoked is no longer accepted as a credential.
+    // A revoked key is rejected as a credential.
     writer.revoke(&key.id, "").await;
     let refused = refusal(reader.key_store().get_key(pb::GetKeyRequest { id: key.id.clone() }).await);
     assert_eq!(refused, (Code::Unauthenticated, "CREDENTIAL_INVALID".to_owned()));

@@ -37,7 +37,7 @@ async fn an_outage_is_an_error_and_never_a_verdict() {
     assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
 }
 
-/// The error has the information whether a client may repeat the call.
+/// The error states whether a client may repeat the call without checking the outcome first.
 #[tokio::test]
 async fn a_change_that_may_have_been_applied_says_what_a_repetition_does() {
     let store = Faulty::new();

@@ -32,7 +32,7 @@ impl Endless {
     }
 }
 
-/// Records that a listing is no longer read when it is dropped.
+/// Marks a listing as closed when it is dropped.
 struct Guard(watch::Sender<bool>);
 
 impl Drop for Guard {
