@@ -102,6 +102,10 @@ impl App {
 
     /// Prepares a server with a backend that the caller opened, such as a custom one. Otherwise it is like
     /// [`prepare`](Self::prepare).
+    ///
+    /// # Errors
+    /// Returns an error if a setting is not valid, if the caches can't be set up, or if an address can't be
+    /// bound.
     pub async fn with_backend(
         config: &Config,
         surroundings: Surroundings,

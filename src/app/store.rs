@@ -50,6 +50,10 @@ impl OpenedBackend {
 
 /// Opens the SQL database of `config` without changing its schema. Returns `None` if the backend is not an
 /// SQL database.
+///
+/// # Errors
+/// Returns an error if the settings are not valid, or if the database can't be opened within
+/// `store.connect_timeout`.
 pub async fn open_sql(config: &StoreConfig) -> Result<Option<SqlRepository>> {
     match config.place()? {
         StorePlace::Memory | StorePlace::Redis => Ok(None),

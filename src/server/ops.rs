@@ -47,11 +47,17 @@ pub struct OpsListener(TcpListener);
 
 impl OpsListener {
     /// Binds `address`.
+    ///
+    /// # Errors
+    /// Returns an error if the address is in use, may not be bound, or does not exist on this machine.
     pub async fn bind(address: SocketAddr) -> io::Result<Self> {
         TcpListener::bind(address).await.map(Self)
     }
 
     /// Returns the address, with the port that was assigned.
+    ///
+    /// # Errors
+    /// Returns an error if the system can't return the address of the socket.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.0.local_addr()
     }

@@ -39,7 +39,11 @@ impl EventPruner {
         }
     }
 
-    /// Deletes the events that are too old now. Returns the number of deleted events.
+    /// Deletes the events that are too old now. Returns the number of deleted events, which can be 0 while
+    /// another replica is pruning.
+    ///
+    /// # Errors
+    /// Returns an error if the backend failed. Some events may have been deleted.
     pub async fn prune(&self) -> crate::repository::Result<u64> {
         match self.clock.now().checked_sub(self.retention) {
             Some(before) => self.audit.prune_events(before).await,

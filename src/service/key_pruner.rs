@@ -56,6 +56,10 @@ impl KeyPruner {
 
     /// Deletes the keys that have been expired for long enough now. Returns the number of deleted keys. Reads
     /// all keys, page by page.
+    ///
+    /// # Errors
+    /// Returns [`ErrorKind::NotOffered`] if the backend can't list all keys, or another error if it failed.
+    /// Some keys may have been deleted.
     pub async fn prune(&self) -> Result<u64> {
         let now = self.clock.now();
         let Some(before) = now.checked_sub(self.expired_for) else {

@@ -33,7 +33,7 @@ pub struct NewKey {
 pub struct ClientRequestId(String);
 
 impl ClientRequestId {
-    /// Maximum number of characters.
+    /// Maximum length of an id in characters.
     const MAX_CHARS: usize = 128;
 
     /// Parses a `request_id`. Returns `None` if it is empty.
@@ -141,9 +141,9 @@ pub struct KeyUpdate {
 /// Options of a rotation.
 #[derive(Clone, Debug, Default)]
 pub struct RotateRequest {
-    /// Time for which the old key stays valid.
+    /// Time for which the old key stays valid. 0 revokes it at once.
     pub overlap: Duration,
-    /// Expiry of the successor. `None` gives it the lifetime of the old key, beginning now.
+    /// Expiry of the successor. `None` gives it the lifetime of the old key, counted from now.
     pub expiry: Option<Expiry>,
     /// Id that marks retries of the same request. `None` means that retries are not detected.
     pub request_id: Option<ClientRequestId>,

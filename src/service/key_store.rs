@@ -114,6 +114,10 @@ impl KeyStoreService {
 
     /// Reads a page of keys, newest first, of at most `request.limit` keys and about `max_bytes`. It looks at
     /// a bounded number of keys, so a page can have fewer keys, or none, although more follow.
+    ///
+    /// # Errors
+    /// Returns [`ErrorKind::NotOffered`] if the backend can't list the requested keys, or another error if it
+    /// failed.
     pub async fn list(&self, request: &ListRequest, max_bytes: usize) -> Result<ListedPage> {
         let mut stride = Stride::new(LIST_STEP_BYTES);
         let mut step = PageRequest { owner_id: request.owner_id.clone(), after: request.after, limit: 0 };
@@ -144,6 +148,9 @@ impl KeyStoreService {
     }
 
     /// Reads a page of the audit trail, newest first.
+    ///
+    /// # Errors
+    /// Returns [`ErrorKind::NotOffered`] if the backend has no audit trail, or another error if it failed.
     pub async fn events(&self, request: &EventPageRequest) -> Result<Vec<ListedEvent>> {
         let audit = self.audit.as_ref().ok_or_else(|| RepositoryError::not_offered("an audit trail"))?;
         Ok(audit.list_events(request).await?)
@@ -243,12 +250,21 @@ impl KeyStoreService {
     }
 
     /// Revokes a key. It is idempotent: revoking a revoked key changes nothing.
+    ///
+    /// # Errors
+    /// Returns [`ErrorKind::NotFound`] if no key has this id. After another error, the key may have been
+    /// revoked, unless the error is [unapplied](RepositoryError::is_unapplied).
     pub async fn revoke(&self, id: KeyId, reason: RevokeReason, caller: &Caller) -> Result<KeyRecord> {
         let key = self.repository.revoke(id, reason, &caller.context(self.clock.now())).await?;
         Ok(self.changed_record(key).await)
     }
 
     /// Deletes a key. If `expected` is set, deletes it only at this revision.
+    ///
+    /// # Errors
+    /// Returns [`ErrorKind::NotFound`] if no key has this id, and [`ErrorKind::Conflict`] if the key has
+    /// another revision than `expected`. After another error, the key may have been deleted, unless the error
+    /// is [unapplied](RepositoryError::is_unapplied).
     pub async fn delete(&self, id: KeyId, expected: Option<Revision>, caller: &Caller) -> Result<()> {
         let context = caller.context(self.clock.now());
         match expected {
