@@ -1,7 +1,7 @@
 //! Serves calls: listeners, one single-threaded runtime per core, and graceful shutdown.
 //!
 //! An acceptor on the shared runtime accepts connections and hands each to the worker that has the fewest. A
-//! call is answered on its worker's thread; only the backend's work leaves it. Measured on two cores with an
+//! call is answered on its worker's thread. Only the backend's work leaves it. Measured on two cores with an
 //! empty handler, this costs 7.5 µs of CPU per call, against 13.5 µs on one multi-threaded runtime.
 
 mod acceptor;

@@ -43,7 +43,7 @@ for line in sys.stdin:
 # Waits until the server at $1 is healthy.
 until_healthy() { until "$KEYVOUCH" healthcheck --addr "$1" >/dev/null 2>&1; do sleep 0.1; done; }
 
-# Starts a private PostgreSQL in the folder $1 on port $2; sets POSTGRES_PID.
+# Starts a private PostgreSQL in the folder $1 on port $2, and sets POSTGRES_PID.
 start_postgres() {
     local bin as=()
     bin=$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -n 1)
@@ -57,7 +57,7 @@ start_postgres() {
     POSTGRES_PID=$(head -n 1 "$1/data/postmaster.pid")
 }
 
-# Starts a private MariaDB in the folder $1 on port $2; sets MARIADB_PID.
+# Starts a private MariaDB in the folder $1 on port $2, and sets MARIADB_PID.
 start_mariadb() {
     mkdir -p "$1"
     mariadb-install-db --no-defaults --user="$(id -un)" --auth-root-authentication-method=normal --skip-test-db \

@@ -34,7 +34,7 @@ use crate::grpc::methods::{Message, Method, VALIDATE};
 use crate::grpc::{FromCacheAlone, Peer, RequestId, from_transport};
 use crate::telemetry::CallMetrics;
 
-/// Gives each call a request id, a span, a slot and a deadline; counts it; and turns panics into statuses.
+/// Assigns each call a request id, a span, a slot and a deadline, counts it, and turns panics into statuses.
 ///
 /// The request id is the caller's `x-request-id` if it is valid, and a new one otherwise. It is in the
 /// extensions of the request, in the log and in the metadata of the response.
@@ -149,7 +149,7 @@ where
     };
     let _slot = match slots.take(method) {
         Ok(slot) => slot,
-        // A cache hit needs no slot, since it does not wait.
+        // A cache hit needs no slot, because it does not wait.
         Err(_) if method.is_some_and(|method| method.path == VALIDATE) => {
             request.extensions_mut().insert(FromCacheAlone);
             None

@@ -249,7 +249,7 @@ impl KeyStoreService {
         Err(conflict())
     }
 
-    /// Revokes a key. It is idempotent: revoking a revoked key changes nothing.
+    /// Revokes a key. The operation is idempotent. Revoking a revoked key changes nothing.
     ///
     /// # Errors
     /// Returns [`ErrorKind::NotFound`] if no key has this id. After another error, the key may have been

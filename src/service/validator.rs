@@ -71,7 +71,7 @@ impl<'l> Lookups<'l> {
 
 impl ValidatorService {
     /// Creates a service that judges the keys of `source` at the time of `clock`, and records their use in
-    /// `usage`. By default, `max_staleness` is the maximum staleness of a record; `knowledge` measures it.
+    /// `usage`. By default, `max_staleness` is the maximum staleness of a record. `knowledge` measures it.
     pub fn new(
         source: Arc<dyn KeySource>,
         knowledge: Arc<Knowledge>,

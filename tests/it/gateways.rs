@@ -1,4 +1,4 @@
-//! Tests with gateways that authorize by HTTP status and use this server: they admit no request.
+//! Tests with gateways that authorize by HTTP status and use this server. They must admit no request.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};

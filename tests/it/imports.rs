@@ -19,7 +19,7 @@ use crate::support::{TOKEN, TestServer};
 
 const ROWS: u32 = 100_000;
 
-/// A backend that stores many keys slowly: a batch takes as long as with a distant database.
+/// A backend that stores many keys slowly. A batch takes as long as with a distant database.
 #[derive(Debug, Default)]
 struct SlowImports(MemoryRepository);
 

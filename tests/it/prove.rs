@@ -91,7 +91,7 @@ async fn no_lost_history_is_served_over_mariadb_and_redis() {
     rewind(Stack::MariaDbAndRedis).await;
 }
 
-/// Checks the checker: a stale answer after the bound is a violation.
+/// Checks that the checker reports a stale answer after the bound as a violation.
 #[test]
 fn a_stale_answer_is_a_violation() {
     history::tests_of_the_judge();

@@ -523,8 +523,8 @@ async fn what_can_not_be_read_stops_nothing() {
     assert_eq!(revived.kind(), ErrorKind::RevokedHash);
 }
 
-/// Revoking a record that breaks one rule keeps the rest of it. Of concurrent revocations, the first is kept:
-/// the others find a revoked record, and change nothing.
+/// Revoking a record that breaks one rule keeps the rest of it. Of concurrent revocations, the first is kept.
+/// The others find a revoked record, and change nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_can_be_read_of_a_broken_record_outlives_its_revocation() {
     let servers = Redis::Alone.start(&[]);

@@ -94,7 +94,7 @@ pub(super) fn audit(subject: &Subject) -> Arc<dyn AuditTrail> {
     subject.audit.clone().unwrap()
 }
 
-/// Returns the store of last uses.
+/// Returns the usage store.
 pub(super) fn usage_store(subject: &Subject) -> Arc<dyn UsageStore> {
     subject.usage.clone().unwrap()
 }

@@ -31,7 +31,7 @@ const MAX_HEADER_BYTES: u32 = 16 * 1024;
 /// Flow-control window per stream in bytes (RFC 9113, section 5.2).
 const STREAM_WINDOW: u32 = 64 * 1024;
 /// Flow-control window per connection in bytes. h2 closes a connection (`too_many_data_frames`) when the
-/// unread frames are small: the differences of their sizes to 256 bytes may add up to half of this window. A
+/// unread frames are small. The differences of their sizes to 256 bytes may add up to half of this window. A
 /// full stream window of import rows, of about 64 bytes each, adds 192 KiB, so ten imports fit. Unread frames
 /// of one byte each then take about 2 MiB per connection.
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;

@@ -122,9 +122,9 @@ impl ConnectionLimiter {
         Self::with(max, max_per_peer, max_streams, Policy::Idle)
     }
 
-    /// Creates limits for short connections, which need no idle time. A new connection always finds room: the
-    /// oldest connection of the address with the most connections is closed. So an address with few
-    /// connections keeps them.
+    /// Creates limits for short connections, which need no idle time. A new connection always finds room,
+    /// because the oldest connection of the address with the most connections is closed. So an address with
+    /// few connections keeps them.
     pub(in crate::server) fn for_probes(max: usize, max_per_peer: usize) -> Arc<Self> {
         Self::with(max, max_per_peer, max, Policy::Oldest)
     }

@@ -362,7 +362,7 @@ async fn sessions_of_clients_with_certificates_are_not_resumed() {
         for _ in 0..3 {
             assert!(!resumes(&connector, &server).await.unwrap(), "{version:?}");
         }
-        // This shows that the test can fail: without client certificates, sessions are resumed.
+        // Without client certificates, sessions are resumed. This shows that the test can fail.
         let connector = self::connector(&authority, &own, version);
         assert!(!resumes(&connector, &plain).await.unwrap());
         assert!(resumes(&connector, &plain).await.unwrap(), "{version:?}");
