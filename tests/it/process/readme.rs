@@ -1,4 +1,4 @@
-//! Runs the commands of the README literally.
+//! The README's quick tour, word by word.
 
 use std::path::Path;
 use std::process::Command;
@@ -20,7 +20,7 @@ fn the_walk_goes_as_it_is_written() {
     let binary = Path::new(env!("CARGO_BIN_EXE_keyvouch")).parent().unwrap();
     let path = format!("{}:{}", binary.display(), std::env::var("PATH").unwrap());
     let output = Command::new("bash")
-        .args(["-euc", &block("A walk with `keyvouch`")])
+        .args(["-euc", &block("Quick tour")])
         .current_dir(home.path())
         // The test server has another port than the README's.
         .env("KEYVOUCH_ADDR", &server.address)
