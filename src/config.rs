@@ -1,4 +1,4 @@
-//! The settings of a server: defaults that work, a TOML file, environment variables and flags, later ones over earlier.
+//! The settings of a server. Sources in increasing precedence: defaults, a TOML file, environment variables, flags.
 
 mod admin;
 mod cache;
@@ -42,36 +42,39 @@ pub use tls::TlsConfig;
 pub use usage::UsageConfig;
 pub use validator::ValidatorConfig;
 
-/// All settings. `Debug` and `Serialize` show no secret.
+/// All settings. `Debug` and `Serialize` redact secrets.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Where and how calls are served.
+    /// Listeners, limits and timeouts of the server.
     pub server: ServerConfig,
-    /// What key strings look like.
+    /// Format of key strings.
     pub keys: KeysConfig,
-    /// Where keys are kept.
+    /// Storage backend.
     pub store: StoreConfig,
-    /// The caches in front of it.
+    /// Caches in front of the storage backend.
     pub cache: CacheConfig,
-    /// How the changes of other replicas are followed.
+    /// Change feed, which delivers the changes of other replicas.
     pub feed: FeedConfig,
-    /// Who may administer keys.
+    /// Credentials of administrators.
     pub admin: AdminConfig,
-    /// Who may ask whether keys may be used.
+    /// Access to the validation of keys.
     pub validator: ValidatorConfig,
-    /// The audit trail.
+    /// Audit trail.
     pub events: EventsConfig,
-    /// Deleting keys that expired long ago.
+    /// Deletion of expired keys.
     pub prune: PruneConfig,
-    /// How the last use of keys is recorded.
+    /// Recording of the last use of keys.
     pub usage: UsageConfig,
-    /// What operators see.
+    /// Metrics, logs and traces.
     pub telemetry: TelemetryConfig,
 }
 
 impl Config {
-    /// Checks what the types can't say; [`Sources::load`] has done so already.
+    /// Checks the rules that the types don't express. [`Sources::load`] calls it.
+    ///
+    /// # Errors
+    /// The first setting that breaks a rule. Files that the settings name, such as certificates, are read.
     pub fn check(&self) -> Result<(), ConfigError> {
         let listen = self.server.key_store_addresses()?;
         self.server.check()?;
@@ -87,7 +90,8 @@ impl Config {
         self.validator.check(asks_clients)?;
         self.admin.check(&listen, asks_clients)?;
         if self.admin.insecure && self.validator.access == ValidatorAccess::Credential {
-            let problem = "asks for credentials, but admin.insecure says that there are none: take away one or the other";
+            let problem =
+                "can't be \"credential\" while admin.insecure is true; remove one of the two settings";
             return Err(ConfigError::invalid("validator.access", problem));
         }
         Ok(())

@@ -11,22 +11,24 @@ use super::{ConfigError, SecretText};
 use crate::grpc::AdminToken;
 use crate::server::ListenAddr;
 
-/// Who may administer keys.
+/// Credentials of administrators.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdminConfig {
-    /// A file with one `name:token` or `name:sha256:hex` a line; `#` begins a comment. Empty: none.
+    /// File with one admin token per line, as `name:token` or `name:sha256:hex`. Lines that begin with `#` are
+    /// comments. Empty for no file.
     pub tokens_file: PathBuf,
-    /// The same, given here; meant for the environment.
+    /// Admin tokens in the same format, intended for an environment variable.
     pub tokens: Vec<SecretText>,
-    /// Names of client certificates whose holders are administrators: DNS names or URIs of `subjectAltName`.
+    /// Client certificates of administrators: DNS names or URIs in `subjectAltName`. Needs `server.tls.client_ca_file`.
     pub client_certificates: Vec<String>,
-    /// Lets everyone administer keys without a credential. Only on loopback and Unix sockets.
+    /// Whether every client may administer keys without a credential. Allowed only on loopback addresses and Unix
+    /// sockets.
     pub insecure: bool,
 }
 
 impl AdminConfig {
-    /// Whether nothing was said, so that a first start may make a token.
+    /// Returns whether no credential is configured, so that the first start may create a token.
     #[must_use]
     pub fn is_unset(&self) -> bool {
         !self.insecure && !self.has_credentials()
@@ -38,7 +40,10 @@ impl AdminConfig {
             && self.client_certificates.is_empty())
     }
 
-    /// The tokens of both sources.
+    /// Returns the tokens of both sources.
+    ///
+    /// # Errors
+    /// A token is malformed, or the file can't be read or has no token. The error never contains a token.
     pub fn load_tokens(&self) -> Result<Vec<AdminToken>, ConfigError> {
         let mut tokens = Vec::new();
         for (index, token) in self.tokens.iter().enumerate() {
@@ -50,7 +55,7 @@ impl AdminConfig {
             let from_file = read_tokens(&self.tokens_file)?;
             if from_file.is_empty() {
                 let problem =
-                    format!("{} has no token: write one `name:token` a line", self.tokens_file.display());
+                    format!("{} has no token; write one `name:token` per line", self.tokens_file.display());
                 return Err(ConfigError::invalid("admin.tokens_file", problem));
             }
             tokens.extend(from_file);
@@ -65,7 +70,7 @@ impl AdminConfig {
     ) -> Result<(), ConfigError> {
         check_names("admin.client_certificates", &self.client_certificates, asks_clients)?;
         if self.insecure && self.has_credentials() {
-            let problem = "would make the configured credentials pointless: take away one or the other";
+            let problem = "can't be true while credentials are configured; remove one of the two settings";
             return Err(ConfigError::invalid("admin.insecure", problem));
         }
         let Some((address, setting)) = listen.iter().find(|(address, _)| !address.is_local()) else {
@@ -73,15 +78,15 @@ impl AdminConfig {
         };
         if self.is_unset() {
             let problem = format!(
-                "{address} can be reached from other machines, so KeyStore needs a credential: set \
-                 admin.tokens_file to a file with a line `name:token`, or listen on loopback or a Unix socket only"
+                "{address} can be reached from other machines, so KeyStore needs a credential; set \
+                 admin.tokens_file to a file with a line `name:token`, or listen only on loopback addresses or Unix sockets"
             );
             return Err(ConfigError::invalid(*setting, problem));
         }
         if self.insecure {
             let problem = format!(
-                "would let everyone who reaches {address} administer keys: set admin.tokens_file, or listen on \
-                 loopback or a Unix socket only"
+                "would let every client that reaches {address} administer keys; set admin.tokens_file, or listen only on \
+                 loopback addresses or Unix sockets"
             );
             return Err(ConfigError::invalid("admin.insecure", problem));
         }
@@ -91,7 +96,7 @@ impl AdminConfig {
 
 fn read_tokens(path: &Path) -> Result<Vec<AdminToken>, ConfigError> {
     let text = std::fs::read_to_string(path).map(Zeroizing::new).map_err(|error| {
-        ConfigError::invalid("admin.tokens_file", format!("{} can't be read: {error}", path.display()))
+        ConfigError::invalid("admin.tokens_file", format!("can't read {}: {error}", path.display()))
     })?;
     let mut tokens = Vec::new();
     for (index, line) in text.lines().enumerate() {

@@ -11,68 +11,69 @@ use super::{ConfigError, FeedConfig, HumanDuration, StoreUrl};
 use crate::cache::{Capacity, FeedOptions, LoadLimits, MokaOptions, RedisCacheOptions, StackOptions};
 use crate::redis;
 
-/// More loads than any store takes at once.
+/// Upper limit of `max_loads`: more than any backend can serve concurrently.
 const MAX_LOADS: usize = 1_000_000;
-/// How long a change and a load may be held up by a cache.
+/// Upper limit of `redis.timeout`: changes and loads wait this long for a cache that does not respond.
 const MAX_REDIS_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The caches in front of the store.
+/// Caches in front of the storage backend.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CacheConfig {
-    /// How long records are kept, from when they were loaded.
+    /// Maximum lifetime of a cached record, from the start of its load. It is shortened by up to 10 %. Must
+    /// be more than 0.
     pub ttl: HumanDuration,
-    /// How long it is kept that there is no key with a hash.
+    /// Lifetime of a negative entry, that is, of a cached "not found". Must be more than 0.
     pub negative_ttl: HumanDuration,
-    /// For how many hashes that is kept.
+    /// Maximum number of negative entries. Counted separately from records, so that random keys can't evict any.
     pub max_negative: u64,
-    /// How old an answer may be.
+    /// Maximum staleness of a validation. 0 forces a read from the storage backend for every validation.
     pub max_staleness: HumanDuration,
-    /// What callers without a credential can lower that to.
+    /// Smallest `max_staleness` that callers without a credential may request.
     pub min_staleness: HumanDuration,
-    /// Maximum number of keys that are loaded at the same time.
+    /// Maximum number of concurrent loads. Further lookups are rejected.
     pub max_loads: usize,
-    /// How long a load may take.
+    /// Timeout of a load. Must be more than 0.
     pub load_timeout: HumanDuration,
-    /// The cache in this process.
+    /// Cache in this process.
     pub local: LocalCacheConfig,
-    /// The cache in Redis.
+    /// Cache in Redis.
     pub redis: RedisCacheConfig,
 }
 
-/// The cache in this process.
+/// Cache in this process.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LocalCacheConfig {
-    /// Whether there is one.
+    /// Whether this cache is used.
     pub enabled: bool,
-    /// How many records it keeps.
+    /// Maximum number of records. Must be more than 0. Ignored if `max_bytes` is set.
     pub max_entries: u64,
-    /// How much memory they may take, about; 0: whatever `max_entries` take.
+    /// Approximate maximum memory of the records in bytes. 0 limits them by `max_entries` instead.
     pub max_bytes: u64,
-    /// In place of `cache.ttl`.
+    /// Overrides `cache.ttl` for this cache. Unset uses `cache.ttl`.
     pub ttl: Option<HumanDuration>,
 }
 
-/// The cache in Redis, which replicas share.
+/// Cache in Redis, shared by all replicas.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RedisCacheConfig {
-    /// The server; empty: there is none.
+    /// URL of the Redis server, Sentinel set or Cluster. Empty disables this cache.
     pub url: StoreUrl,
-    /// In place of `cache.ttl`.
+    /// Overrides `cache.ttl` for this cache. Unset uses `cache.ttl`.
     pub ttl: Option<HumanDuration>,
-    /// What all names begin with.
+    /// Prefix of all Redis keys and channels of this cache.
     pub prefix: String,
-    /// How long a command may take.
+    /// Timeout of a command, at most 10s. Must be more than 0.
     pub timeout: HumanDuration,
-    /// A file of certificates that a server with TLS is verified against. Empty: the system's.
+    /// PEM file of root certificates for connections with TLS. Empty for the system's roots.
     pub ca_file: PathBuf,
-    /// PEM file of the certificate for a server that demands one, read again for each connection. Empty: no certificate.
+    /// PEM file of the client certificate, read again for each connection. Empty for no client certificate.
     pub cert_file: PathBuf,
     /// PEM file of the private key of `cert_file`.
     pub key_file: PathBuf,
-    /// A file of the password, read again for each connection. Empty: that of the URL.
+    /// File with the password, read again for each connection. Empty for the password in the URL.
     pub password_file: PathBuf,
 }
 
@@ -139,13 +140,13 @@ impl CacheConfig {
         if self.local.max_entries == 0 {
             return Err(ConfigError::invalid(
                 "cache.local.max_entries",
-                "must be more than zero: cache.local.enabled = false turns the cache off",
+                "must be more than zero; to disable the cache, set cache.local.enabled to false",
             ));
         }
         if self.redis.timeout.0 > MAX_REDIS_TIMEOUT {
             return Err(ConfigError::invalid(
                 "cache.redis.timeout",
-                "must be at most 10s: changes and loads wait for it",
+                "must be at most 10s, because changes and loads wait for it",
             ));
         }
         let url = self.redis.url.expose();
@@ -153,7 +154,7 @@ impl CacheConfig {
         if !url.is_empty() && !is_redis {
             return Err(ConfigError::invalid(
                 "cache.redis.url",
-                "is no URL of Redis: write redis://HOST:PORT",
+                "not a Redis URL; expected redis://HOST:PORT",
             ));
         }
         require_pair(
@@ -162,14 +163,14 @@ impl CacheConfig {
         )
     }
 
-    /// The caches, and how `feed` is followed for them.
+    /// Returns the options of the caches and of the change feed that keeps them up to date.
     #[must_use]
     pub fn stack_options(&self, feed: &FeedConfig) -> StackOptions {
         StackOptions {
             local: self.local_options(),
             redis: self.redis_options(),
             limits: LoadLimits { max_loads: self.max_loads, deadline: self.load_timeout.0 },
-            // Longer than any of its commands: what does not answer is then known by itself.
+            // Longer than any command of a poll, so that the command that does not respond fails first and is reported.
             feed: FeedOptions { poll_interval: feed.poll_interval.0, deadline: self.load_timeout.0 * 2 },
             max_staleness: self.max_staleness.0,
         }

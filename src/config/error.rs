@@ -1,6 +1,6 @@
-//! What is wrong with the settings.
+//! Errors in the settings.
 
-/// A setting that can't be used. The text names the setting and the fix, and never holds a secret.
+/// A setting that can't be used. The message names the setting and says how to fix it. It never contains a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file can't be read.
@@ -8,30 +8,30 @@ pub enum ConfigError {
     Unreadable {
         /// The file.
         path: String,
-        /// Why not.
+        /// The cause.
         source: std::io::Error,
     },
-    /// The file is no TOML.
+    /// The file is not valid TOML.
     #[error("{path}, line {line}: {problem}")]
     Syntax {
         /// The file.
         path: String,
         /// The line, from 1.
         line: usize,
-        /// What the parser says, without the text of the line.
+        /// The parser's message, without the text of the line.
         problem: String,
     },
-    /// There is no such setting.
-    #[error("{origin}: there is no setting `{name}`{}", suggestion(.nearest.as_deref()))]
+    /// The setting does not exist.
+    #[error("{origin}: unknown setting `{name}`{}", suggestion(.nearest.as_deref()))]
     Unknown {
-        /// Where it was given.
+        /// The source that has it.
         origin: String,
-        /// The name that was given.
+        /// The unknown name.
         name: String,
-        /// The known name that looks most like it.
+        /// The most similar known name, if one is similar enough.
         nearest: Option<String>,
     },
-    /// The value is of the wrong kind.
+    /// The value has the wrong type.
     #[error("{0}")]
     Type(String),
     /// The value breaks a rule.
@@ -39,13 +39,13 @@ pub enum ConfigError {
     Invalid {
         /// The setting, as `section.field`.
         name: String,
-        /// What is wrong and what would be right.
+        /// What is wrong, and what to do.
         problem: String,
     },
 }
 
 impl ConfigError {
-    /// An error of the setting `name`.
+    /// Creates an error of the setting `name`.
     pub fn invalid(name: impl Into<String>, problem: impl ToString) -> Self {
         Self::Invalid { name: name.into(), problem: problem.to_string() }
     }

@@ -7,16 +7,16 @@ use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, HumanDuration};
 
-/// A year as the text `1year` stands for: 365.25 days.
+/// The value of `1year`: 365.25 days.
 const YEAR: Duration = Duration::from_hours(8_766);
-/// The shortest time that events are kept: other replicas follow them.
+/// Minimum retention. Other replicas read events as their change feed, so events must outlive short outages.
 const MIN_RETENTION: Duration = Duration::from_hours(1);
 
-/// The audit trail.
+/// Audit trail.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EventsConfig {
-    /// How long events are kept; 0: for ever.
+    /// Time after which events are deleted, at least 1h. 0 keeps them forever.
     pub retention: HumanDuration,
 }
 
@@ -27,7 +27,7 @@ impl Default for EventsConfig {
 }
 
 impl EventsConfig {
-    /// How long events are kept; `None`: for ever.
+    /// Returns the time after which events are deleted. `None` if they are kept forever.
     #[must_use]
     pub fn retention(&self) -> Option<Duration> {
         (!self.retention.0.is_zero()).then_some(self.retention.0)

@@ -7,14 +7,15 @@ use serde::{Deserialize, Serialize};
 
 use super::{CacheConfig, ConfigError, HumanDuration};
 
-/// The shortest pause between polls: each is a question to the store.
+/// Minimum interval between polls. Each poll is a read from the storage backend.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
-/// How the changes of other replicas are followed.
+/// Change feed, which delivers the changes of other replicas.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct FeedConfig {
-    /// How often the store is asked, unless it tells by itself that there is something new.
+    /// Interval between reads of the change feed, at least 10ms. Backends with notifications also trigger reads at
+    /// once.
     pub poll_interval: HumanDuration,
 }
 
@@ -29,7 +30,7 @@ impl FeedConfig {
         if self.poll_interval.0 < MIN_INTERVAL {
             return Err(ConfigError::invalid("feed.poll_interval", "must be at least 10ms"));
         }
-        // Between two polls the caches would be too old to be used.
+        // Otherwise the caches would be too stale to be used between two polls.
         if self.poll_interval.0 >= cache.max_staleness.0 && !cache.max_staleness.0.is_zero() {
             return Err(ConfigError::invalid("feed.poll_interval", "must be less than cache.max_staleness"));
         }

@@ -1,4 +1,4 @@
-//! Durations as people write them.
+//! Durations in human-readable form.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-/// What [`humantime`] reads, as a regular expression: the units that its documentation lists.
+/// The durations that [`humantime`] parses, as a regular expression. The units are those of its documentation.
 const PATTERN: &str = "^(0|([0-9]+ *(nanos|nsec|ns|usec|us|millis|msec|ms|seconds|second|secs|sec|s|minutes|minute|mins|min|m|\
                        hours|hour|hrs|hr|h|days|day|d|weeks|week|wks|wk|w|months|month|M|years|year|yrs|yr|y) *)+)$";
 
@@ -24,7 +24,7 @@ impl<'de> Deserialize<'de> for HumanDuration {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         let parsed = humantime::parse_duration(&text);
-        parsed.map(Self).map_err(|_| D::Error::custom("is no duration: write it like 500ms, 10s, 5m or 30d"))
+        parsed.map(Self).map_err(|_| D::Error::custom("invalid duration; examples: 500ms, 10s, 5m, 30d"))
     }
 }
 

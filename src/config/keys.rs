@@ -6,25 +6,25 @@ use serde::{Deserialize, Serialize};
 use super::ConfigError;
 use crate::domain::{ForeignPattern, KeyFormat, KeyPrefix};
 
-/// What key strings look like.
+/// Format of key strings.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct KeysConfig {
-    /// Prefixes that keys are made with; the first is the default.
+    /// Prefixes of new keys. The first is the default.
     pub prefix: Vec<String>,
-    /// Older prefixes, of keys that still validate.
+    /// Former prefixes. Keys that have them still validate.
     pub accept_prefix: Vec<String>,
-    /// Forms of keys that another system made.
+    /// Formats of keys that another system created.
     pub foreign: Vec<ForeignConfig>,
 }
 
-/// The form of another system's keys.
+/// Format of another system's keys.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ForeignConfig {
-    /// What they begin with.
+    /// Prefix of the key strings.
     pub prefix: String,
-    /// The length of the whole key string in bytes.
+    /// Length of the full key string in bytes.
     pub length: usize,
 }
 
@@ -35,7 +35,7 @@ impl Default for KeysConfig {
 }
 
 impl KeysConfig {
-    /// The rules for key strings.
+    /// Returns the parsed format of key strings.
     pub fn format(&self) -> Result<KeyFormat, ConfigError> {
         let prefixes = parse("keys.prefix", &self.prefix)?;
         let accepted = parse("keys.accept_prefix", &self.accept_prefix)?;

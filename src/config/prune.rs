@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, HumanDuration};
 
-/// Deleting keys that expired long ago.
+/// Deletion of expired keys.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PruneConfig {
-    /// How long a key has to be expired before it is deleted; 0: never.
+    /// Time between the expiry of a key and its deletion. 0 never deletes keys.
     pub expired_for: HumanDuration,
-    /// How often it is looked for such keys.
+    /// Interval between scans for such keys. Must be more than 0.
     pub interval: HumanDuration,
 }
 
@@ -24,7 +24,7 @@ impl Default for PruneConfig {
 }
 
 impl PruneConfig {
-    /// How long a key has to be expired before it is deleted; `None`: for ever.
+    /// Returns the time between the expiry of a key and its deletion. `None` if keys are never deleted.
     #[must_use]
     pub fn expired_for(&self) -> Option<Duration> {
         (!self.expired_for.0.is_zero()).then_some(self.expired_for.0)

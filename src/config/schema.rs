@@ -1,4 +1,4 @@
-//! The names and kinds of all settings, read off the types, so that no second list of them can drift.
+//! The names and types of all settings, derived from the Rust types, so that no second list has to be kept in sync.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::Config;
 
-/// How the text of a variable or a flag becomes a value.
+/// The type of a setting, which decides how the text of a variable or a flag is parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Boolean,
@@ -17,8 +17,8 @@ pub(super) enum Kind {
     List,
 }
 
-/// The [JSON Schema](https://json-schema.org) of the settings, for editors and for tools that make them. In draft 7, without
-/// references: what everything that reads schemas understands.
+/// Returns the [JSON Schema](https://json-schema.org) of the settings, for editors and for tools that generate
+/// settings. It is in draft 7 and has no references, which is what most tools support.
 #[must_use]
 pub fn json_schema() -> Value {
     let generator =
@@ -26,7 +26,7 @@ pub fn json_schema() -> Value {
     Value::from(generator.into_root_schema_for::<Config>())
 }
 
-/// Every setting as `section.field`, or `section.subsection.field`.
+/// Returns all settings, as `section.field` or `section.subsection.field`.
 pub(super) fn settings() -> BTreeMap<String, Kind> {
     let schema = json_schema();
     let mut settings = BTreeMap::new();
@@ -52,7 +52,7 @@ fn properties(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
 }
 
 fn kind(schema: &Value) -> Kind {
-    // What may be unset has a list of types, with `null` as the last.
+    // An optional setting has a list of types, with `null` as the last.
     let kind = schema.get("type").map(|kind| kind.get(0).unwrap_or(kind));
     match kind.and_then(Value::as_str) {
         Some("boolean") => Kind::Boolean,
@@ -63,7 +63,7 @@ fn kind(schema: &Value) -> Kind {
     }
 }
 
-/// The known name that looks most like `name`, if one does.
+/// Returns the known name that is most similar to `name`, if one is similar enough.
 pub(super) fn nearest(name: &str, settings: &BTreeMap<String, Kind>) -> Option<String> {
     let likeness = |known: &str| strsim::normalized_damerau_levenshtein(name, known);
     let best = settings.keys().max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;

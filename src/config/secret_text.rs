@@ -1,4 +1,4 @@
-//! Settings that must not be shown.
+//! Secret settings.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,15 +7,15 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
-/// What stands for it in `Debug` and in `config show`.
+/// Replaces the secret in `Debug` and in `config show`.
 const REDACTED: &str = "(redacted)";
 
-/// A text that is overwritten when dropped and never shown.
+/// A secret text. It is overwritten in memory when dropped, and redacted in `Debug` and `Serialize`.
 #[derive(Clone)]
 pub struct SecretText(Zeroizing<String>);
 
 impl SecretText {
-    /// The text itself.
+    /// Returns the secret.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0

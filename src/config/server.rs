@@ -8,47 +8,51 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::{ConfigError, HumanDuration, TlsConfig};
 use crate::server::{InvalidListenAddr, ListenAddr, Role};
 
-/// Where and how calls are served.
+/// Listeners, limits and timeouts of the server.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServerConfig {
-    /// Addresses to listen on: `IP:port`, or `unix:/path` for a Unix socket. Port 0 takes a free one.
+    /// Addresses to listen on: `IP:port`, or `unix:/path` for a Unix socket. Port 0 chooses a free port.
     #[serde(deserialize_with = "one_or_many")]
     #[schemars(schema_with = "one_or_many_schema")]
     pub listen: Vec<String>,
-    /// Addresses for `KeyStore` alone; then those of `listen` have `Validator` alone. Empty: they have both.
+    /// Addresses that serve only `KeyStore`; those of `listen` then serve only `Validator`. Empty serves both on
+    /// `listen`.
     #[serde(deserialize_with = "one_or_many")]
     #[schemars(schema_with = "one_or_many_schema")]
     pub admin_listen: Vec<String>,
-    /// Single-threaded runtimes that serve connections; 0: one a core.
+    /// Number of single-threaded runtimes that serve connections. 0 uses one per core.
     pub workers: usize,
-    /// Maximum number of connections. At the limit, an idle connection is closed to make room; if none is idle, the new one is
-    /// rejected.
+    /// Maximum number of connections. At the limit, an idle connection is closed to make room; if none is idle, the new
+    /// one is rejected.
     pub max_connections: usize,
-    /// Connections at one time from one address.
+    /// Maximum number of connections per client address.
     pub max_connections_per_peer: usize,
-    /// Calls at one time on one connection; further ones wait in the client.
+    /// Maximum number of concurrent calls per connection. Further ones wait in the client.
     pub max_streams_per_connection: u32,
-    /// Maximum number of open streams on all connections: calls in flight, calls whose message is incomplete, and watches. Further
-    /// ones are rejected.
+    /// Maximum number of open streams on all connections: calls in flight, calls whose message is incomplete, and
+    /// watches. Further ones are rejected.
     pub max_streams: usize,
-    /// Calls at one time on all connections together; further ones are refused.
+    /// Maximum number of calls in flight on all connections. Further ones are rejected, unless a cache answers them.
     pub max_calls: usize,
-    /// How long a call may take until its answer begins, if its client does not say less.
+    /// Maximum time until the response to a call begins. A client can set a shorter one (`grpc-timeout`). Must be more
+    /// than 0.
     pub call_timeout: HumanDuration,
-    /// How old a connection may be, about; 0: as old as its client likes.
+    /// Maximum connection age, jittered by ±10 %. 0 means no limit.
     pub max_connection_age: HumanDuration,
-    /// How long a connection may be without a call; 0: as long as its client likes.
+    /// Time without a call after which a connection is closed. 0 means no limit.
     pub idle_timeout: HumanDuration,
-    /// How long a new connection may take to begin with HTTP/2; a silent one is closed then.
+    /// Maximum time until a new connection begins with HTTP/2; the TLS handshake before it has the same limit. Must be
+    /// more than 0.
     pub handshake_timeout: HumanDuration,
-    /// After SIGTERM: how long calls are still taken, so that clients have time to see that the server is not healthy.
+    /// Time after SIGTERM or SIGINT during which calls are still accepted while health checks report NOT_SERVING, so
+    /// that load balancers can react. 0 drains at once.
     pub settle_delay: HumanDuration,
-    /// After that: how long calls in flight and open connections may take to end.
+    /// Maximum time that calls in flight and open connections get to complete during a graceful shutdown.
     pub drain_timeout: HumanDuration,
-    /// Serve `grpc.reflection`, which clients such as grpcurl need.
+    /// Whether `grpc.reflection` is served, which clients such as grpcurl need.
     pub reflection: bool,
-    /// Encrypted connections.
+    /// TLS.
     pub tls: TlsConfig,
 }
 
@@ -76,12 +80,15 @@ impl Default for ServerConfig {
 }
 
 impl ServerConfig {
-    /// The addresses to listen on, what for, and by which setting.
+    /// Returns the addresses to listen on, with the services of each and the setting that it comes from.
+    ///
+    /// # Errors
+    /// An address is malformed, or `listen` is empty.
     pub fn addresses(&self) -> Result<Vec<(ListenAddr, Role, &'static str)>, ConfigError> {
         const LISTEN: &str = "server.listen";
         const ADMIN_LISTEN: &str = "server.admin_listen";
         if self.listen.is_empty() {
-            return Err(ConfigError::invalid(LISTEN, "is empty: give an address"));
+            return Err(ConfigError::invalid(LISTEN, "must not be empty; set at least one address"));
         }
         let role = if self.admin_listen.is_empty() { Role::Both } else { Role::Validator };
         let listen = self.listen.iter().map(|address| (address, role, LISTEN));
@@ -92,12 +99,15 @@ impl ServerConfig {
             .collect()
     }
 
-    /// Whether it is reached from this machine alone.
+    /// Returns whether only this machine can reach all addresses.
+    ///
+    /// # Errors
+    /// See [`addresses`](Self::addresses).
     pub fn is_local(&self) -> Result<bool, ConfigError> {
         Ok(self.addresses()?.iter().all(|(address, ..)| address.is_local()))
     }
 
-    /// Where `KeyStore` can be reached, and by which setting.
+    /// Returns the addresses of `KeyStore`, each with the setting that it comes from.
     pub(super) fn key_store_addresses(&self) -> Result<Vec<(ListenAddr, &'static str)>, ConfigError> {
         let addresses = self.addresses()?.into_iter();
         Ok(addresses

@@ -15,57 +15,58 @@ use crate::repository::{PoolOptions, RedisOptions, SqlOptions};
 
 const NAME: &str = "store.url";
 
-/// Where keys are kept.
+/// Storage backend.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct StoreConfig {
-    /// `sqlite://FILE`, `postgres://…`, `mysql://…`, `redis://…` (also `redis-sentinel:`, `redis-cluster:`), or `memory:`.
+    /// URL of the storage backend: `sqlite://FILE`, `postgres://…`, `mysql://…`, `redis://…` (also `redis-sentinel:`
+    /// and `redis-cluster:`), or `memory:`.
     pub url: StoreUrl,
-    /// Whether `serve` brings the tables up to date by itself. Unset: on SQLite alone.
+    /// Whether `serve` applies pending migrations at startup. Unset applies them only on SQLite.
     pub auto_migrate: Option<bool>,
-    /// Listings are read from this replica of the database, which may lag behind. Empty: from the store itself.
+    /// URL of a database replica, which may lag behind. Listings are read from it. Empty reads them from `url`.
     pub replica_url: StoreUrl,
-    /// What the names of the tables begin with.
+    /// Prefix of the table names. Empty for no prefix.
     pub table_prefix: String,
-    /// The schema of PostgreSQL that the tables are in. Empty: the one that the database's user has by default.
+    /// PostgreSQL schema of the tables. Empty for the default schema of the database user.
     pub schema: String,
-    /// The table with the history of migrations. Empty: `seaql_migrations`, behind the prefix.
+    /// Table of the migration history. Empty for `seaql_migrations` with the prefix.
     pub migrations_table: String,
-    /// How long one call to the store may take.
+    /// Timeout of an operation. Also set as the statement timeout on database servers. Must be more than 0.
     pub timeout: HumanDuration,
-    /// How long a change may wait for others.
+    /// Maximum time that a change waits for locks of other changes. Must be more than 0.
     pub lock_timeout: HumanDuration,
-    /// Connections to a database server for reads, at most.
+    /// Maximum number of connections to a database server for reads.
     pub max_readers: u32,
-    /// Connections to a database server or Redis for changes, at most.
+    /// Maximum number of connections to a database server for changes; the exact number for Redis.
     pub max_writers: u32,
-    /// How long a call may wait for a connection.
+    /// Maximum time that an operation waits for a connection. Must be more than 0.
     pub acquire_timeout: HumanDuration,
-    /// How long the first connection may take.
+    /// Maximum time for the first connection, including retries. Must be more than 0.
     pub connect_timeout: HumanDuration,
-    /// A connection that was not used for so long is closed.
+    /// Idle time after which a connection is closed. Must be more than 0.
     pub idle_timeout: HumanDuration,
-    /// How long a connection lives at most.
+    /// Maximum lifetime of a connection. It is shortened by up to a quarter. Must be more than 0.
     pub max_lifetime: HumanDuration,
-    /// What all names in Redis begin with.
+    /// Prefix of all Redis keys and channels.
     pub redis_prefix: String,
-    /// How many replicas of Redis must have a change before it is answered.
+    /// Number of Redis replicas that must acknowledge a change before it succeeds. 0 waits for none.
     pub redis_min_replicas_ack: u32,
-    /// How many events each of the 64 shards in Redis keeps, about.
+    /// Approximate maximum number of events in each of the 64 Redis shards. Older events are trimmed.
     pub redis_max_events_per_shard: u64,
-    /// A file of certificates that Redis with TLS is verified against. Empty: the system's.
+    /// PEM file of root certificates for connections to Redis with TLS. Empty for the system's roots.
     pub redis_ca_file: PathBuf,
-    /// PEM file of the certificate for a Redis server that demands one, read again for each connection. Empty: no certificate.
+    /// PEM file of the client certificate for Redis, read again for each connection. Empty for no client certificate.
     pub redis_cert_file: PathBuf,
     /// PEM file of the private key of `redis_cert_file`.
     pub redis_key_file: PathBuf,
-    /// A file of the password for Redis, read again for each connection. Empty: that of the URL.
+    /// File with the password for Redis, read again for each connection. Empty for the password in the URL.
     pub redis_password_file: PathBuf,
-    /// Refuse a Redis server that may lose keys or answer from its past, instead of warning.
+    /// Whether startup fails, instead of logging a warning, if the Redis server may lose keys or return outdated data.
     pub redis_strict: bool,
 }
 
-/// A store that this release speaks to.
+/// A kind of storage backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StorePlace {
     /// This process's memory.
@@ -109,7 +110,10 @@ impl Default for StoreConfig {
 }
 
 impl StoreConfig {
-    /// The store in `url`. No error holds the URL: it can have a password.
+    /// Checks the settings and returns the kind of backend that `url` names.
+    ///
+    /// # Errors
+    /// A setting breaks a rule. The error never contains the URL, which can have a password.
     pub fn place(&self) -> Result<StorePlace, ConfigError> {
         for (name, duration) in [
             ("store.timeout", self.timeout),
@@ -133,7 +137,7 @@ impl StoreConfig {
         if self.redis_prefix.contains(['{', '}']) || self.redis_prefix.chars().any(char::is_control) {
             return Err(ConfigError::invalid(
                 "store.redis_prefix",
-                "must not have braces, which choose the hash slot",
+                "must not contain control characters or braces, which choose the hash slot",
             ));
         }
         if self.redis_max_events_per_shard == 0 {
@@ -146,22 +150,28 @@ impl StoreConfig {
         let place = self.parse_url()?;
         let is_postgres = self.url.expose().starts_with("postgres");
         if !self.schema.is_empty() && !is_postgres {
-            return Err(ConfigError::invalid("store.schema", "is for PostgreSQL alone: leave it empty"));
+            return Err(ConfigError::invalid("store.schema", "only supported by PostgreSQL; leave it empty"));
         }
         if !self.replica_url.expose().is_empty() && place != StorePlace::Server {
-            return Err(ConfigError::invalid("store.replica_url", "needs a database server in store.url"));
+            return Err(ConfigError::invalid(
+                "store.replica_url",
+                "only supported if store.url is a database server; leave it empty",
+            ));
         }
         self.names()?;
         Ok(place)
     }
 
-    /// Whether `serve` brings the tables up to date.
+    /// Returns whether `serve` applies pending migrations at startup.
     #[must_use]
     pub fn migrates_itself(&self) -> bool {
         self.auto_migrate.unwrap_or_else(|| self.url.expose().starts_with("sqlite:"))
     }
 
-    /// How the SQL store behaves.
+    /// Returns the options of an SQL backend.
+    ///
+    /// # Errors
+    /// A table or schema name is invalid.
     pub fn sql_options(&self, entropy: Arc<dyn Entropy>) -> Result<SqlOptions, ConfigError> {
         Ok(SqlOptions {
             timeout: self.timeout.0,
@@ -180,7 +190,7 @@ impl StoreConfig {
         })
     }
 
-    /// How the Redis store behaves.
+    /// Returns the options of a Redis backend.
     #[must_use]
     pub fn redis_options(&self, entropy: Arc<dyn Entropy>) -> RedisOptions {
         RedisOptions {
@@ -203,7 +213,7 @@ impl StoreConfig {
     fn names(&self) -> Result<Names, ConfigError> {
         let invalid = |name| move |error: InvalidName| ConfigError::invalid(name, error.to_string());
         if !self.schema.is_empty() {
-            // A schema's name follows the rules of a table's.
+            // Names of schemas follow the same rules as names of tables.
             Names::prefixed(&self.schema).map_err(invalid("store.schema"))?;
         }
         let names = Names::prefixed(&self.table_prefix).map_err(invalid("store.table_prefix"))?;
@@ -217,19 +227,18 @@ impl StoreConfig {
         let Some((scheme, rest)) = self.url.expose().split_once(':') else {
             return Err(ConfigError::invalid(
                 NAME,
-                "is no URL: give sqlite://FILE, postgres://…, mysql://…, redis://… or memory:",
+                "not a URL; expected sqlite://FILE, postgres://…, mysql://…, redis://… or memory:",
             ));
         };
         match scheme {
             "memory" if rest.is_empty() => Ok(StorePlace::Memory),
-            "memory" => Err(ConfigError::invalid(NAME, "takes nothing after `memory:`")),
+            "memory" => Err(ConfigError::invalid(NAME, "`memory:` takes no further parts; remove them")),
             "sqlite" => sqlite_file(rest),
             "postgres" | "postgresql" | "mysql" | "mariadb" => Ok(StorePlace::Server),
             scheme if redis::is_scheme(scheme) => Ok(StorePlace::Redis),
             _ => Err(ConfigError::invalid(
                 NAME,
-                "names a store that this release does not have: use sqlite:, postgres:, mysql:, redis:, redis-sentinel:, \
-                 redis-cluster: or memory:",
+                "unsupported scheme; use sqlite:, postgres:, mysql:, redis:, redis-sentinel:, redis-cluster: or memory:",
             )),
         }
     }
@@ -240,17 +249,14 @@ fn sqlite_file(rest: &str) -> Result<StorePlace, ConfigError> {
     if file.is_empty() {
         return Err(ConfigError::invalid(
             NAME,
-            "has no file: give sqlite://FILE, for example sqlite://keyvouch.db",
+            "the file is missing; expected sqlite://FILE, for example sqlite://keyvouch.db",
         ));
     }
     if file == ":memory:" {
-        return Err(ConfigError::invalid(NAME, "can't be SQLite in memory: use memory:"));
+        return Err(ConfigError::invalid(NAME, "SQLite in memory is not supported; use memory:"));
     }
     if file.contains(['?', '#', '%']) {
-        return Err(ConfigError::invalid(
-            NAME,
-            "takes a plain file name after sqlite://, without ?, # and %",
-        ));
+        return Err(ConfigError::invalid(NAME, "the file name after sqlite:// must not contain ?, # or %"));
     }
     Ok(StorePlace::Sqlite(file.into()))
 }

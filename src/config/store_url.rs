@@ -1,4 +1,4 @@
-//! The URL of a store, which may hold a password.
+//! The URL of a storage backend, which can contain a password.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,13 +8,14 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::SecretText;
 
-/// A URL that is shown only as far as it can't hold a password: whole for files, otherwise its scheme.
+/// A URL whose `Debug` and `Serialize` redact everything that can contain a password: they show file URLs in full, and
+/// only the scheme of others.
 #[derive(Clone, Deserialize)]
 #[serde(transparent)]
 pub struct StoreUrl(SecretText);
 
 impl StoreUrl {
-    /// The whole URL.
+    /// Returns the full URL.
     #[must_use]
     pub fn expose(&self) -> &str {
         self.0.expose()

@@ -8,21 +8,22 @@ use serde::{Deserialize, Serialize};
 use super::ConfigError;
 use crate::telemetry::{LogFormat, TraceOptions, parse_filter};
 
-/// What operators see.
+/// Metrics, logs and traces.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TelemetryConfig {
-    /// Where `/metrics`, `/livez`, `/startupz` and `/readyz` are answered by plain HTTP: `IP:port`. Empty: nowhere.
+    /// Address of `/metrics`, `/livez`, `/startupz` and `/readyz` over plain HTTP: `IP:port`. Empty disables them.
     pub listen: String,
-    /// `text` for people or `json` for machines.
+    /// Format of the log on standard error: `text` or `json`.
     pub log_format: LogFormat,
-    /// Whether calls are traced, by OTLP over gRPC.
+    /// Whether calls are traced. Traces are exported by OTLP over gRPC.
     pub traces: bool,
-    /// The share of calls that are traced, of those whose caller does not say whether: 0 to 1.
+    /// Fraction of calls that are traced, from 0 to 1, if the caller does not decide it by `traceparent`.
     pub trace_ratio: f64,
-    /// The collector of traces: `http://HOST:PORT`. Empty: what `OTEL_EXPORTER_OTLP_ENDPOINT` says, or port 4317 here.
+    /// Endpoint of the trace collector: `http://HOST:PORT`. Empty for `OTEL_EXPORTER_OTLP_ENDPOINT`, or else port 4317
+    /// on this machine.
     pub otlp_endpoint: String,
-    /// The level, or levels by module: `info,keyvouch=debug`.
+    /// Log level, or levels by module: `info,keyvouch=debug`.
     pub log_filter: String,
 }
 
@@ -40,23 +41,22 @@ impl Default for TelemetryConfig {
 }
 
 impl TelemetryConfig {
-    /// Where operators' endpoints are; `None`: nowhere.
+    /// Returns the address of metrics and probes. `None` if they are disabled.
     pub fn address(&self) -> Result<Option<SocketAddr>, ConfigError> {
         if self.listen.is_empty() {
             return Ok(None);
         }
         self.listen.parse().map(Some).map_err(|_| {
             let problem =
-                format!("`{}` is no address: give IP:port, for example 127.0.0.1:9464", self.listen);
+                format!("invalid address `{}`: expected IP:PORT (for example 127.0.0.1:9464)", self.listen);
             ConfigError::invalid("telemetry.listen", problem)
         })
     }
 
-    /// What is traced; `None`: nothing.
+    /// Returns the options of traces. `None` if calls are not traced.
     #[must_use]
     pub fn trace_options(&self) -> Option<TraceOptions> {
         let endpoint = (!self.otlp_endpoint.is_empty()).then(|| self.otlp_endpoint.clone());
-        // As OpenTelemetry has it: only the word `true` disables.
         self.traces.then_some(TraceOptions { endpoint, ratio: self.trace_ratio })
     }
 
@@ -64,7 +64,7 @@ impl TelemetryConfig {
         self.address()?;
         let endpoint = self.otlp_endpoint.as_str();
         if !endpoint.is_empty() && !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
-            let problem = "is no URL: give http://HOST:PORT, for example http://localhost:4317";
+            let problem = "not an HTTP URL; expected http://HOST:PORT, for example http://localhost:4317";
             return Err(ConfigError::invalid("telemetry.otlp_endpoint", problem));
         }
         if !(0.0..=1.0).contains(&self.trace_ratio) {

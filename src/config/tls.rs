@@ -10,19 +10,20 @@ use super::{ConfigError, HumanDuration};
 use crate::redis::{ClientCertificate, RedisFiles};
 use crate::server::{ClientAuth, TlsFiles};
 
-/// Encrypted connections.
+/// TLS.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TlsConfig {
-    /// The server's certificate and those that lead to its root, as PEM. Empty: connections are not encrypted.
+    /// PEM file of the server certificate and its intermediate certificates. Empty disables TLS.
     pub cert_file: PathBuf,
-    /// The private key of the certificate, as PEM.
+    /// PEM file of the private key of `cert_file`.
     pub key_file: PathBuf,
-    /// The roots of clients' certificates, as PEM. Empty: clients are not asked for one.
+    /// PEM file of root certificates for client certificates. Empty disables client certificates.
     pub client_ca_file: PathBuf,
-    /// Whether clients need a certificate, where there are roots for it.
+    /// Whether clients need a certificate. Has no effect if `client_ca_file` is empty.
     pub client_auth: ClientAuth,
-    /// How often the files are looked at: new ones count for new connections.
+    /// Interval between checks of these files and of `admin.tokens_file`. Changed files apply to new connections and
+    /// calls. Must be more than 0.
     pub reload_interval: HumanDuration,
 }
 
@@ -39,7 +40,10 @@ impl Default for TlsConfig {
 }
 
 impl TlsConfig {
-    /// The files; `None` if connections are not encrypted.
+    /// Returns the files. `None` if TLS is disabled.
+    ///
+    /// # Errors
+    /// Only some of the files that belong together are set.
     pub fn files(&self) -> Result<Option<TlsFiles>, ConfigError> {
         require_pair(("server.tls.cert_file", &self.cert_file), ("server.tls.key_file", &self.key_file))?;
         let client_ca = self.asks_clients().then(|| self.client_ca_file.clone());
@@ -73,7 +77,7 @@ impl TlsConfig {
         }
     }
 
-    /// Whether clients are asked for a certificate.
+    /// Returns whether clients are asked for a certificate.
     pub(super) fn asks_clients(&self) -> bool {
         !self.client_ca_file.as_os_str().is_empty()
     }

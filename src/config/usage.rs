@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, HumanDuration};
 
-/// How the last use of keys is recorded.
+/// Recording of the last use of keys.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct UsageConfig {
-    /// How often uses are written to the store.
+    /// Interval between writes of the last use of keys to the storage backend. Must be more than 0.
     pub flush_interval: HumanDuration,
 }
 

@@ -6,13 +6,14 @@ use serde::{Deserialize, Serialize};
 use super::ConfigError;
 use crate::grpc::ValidatorAccess;
 
-/// Who may ask whether keys may be used.
+/// Access to the validation of keys.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ValidatorConfig {
-    /// `open`: whoever reaches it; `credential`: who has one.
+    /// Clients that may validate keys: `open` for every client, `credential` for those with a credential.
     pub access: ValidatorAccess,
-    /// Names of client certificates that may, besides those of `admin.client_certificates`.
+    /// Client certificates of callers that may validate keys, in addition to `admin.client_certificates`: DNS names or
+    /// URIs in `subjectAltName`. Needs `server.tls.client_ca_file`.
     pub client_certificates: Vec<String>,
 }
 
@@ -22,14 +23,14 @@ impl ValidatorConfig {
     }
 }
 
-/// Checks names of certificates that are to let their holders in.
+/// Checks the configured names of client certificates.
 pub(super) fn check_names(field: &str, names: &[String], asks_clients: bool) -> Result<(), ConfigError> {
     if names.iter().any(String::is_empty) {
-        return Err(ConfigError::invalid(field, "has an empty name: give a DNS name or a URI"));
+        return Err(ConfigError::invalid(field, "has an empty name; use a DNS name or a URI"));
     }
     if !names.is_empty() && !asks_clients {
-        let problem =
-            "lets nobody in without server.tls.client_ca_file: clients are not asked for a certificate";
+        let problem = "has no effect unless server.tls.client_ca_file is set: without it, clients are not asked for a \
+                       certificate";
         return Err(ConfigError::invalid(field, problem));
     }
     Ok(())
