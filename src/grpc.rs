@@ -1,4 +1,4 @@
-//! The services on the wire: requests become domain types, results become messages, errors become statuses.
+//! The gRPC services. Converts requests to domain types, results to messages, and errors to statuses.
 
 mod auth;
 mod codec;

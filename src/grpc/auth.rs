@@ -1,4 +1,4 @@
-//! Who calls: the bearer of an admin token or of one of Keyvouch's own keys, or the holder of a certificate.
+//! Authenticates callers by their credential: an admin token, a key of this server, or a client certificate.
 
 mod guard;
 mod recheck;
@@ -19,29 +19,29 @@ use super::{CertificateName, Peer, RequestId, status};
 use crate::domain::{Clock as _, KeyHash, ScopeMatch, ScopeSet, SystemClock, Verdict};
 use crate::service::{Actor, Caller, Lookups, Permission, ValidatorService};
 
-const NEEDED: &str = "this call needs a credential: the metadata `authorization: Bearer <admin token or key>`, or a client certificate that the server knows";
-const UNKNOWN: &str = "the credential is not one that this server knows";
+const NEEDED: &str = "this call needs a credential: the metadata `authorization: Bearer <admin token or key>`, or a client certificate that the server accepts";
+const UNKNOWN: &str = "invalid credential: unknown, revoked or expired";
 
-/// Maximum number of concurrent lookups of credentials. Further calls are rejected, so that random credentials can't use up the
-/// lookups of validations.
+/// Maximum number of concurrent lookups of credentials. Further calls are rejected, so that random credentials can't
+/// use up the lookups of validations.
 const MAX_LOOKUPS: usize = 32;
 
-/// What lets callers in.
+/// The credentials that the server accepts.
 #[derive(Clone, Debug)]
 pub enum Door {
-    /// Credentials. The tokens may change while the server runs.
+    /// Admin tokens, client certificates, and keys with scopes `keyvouch.*`.
     Credentials {
-        /// The tokens that let administrators in.
+        /// Admin tokens. They can change while the server runs.
         tokens: watch::Receiver<Arc<[AdminToken]>>,
-        /// Who is in by the names of his certificate.
+        /// Names of accepted client certificates.
         certificates: CertificateNames,
     },
-    /// Nothing is asked for: for loopback and Unix sockets alone.
+    /// No credential is needed. Meant only for loopback addresses and Unix sockets.
     Open,
 }
 
 impl Default for Door {
-    /// Keys with scopes of ours, and nothing else.
+    /// Accepts only keys with scopes `keyvouch.*`.
     fn default() -> Self {
         let (_, tokens) = watch::channel(Arc::default());
         Self::Credentials { tokens, certificates: CertificateNames::default() }
@@ -49,19 +49,19 @@ impl Default for Door {
 }
 
 impl Door {
-    /// Whether it asks for nothing.
+    /// Returns whether no credential is needed.
     #[must_use]
     pub fn is_open(&self) -> bool {
         matches!(self, Self::Open)
     }
 }
 
-/// Names of certificates, DNS names and URIs, that let their holders in.
+/// Names of client certificates that are accepted as credentials: DNS names and URIs.
 #[derive(Clone, Debug, Default)]
 pub struct CertificateNames {
-    /// Those of administrators.
+    /// Names of administrators.
     pub admin: Vec<String>,
-    /// Those of services that validate keys.
+    /// Names of services that may only validate keys.
     pub validator: Vec<String>,
 }
 
@@ -83,7 +83,7 @@ pub(crate) fn rejected_actor(status: &Status) -> Option<&Actor> {
     status.source()?.downcast_ref().map(|Rejected(actor)| actor)
 }
 
-/// Finds out who calls.
+/// Authenticates callers.
 #[derive(Clone, Debug)]
 pub struct Authenticator {
     door: Arc<Door>,
@@ -93,13 +93,14 @@ pub struct Authenticator {
 }
 
 impl Authenticator {
-    /// By what `door` knows, and by keys with scopes `keyvouch.*` as `keys` judges them.
+    /// Creates one that accepts the credentials in `door`, and keys that `keys` validates.
     #[must_use]
     pub fn new(door: Door, keys: ValidatorService) -> Self {
         Self { door: Arc::new(door), keys, lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)) }
     }
 
-    /// Returns the caller who makes the call `request_id` with `headers`. The [`Peer`] of its connection is in `extensions`.
+    /// Returns the caller who makes the call `request_id` with `headers`. The [`Peer`] of its connection is in
+    /// `extensions`.
     ///
     /// # Errors
     /// `UNAUTHENTICATED` without a credential that is known. Fails with another status if a key could not be looked up.
@@ -121,8 +122,8 @@ impl Authenticator {
         };
         let invalid = |what| status::unauthenticated(ErrorReason::CredentialInvalid, what);
         if given.next().is_some() {
-            // Two answers to the question who is calling are none.
-            return Err(invalid("give `authorization` once"));
+            // A call with more than one credential is ambiguous.
+            return Err(invalid("more than one `authorization` header; send exactly one"));
         }
         let Some(credential) = header.to_str().ok().and_then(bearer_token) else {
             return Err(invalid(NEEDED));
@@ -170,7 +171,7 @@ impl Authenticator {
 
 fn by_token(tokens: &[AdminToken], token: &str, request_id: &str) -> Option<Caller> {
     let digest = KeyHash::of(token);
-    // All are compared, so the time says nothing of which one it was.
+    // Compare with all tokens, so that the duration does not depend on which one matches.
     let known = tokens.iter().fold(None, |known, token| {
         if token.digest.is_same_in_constant_time(&digest) { Some(token) } else { known }
     });

@@ -1,4 +1,5 @@
-//! The codec of all services: that of tonic with smaller buffers, and with a limit for the fields of requests.
+//! The codec of all services: tonic's codec with smaller buffers, and with a limit for the number of fields of a
+//! request.
 
 use std::marker::PhantomData;
 
@@ -11,14 +12,14 @@ use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 use super::field_limit::RequestKind;
 use super::status;
 
-/// What a call's request and its answer get each, before anything is known of them; larger messages get more. That of tonic
-/// is 8 KiB: for messages of a hundred bytes, making room was the dearest single thing that a call asked of the allocator.
+/// Initial capacity of the buffers for a request and for a response; they grow for larger messages. tonic's default is
+/// 8 KiB. For messages of a hundred bytes, these buffers were the most expensive allocations of a call.
 const BUFFER_BYTES: usize = 512;
 
-/// How much of a stream goes together at most, if so much is there; tonic's own.
+/// Maximum size of the messages of a stream that are sent in one chunk. The same as tonic's default.
 const YIELD_BYTES: usize = 32 * 1024;
 
-/// Encodes `T` and decodes `U`.
+/// Codec that encodes `T` and decodes `U`.
 #[derive(Clone, Debug)]
 pub(super) struct SmallCodec<T, U>(PhantomData<(T, U)>);
 
@@ -48,7 +49,7 @@ where
     }
 }
 
-/// Rejects requests with too many fields.
+/// Decoder that rejects requests with too many fields.
 #[derive(Clone, Debug)]
 pub(super) struct LimitedDecoder<U> {
     inner: ProstDecoder<U>,

@@ -1,4 +1,4 @@
-//! Between messages and domain types.
+//! Conversions between messages and domain types.
 
 use std::time::Duration;
 
@@ -55,7 +55,7 @@ fn freshness(Freshness { tier, staleness, revision }: Freshness) -> pb::Freshnes
     }
 }
 
-/// A duration of this process: never near the limits of the message.
+/// Converts a duration that was measured by this process, and so never exceeds the limits of the message.
 pub(super) fn to_proto_duration(duration: Duration) -> prost_types::Duration {
     prost_types::Duration {
         seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
@@ -112,7 +112,7 @@ fn event_kind(kind: ChangeKind) -> pb::EventKind {
     }
 }
 
-/// Of the events, clients learn ids, never hashes.
+/// Creates a response of `WatchChanges`. Clients get the ids of changed keys, never their hashes.
 pub(super) fn watch_response(
     position: String,
     events: Vec<KeyEvent>,
@@ -149,11 +149,13 @@ pub(super) fn scope_match(value: i32) -> Result<ScopeMatch, InvalidField> {
     match pb::ScopeMatch::try_from(value) {
         Ok(pb::ScopeMatch::Unspecified | pb::ScopeMatch::All) => Ok(ScopeMatch::All),
         Ok(pb::ScopeMatch::Any) => Ok(ScopeMatch::Any),
-        Err(_) => Err(InvalidField::new("scope_match", "is unknown: use SCOPE_MATCH_ALL or SCOPE_MATCH_ANY")),
+        Err(_) => {
+            Err(InvalidField::new("scope_match", "unknown value; use SCOPE_MATCH_ALL or SCOPE_MATCH_ANY"))
+        }
     }
 }
 
-/// The owner of a listing; an empty one stands for all.
+/// Parses the owner of a listing. An empty one means all owners.
 pub(super) fn listed_owner(owner_id: String) -> Result<Option<OwnerId>, InvalidField> {
     if owner_id.is_empty() {
         return Ok(None);
@@ -170,7 +172,7 @@ pub(super) fn filter(
     as_of: Timestamp,
 ) -> Result<KeyFilter, InvalidField> {
     if states.len() > STATES {
-        return Err(InvalidField::new("states", "has more than 3 states; list each state once"));
+        return Err(InvalidField::new("states", "more than 3 states; list each state once"));
     }
     let states: Result<Vec<_>, _> =
         states.iter().enumerate().map(|(at, &state)| key_state(at, state)).collect();
@@ -184,13 +186,13 @@ fn key_state(at: usize, state: i32) -> Result<KeyState, InvalidField> {
         Ok(pb::KeyState::Revoked) => Ok(KeyState::Revoked),
         Ok(pb::KeyState::Expired) => Ok(KeyState::Expired),
         Ok(pb::KeyState::Unspecified) | Err(_) => {
-            let problem = "is no state: use KEY_STATE_ACTIVE, KEY_STATE_REVOKED or KEY_STATE_EXPIRED";
+            let problem = "unknown state; use KEY_STATE_ACTIVE, KEY_STATE_REVOKED or KEY_STATE_EXPIRED";
             Err(InvalidField::new(format!("states[{at}]"), problem))
         }
     }
 }
 
-/// The `expiry` of CreateKey.
+/// Converts the `expiry` of CreateKey.
 pub(super) fn create_expiry(
     expiry: Option<pb::create_key_request::Expiry>,
 ) -> Result<Option<Expiry>, InvalidField> {
@@ -204,7 +206,7 @@ pub(super) fn create_expiry(
     }
 }
 
-/// The `expiry` of RotateKey.
+/// Converts the `expiry` of RotateKey.
 pub(super) fn rotate_expiry(
     expiry: Option<pb::rotate_key_request::Expiry>,
 ) -> Result<Option<Expiry>, InvalidField> {
@@ -219,7 +221,7 @@ pub(super) fn rotate_expiry(
 pub(super) fn overlap(overlap: Option<prost_types::Duration>) -> Result<Duration, InvalidField> {
     let overlap = overlap.map_or(Ok(Duration::ZERO), |overlap| from_proto_duration("overlap", overlap))?;
     if overlap > MAX_OVERLAP {
-        return Err(InvalidField::new("overlap", "is too long: give at most 30 days (2592000s)"));
+        return Err(InvalidField::new("overlap", "must be at most 30 days (2592000s)"));
     }
     Ok(overlap)
 }
@@ -233,7 +235,7 @@ pub(crate) fn to_proto_time(time: Timestamp) -> prost_types::Timestamp {
     }
 }
 
-/// What is below a microsecond is cut off.
+/// Parses a time, and truncates it to microseconds.
 pub(super) fn from_proto_time(field: &str, time: prost_types::Timestamp) -> Result<Timestamp, InvalidField> {
     let in_range = (0..1_000_000_000).contains(&time.nanos);
     let micros = time
@@ -242,7 +244,7 @@ pub(super) fn from_proto_time(field: &str, time: prost_types::Timestamp) -> Resu
         .and_then(|micros| micros.checked_add(i64::from(time.nanos / NANOS_PER_MICRO)));
     let parsed = micros.and_then(Timestamp::from_micros).filter(|_| in_range);
     parsed.ok_or_else(|| {
-        InvalidField::new(field, "is no time from the year 1 to 9999 with 0 to 999999999 nanos")
+        InvalidField::new(field, "invalid timestamp; the year must be 1 to 9999, and nanos 0 to 999999999")
     })
 }
 
@@ -252,7 +254,7 @@ pub(super) fn from_proto_duration(
 ) -> Result<Duration, InvalidField> {
     let is_normal = duration.seconds >= 0 && (0..1_000_000_000).contains(&duration.nanos);
     let parsed = Duration::try_from(duration).ok().filter(|_| is_normal);
-    parsed.ok_or_else(|| InvalidField::new(field, "is no duration: it must not be negative"))
+    parsed.ok_or_else(|| InvalidField::new(field, "invalid duration; it must not be negative"))
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! Limits the number of fields of a request before it is decoded: a field of two encoded bytes can take a hundred in memory.
+//! Limits the number of fields of a request before it is decoded: a field of two encoded bytes can take a hundred in
+//! memory.
 
 use std::sync::LazyLock;
 
@@ -9,8 +10,8 @@ use prost_types::{DescriptorProto, FileDescriptorSet};
 
 use super::pb::FILE_DESCRIPTOR_SET;
 
-/// Maximum number of fields of a request, including those of nested messages. The largest key, with 64 scopes and 32 metadata
-/// pairs, has less than half as many.
+/// Maximum number of fields of a request, including those of nested messages. The largest key, with 64 scopes and 32
+/// metadata pairs, has less than half as many.
 pub(super) const MAX_FIELDS: usize = 512;
 
 /// Maximum nesting of messages; the same as in prost.
@@ -30,7 +31,8 @@ impl RequestKind {
         found.map(|&(_, message)| Self(message))
     }
 
-    /// Returns whether the encoded request has at most [`MAX_FIELDS`] fields. Malformed requests are left to the decoder.
+    /// Returns whether the encoded request has at most [`MAX_FIELDS`] fields. Malformed requests are left to the
+    /// decoder.
     pub(super) fn is_within_limit(self, request: &[u8]) -> bool {
         let mut left = MAX_FIELDS;
         MESSAGES.count(self.0, request, &mut left, MAX_DEPTH).is_some()

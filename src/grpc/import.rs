@@ -1,4 +1,4 @@
-//! `ImportKeys`: a stream of keys in, an answer to each out.
+//! The method `ImportKeys`: takes a stream of keys, and responds to each.
 
 use futures_util::stream::{self, BoxStream};
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
@@ -17,22 +17,23 @@ use crate::domain::{
 use crate::service::{Actor, Caller, ImportedKey, KeyStoreService, ServiceError};
 use crate::telemetry::{Refusal, refused};
 
-/// How many keys are stored at once, if so many have arrived.
+/// Maximum number of keys per batch. A batch consists of the keys that have arrived when it starts.
 const BATCH: usize = 500;
 
 type Answer = Result<pb::ImportKeysResponse, Status>;
 
-/// Stores the keys of `requests` as they arrive and answers each, in their order. Ends with an error if the store fails, if
-/// the caller's credential is not valid any more, or if `requests` does: what had arrived by then is answered.
+/// Stores the keys of `requests` as they arrive, and returns a response to each, in the same order. The stream ends
+/// with an error if the backend fails, if the caller's credential is no longer valid, or if `requests` ends with an
+/// error. In the last case, the keys that arrived before the error are stored and get their responses first.
 pub(super) fn answers(
     service: KeyStoreService,
     recheck: Recheck,
     refused_keys: Counter,
     requests: impl Stream<Item = Result<pb::ImportKeysRequest, Status>> + Send + 'static,
 ) -> BoxStream<'static, Answer> {
-    // The stream is read after the handler returned: what it logs belongs to the call all the same.
+    // The stream is polled after the handler has returned. Its log entries belong to the span of the call nevertheless.
     let call = Span::current();
-    // The error that ends the requests comes with the messages that were read before it.
+    // The error that ends the requests is returned together with the messages that were read before it.
     let batches = requests.try_ready_chunks(BATCH).flat_map(|batch| match batch {
         Ok(batch) => stream::iter([Some(Ok(batch)), None]),
         Err(stream::TryReadyChunksError(batch, error)) => stream::iter([Some(Ok(batch)), Some(Err(error))]),
@@ -45,7 +46,7 @@ pub(super) fn answers(
                 let Some(batch) = batches.next().await.transpose()? else {
                     return Ok::<_, Status>(None);
                 };
-                // The credential may have been revoked since the batch before, or have lost a scope.
+                // The credential may have been revoked, or may have lost a scope, since the previous batch.
                 let caller = recheck.caller().await?;
                 let answers = import(&service, batch, first, &caller, &refused_keys).await;
                 let answers = answers.map_err(|error| status::from_change(error, Repeat::AlreadyExists))?;
@@ -84,7 +85,7 @@ async fn import(
     Ok(answers.collect())
 }
 
-/// Of a key that its caller may not bring. The call itself is answered, so nobody else tells of it.
+/// Logs an import row that the caller may not create. The RPC itself succeeds, so the call layer does not log it.
 fn tell_refusal(caller: &Caller, refusal: &ServiceError) {
     let (Actor(actor), reason) = (caller.actor(), refusal.to_string());
     refused(&Refusal {
@@ -96,16 +97,13 @@ fn tell_refusal(caller: &Caller, refusal: &ServiceError) {
     });
 }
 
-/// The key in `request`, as far as it can be checked by itself.
+/// Parses the key in `request`. Checks everything that does not depend on stored keys or on the caller.
 pub(crate) fn imported_key(request: pb::ImportKeysRequest) -> Result<ImportedKey, InvalidField> {
     let Some(key) = request.key else {
-        return Err(InvalidField::new(
-            "key",
-            "is missing: give its name, its owner_id and what else is known",
-        ));
+        return Err(InvalidField::new("key", "missing; set at least its name and owner_id"));
     };
     let hash = request.hash.try_into().map_err(|_| {
-        InvalidField::new("hash", "has not 32 bytes: give the SHA-256 digest of the whole key string")
+        InvalidField::new("hash", "must be exactly 32 bytes: the SHA-256 digest of the full key string")
     })?;
     let time = |field, time: Option<prost_types::Timestamp>| {
         time.map(|time| convert::from_proto_time(field, time)).transpose()
@@ -115,7 +113,7 @@ pub(crate) fn imported_key(request: pb::ImportKeysRequest) -> Result<ImportedKey
     let revocation =
         time("key.revoke_time", key.revoke_time)?.map(|at| Revocation { at, reason: reason.clone() });
     if revocation.is_none() && reason != RevokeReason::default() {
-        return Err(InvalidField::new("key.revoke_reason", "needs a revoke_time: give both or none"));
+        return Err(InvalidField::new("key.revoke_reason", "needs key.revoke_time; set both or neither"));
     }
     Ok(ImportedKey {
         id: id("key.id", &key.id)?,

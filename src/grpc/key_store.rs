@@ -28,20 +28,23 @@ const DEFAULT_PAGE_SIZE: usize = 100;
 const MAX_PAGE_SIZE: usize = 1_000;
 /// Maximum size of a page, unless it has a single item. A thousand typical keys take a third of it.
 const MAX_PAGE_BYTES: usize = 1024 * 1024;
-/// Maximum number of pages that are put together at the same time; further calls wait. A page takes about twice its encoded size.
+/// Maximum number of pages that are assembled concurrently; further calls wait. A page takes about twice its encoded
+/// size in memory.
 const CONCURRENT_PAGES: usize = 4;
-/// Maximum number of concurrent `StreamKeys` streams, and of `ImportKeys` streams: each keeps several of the largest keys in memory.
+/// Maximum number of concurrent `StreamKeys` streams, and of `ImportKeys` streams: each keeps several of the largest
+/// keys in memory.
 const MAX_STREAMS: usize = 32;
 /// Maximum number of them per caller.
 const MAX_STREAMS_OF_ONE: usize = 16;
-/// A stream whose client has sent and read nothing for so long loses its slot when another one needs it.
+/// Time without progress after which a stream can lose its slot: its client has sent and read nothing, and another call
+/// needs it.
 const SILENT_FOR: Duration = Duration::from_secs(15);
 /// Maximum number of concurrent calls that read a page of keys or events, waiting ones included.
 const MAX_PAGE_CALLS: usize = 64;
 /// Maximum number of them per caller.
 const MAX_PAGE_CALLS_OF_ONE: usize = 16;
 
-/// Answers the calls of administrators.
+/// Implements the service `KeyStore`.
 #[derive(Clone, Debug)]
 pub struct KeyStoreHandler {
     service: KeyStoreService,
@@ -53,7 +56,8 @@ pub struct KeyStoreHandler {
 }
 
 impl KeyStoreHandler {
-    /// Answers by `service`. The caller has to be in the request's extensions: see [`Guard`](super::Guard).
+    /// Creates a handler that calls `service`. Requests must have the caller in their extensions: see
+    /// [`Guard`](super::Guard).
     #[must_use]
     pub fn new(service: KeyStoreService) -> Self {
         let slots = || CallerSlots::new(MAX_STREAMS, MAX_STREAMS_OF_ONE, Some(SILENT_FOR));
@@ -67,14 +71,17 @@ impl KeyStoreHandler {
         }
     }
 
-    /// Counts keys of imports that are refused for who brings them.
+    /// Sets the counter of import rows that are rejected because the caller lacks a permission.
     #[must_use]
     pub fn with_refused_imports(self, refused_imports: Counter) -> Self {
         Self { refused_imports, ..self }
     }
 }
 
-/// The caller that the guard found, and the message. Without a caller nothing is done.
+/// Returns the authenticated caller and the message.
+///
+/// # Errors
+/// Fails with an internal error if the guard did not add the caller.
 fn authenticated<T>(request: Request<T>) -> Result<(Caller, T), Status> {
     let (_, mut extensions, message) = request.into_parts();
     match extensions.remove::<Caller>() {
@@ -135,7 +142,8 @@ impl KeyStore for KeyStoreHandler {
         let filter = convert::filter(&request.states, request.prefix, self.service.now())
             .map_err(status::invalid_field)?;
         let slot = self.listings.take(&caller).ok_or_else(status::overloaded)?;
-        // The stream is read after this method returned: what it logs belongs to the call all the same.
+        // The stream is polled after this method has returned. Its log entries belong to the span of the call
+        // nevertheless.
         let call = tracing::Span::current();
         let keys = self.service.stream(owner_id, filter).map(move |listed| match listed {
             Ok(listed) => Ok(stream_response(listed)),
@@ -218,7 +226,7 @@ impl KeyStore for KeyStoreHandler {
         let mut page = event_page_request(request).map_err(status::invalid_field)?;
         let _slot = self.page_calls.take(&caller).ok_or_else(status::overloaded)?;
         let limit = page.limit;
-        // One more than asked for tells whether there is a next page.
+        // One event more than the page size shows whether there is a next page.
         page.limit += 1;
         let _page = self.pages.acquire().await.ok();
         let mut events = self.service.events(&page).await.map_err(status::from_service)?;
@@ -239,7 +247,7 @@ impl KeyStore for KeyStoreHandler {
     }
 }
 
-/// Keeps `slot` as long as the stream, which ends if it loses the slot.
+/// Holds `slot` until the stream ends. The stream ends with an error if it loses the slot.
 fn holding<T: Send + 'static>(
     slot: CallerSlot,
     answers: BoxStream<'static, Result<T, Status>>,
@@ -259,7 +267,7 @@ fn holding<T: Send + 'static>(
 
 fn page_size(asked: i32) -> Result<usize, InvalidField> {
     match usize::try_from(asked) {
-        Err(_) => Err(InvalidField::new("page_size", "must not be negative: 0 stands for 100")),
+        Err(_) => Err(InvalidField::new("page_size", "must not be negative; 0 means 100")),
         Ok(0) => Ok(DEFAULT_PAGE_SIZE),
         Ok(size) => Ok(size.min(MAX_PAGE_SIZE)),
     }
@@ -287,7 +295,8 @@ impl KeyStoreHandler {
     }
 }
 
-/// Makes a response of a page, which is cut off if its keys are large. It keeps at least one, so that a listing always proceeds.
+/// Creates the response for a page, and truncates it if its keys are large. It keeps at least one, so that listings
+/// make progress.
 fn list_response(page: ListedPage, request: &ListRequest) -> pb::ListKeysResponse {
     let mut response = pb::ListKeysResponse::default();
     let (mut bytes, mut last, mut next) = (0, None, page.next);
@@ -344,12 +353,12 @@ fn rotate_request(request: pb::RotateKeyRequest) -> Result<(KeyId, RotateRequest
 
 fn key_update(request: pb::UpdateKeyRequest) -> Result<(KeyId, KeyUpdate), InvalidField> {
     let Some(key) = request.key else {
-        return Err(InvalidField::new("key", "is missing: give its id and the new values"));
+        return Err(InvalidField::new("key", "missing; set its id and the new values"));
     };
     let id = KeyId::parse("key.id", &key.id)?;
     let paths = request.update_mask.map(|mask| mask.paths).unwrap_or_default();
     if paths.is_empty() {
-        return Err(InvalidField::new("update_mask", "is missing: name the fields to change"));
+        return Err(InvalidField::new("update_mask", "missing; list the fields to update"));
     }
     let mut update = KeyUpdate::default();
     for (at, path) in paths.iter().enumerate() {
@@ -371,7 +380,8 @@ fn key_update(request: pb::UpdateKeyRequest) -> Result<(KeyId, KeyUpdate), Inval
                 update.expires_at = Some(expires_at.transpose()?);
             }
             _ => {
-                let problem = "can't be changed: use name, description, scopes, metadata or expire_time";
+                let problem =
+                    "not an updatable field; use name, description, scopes, metadata or expire_time";
                 return Err(InvalidField::new(format!("update_mask.paths[{at}]"), problem));
             }
         }

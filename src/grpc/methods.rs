@@ -1,10 +1,11 @@
-//! The methods that are served, and what the server has to know of each before it reads a message.
+//! Table of the methods that are served, with everything that the server needs to know before it reads a message.
 
 use crate::service::Permission;
 
 /// Maximum size of a message to `Validator` in bytes: larger than a key and 64 scopes of 128 characters.
 pub(crate) const MAX_VALIDATOR_BYTES: usize = 16 * 1024;
-/// Maximum size of a message to `KeyStore` in bytes: larger than the largest key that the domain allows, which takes 90 KiB.
+/// Maximum size of a message to `KeyStore` in bytes: larger than the largest key that the domain allows, which takes 90
+/// KiB.
 pub(crate) const MAX_KEY_STORE_BYTES: usize = 128 * 1024;
 /// Maximum size of a message to health and reflection in bytes: larger than any name.
 pub(crate) const MAX_SMALL_BYTES: usize = 4 * 1024;
@@ -27,7 +28,7 @@ pub(crate) struct Method {
     pub(crate) message: Message,
 }
 
-/// A service that is served.
+/// A gRPC service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Service {
     Validator,
@@ -38,7 +39,7 @@ pub(crate) enum Service {
     Reflection,
 }
 
-/// Who may call a method.
+/// Callers that may call a method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
     /// Every client.

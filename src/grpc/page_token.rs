@@ -1,5 +1,5 @@
-//! Page tokens: where a listing goes on, bound to its filter. They hold no state of the server, so every replica
-//! understands them; they are opaque, not secret, and give nobody more than the filter does.
+//! Page tokens: the position at which a listing continues, bound to its filter. They are stateless, so every replica
+//! accepts them. They are opaque but not secret: they give access to nothing that the filter would not show.
 
 use data_encoding::BASE64URL_NOPAD;
 use sha2::{Digest as _, Sha256};
@@ -9,34 +9,40 @@ use crate::domain::{InvalidField, KeyId, KeyPrefix, KeyState, OwnerId, Revision,
 use crate::repository::{EventPageRequest, EventPosition, PagePosition};
 use crate::service::ListRequest;
 
+/// Version of a token of a listing of keys.
 const VERSION: u8 = 1;
-/// That of a token of the audit trail.
+/// Version of a token of a listing of the audit trail.
 const EVENT_VERSION: u8 = 101;
-/// Bytes of the filter's digest: enough to notice a mistake, which is all that they are for.
+/// Bytes of the filter's digest. They only have to detect mistakes, not attacks.
 const FILTER_BYTES: usize = 8;
 const TIME_BYTES: usize = 8;
 const ID_BYTES: usize = 16;
 const TOKEN_BYTES: usize = 1 + FILTER_BYTES + TIME_BYTES + ID_BYTES;
 
-/// The token of the page after `position`, in the listing of `request`.
+/// Returns the token of the page after `position`, in the listing of `request`.
 pub(super) fn encode(position: PagePosition, request: &ListRequest) -> String {
     join(VERSION, filter_digest(request), position.created_at.as_micros(), position.id)
 }
 
-/// The position in `token`, which has to belong to the listing of `request`. An empty token is the beginning.
+/// Returns the position in `token`. `None` if it is empty, which means the first page.
+///
+/// # Errors
+/// The token is malformed, or belongs to a listing with another filter than `request`.
 pub(crate) fn decode(token: &str, request: &ListRequest) -> Result<Option<PagePosition>, InvalidField> {
     let position =
         |(created_at, id)| Some(PagePosition { created_at: Timestamp::from_micros(created_at)?, id });
     read(token, VERSION, filter_digest(request), position)
 }
 
-/// The token of the page after `position`, in the audit trail that `request` asks for.
+/// Returns the token of the page after `position`, in the listing of events of `request`.
 pub(super) fn encode_event(position: EventPosition, request: &EventPageRequest) -> String {
     join(EVENT_VERSION, event_filter_digest(request), position.revision.get(), position.key_id)
 }
 
-/// The position in `token`, which has to belong to the audit trail that `request` asks for. An empty token is the
-/// beginning.
+/// Returns the position in `token`. `None` if it is empty, which means the first page.
+///
+/// # Errors
+/// The token is malformed, or belongs to a listing with another filter than `request`.
 pub(crate) fn decode_event(
     token: &str,
     request: &EventPageRequest,
@@ -68,12 +74,12 @@ fn read<P>(
     parts.and_then(position).map(Some).ok_or_else(|| {
         InvalidField::new(
             "page_token",
-            "is not one of this listing: give next_page_token of the page before, under the same filter",
+            "not a token of this listing; pass next_page_token of the previous page, with the same filter",
         )
     })
 }
 
-/// The number and the id of a token, if it is of this version and for this filter.
+/// Returns the number and the id of a token, if it has this version and this filter.
 fn split(token: &[u8], version: u8, filter: [u8; FILTER_BYTES]) -> Option<(i64, KeyId)> {
     let (&made_as, rest) = token.split_first()?;
     let (made_for, rest) = rest.split_at_checked(FILTER_BYTES)?;
@@ -84,7 +90,7 @@ fn split(token: &[u8], version: u8, filter: [u8; FILTER_BYTES]) -> Option<(i64, 
     Some((i64::from_be_bytes(*number), KeyId::from_uuid(Uuid::from_slice(id).ok()?)))
 }
 
-/// A digest of what the listing shows; the moment and the size of the page are no part of that.
+/// Returns a digest of the filter. The time and the page size are not part of it, so they may differ between pages.
 fn filter_digest(request: &ListRequest) -> [u8; FILTER_BYTES] {
     let states = [KeyState::Active, KeyState::Revoked, KeyState::Expired];
     digest(
@@ -105,7 +111,7 @@ fn event_filter_digest(request: &EventPageRequest) -> [u8; FILTER_BYTES] {
 fn digest<'t>(parts: impl Iterator<Item = Option<&'t str>>) -> [u8; FILTER_BYTES] {
     let mut digest = Sha256::new();
     for text in parts {
-        // With its length in front, no two different lists of parts look the same.
+        // The length prefix makes sure that different lists of parts have different encodings.
         let bytes = text.unwrap_or_default().as_bytes();
         digest.update([u8::from(text.is_some())]);
         digest.update(u64::try_from(bytes.len()).unwrap_or(u64::MAX).to_be_bytes());

@@ -18,7 +18,7 @@ tonic::include_proto!("keyvouch.v1");
 /// The descriptors of all files, with their comments, for reflection and for JSON.
 pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("keyvouch_descriptor");
 
-/// Stands for a secret in `Debug`.
+/// Replaces secrets in `Debug`.
 const REDACTED: &str = "redacted";
 
 impl fmt::Debug for ValidateRequest {
@@ -53,9 +53,9 @@ impl fmt::Debug for ImportKeysRequest {
     }
 }
 
-/// The paths of all methods in a set of descriptors: `/package.Service/Method`.
+/// Returns the paths of all methods in a set of descriptors, as `/package.Service/Method`.
 pub(crate) fn paths(descriptors: &[u8]) -> Vec<String> {
-    // They are those that a build made.
+    // The descriptors come from the build, so decoding them never fails.
     let files = prost_types::FileDescriptorSet::decode(descriptors).unwrap_or_default().file;
     let mut paths = Vec::new();
     for file in &files {

@@ -1,4 +1,4 @@
-//! Who is at the other end of a connection.
+//! The client of a connection.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -9,23 +9,24 @@ use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use crate::domain::{Clock as _, SystemClock, Timestamp};
 
-/// The other end of a connection.
+/// The client of a connection.
 #[derive(Clone, Debug, Default)]
 pub struct Peer {
     address: Option<IpAddr>,
     certificate: Option<Arc<PeerCertificate>>,
 }
 
-/// A client's certificate, which was verified when the connection began.
+/// A client certificate that was verified during the handshake.
 #[derive(Debug)]
 struct PeerCertificate {
     names: Vec<CertificateName>,
-    /// The first instant at which it is not valid any more; `None` if that is later than any [`Timestamp`].
+    /// The first instant at which it is no longer valid. `None` if that is later than any [`Timestamp`].
     expires_at: Option<Timestamp>,
 }
 
-/// A name of a certificate, in the extension `subjectAltName` (RFC 5280, section 4.2.1.6). The same text is another name if it
-/// is of another type: an authority may be constrained in names of one type alone.
+/// A name in the certificate's extension `subjectAltName` (RFC 5280, section 4.2.1.6). Names of different types are
+/// different even if their texts are equal, because a certificate authority may be constrained only in names of one
+/// type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CertificateName {
     /// A DNS name.
@@ -35,7 +36,7 @@ pub enum CertificateName {
 }
 
 impl CertificateName {
-    /// The text of the name.
+    /// Returns the text of the name.
     #[must_use]
     pub fn as_str(&self) -> &str {
         match self {
@@ -43,7 +44,8 @@ impl CertificateName {
         }
     }
 
-    /// Whether the settings mean this name by `configured`. What has a scheme there is a URI, and all else a DNS name.
+    /// Returns whether `configured`, a name in the settings, is this name. With a colon it is a URI, and otherwise a
+    /// DNS name.
     #[must_use]
     pub fn is_meant_by(&self, configured: &str) -> bool {
         match self {
@@ -58,14 +60,14 @@ impl Peer {
         Self { address, certificate: certificate.and_then(|it| PeerCertificate::read(it)).map(Arc::new) }
     }
 
-    /// Its address; none on a Unix socket.
+    /// Returns its IP address. `None` on a Unix socket.
     #[must_use]
     pub fn address(&self) -> Option<IpAddr> {
         self.address
     }
 
-    /// The names of its certificate at `now`. Empty if it has none, or if the certificate has expired since the connection
-    /// began.
+    /// Returns the names of its certificate at `now`. Empty if it has no certificate, or if the certificate has expired
+    /// since the handshake.
     #[must_use]
     pub fn names(&self, now: Timestamp) -> &[CertificateName] {
         match self.certificate.as_deref() {
@@ -76,7 +78,7 @@ impl Peer {
         }
     }
 
-    /// How long its certificate is still valid; `None` if it has none.
+    /// Returns the remaining validity of its certificate. `None` if it has none.
     pub(crate) fn remaining_lifetime(&self) -> Option<Duration> {
         let expires_at = self.certificate.as_ref()?.expires_at?;
         Some(expires_at.since(SystemClock.now()))
@@ -86,7 +88,7 @@ impl Peer {
 impl PeerCertificate {
     fn read(certificate: &CertificateDer<'_>) -> Option<Self> {
         let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-        // The last second of the validity belongs to it (RFC 5280, section 4.1.2.5).
+        // The validity includes its last second (RFC 5280, section 4.1.2.5).
         let expires_at = certificate.validity().not_after.timestamp().saturating_add(1);
         Some(Self {
             names: names(&certificate),

@@ -1,16 +1,17 @@
-//! The name of one call, in logs and in the audit trail.
+//! Identifies a call in logs and in the audit trail.
 
-/// The id of a call: the caller's `x-request-id`, or one that the server made.
+/// The id of a call: the caller's `x-request-id`, or one that the server generated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestId(String);
 
 impl RequestId {
-    /// The metadata key in which the id travels, in both directions.
+    /// The metadata key of the id, in requests and responses.
     pub const HEADER: &str = "x-request-id";
-    /// The most characters of an id.
+    /// Maximum number of characters of an id.
     pub const MAX_CHARS: usize = 128;
 
-    /// Takes a caller's id: 1 to 128 characters of visible ASCII. Anything else could forge log lines and is refused.
+    /// Accepts a caller's id: 1 to 128 characters of visible ASCII. Returns `None` for others, which could forge log
+    /// lines.
     #[must_use]
     pub fn from_caller(id: &str) -> Option<Self> {
         let is_sound =
@@ -18,13 +19,13 @@ impl RequestId {
         is_sound.then(|| Self(id.to_owned()))
     }
 
-    /// The id `number` of the process that drew `process`.
+    /// Creates the id of call `number` in a process that is identified by the random number `process`.
     #[must_use]
     pub fn from_counter(process: u64, number: u64) -> Self {
         Self(format!("{process:016x}-{number:x}"))
     }
 
-    /// The id as text: visible ASCII.
+    /// Returns the id as text, which is visible ASCII.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

@@ -1,7 +1,7 @@
-//! The one table from errors to statuses.
+//! The table that maps errors to statuses.
 //!
-//! Clients get fixed sentences, a machine-readable reason and the field that is wrong; what a driver says stays here,
-//! in the log, once.
+//! Clients get fixed sentences, a machine-readable reason and the invalid field. The message of a driver is never sent
+//! to clients; it is logged once, here.
 
 use std::error::Error;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::telemetry::{LogLimit, error_chain};
 /// The domain of every `google.rpc.ErrorInfo` that Keyvouch sends.
 pub const ERROR_DOMAIN: &str = "keyvouch";
 
-/// After which time a caller may try again when the store is unavailable.
+/// Delay in `google.rpc.RetryInfo` of statuses that can be retried.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 pub(super) fn from_service(error: ServiceError) -> Status {
@@ -32,7 +32,8 @@ pub(super) fn from_service(error: ServiceError) -> Status {
         }
         ServiceError::AlreadyApplied(id) => {
             let message = format!(
-                "an earlier request with this request_id made the key {id}; its secret can't be shown again: rotate the key"
+                "request_id: an earlier request with this id created the key {id}; its secret can't be returned again, so \
+                 rotate the key"
             );
             with_metadata(
                 Code::AlreadyExists,
@@ -46,8 +47,8 @@ pub(super) fn from_service(error: ServiceError) -> Status {
     }
 }
 
-/// Of a call that changes keys: after a failure of the store it is not known whether the change was made. `repeat` says what
-/// happens when the call is repeated.
+/// Maps an error of a call that changes keys. If the backend fails, it is unknown whether the change was applied;
+/// `repeat` is what happens when the call is repeated.
 pub(super) fn from_change(error: ServiceError, repeat: Repeat) -> Status {
     let ServiceError::Repository(failure) = &error else { return from_service(error) };
     if failure.is_unapplied() {
@@ -55,11 +56,9 @@ pub(super) fn from_change(error: ServiceError, repeat: Repeat) -> Status {
     }
     let (code, reason, problem) = match failure.kind() {
         ErrorKind::Unavailable => {
-            (Code::Unavailable, ErrorReason::StoreUnavailable, "the store is unavailable")
+            (Code::Unavailable, ErrorReason::StoreUnavailable, "the storage backend is unavailable")
         }
-        ErrorKind::Timeout => {
-            (Code::DeadlineExceeded, ErrorReason::StoreTimeout, "the store did not answer in time")
-        }
+        ErrorKind::Timeout => (Code::DeadlineExceeded, ErrorReason::StoreTimeout, STORE_TIMEOUT_MESSAGE),
         ErrorKind::Internal => (Code::Internal, ErrorReason::Internal, INTERNAL_MESSAGE),
         _ => return from_service(error),
     };
@@ -72,30 +71,30 @@ pub(super) fn from_change(error: ServiceError, repeat: Repeat) -> Status {
     }
 }
 
-/// What happens when a call that may have been applied is repeated.
+/// Effect of repeating a call that may have been applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Repeat {
-    /// The same as if it had been made once.
+    /// The call is idempotent.
     Safe,
-    /// It answers `NOT_FOUND`.
+    /// The repeated call returns `NOT_FOUND`.
     NotFound,
-    /// It answers `ALREADY_EXISTS` for each key that was stored.
+    /// The repeated call returns `ALREADY_EXISTS` for each key that was stored.
     AlreadyExists,
-    /// It answers `ABORTED`, since the key has another revision than the call expects.
+    /// The repeated call returns `ABORTED`, because the key no longer has the revision that the call expects.
     Aborted,
-    /// What others changed meanwhile is overwritten.
+    /// The repeated call overwrites changes that others made in the meantime.
     Overwrites,
-    /// Another key is made.
+    /// The repeated call creates another key.
     MakesAnother,
 }
 
 impl Repeat {
-    /// Of a call that makes a key, with or without a `request_id`.
+    /// Returns the effect for a call that creates a key. `request_id` is empty if the call has none.
     pub(super) fn of(request_id: &str) -> Self {
         if request_id.is_empty() { Self::MakesAnother } else { Self::Safe }
     }
 
-    /// Whether a client may repeat the call without looking.
+    /// Returns whether a client may repeat the call without checking first.
     fn is_harmless(self) -> bool {
         match self {
             Self::Safe | Self::NotFound | Self::AlreadyExists | Self::Aborted => true,
@@ -126,7 +125,7 @@ pub(super) fn invalid_field(error: InvalidField) -> Status {
     Status::with_error_details(Code::InvalidArgument, message, details)
 }
 
-/// The status as a message, for a part of an answer.
+/// Converts the status to a message, for use in a response.
 pub(super) fn into_message(status: &Status) -> tonic_types::pb::Status {
     let whole = tonic_types::pb::Status::decode(status.details()).ok().filter(|it| it.code != 0);
     whole.unwrap_or_else(|| tonic_types::pb::Status {
@@ -136,83 +135,84 @@ pub(super) fn into_message(status: &Status) -> tonic_types::pb::Status {
     })
 }
 
-/// A refused credential: `what` says what the call needs.
+/// Creates the status for a missing or invalid credential. The message is `what`.
 pub(super) fn unauthenticated(reason: ErrorReason, what: &'static str) -> Status {
     status(Code::Unauthenticated, reason, what)
 }
 
-/// A refusal of who called.
+/// Creates the status for a caller that lacks a permission. The message is `what`.
 pub(super) fn permission_denied(reason: ErrorReason, what: String) -> Status {
     status(Code::PermissionDenied, reason, what)
 }
 
-/// The call took longer than it may.
+/// Creates the status for a call that exceeded its deadline.
 pub(crate) fn deadline_exceeded() -> Status {
     let message = "deadline exceeded; if the call changes keys, the change may still have been applied";
     status(Code::DeadlineExceeded, ErrorReason::DeadlineExceeded, message)
 }
 
-/// A stream whose connection is told to end.
+/// Creates the status for a stream whose connection is being closed.
 pub(crate) fn connection_ends() -> Status {
     let message = "the server is closing this connection; reconnect and resume (keys of an import without an answer may still have been stored)";
     again_later(Code::Unavailable, ErrorReason::ConnectionEnds, message)
 }
 
-/// A message above the limit.
+/// Creates the status for a message that exceeds the size limit.
 pub(crate) fn message_too_large() -> Status {
-    let message = "the request is larger than the server takes";
+    let message = "the request exceeds the maximum size";
     status(Code::ResourceExhausted, ErrorReason::MessageTooLarge, message)
 }
 
-/// A request with more fields than the largest valid one.
+/// Creates the status for a request with too many fields.
 pub(super) fn too_many_fields() -> Status {
     let message = format!("the request has more than {MAX_FIELDS} fields");
     status(Code::ResourceExhausted, ErrorReason::MessageTooLarge, message)
 }
 
-/// A call with more header fields than clients and proxies send.
+/// Creates the status for a call with too many header fields.
 pub(crate) fn too_many_header_fields() -> Status {
     let message = "the call has more than 64 header fields";
     status(Code::ResourceExhausted, ErrorReason::MessageTooLarge, message)
 }
 
-/// The server has more to do than it should take on.
+/// Creates the status for a call that is rejected because of load or because a limit is reached.
 pub(crate) fn overloaded() -> Status {
-    let message = "too much is asked at this moment: try again later";
+    let message = "the server is overloaded, or a limit is reached; retry later";
     again_later(Code::ResourceExhausted, ErrorReason::Overloaded, message)
 }
 
-/// A fault of the server, which `cause` describes in the log alone.
+/// Creates the status for an error in the server. `cause` is only logged.
 pub(super) fn internal(cause: &str) -> Status {
     tracing::error!(cause, "a call failed");
     status(Code::Internal, ErrorReason::Internal, INTERNAL_MESSAGE)
 }
 
-/// What a call answers whose handler panicked; the panic is in the log already.
+/// Creates the status for a call whose handler panicked. The panic has already been logged.
 pub(crate) fn panicked() -> Status {
     status(Code::Internal, ErrorReason::Internal, INTERNAL_MESSAGE)
 }
 
-/// A status that tonic made before any handler saw the call, in our words; `None` for one that is ours, or that tells
-/// nothing of the request.
+/// Replaces a status that tonic created before a handler got the call. Returns `None` for statuses of handlers, and for
+/// those that are not caused by the request.
 pub(crate) fn from_transport(transport: &Status) -> Option<Status> {
     if !transport.details().is_empty() {
         return None;
     }
     let (code, reason, message) = match transport.code() {
         Code::OutOfRange => return Some(message_too_large()),
-        // The decoder's word for what it can't read; our own INTERNAL has details.
+        // The decoder returns INTERNAL for malformed messages. INTERNAL of our own has details.
         Code::Internal => {
-            (Code::InvalidArgument, ErrorReason::MessageMalformed, "the request is no message of this method")
+            (Code::InvalidArgument, ErrorReason::MessageMalformed, "the request could not be decoded")
         }
-        Code::Unimplemented => (Code::Unimplemented, ErrorReason::MethodUnknown, "there is no such method"),
+        Code::Unimplemented => (Code::Unimplemented, ErrorReason::MethodUnknown, "unknown method"),
         _ => return None,
     };
     Some(status(code, reason, message))
 }
 
 const INTERNAL_MESSAGE: &str =
-    "internal error: the server's log has the cause under this call's x-request-id";
+    "internal error; the server's log has the cause under this call's x-request-id";
+const STORE_TIMEOUT_MESSAGE: &str = "the storage backend did not respond in time";
 
 fn from_precondition(error: Precondition) -> Status {
     let message = error.to_string();
@@ -241,38 +241,37 @@ fn from_repository(error: &RepositoryError) -> Status {
         ErrorKind::RevokedHash => status(
             Code::FailedPrecondition,
             ErrorReason::HashRevoked,
-            "a key with this hash was revoked and deleted: set allow_revoked_hash to make it valid again",
+            "a key with this hash was revoked and deleted; set allow_revoked_hash to make it valid again",
         ),
-        ErrorKind::NotFound => {
-            status(Code::NotFound, ErrorReason::KeyNotFound, "there is no key with this id")
-        }
+        ErrorKind::NotFound => status(Code::NotFound, ErrorReason::KeyNotFound, "key not found"),
         ErrorKind::Conflict => status(
             Code::Aborted,
             ErrorReason::RevisionMismatch,
-            "the key was changed meanwhile: read it and try again",
+            "the key has changed since the expected revision; read it again and retry",
         ),
         ErrorKind::Refused => status(
             Code::FailedPrecondition,
             ErrorReason::ChangeRefused,
-            "the change would alter what is final",
+            "the update would change an immutable field",
         ),
         ErrorKind::NotOffered => {
-            status(Code::Unimplemented, ErrorReason::NotOffered, "the storage backend does not offer this")
+            let message = "the storage backend does not support this operation";
+            status(Code::Unimplemented, ErrorReason::NotOffered, message)
         }
         ErrorKind::PositionLost => status(
             Code::OutOfRange,
             ErrorReason::FeedPositionLost,
-            "the position is too old: begin anew without one",
+            "the stream position is too old; start again without one",
         ),
         ErrorKind::Overloaded => overloaded(),
         ErrorKind::Unavailable => {
             log(error);
-            let message = "the store is unavailable: try again later";
+            let message = "the storage backend is unavailable; retry later";
             again_later(Code::Unavailable, ErrorReason::StoreUnavailable, message)
         }
         ErrorKind::Timeout => {
             log(error);
-            status(Code::DeadlineExceeded, ErrorReason::StoreTimeout, "the store did not answer in time")
+            status(Code::DeadlineExceeded, ErrorReason::StoreTimeout, STORE_TIMEOUT_MESSAGE)
         }
         ErrorKind::Corrupt => {
             log(error);
@@ -286,7 +285,7 @@ fn from_repository(error: &RepositoryError) -> Status {
 }
 
 fn log(error: &dyn Error) {
-    // In an outage every call fails.
+    // Limit the log, because every call fails in an outage.
     static LIMIT: LogLimit = LogLimit::new();
     if let Some(left_out) = LIMIT.admit() {
         tracing::error!(error = %error_chain(error), left_out, "a call failed");
@@ -297,14 +296,14 @@ fn status(code: Code, reason: ErrorReason, message: impl Into<String>) -> Status
     Status::with_error_details(code, message, details_of(reason))
 }
 
-/// A status whose `google.rpc.ErrorInfo` has a pair of metadata.
+/// Creates a status whose `google.rpc.ErrorInfo` has a pair of metadata.
 fn with_metadata(code: Code, reason: ErrorReason, message: &str, (name, value): (&str, String)) -> Status {
     let details =
         ErrorDetails::with_error_info(reason_text(reason), ERROR_DOMAIN, [(name.to_owned(), value)]);
     Status::with_error_details(code, message, details)
 }
 
-/// A status that says when to try again.
+/// Creates a status with a retry delay.
 fn again_later(code: Code, reason: ErrorReason, message: &str) -> Status {
     let mut details = details_of(reason);
     details.set_retry_info(Some(RETRY_DELAY));
@@ -315,7 +314,7 @@ fn details_of(reason: ErrorReason) -> ErrorDetails {
     ErrorDetails::with_error_info(reason_text(reason), ERROR_DOMAIN, [])
 }
 
-/// The reason as it travels: the name in the enum without what all of them begin with.
+/// Returns the reason as it is sent: the name in the enum without the common prefix.
 fn reason_text(reason: ErrorReason) -> &'static str {
     let name = reason.as_str_name();
     name.strip_prefix("ERROR_REASON_").unwrap_or(name)

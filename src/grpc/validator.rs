@@ -15,13 +15,13 @@ use crate::domain::{InvalidField, ScopeSet};
 use crate::repository::FeedPosition;
 use crate::service::{ChangeWatcher, Lookups, News, Permission, ServiceError, ValidatorService};
 
-const FRESHNESS_NEEDS_CREDENTIAL: &str = "to ask for less than the server's cache.min_staleness, this call needs the metadata `authorization: Bearer <admin token or key>`, or a client certificate that the server knows";
+const FRESHNESS_NEEDS_CREDENTIAL: &str = "max_staleness: values below the server's cache.min_staleness need a credential: the metadata `authorization: Bearer <admin token or key>`, or a client certificate that the server accepts";
 
-/// Request extension: the call is rejected if it would have to wait for a lookup.
+/// Request extension of a call that is rejected if no cache can answer it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FromCacheAlone;
 
-/// Answers `Validator`.
+/// Implements the service `Validator`.
 #[derive(Clone, Debug)]
 pub struct ValidatorHandler {
     service: ValidatorService,
@@ -30,11 +30,12 @@ pub struct ValidatorHandler {
     min_staleness: Duration,
 }
 
-/// The first byte of a position's text.
+/// Version of the encoding of positions: their first byte.
 const POSITION_VERSION: u8 = 1;
 
 impl ValidatorHandler {
-    /// Answers by `service` and `watcher`. Who can't authenticate by `auth` can't ask for less than `min_staleness`.
+    /// Creates a handler that calls `service` and `watcher`. Only callers that `auth` authenticates may request less
+    /// than `min_staleness`.
     #[must_use]
     pub fn new(
         service: ValidatorService,
@@ -45,7 +46,7 @@ impl ValidatorHandler {
         Self { service, watcher, auth, min_staleness }
     }
 
-    /// The staleness that a call accepts; `None`: whatever the server allows.
+    /// Returns the maximum staleness that a call accepts. `None` if it accepts what the server allows.
     async fn max_staleness(&self, request: &Request<ValidateRequest>) -> Result<Option<Duration>, Status> {
         let Some(asked) = request.get_ref().max_staleness else {
             return Ok(None);
@@ -56,7 +57,7 @@ impl ValidatorHandler {
                 if rejection.code() == Code::Unauthenticated {
                     status::unauthenticated(ErrorReason::CredentialRequired, FRESHNESS_NEEDS_CREDENTIAL)
                 } else {
-                    // The backend may be down.
+                    // The lookup of a key as the credential failed.
                     rejection
                 }
             })?;
@@ -103,13 +104,13 @@ impl Validator for ValidatorHandler {
         let answers = news.then(move |news| {
             let recheck = recheck.clone();
             async move {
-                // A credential may have been revoked since the stream began, or lost its scope.
+                // The credential may have been revoked, or may have lost its scope, since the stream began.
                 recheck.caller().await?;
                 let News { position, events, staleness } = news.map_err(from_repository)?;
                 Ok(convert::watch_response(encode(&position), events, staleness))
             }
         });
-        // A stream that said why it ends has ended.
+        // End the stream after its first error.
         let mut has_failed = false;
         let answers = answers.take_while(move |answer| {
             let goes_on = !has_failed;
@@ -134,6 +135,8 @@ fn decode(position: &str) -> Result<Option<FeedPosition>, InvalidField> {
     let bytes = bytes.as_deref().and_then(|bytes| bytes.strip_prefix(&[POSITION_VERSION]));
     let position = bytes.and_then(FeedPosition::from_bytes);
     position.map(Some).ok_or_else(|| {
-        InvalidField::new("position", "is none: give the position of an answer of this method, or nothing")
+        let problem =
+            "not a valid stream position; pass one from an earlier WatchChanges response, or leave it empty";
+        InvalidField::new("position", problem)
     })
 }

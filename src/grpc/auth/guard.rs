@@ -16,19 +16,19 @@ use crate::grpc::RequestId;
 use crate::grpc::methods::{Access, Method};
 use crate::service::Permission;
 
-/// Who may call `Validator/Validate`.
+/// Callers that may call `Validator/Validate`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ValidatorAccess {
     /// Every client.
     #[default]
     Open,
-    /// Callers with a credential that may validate.
+    /// Callers with a credential that permits validation.
     Credential,
 }
 
-/// A service that only authorized callers can call. The handler finds the [`Caller`](crate::service::Caller) in the request's
-/// extensions.
+/// A service that only authorized callers can call. The handler finds the [`Caller`](crate::service::Caller) in the
+/// request's extensions.
 #[derive(Clone, Debug)]
 pub struct Guard<S> {
     inner: S,
@@ -44,7 +44,7 @@ impl<S> Guard<S> {
 
     /// Returns the permission that a call of `path` needs. `None` if every client may call it.
     fn needed(&self, path: &str) -> Option<Permission> {
-        // The service answers by itself that it does not have a method.
+        // The service itself rejects calls of unknown methods.
         match Method::of(path)?.access {
             Access::Public => None,
             Access::Configured(permission) => {
@@ -82,7 +82,7 @@ where
         let Some(permission) = self.needed(request.uri().path()) else {
             return self.inner.call(request);
         };
-        // The clone that was ready is the one to call.
+        // Call the clone that `poll_ready` was called on: a fresh clone may not be ready.
         let ready = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, ready);
         let auth = self.auth.clone();
@@ -95,7 +95,7 @@ where
             };
             let actor = caller.actor();
             head.extensions.insert(caller);
-            // For streams, which authorize again while they are open.
+            // Streams need it to authorize again while they are open.
             head.extensions.insert(auth);
             let mut answer = inner.call(Request::from_parts(head, body)).await?;
             answer.extensions_mut().insert(actor);

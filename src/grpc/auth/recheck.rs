@@ -1,4 +1,4 @@
-//! Asking again who calls, while a stream is open.
+//! Repeats the authorization of a caller while its stream is open.
 
 use std::time::Duration;
 
@@ -12,11 +12,13 @@ use crate::grpc::{Peer, RequestId, methods, status};
 use crate::service::{Actor, Caller, Permission};
 use crate::telemetry;
 
-/// After so many answers of a stream, and after so much time between two, the caller is asked for again.
+/// Maximum number of responses between two authorizations.
 const ANSWERS: u32 = 100;
+/// Maximum time between two authorizations while responses are sent.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Authorizes the caller of an open stream again: its credential may have been revoked or have expired since the call began.
+/// Authorizes the caller of an open stream again: its credential may have been revoked or have expired since the call
+/// began.
 #[derive(Clone, Debug)]
 pub(crate) struct Recheck {
     auth: Authenticator,
@@ -27,8 +29,10 @@ pub(crate) struct Recheck {
 }
 
 impl Recheck {
-    /// Creates one for the call `request` of the method at `path`, which needs the permission `needed`. The guard left what it takes in
-    /// the request.
+    /// Creates one for the call `request` of the method at `path`, which needs the permission `needed`.
+    ///
+    /// # Errors
+    /// Fails with an internal error if the guard did not handle the request, and so did not add its extensions.
     pub(crate) fn of<T>(
         request: &Request<T>,
         path: &'static str,
@@ -46,11 +50,11 @@ impl Recheck {
         })
     }
 
-    /// Returns the caller as it is now.
+    /// Returns the caller with its current permissions.
     ///
     /// # Errors
-    /// The credential is not valid any more, or may not make this call any more: the audit log says so, for the call itself was
-    /// let through.
+    /// The credential is no longer valid, or lacks the permission now. This is written to the audit log, because the call
+    /// layer only logs calls that are rejected when they begin.
     pub(crate) async fn caller(&self) -> Result<Caller, Status> {
         let request_id = self.extensions.get().map_or("", RequestId::as_str);
         let caller = self.auth.authorize(&self.headers, &self.extensions, request_id, self.needed).await;
@@ -67,7 +71,7 @@ impl Recheck {
         });
     }
 
-    /// Passes on the answers of a stream, and asks again for its caller between them. Ends with the first error.
+    /// Forwards the responses of a stream, and authorizes its caller again between them. Ends with the first error.
     pub(crate) fn every_so_often<T: Send + 'static>(
         self,
         answers: BoxStream<'static, Result<T, Status>>,

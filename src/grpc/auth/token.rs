@@ -1,4 +1,4 @@
-//! Tokens of administrators.
+//! Admin tokens.
 
 use std::fmt;
 
@@ -6,36 +6,38 @@ use data_encoding::HEXLOWER_PERMISSIVE;
 
 use crate::domain::KeyHash;
 
-/// The fewest characters of a token: 20 of a random token's make it unguessable.
+/// Minimum length of a token: 20 random characters can't be guessed.
 const MIN_TOKEN_CHARS: usize = 20;
 const MAX_NAME_CHARS: usize = 64;
 
-/// A named token, of which only the SHA-256 digest is kept.
+/// A named token. Only its SHA-256 digest is kept.
 #[derive(Clone, PartialEq, Eq)]
 pub struct AdminToken {
     pub(super) name: String,
     pub(super) digest: KeyHash,
 }
 
-/// Why a line is no admin token. The text never holds the line.
+/// A line that is not an admin token. The message never contains the line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AdminTokenError {
-    /// There is no colon.
-    #[error("an admin token is written `name:token` or `name:sha256:<64 hex digits>`")]
+    /// The colon is missing.
+    #[error("not an admin token; expected `name:token` or `name:sha256:<64 hex digits>`")]
     NoName,
-    /// The name is empty, long or odd.
-    #[error("the name of an admin token has 1 to {MAX_NAME_CHARS} of a-z, A-Z, 0-9, `.`, `_`, `-` and `@`")]
+    /// The name is empty, too long, or has invalid characters.
+    #[error(
+        "invalid name of an admin token; use 1 to {MAX_NAME_CHARS} of a-z, A-Z, 0-9, `.`, `_`, `-` and `@`"
+    )]
     BadName,
-    /// The digest is none.
-    #[error("the digest of an admin token has 64 hex digits, as `sha256sum` prints them")]
+    /// The digest is malformed.
+    #[error("invalid digest of an admin token; expected 64 hex digits, as `sha256sum` prints them")]
     BadDigest,
-    /// The token could be guessed or not be sent.
-    #[error("an admin token has at least {MIN_TOKEN_CHARS} characters of visible ASCII")]
+    /// The token is too short, or has characters that can't be sent.
+    #[error("invalid admin token; use at least {MIN_TOKEN_CHARS} characters of visible ASCII")]
     BadToken,
 }
 
 impl AdminToken {
-    /// The token `token` under the name `name`.
+    /// Creates the token `token` with the name `name`.
     pub fn new(name: &str, token: &str) -> Result<Self, AdminTokenError> {
         if token.len() < MIN_TOKEN_CHARS || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(AdminTokenError::BadToken);
@@ -43,7 +45,7 @@ impl AdminToken {
         Ok(Self { name: check_name(name)?, digest: KeyHash::of(token) })
     }
 
-    /// Reads `name:token` or `name:sha256:hex`.
+    /// Parses `name:token` or `name:sha256:hex`.
     pub fn parse(line: &str) -> Result<Self, AdminTokenError> {
         let (name, token) = line.split_once(':').ok_or(AdminTokenError::NoName)?;
         let Some(digest) = token.strip_prefix("sha256:") else {
