@@ -262,7 +262,7 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
     /// [`ErrorKind::NotOffered`] from the default implementation: retries can't be recognised.
     async fn key_of_request(&self, request: &RequestDigest) -> Result<Option<KeyId>> {
         let _ = request;
-        Err(RepositoryError::not_offered("recognising the retry of a request"))
+        Err(RepositoryError::not_offered("request ids"))
     }
 
     /// Returns whether a key with the hash `hash` can be created for `request`. A backend that distributes

@@ -105,7 +105,7 @@ impl FeedHandle {
     /// [`ErrorKind::Unavailable`] if the feed is not followed any more.
     pub async fn poll(&self) -> Result<()> {
         let gone =
-            || RepositoryError::new(ErrorKind::Unavailable, "the change feed is not followed any more");
+            || RepositoryError::new(ErrorKind::Unavailable, "the server no longer reads the change feed");
         let (answer, answered) = oneshot::channel();
         within(self.patience, async {
             self.requests.send(answer).await.map_err(|_| gone())?;

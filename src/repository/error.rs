@@ -41,16 +41,16 @@ impl ErrorKind {
         match self {
             Self::AlreadyExists => "a key with this id or hash exists",
             Self::RevokedHash => "a key with this hash was revoked and deleted",
-            Self::NotFound => "there is no such key",
-            Self::Conflict => "the key was changed meanwhile",
+            Self::NotFound => "key not found",
+            Self::Conflict => "the key has changed since the expected revision",
             Self::Refused => "the change is not allowed",
-            Self::NotOffered => "this storage backend does not offer that",
+            Self::NotOffered => "the storage backend does not support this operation",
             Self::PositionLost => "the position in the change feed is too old",
-            Self::Overloaded => "too much is asked of the store",
-            Self::Unavailable => "the store is unavailable",
-            Self::Timeout => "the store did not answer in time",
+            Self::Overloaded => "the server is overloaded, or a limit is reached",
+            Self::Unavailable => "the storage backend is unavailable",
+            Self::Timeout => "the storage backend did not respond in time",
             Self::Corrupt => "a stored record can't be read",
-            Self::Internal => "the store failed",
+            Self::Internal => "the storage backend failed",
         }
     }
 }

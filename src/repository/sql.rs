@@ -136,7 +136,10 @@ impl SqlRepository {
         }
         let lister = replica.pool(Purpose::Reads, &self.options).await?;
         if lister.connection.get_database_backend() != self.tables.backend {
-            return Err(RepositoryError::new(ErrorKind::Refused, "the replica is another kind of database"));
+            return Err(RepositoryError::new(
+                ErrorKind::Refused,
+                "store.replica_url: the replica is a different kind of database than the primary",
+            ));
         }
         Ok(Self { lister, ..self })
     }
@@ -204,7 +207,7 @@ impl SqlRepository {
             if self.reader.health.leave_server() {
                 self.writer.health.replace_all();
             }
-            RepositoryError::new(ErrorKind::Unavailable, "the database server takes no changes")
+            RepositoryError::new(ErrorKind::Unavailable, "the database server is read-only")
         })
     }
 

@@ -93,7 +93,7 @@ impl StoredKey {
     /// format.
     pub fn into_key(self) -> Result<ApiKey> {
         if self.format != FORMAT {
-            return Err(corrupt("the record has a form that this release does not know"));
+            return Err(corrupt("the format of the record is not supported by this release"));
         }
         self.parse().map_err(corrupt)
     }
@@ -124,7 +124,7 @@ impl StoredKey {
 
     fn parse(self) -> std::result::Result<ApiKey, InvalidField> {
         let hash =
-            KeyHash::from_hex(&self.hash).ok_or_else(|| InvalidField::new("hash", "is no SHA-256 digest"))?;
+            KeyHash::from_hex(&self.hash).ok_or_else(|| InvalidField::new("hash", "not a SHA-256 digest"))?;
         let revocation = match self.revoked_at {
             None => None,
             Some(at) => Some(Revocation {
@@ -172,7 +172,7 @@ impl fmt::Debug for StoredKey {
 
 fn timestamp(field: &str, micros: i64) -> std::result::Result<Timestamp, InvalidField> {
     let timestamp = Timestamp::from_micros(micros);
-    timestamp.ok_or_else(|| InvalidField::new(field, "is outside of the years 1 to 9999"))
+    timestamp.ok_or_else(|| InvalidField::new(field, "the year is not within 1 to 9999"))
 }
 
 fn corrupt(problem: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> RepositoryError {

@@ -125,11 +125,11 @@ impl ChangeWatcher {
 impl Watching {
     async fn next(&mut self) -> Result<News> {
         let ended =
-            || RepositoryError::new(ErrorKind::Unavailable, "the change feed is not followed any more");
+            || RepositoryError::new(ErrorKind::Unavailable, "the server no longer reads the change feed");
         if !self.slot.is_read() {
             return Err(RepositoryError::new(
                 ErrorKind::Overloaded,
-                "the stream was not read, and others needed its slot",
+                "the client did not read the stream, and another one needed its slot",
             ));
         }
         loop {

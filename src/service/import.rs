@@ -58,7 +58,7 @@ impl ImportedKey {
         if self.id.is_some_and(|id| !id.belongs_to(&self.hash)) {
             return Err(InvalidField::new(
                 "key.id",
-                "was not made by Keyvouch for this hash: leave it empty",
+                "not an id that Keyvouch created for this hash; leave it empty",
             ));
         }
         let latest = now.checked_add(CLOCK_SKEW).unwrap_or(Timestamp::MAX);
@@ -68,7 +68,7 @@ impl ImportedKey {
             ("key.last_used_time", self.last_used_at),
         ] {
             if instant.is_some_and(|instant| instant > latest) {
-                return Err(InvalidField::new(field, "is in the future: it has to have happened"));
+                return Err(InvalidField::new(field, "must not be in the future"));
             }
         }
         Ok(())

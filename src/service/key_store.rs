@@ -326,7 +326,7 @@ impl KeyStoreService {
                 return Ok((identity, secret));
             }
         }
-        let problem = "no key that the store can put where it has to be";
+        let problem = "found no random key that belongs to the shard of its predecessor";
         Err(RepositoryError::new(ErrorKind::Internal, problem).into())
     }
 
@@ -439,14 +439,16 @@ fn resolve(expiry: Option<Expiry>, now: Timestamp) -> Result<Option<Timestamp>> 
                 return Err(InvalidField::new("ttl", "must be more than zero").into());
             }
             let end = now.checked_add(ttl);
-            Ok(Some(end.ok_or_else(|| InvalidField::new("ttl", "ends after the year 9999: give less"))?))
+            Ok(Some(end.ok_or_else(|| {
+                InvalidField::new("ttl", "too long; the key must expire before the year 10000")
+            })?))
         }
     }
 }
 
 fn check_future(field: &str, instant: Option<Timestamp>, now: Timestamp) -> Result<()> {
     if instant.is_some_and(|instant| instant <= now) {
-        return Err(InvalidField::new(field, "is not in the future: to end a key now, revoke it").into());
+        return Err(InvalidField::new(field, "must be in the future; to disable a key now, revoke it").into());
     }
     Ok(())
 }

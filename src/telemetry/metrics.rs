@@ -236,22 +236,22 @@ impl Metrics {
         let mut all = Registry::default();
         let registry = all.sub_registry_with_prefix("keyvouch");
         let version = [("version", env!("CARGO_PKG_VERSION"))];
-        registry.register("build", "The release that runs", Info::new(version));
+        registry.register("build", "Version of the running release", Info::new(version));
         let calls = call_metrics(methods, registry);
         let validations = ValidationMetrics::default();
         registry.register(
             "validations",
-            "Keys that were judged, by verdict: allowed, or the reason of the denial",
+            "Validations by verdict: allowed, or the reason for the denial",
             validations.verdicts.clone(),
         );
         registry.register(
             "lookups",
-            "Records that were judged, by where they came from",
+            "Validations by the tier that returned the record",
             validations.lookups.clone(),
         );
         registry.register_with_unit(
             "lookup_duration",
-            "How long look-ups took that the cache in the process could not answer",
+            "Duration of lookups that missed the cache in the process",
             Unit::Seconds,
             validations.duration.clone(),
         );
@@ -260,7 +260,7 @@ impl Metrics {
         let refused_imports = Counter::default();
         registry.register(
             "refused_imports",
-            "Keys of imports that were refused for who brought them: the calls themselves are answered",
+            "Import rows that were rejected because the caller lacks a permission; the calls themselves succeed",
             refused_imports.clone(),
         );
         let reloads = ReloadMetrics::default();
@@ -268,7 +268,7 @@ impl Metrics {
         if let Some(propagation) = propagation {
             registry.register_with_unit(
                 "feed_propagation",
-                "From a change, by the clock of who made it, until this server knew of it, by its own clock",
+                "Delay between a change, by the clock of the replica that made it, and its arrival here, by this clock",
                 Unit::Seconds,
                 propagation,
             );
@@ -285,19 +285,19 @@ fn call_metrics(methods: &[String], registry: &mut Registry) -> CallMetrics {
     let running = Gauge::default();
     registry.register(
         "grpc_calls_running",
-        "Calls whose answers did not begin yet, but for those of KeyStore and of health",
+        "Calls in flight (before the first response byte), excluding KeyStore and health checks",
         running.clone(),
     );
     let administering = Gauge::default();
     registry.register(
         "grpc_key_store_calls_running",
-        "Calls of KeyStore whose answers did not begin yet",
+        "KeyStore calls in flight (before the first response byte)",
         administering.clone(),
     );
-    registry.register("grpc_calls", "Calls that were answered, by method and status", answered.clone());
+    registry.register("grpc_calls", "Completed calls by method and status", answered.clone());
     registry.register_with_unit(
         "grpc_call_duration",
-        "How long it took until answers began, by method",
+        "Time until the response began, by method",
         Unit::Seconds,
         durations.clone(),
     );

@@ -37,27 +37,27 @@ fn server(
     if version < OLDEST {
         return Err(RepositoryError::new(
             ErrorKind::Refused,
-            "the server is older than Redis 6.2: use a newer one",
+            "the server is older than Redis 6.2; use a newer version",
         ));
     }
     // Valkey has another name for the mode, but both have this field.
     let is_cluster = info.get("cluster_enabled").copied() == Some("1");
     if is_cluster != connection.is_clustered() {
         let problem = if is_cluster {
-            "the server is part of a Cluster: its URL begins with redis-cluster: or rediss-cluster:"
+            "the server is in cluster mode; use a redis-cluster: or rediss-cluster: URL"
         } else {
             NO_CLUSTER
         };
         return Err(RepositoryError::new(ErrorKind::Refused, problem));
     }
     if info.get("role").copied() == Some("slave") {
-        let problem = "the server is a replica, which takes no changes: give the URL of the primary";
+        let problem = "the server is a replica, which rejects changes; use the URL of the primary";
         return Err(RepositoryError::new(ErrorKind::Unavailable, problem));
     }
     if settings.get(ALLOWS_STALE_READS).map(String::as_str) == Some("yes") {
         return Err(RepositoryError::new(
             ErrorKind::Refused,
-            "a node that is cut off from the Cluster would answer revoked keys as valid: set \
+            "a node that is cut off from the Cluster would return outdated records, so that revoked keys stay valid; set \
              `cluster-allow-reads-when-down no`",
         ));
     }
@@ -146,31 +146,30 @@ fn problems(
     let wants_replicas = settings.get("min-replicas-to-write").is_some_and(|count| count != "0");
     if replication.is_replicated && replication.min_replicas_ack == 0 && !wants_replicas {
         problems.push(
-            "a primary that hangs and comes back takes changes that the failover loses: set `store.redis_min_replicas_ack = 1`, \
+            "a primary that resumes after a hang accepts changes that the failover loses; set `store.redis_min_replicas_ack = 1`, \
              or `min-replicas-to-write 1` and `min-replicas-max-lag 2` on the servers",
         );
     }
     if replication.is_clustered && !settings.contains_key(ALLOWS_STALE_READS) {
         problems.push(
-            "the server does not tell its settings: make sure that `cluster-allow-reads-when-down` is `no`, or a node that \
-             is cut off from the Cluster answers revoked keys as valid",
+            "the server's settings can't be read; make sure that `cluster-allow-reads-when-down` is `no`, because a node that \
+             is cut off from the Cluster would otherwise return outdated records, so that revoked keys stay valid",
         );
     }
     let policy = info.get("maxmemory_policy").copied().unwrap_or("noeviction");
     if policy != "noeviction" {
-        problems.push("the server may evict keys when its memory is full: set `maxmemory-policy noeviction`");
+        problems.push("the server may evict keys when its memory is full; set `maxmemory-policy noeviction`");
     }
     let appends = info.get("aof_enabled").copied() == Some("1");
     if !appends && saves_snapshots == Some(false) {
-        problems.push("the server keeps nothing on disk: set `appendonly yes` and `appendfsync always`");
+        problems.push("the server stores nothing on disk; set `appendonly yes` and `appendfsync always`");
     } else if !appends {
         problems.push(
-            "the server writes snapshots alone, so a crash loses what came after the last one: set `appendonly yes` and \
+            "the server writes only snapshots, so a crash loses the changes after the last one; set `appendonly yes` and \
              `appendfsync always`",
         );
     } else if settings.get("appendfsync").map(String::as_str) == Some("no") {
-        problems
-            .push("the server leaves it to the system when changes reach the disk: set `appendfsync always`");
+        problems.push("the server never flushes changes to disk itself; set `appendfsync always`");
     }
     problems
 }
@@ -196,8 +195,8 @@ mod tests {
         };
         assert_eq!(told("noeviction", "1", &[("save", ""), ("appendfsync", "always")]), "");
         assert!(told("allkeys-lru", "1", &[]).contains("noeviction"));
-        assert!(told("noeviction", "0", &[("save", "")]).contains("nothing on disk"));
-        assert!(told("noeviction", "0", &[("save", "3600 1")]).contains("snapshots alone"));
+        assert!(told("noeviction", "0", &[("save", "")]).contains("appendonly yes"));
+        assert!(told("noeviction", "0", &[("save", "3600 1")]).contains("only snapshots"));
         assert!(told("noeviction", "1", &[("appendfsync", "no")]).contains("appendfsync always"));
         let replicated = |min_replicas_ack, settings: &[(&str, &str)]| {
             let info = HashMap::from([("aof_enabled", "1")]);

@@ -213,7 +213,7 @@ impl Connection {
         if is_change && confirmed < i64::from(self.min_replicas_ack) {
             return Err(RepositoryError::new(
                 ErrorKind::Unavailable,
-                "too few replicas confirmed the change",
+                "too few Redis replicas acknowledged the change",
             ));
         }
         Ok(answer)
@@ -380,10 +380,7 @@ impl Connection {
             return Ok(());
         }
         self.look_for_the_primary().await;
-        Err(RepositoryError::new(
-            ErrorKind::Unavailable,
-            "the server is a replica: it was a primary, or never one",
-        ))
+        Err(RepositoryError::new(ErrorKind::Unavailable, "the server is a replica, and not the primary"))
     }
 
     /// Looks for the primary by reconnecting: Sentinel, or the name of the server, may lead to another

@@ -51,16 +51,15 @@ const UNAVAILABLE: [&str; 17] = [
     "NOPERM",
 ];
 
-/// The problem of a cluster URL for a server that is not in cluster mode.
-pub(super) const NO_CLUSTER: &str =
-    "the server is no part of a Cluster: its URL begins with redis: or rediss:";
+/// What to do about a URL of a cluster that is none.
+pub(super) const NO_CLUSTER: &str = "the server is not in cluster mode; use a redis: or rediss: URL";
 
 /// Classifies an error of the first connection. Some of these errors can be fixed in the URL.
 pub(super) fn from_start(error: Error) -> RepositoryError {
     let problem = match error.details() {
         details if details.contains("cluster support disabled") => NO_CLUSTER,
         details if details.contains("DB index is out of range") => {
-            "the server has no database of the URL's number"
+            "the server does not have the database number in the URL"
         }
         _ => return from_fred(error),
     };

@@ -214,7 +214,7 @@ impl RedisRepository {
         let keys = vec![Key::from(self.keyspace.events(shard)), Key::from(self.keyspace.head(shard))];
         let counted: Vec<u64> = self.connection.ask(&self.scripts.count, keys).await?;
         let &[kept, ever] = counted.as_slice() else {
-            return Err(corrupt("a count of events that is none"));
+            return Err(corrupt("invalid event count"));
         };
         Ok(ever.saturating_sub(kept))
     }
@@ -256,7 +256,7 @@ impl RedisRepository {
             };
             let cap: XCap = ("MINID", "=", first_kept.as_str())
                 .try_into()
-                .map_err(|_| corrupt("a stream with an odd entry"))?;
+                .map_err(|_| corrupt("a malformed entry id in an event stream"))?;
             let trim = |client: Client| {
                 let (name, cap) = (name.clone(), cap.clone());
                 async move { client.xtrim(name, cap).await }
@@ -288,8 +288,8 @@ fn parse((id, fields): Entry) -> Result<FeedItem> {
 }
 
 fn parse_event(revision: Revision, mut fields: BTreeMap<String, String>) -> Result<KeyEvent> {
-    let event = fields.remove("event").ok_or_else(|| corrupt("an entry without an event"))?;
-    let event: StoredEvent = serde_json::from_str(&event)
-        .map_err(|_| corrupt("an event that is not the JSON that it should be"))?;
+    let event = fields.remove("event").ok_or_else(|| corrupt("a stream entry without an event"))?;
+    let event: StoredEvent =
+        serde_json::from_str(&event).map_err(|_| corrupt("malformed JSON in an event"))?;
     event.into_event(revision)
 }

@@ -16,10 +16,10 @@ pub(super) fn body(key: &ApiKey) -> Result<String> {
 pub(crate) fn parse(stored: &[u8]) -> Result<ApiKey> {
     let space = stored.iter().position(|&byte| byte == b' ');
     let (revision, document) = stored.split_at(space.ok_or_else(|| corrupt("a record without a revision"))?);
-    let revision = str::from_utf8(revision).map_err(|_| corrupt("a revision that is no number"))?;
-    // The parser's own error could quote the record, so it is discarded.
-    let document: StoredKey = serde_json::from_slice(document)
-        .map_err(|_| corrupt("a record that is not the JSON that it should be"))?;
+    let revision = str::from_utf8(revision).map_err(|_| corrupt("a revision that is not a number"))?;
+    // The parser's message could quote the record.
+    let document: StoredKey =
+        serde_json::from_slice(document).map_err(|_| corrupt("malformed JSON in a record"))?;
     Ok(ApiKey { revision: parse_revision(revision)?, ..document.into_key()? })
 }
 
@@ -30,7 +30,7 @@ pub(crate) fn parse(stored: &[u8]) -> Result<ApiKey> {
 /// lookup must never decide about a key.
 pub(super) fn parse_of(hash: &KeyHash, stored: &[u8]) -> Result<ApiKey> {
     let key = parse(stored)?;
-    if key.hash == *hash { Ok(key) } else { Err(corrupt("the record of another key")) }
+    if key.hash == *hash { Ok(key) } else { Err(corrupt("the hash does not match the record")) }
 }
 
 /// Returns `stub` with the readable values of an invalid record.
@@ -40,11 +40,11 @@ pub(super) fn salvage(stored: &[u8], stub: ApiKey) -> ApiKey {
 }
 
 pub(super) fn parse_revision(text: &str) -> Result<Revision> {
-    text.parse().map(Revision::new).map_err(|_| corrupt("a revision that is no number"))
+    text.parse().map(Revision::new).map_err(|_| corrupt("a revision that is not a number"))
 }
 
 pub(super) fn timestamp(micros: i64) -> Result<Timestamp> {
-    Timestamp::from_micros(micros).ok_or_else(|| corrupt("a time outside of the years 1 to 9999"))
+    Timestamp::from_micros(micros).ok_or_else(|| corrupt("a time whose year is not within 1 to 9999"))
 }
 
 /// The data to which the id of a key leads. It is sufficient for a deletion, even if the record can't be read
@@ -75,7 +75,7 @@ impl Index {
     }
 
     pub(super) fn parse(text: &str) -> Result<Self> {
-        let problem = || corrupt("an id that leads nowhere");
+        let problem = || corrupt("malformed index entry of a key id");
         let (member, owner_id) = text.split_once(' ').ok_or_else(problem)?;
         let member = HEXLOWER.decode(member.as_bytes()).map_err(|_| problem())?;
         let member = Member::parse(&member).ok_or_else(problem)?;

@@ -77,7 +77,8 @@ impl RedisRepository {
     /// Returns the id of the key that `request` created.
     pub(super) async fn made_by(&self, request: &RequestDigest) -> Result<Option<KeyId>> {
         let id: Option<String> = self.read_text(self.keyspace.request(request)).await?;
-        id.map(|id| KeyId::parse("id", &id).map_err(|_| corrupt("a request that made no key"))).transpose()
+        id.map(|id| KeyId::parse("id", &id).map_err(|_| corrupt("malformed key id of an earlier request")))
+            .transpose()
     }
 
     pub(super) async fn update_key(
@@ -166,7 +167,7 @@ impl RedisRepository {
     pub(super) async fn rotate_key(&self, rotation: Rotation, context: &ChangeContext) -> Result<Rotation> {
         let Rotation { replaced, successor } = rotation;
         if Shard::of_hash(&replaced.hash) != Shard::of_hash(&successor.hash) {
-            return Err(RepositoryError::new(ErrorKind::Internal, "a successor for another shard"));
+            return Err(RepositoryError::new(ErrorKind::Internal, "the successor belongs to another shard"));
         }
         let expected = replaced.revision;
         let stored = self.current(replaced.id, expected).await?;
@@ -310,7 +311,7 @@ impl RedisRepository {
         }
         let revisions: Vec<_> =
             answer.iter().map(|text| record::parse_revision(text)).collect::<Result<_>>()?;
-        revisions.try_into().map_err(|_| corrupt("a change that was answered with too few revisions"))
+        revisions.try_into().map_err(|_| corrupt("too few revisions in the result of a change"))
     }
 
     fn nonce(&self) -> Result<u64> {

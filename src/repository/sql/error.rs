@@ -19,8 +19,8 @@ pub(super) fn from_driver(error: sqlx::Error) -> RepositoryError {
 /// Returns the error of a session setting that differs from the value that Keyvouch needs, and can't be set.
 pub(super) fn differs(name: &str, value: &str, wanted: &str) -> sqlx::Error {
     let problem = format!(
-        "the database setting {name} is {value} and stays so, but has to be {wanted}: change it for this database or user, or \
-         connect without the pooler that drops it"
+        "the database setting {name} has the value {value}, needs {wanted}, and could not be set; change it for this database \
+         or user, or connect without the pooler that drops it"
     );
     sqlx::Error::Configuration(problem.into())
 }

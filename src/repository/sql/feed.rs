@@ -69,8 +69,9 @@ async fn ask(connection: &impl ConnectionTrait, of_postgres: &str, of_mysql: &st
     };
     let question = Statement::from_string(connection.get_database_backend(), question);
     let row = connection.query_one_raw(question).await.map_err(from_db)?;
-    let row = row
-        .ok_or_else(|| RepositoryError::new(ErrorKind::Internal, "a server that does not say what it is"))?;
+    let row = row.ok_or_else(|| {
+        RepositoryError::new(ErrorKind::Internal, "the database server returned no row for a setting")
+    })?;
     row.try_get_by_index(0).map_err(from_db)
 }
 

@@ -103,7 +103,7 @@ impl Place {
     pub(super) fn parse(url: &str) -> Result<Self> {
         let refused = |problem: &'static str| RepositoryError::new(ErrorKind::Refused, problem);
         let (scheme, rest) = url.split_once(':').ok_or_else(|| refused("the URL has no scheme"))?;
-        let unreadable = "the URL can't be read: special characters in a password are written as %XX";
+        let unreadable = "malformed URL; special characters in a password must be written as %XX";
         match scheme {
             "sqlite" => {
                 let path = PathBuf::from(rest.strip_prefix("//").unwrap_or(rest));
@@ -116,7 +116,7 @@ impl Place {
             "mysql" | "mariadb" => {
                 MySqlConnectOptions::from_str(url).map(Self::MySql).map_err(|_| refused(unreadable))
             }
-            _ => Err(refused("the URL's scheme is none of sqlite, postgres, mysql and mariadb")),
+            _ => Err(refused("unsupported URL scheme; use sqlite, postgres, mysql or mariadb")),
         }
     }
 

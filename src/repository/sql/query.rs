@@ -303,7 +303,8 @@ pub(super) fn record_usage(tables: &Tables, usage: &[(KeyId, Timestamp)]) -> Res
         Query::select().expr_as(id.as_uuid(), "used_id").expr_as(used_at.as_micros(), "used_at").take()
     };
     let mut rows = latest.into_iter().map(row);
-    let mut list = rows.next().ok_or_else(|| RepositoryError::new(ErrorKind::Internal, "no uses"))?;
+    let mut list =
+        rows.next().ok_or_else(|| RepositoryError::new(ErrorKind::Internal, "no uses to record"))?;
     for row in rows {
         list.union(UnionType::All, row);
     }

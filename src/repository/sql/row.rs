@@ -110,7 +110,8 @@ impl TryGetable for Exact {
         }
         let bytes = Vec::<u8>::try_get_by(row, index)?;
         let text = String::from_utf8(bytes);
-        text.map(Self).map_err(|_| TryGetError::DbErr(sea_orm::DbErr::Type("a text that is no UTF-8".into())))
+        text.map(Self)
+            .map_err(|_| TryGetError::DbErr(sea_orm::DbErr::Type("a text that is not valid UTF-8".into())))
     }
 }
 
@@ -276,7 +277,7 @@ pub(super) struct NewEvent<'e> {
 
 pub(super) fn timestamp(micros: i64) -> Result<Timestamp> {
     Timestamp::from_micros(micros)
-        .ok_or_else(|| RepositoryError::new(ErrorKind::Corrupt, "a time outside of the years 1 to 9999"))
+        .ok_or_else(|| RepositoryError::new(ErrorKind::Corrupt, "a time whose year is not within 1 to 9999"))
 }
 
 fn hash(bytes: Vec<u8>) -> Result<KeyHash> {

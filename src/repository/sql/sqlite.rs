@@ -68,9 +68,10 @@ impl DatabaseFile {
     pub(super) fn check(&self) -> Result<()> {
         match fs::metadata(&self.path) {
             Ok(found) if identity(&found) == self.identity => Ok(()),
-            Ok(_) => {
-                Err(RepositoryError::new(ErrorKind::Unavailable, "the database file was replaced: restart"))
-            }
+            Ok(_) => Err(RepositoryError::new(
+                ErrorKind::Unavailable,
+                "the database file was replaced; restart the server",
+            )),
             Err(error) => Err(RepositoryError::new(ErrorKind::Unavailable, error)),
         }
     }

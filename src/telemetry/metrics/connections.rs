@@ -43,15 +43,15 @@ struct WorkerLabel {
 
 impl ConnectionMetrics {
     pub(super) fn register(&self, registry: &mut Registry) {
-        registry.register("connections", "Open connections of clients, by worker", self.open.clone());
+        registry.register("connections", "Open client connections by worker", self.open.clone());
         registry.register(
             "connections_refused",
-            "Connections that were not served, by the limit that was reached, or since they did not begin as they have to",
+            "Rejected connections, by the limit that was reached, or because of a failed handshake",
             self.refused.clone(),
         );
         registry.register(
             "connections_closed",
-            "Connections that were closed to make room for others, by the reason",
+            "Connections that were closed to make room for others, by reason",
             self.closed.clone(),
         );
     }

@@ -20,7 +20,7 @@ impl Collector for ProcessCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         if let Some(seconds) = cpu_seconds() {
             let counter = ConstCounter::new(seconds);
-            let help = "CPU time that the process took";
+            let help = "CPU time used by the process";
             let metric = encoder.encode_descriptor(
                 "process_cpu",
                 help,
@@ -32,11 +32,11 @@ impl Collector for ProcessCollector {
         let gauges = [
             (
                 "process_resident_memory",
-                "Memory that the process has in use",
+                "Resident memory of the process",
                 Some(Unit::Bytes),
                 resident_bytes(),
             ),
-            ("process_open_fds", "Open files, sockets among them", None, open_files()),
+            ("process_open_fds", "Open file descriptors, including sockets", None, open_files()),
         ];
         for (name, help, unit, value) in gauges {
             let Some(value) = value else { continue };

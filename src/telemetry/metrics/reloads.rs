@@ -31,11 +31,7 @@ impl Default for ReloadMetrics {
 
 impl ReloadMetrics {
     pub(super) fn register(&self, registry: &mut Registry) {
-        registry.register(
-            "reloads",
-            "Files that changed and were read again, by kind and outcome",
-            self.0.clone(),
-        );
+        registry.register("reloads", "Reloads of changed files, by kind and outcome", self.0.clone());
     }
 
     /// Label of certificates and their keys.

@@ -96,7 +96,7 @@ impl Fleet {
     /// Returns the faults in the replicas' logs that are not outages.
     pub(super) fn faults_in_logs(&self) -> String {
         let logs = self.0.replicas.iter().map(|replica| replica.home.read("stderr"));
-        let is_fault = |line: &str| line.contains("the store failed") || line.contains("panicked");
+        let is_fault = |line: &str| line.contains("the storage backend failed") || line.contains("panicked");
         logs.flat_map(|log| log.lines().filter(|line| is_fault(line)).map(str::to_owned).collect::<Vec<_>>())
             .collect::<Vec<_>>()
             .join("; ")
