@@ -1,4 +1,4 @@
-//! The command line: one file a sub-command.
+//! The command line. Each subcommand has its own module.
 
 mod arguments;
 mod client;
@@ -33,7 +33,7 @@ use crate::config::{Config, Sources};
 #[derive(Debug, Parser)]
 #[command(name = "keyvouch", version, propagate_version = true, max_term_width = 110)]
 struct Cli {
-    /// How answers are printed: for people, or as JSON for programs.
+    /// Output format.
     #[arg(long, short, global = true, value_enum, default_value_t, env = "KEYVOUCH_OUTPUT")]
     output: OutputFormat,
     #[command(subcommand)]
@@ -44,7 +44,7 @@ struct Cli {
 enum Command {
     /// Run the server.
     Serve(SettingsArgs),
-    /// Bring the tables of the database up to date, or say whether they are.
+    /// Apply, undo or list database migrations.
     Migrate {
         #[command(subcommand)]
         command: migrate::MigrateCommand,
@@ -54,37 +54,38 @@ enum Command {
         #[command(subcommand)]
         command: key::KeyCommand,
     },
-    /// Show the audit trail: who changed which key, when, and what. Newest first.
+    /// Show the audit trail, newest first: caller, key, time and kind of each change.
     Events(events::EventsArgs),
-    /// Bring hashed keys of another system to a running server. Exit status: 0 all are there, 3 some were rejected,
-    /// 1 it could not go on.
+    /// Import hashed keys of another system into a running server. Exit status: 0 all keys are stored, 3 some were
+    /// rejected, 1 the import failed.
     Import(import::ImportArgs),
-    /// Delete the keys of a running server that expired before an instant.
+    /// Delete the keys of a running server that expired before a given time.
     Prune(prune::PruneArgs),
-    /// Ask a running server whether a key may be used. Exit status: 0 allowed, 3 denied, 1 could not be decided.
+    /// Validate a key with a running server. Exit status: 0 allowed, 3 denied, 1 undecided.
     Validate(validate::ValidateArgs),
-    /// Ask a running server whether it is healthy. Exit status: 0 serving, 1 not.
+    /// Check the health of a running server. Exit status: 0 serving, 1 not serving.
     Healthcheck(healthcheck::HealthcheckArgs),
-    /// Check or show the settings.
+    /// Check or show settings.
     Config {
         #[command(subcommand)]
         command: config::ConfigCommand,
     },
-    /// Print a script that completes these commands in a shell.
+    /// Print a shell completion script.
     Completions(generate::CompletionsArgs),
-    /// Write manual pages of these commands.
+    /// Write manual pages.
     Man(generate::ManArgs),
     /// Print the version.
     Version,
 }
 
-/// The settings of a server: defaults, then the file, then variables `KEYVOUCH__SECTION__FIELD`, then flags.
+/// Settings of a server. Sources in increasing precedence: defaults, the file, environment variables
+/// `KEYVOUCH__SECTION__FIELD`, flags.
 #[derive(Clone, Debug, Args)]
 struct SettingsArgs {
-    /// A TOML file with settings.
+    /// TOML file with settings.
     #[arg(long, value_name = "FILE", env = "KEYVOUCH_CONFIG")]
     config: Option<PathBuf>,
-    /// One setting, over file and environment, for example `--set server.listen=127.0.0.1:6000`.
+    /// A setting, for example `--set server.listen=127.0.0.1:6000`. Overrides the file and the environment. Repeatable.
     #[arg(long, value_name = "SECTION.FIELD=VALUE", value_parser = arguments::setting)]
     set: Vec<(String, String)>,
 }
@@ -93,14 +94,12 @@ impl SettingsArgs {
     fn load(self) -> Result<Config> {
         let utf8 = |text: OsString| text.to_string_lossy().into_owned();
         let environment = std::env::vars_os().map(|(name, value)| (utf8(name), utf8(value))).collect();
-        Sources { file: self.config, environment, flags: self.set }
-            .load()
-            .context("the settings can't be used")
+        Sources { file: self.config, environment, flags: self.set }.load().context("invalid settings")
     }
 }
 
-/// Parses the arguments, does what they say and returns the exit status: 0 done or allowed, 1 failed, 2 wrong arguments,
-/// 3 the key was denied.
+/// Parses the arguments, runs the command and returns the exit status: 0 success or allowed, 1 failure, 2 invalid
+/// arguments, 3 denied, pending or rejected.
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();

@@ -1,4 +1,4 @@
-//! Reading single arguments.
+//! Parsers of single arguments.
 
 use std::io::{Read as _, stdin};
 use std::path::Path;
@@ -7,35 +7,36 @@ use std::str::FromStr as _;
 use anyhow::{Context as _, Result, bail};
 use zeroize::Zeroizing;
 
-/// More than any secret; what is larger is something else.
+/// Maximum number of bytes that are read of a secret; larger than any token or key.
 const MAX_SECRET_BYTES: u64 = 64 * 1024;
 
-/// `SECTION.FIELD=VALUE`
+/// Parses `SECTION.FIELD=VALUE`.
 pub(super) fn setting(text: &str) -> Result<(String, String), String> {
-    pair(text).map_err(|_| "write it as SECTION.FIELD=VALUE".to_owned())
+    pair(text).map_err(|_| "expected SECTION.FIELD=VALUE".to_owned())
 }
 
-/// `KEY=VALUE`
+/// Parses `KEY=VALUE`.
 pub(super) fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err("write it as KEY=VALUE".to_owned()),
+        _ => Err("expected KEY=VALUE".to_owned()),
     }
 }
 
-/// `30d`, `12h 30m`, `90s`
+/// Parses a duration such as `30d`, `12h 30m` or `90s`.
 pub(super) fn duration(text: &str) -> Result<prost_types::Duration, String> {
-    let explain = |_| "write it like 30d, 12h or 90s".to_owned();
+    let explain = |_| "invalid duration; examples: 30d, 12h, 90s".to_owned();
     let parsed = humantime::parse_duration(text).map_err(explain)?;
-    prost_types::Duration::try_from(parsed).map_err(|_| "is too long".to_owned())
+    prost_types::Duration::try_from(parsed).map_err(|_| "duration too long".to_owned())
 }
 
-/// An instant as in RFC 3339.
+/// Parses a time in the format of RFC 3339.
 pub(super) fn time(text: &str) -> Result<prost_types::Timestamp, String> {
-    prost_types::Timestamp::from_str(text).map_err(|_| "write it like 2030-01-31T12:00:00Z".to_owned())
+    prost_types::Timestamp::from_str(text)
+        .map_err(|_| "invalid time; expected RFC 3339, for example 2030-01-31T12:00:00Z".to_owned())
 }
 
-/// The secret in the file `path`, or on standard input; a line feed at its end does not belong to it.
+/// Reads a secret from the file `path`, or from standard input if it is `None`. A final line feed is not part of it.
 pub(super) fn secret(path: Option<&Path>) -> Result<Zeroizing<String>> {
     let mut text = Zeroizing::new(String::new());
     let read = match path {

@@ -1,4 +1,4 @@
-//! Reaching a running server.
+//! Connections to a running server.
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -21,29 +21,29 @@ use crate::grpc::pb::key_store_client::KeyStoreClient;
 use crate::grpc::pb::validator_client::ValidatorClient;
 
 pub(super) const DEFAULT_ADDRESS: &str = "127.0.0.1:50051";
-/// The largest page that the server sends, and some more.
+/// Maximum size of a response; larger than any page that the server sends.
 const MAX_MESSAGE_BYTES: usize = 8 * 1024 * 1024;
 
-/// Which server to talk to, and as whom.
+/// Address of the server, and credential of the caller.
 #[derive(Clone, Debug, Args)]
 pub(super) struct ClientArgs {
     #[command(flatten)]
     given: Target,
-    /// A server of the file of profiles; what is given besides goes before it.
+    /// Named profile to use. Explicit flags override it.
     #[arg(long, env = "KEYVOUCH_PROFILE", value_name = "NAME")]
     profile: Option<String>,
-    /// The file of profiles [default: keyvouch/profiles.toml in the folder of settings].
+    /// Path to the profiles file [default: $XDG_CONFIG_HOME/keyvouch/profiles.toml].
     #[arg(long, env = "KEYVOUCH_PROFILES", value_name = "FILE")]
     profiles: Option<PathBuf>,
-    /// How long to wait for the connection, and for an answer.
+    /// Timeout of the connection attempt and of each call. Streams have no timeout.
     #[arg(long, env = "KEYVOUCH_TIMEOUT", value_parser = humantime::parse_duration, default_value = "10s")]
     timeout: Duration,
 }
 
-/// A channel that sends the credential with each call.
+/// A channel that adds the credential to each call.
 pub(super) type Credentialed = InterceptedService<Channel, Credential>;
 
-/// Puts the token, if there is one, into each call.
+/// Adds the token to each call, if one is set.
 #[derive(Clone)]
 pub(super) struct Credential(Option<MetadataValue<Ascii>>);
 
@@ -63,7 +63,8 @@ impl ClientArgs {
         Ok(client.max_decoding_message_size(MAX_MESSAGE_BYTES))
     }
 
-    /// `Validator` gets a credential only if it `needs_credential`, or one was named.
+    /// Connects to `Validator`. The credential is sent only if `needs_credential` is true or the user named a token
+    /// file.
     pub(super) async fn validator(&self, needs_credential: bool) -> Result<ValidatorClient<Credentialed>> {
         let target = self.target()?;
         let is_named = target.token_file.is_some();
@@ -79,10 +80,10 @@ impl ClientArgs {
         let endpoint = target.endpoint()?;
         let channel = tokio::time::timeout(self.timeout, endpoint.connect()).await;
         let channel = channel.map_err(anyhow::Error::from).and_then(|channel| Ok(channel?));
-        channel.with_context(|| format!("can't reach a server at {} (--addr)", endpoint.uri()))
+        channel.with_context(|| format!("--addr: can't connect to {}", endpoint.uri()))
     }
 
-    /// A call that gives up in time. Streams take as long as they need: they don't come through here.
+    /// Creates a unary request with the timeout. Streams have no timeout and don't use this.
     pub(super) fn call<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.set_timeout(self.timeout);
@@ -111,22 +112,21 @@ impl Target {
             format!("http://{address}")
         };
         let has_tls = url.starts_with("https:");
-        let endpoint =
-            Endpoint::from_shared(url).with_context(|| format!("--addr: `{address}` is no address"))?;
+        let endpoint = Endpoint::from_shared(url).with_context(|| {
+            format!("--addr: invalid address `{address}`; expected HOST:PORT, a URL or unix:/path")
+        })?;
         if has_tls {
-            return endpoint.tls_config(self.tls()?).context("these certificates can't be used");
+            return endpoint.tls_config(self.tls()?).context("--ca-file, --cert-file: invalid certificates");
         }
         if self.ca_file.is_some() || self.cert_file.is_some() || self.server_name.is_some() {
-            bail!(
-                "--ca-file, --cert-file and --server-name are for servers with TLS: --addr https://HOST:PORT"
-            );
+            bail!("--ca-file, --cert-file and --server-name need TLS; use --addr https://HOST:PORT");
         }
         Ok(endpoint)
     }
 
     fn tls(&self) -> Result<ClientTlsConfig> {
         let read = |option: &str, file: &Path| {
-            std::fs::read(file).with_context(|| format!("{option}: {} can't be read", file.display()))
+            std::fs::read(file).with_context(|| format!("{option}: can't read {}", file.display()))
         };
         let mut tls = match &self.ca_file {
             Some(file) => {
@@ -140,7 +140,7 @@ impl Target {
                 tls = tls.identity(Identity::from_pem(read("--cert-file", certificate)?, &*key));
             }
             (None, None) => {}
-            _ => bail!("--cert-file and --cert-key-file belong together: give both, or neither"),
+            _ => bail!("--cert-file and --cert-key-file belong together; set both or neither"),
         }
         if let Some(name) = &self.server_name {
             tls = tls.domain_name(name);
@@ -158,12 +158,12 @@ impl Target {
         };
         let header = format!("Bearer {}", token.trim());
         let mut header: MetadataValue<Ascii> =
-            header.parse().context("the admin token has a character that can't be sent")?;
+            header.parse().context("--token-file: the token has a character that can't be sent")?;
         header.set_sensitive(true);
         Ok(Credential(Some(header)))
     }
 
-    /// Whether the server is on this machine: only there goes a token that nobody named.
+    /// Returns whether the server is on this machine. The default token file is used only then.
     fn is_local(&self) -> Result<bool> {
         if self.address().starts_with("unix:") {
             return Ok(true);
@@ -175,16 +175,17 @@ impl Target {
     }
 }
 
-/// Runs a command that talks to a server.
+/// Runs a command that calls a server.
 pub(super) fn block_on(command: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.context("can't start")?.block_on(command)
+    runtime.context("can't start the runtime")?.block_on(command)
 }
 
-/// Runs a command that waits for files while it talks to a server. What it still waits for at its end is left.
+/// Runs a command that reads files while it calls a server. Blocking reads that are still pending at its end are
+/// abandoned.
 pub(super) fn block_on_threads(command: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let runtime = runtime.context("can't start")?;
+    let runtime = runtime.context("can't start the runtime")?;
     let outcome = runtime.block_on(command);
     runtime.shutdown_background();
     outcome

@@ -12,9 +12,9 @@ use crate::config::json_schema;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
-    /// Check the settings, the admin tokens among them, without starting anything.
+    /// Check the settings, including the admin tokens, without starting a server.
     Check(SettingsArgs),
-    /// Print all settings as they apply, without secrets.
+    /// Print the effective settings. Secrets are redacted.
     Show(SettingsArgs),
     /// Print the JSON Schema of the settings.
     Schema,
@@ -25,7 +25,7 @@ pub(super) fn run(command: ConfigCommand, output: &Output) -> Result<ExitCode> {
         ConfigCommand::Check(settings) => {
             let config = settings.load()?;
             config.admin.load_tokens()?;
-            output.value("the settings are good", &json!({ "good": true }))
+            output.value("the settings are valid", &json!({ "good": true }))
         }
         ConfigCommand::Show(settings) => {
             let config = settings.load()?;

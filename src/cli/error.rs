@@ -1,4 +1,4 @@
-//! What a failed command says.
+//! Error messages of failed commands.
 
 use std::error::Error;
 use std::io::{self, Write as _, stderr};
@@ -12,7 +12,7 @@ use tonic_types::StatusExt as _;
 pub(super) fn report(error: &anyhow::Error) -> ExitCode {
     let mut text = match error.downcast_ref::<Status>() {
         Some(status) => {
-            // What was being done stands before what the server says.
+            // Print the operation before the server's message.
             let contexts = error.chain().take_while(|cause| !cause.is::<Status>());
             let mut parts: Vec<_> = contexts.map(ToString::to_string).collect();
             parts.push(of_status(status));
@@ -26,7 +26,7 @@ pub(super) fn report(error: &anyhow::Error) -> ExitCode {
         text.push('\n');
         text.push_str(advice);
     }
-    // If standard error is gone too, the exit status still tells.
+    // If standard error is closed, the exit status still shows the failure.
     let _ = writeln!(stderr(), "error: {text}");
     ExitCode::FAILURE
 }
@@ -37,36 +37,37 @@ fn of_status(status: &Status) -> String {
         text.push_str(&format!(" [{}]", info.reason));
     }
     if status.code() == Code::Unauthenticated {
-        text.push_str("\nGive the file with the admin token: --token-file FILE or KEYVOUCH_TOKEN_FILE");
+        text.push_str("\nSet --token-file FILE (or KEYVOUCH_TOKEN_FILE) to a file with an admin token or a key with a keyvouch.* scope");
     }
     text
 }
 
-/// What to do where a connection ended before the first answer, and the reason went with it.
+/// Returns advice for a connection that ended before the first response, so that the reason is unknown.
 fn lost_connection(error: &anyhow::Error) -> Option<&'static str> {
     let status = error.downcast_ref::<Status>()?;
-    // Those of a server have details; those of this client's transport have a cause.
+    // Statuses of a server have details. Those of this client's transport have a source.
     let is_of_transport = status.source().is_some() && status.get_details_error_info().is_none();
     let is_lost =
         matches!(status.code(), Code::Cancelled | Code::Internal | Code::Unknown | Code::Unavailable);
     (is_of_transport && is_lost).then_some(
-        "The server ended the connection. If it speaks TLS, --addr begins with https://; if it asks for a client certificate, \
-         give one that it knows: --cert-file and --cert-key-file",
+        "The server closed the connection. If it uses TLS, use --addr https://HOST:PORT. If it needs a client certificate, set \
+         --cert-file and --cert-key-file to one that it accepts",
     )
 }
 
-/// What TLS says, where `cause` is that; errors of the system hold it where their sources don't show it.
+/// Returns the rustls error in `cause`, if it is one or an I/O error that wraps one. I/O errors don't return the
+/// wrapped error as their source.
 fn tls_error<'e>(cause: &'e (dyn Error + 'static)) -> Option<&'e rustls::Error> {
     let within = || cause.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref();
     cause.downcast_ref().or_else(within)
 }
 
-/// What to do about it.
+/// Returns what to do about `error`, if it is known.
 fn advice(error: &rustls::Error) -> Option<&'static str> {
     use AlertDescription as Alert;
     match error {
         rustls::Error::AlertReceived(Alert::CertificateRequired) => {
-            Some("The server asks for a client certificate: give --cert-file and --cert-key-file")
+            Some("The server needs a client certificate; set --cert-file and --cert-key-file")
         }
         rustls::Error::AlertReceived(
             Alert::BadCertificate
@@ -77,13 +78,13 @@ fn advice(error: &rustls::Error) -> Option<&'static str> {
             | Alert::UnknownCA
             | Alert::UnsupportedCertificate,
         ) => Some(
-            "The server refused the client certificate: look at --cert-file, its dates and who signed it",
+            "The server rejected the client certificate; check the validity period and the issuer of --cert-file",
         ),
         rustls::Error::InvalidCertificate(_) => Some(
-            "The server's certificate was not trusted: give the file of its root, --ca-file, and --server-name if it is for another name",
+            "The server's certificate could not be verified; set --ca-file to its root certificate, and --server-name if it has another name",
         ),
         rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
-            Some("The server does not speak TLS: give its address with http:// or with none")
+            Some("The server does not use TLS; use --addr http://HOST:PORT")
         }
         _ => None,
     }

@@ -11,16 +11,16 @@ use crate::grpc::pb;
 
 #[derive(Debug, Args)]
 pub(super) struct EventsArgs {
-    /// Only changes of the key with this id, which may be deleted.
+    /// Show only changes to the key with this id, which may be deleted.
     #[arg(long, default_value = "", value_name = "ID")]
     key: String,
-    /// Only changes of keys of this owner.
+    /// Show only changes to keys of this owner.
     #[arg(long, default_value = "")]
     owner: String,
-    /// How many events at most.
+    /// Maximum number of events.
     #[arg(long, default_value_t = 100)]
     page_size: i32,
-    /// Where to read on: the token that the page before ended with.
+    /// Token of the page, as printed after the previous page.
     #[arg(long, default_value = "")]
     page_token: String,
     #[command(flatten)]
@@ -62,10 +62,10 @@ fn describe(page: &pb::ListEventsResponse) -> String {
     });
     let mut text = table(["TIME", "CHANGE", "KEY", "OWNER", "BY", "REQUEST"], rows);
     for revision in &page.unreadable_revisions {
-        text.push_str(&format!("\nThe event with the revision {revision} can't be read."));
+        text.push_str(&format!("\nThe stored event with revision {revision} can't be read."));
     }
     if !page.next_page_token.is_empty() {
-        text.push_str(&format!("\n\nThere is more: --page-token {}", page.next_page_token));
+        text.push_str(&format!("\n\nNext page: --page-token {}", page.next_page_token));
     }
     text
 }

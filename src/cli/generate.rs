@@ -10,13 +10,13 @@ use clap_complete::Shell;
 
 #[derive(Debug, Args)]
 pub(super) struct CompletionsArgs {
-    /// The shell to complete for.
+    /// Shell of the script.
     shell: Shell,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct ManArgs {
-    /// The folder to write the pages to, for example `/usr/local/share/man/man1`.
+    /// Directory of the pages, for example `/usr/local/share/man/man1`.
     #[arg(value_name = "FOLDER")]
     folder: PathBuf,
 }
@@ -25,7 +25,7 @@ pub(super) fn completions(arguments: &CompletionsArgs, mut command: Command) -> 
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut command, "keyvouch", &mut script);
     match std::io::stdout().write_all(&script) {
-        // Whoever read it has had enough.
+        // The reader closed the pipe, for example `head`.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
         written => written.context("can't write the script")?,
     }

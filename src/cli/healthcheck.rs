@@ -14,7 +14,7 @@ use super::output::Output;
 
 #[derive(Debug, Args)]
 pub(super) struct HealthcheckArgs {
-    /// The service to ask about: `keyvouch.v1.Validator`, `keyvouch.v1.KeyStore`, or the server as a whole.
+    /// Service to check: `keyvouch.v1.Validator` or `keyvouch.v1.KeyStore`. Empty checks the server as a whole.
     #[arg(long, default_value = "")]
     service: String,
     #[command(flatten)]

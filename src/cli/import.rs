@@ -28,39 +28,39 @@ use crate::grpc::{imported_key, pb};
 
 /// The exit status when rows were rejected.
 const REJECTED: u8 = 3;
-/// How many keys are read before the server has taken the first of them.
+/// Maximum number of keys that are read ahead of the server's responses.
 const READ_AHEAD: usize = 1_000;
 
-/// Running it again is safe: what is there already is left alone.
+/// An import can be repeated: keys that are already stored are left unchanged.
 #[derive(Debug, Args)]
 pub(super) struct ImportArgs {
-    /// A file of JSON lines or CSV (`-`: standard input), or the URL of the SQL database of litestar-api-auth. Arguments
-    /// can be seen by every process of the machine: a URL with a password belongs into `KEYVOUCH_IMPORT_FROM`.
+    /// File of JSON Lines or CSV, `-` for standard input, or the URL of the SQL database of litestar-api-auth.
+    /// Arguments are visible to all processes on the machine, so pass a URL with a password in `KEYVOUCH_IMPORT_FROM`.
     #[arg(long, env = "KEYVOUCH_IMPORT_FROM", hide_env_values = true, value_name = "FILE|URL")]
     from: String,
-    /// What the source is written in. Unset: as its name ends, or as the URL begins.
+    /// Format of the source. If unset, it follows from the file extension or the URL scheme.
     #[arg(long, value_enum)]
     format: Option<Format>,
-    /// Whose keys they are, where a row does not say it.
+    /// Owner of keys whose rows have no owner.
     #[arg(long)]
     owner: Option<String>,
-    /// What the key strings of litestar-api-auth begin with: its database does not know.
+    /// Prefix of the key strings of litestar-api-auth, which its database does not contain.
     #[arg(long, default_value = "pyorg_", value_name = "PREFIX")]
     key_prefix: String,
-    /// The table of litestar-api-auth.
+    /// Table of litestar-api-auth: TABLE or SCHEMA.TABLE.
     #[arg(long, default_value = "api_keys")]
     table: String,
-    /// Make keys valid again that were revoked here and then deleted. The audit trail shows which.
+    /// Make keys valid again that were revoked and then deleted in Keyvouch. The audit trail records this.
     #[arg(long)]
     allow_revoked: bool,
-    /// Check every row by itself and store nothing. Needs no server, so it can't tell what is there already.
+    /// Check each row without storing it. Needs no server, and so does not detect keys that are already stored.
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
     client: ClientArgs,
 }
 
-/// What became of the rows.
+/// Counts of rows by outcome.
 #[derive(Debug, Default)]
 struct Report {
     imported: u64,
@@ -68,11 +68,11 @@ struct Report {
     rejected: u64,
 }
 
-/// What the reader did with a row. Rows that were sent are answered in the order of these.
+/// Outcome of reading a row. The server's responses to sent rows arrive in the order of these steps.
 enum Step {
     Sent(String),
     Rejected(String, InvalidField),
-    /// The source can't be read further.
+    /// The source can't be read any further.
     Broken(anyhow::Error),
 }
 
@@ -87,9 +87,9 @@ pub(super) async fn run(arguments: ImportArgs, output: &Output) -> Result<ExitCo
     } else {
         send(source, &arguments, &mut report).await
     };
-    // What was stored is told whatever came after it.
+    // Print the report even if the import failed, because some keys may be stored.
     output.value(&report.text(&arguments)?, &report.json(&arguments)?)?;
-    outcome.context("the import stopped: run it again, what is stored is left alone")?;
+    outcome.context("the import failed; run it again: keys that are already stored are left unchanged")?;
     Ok(if report.rejected == 0 { ExitCode::SUCCESS } else { ExitCode::from(REJECTED) })
 }
 
@@ -110,7 +110,7 @@ async fn send(source: Source, arguments: &ImportArgs, report: &mut Report) -> Re
     let (requests, sent) = mpsc::channel(READ_AHEAD);
     let (steps, mut taken) = mpsc::channel(READ_AHEAD);
     let mut key_store = client.key_store().await?;
-    // Nothing is read before the server has taken the call: standard input may not come for long.
+    // Read only after the server has accepted the call: standard input can block for a long time.
     let mut answers = key_store.import_keys(ReceiverStream::new(sent)).await?.into_inner();
     let reading = tokio::spawn(read(source, arguments.allow_revoked, requests, steps));
     while let Some(step) = taken.recv().await {
@@ -119,14 +119,14 @@ async fn send(source: Source, arguments: &ImportArgs, report: &mut Report) -> Re
             Step::Broken(error) => return Err(error),
             Step::Sent(label) => match answers.message().await.with_context(|| format!("at {label}"))? {
                 Some(answer) => report.take(&label, answer)?,
-                None => bail!("the server ended the import at {label}"),
+                None => bail!("the server ended the stream at {label}"),
             },
         }
     }
     reading.await.context("the reader failed")
 }
 
-/// Reads ahead of the server's answers, as far as the two channels have room.
+/// Reads ahead of the server's responses, limited by the capacity of the two channels.
 async fn read(
     mut source: Source,
     allow_revoked_hash: bool,
@@ -140,7 +140,7 @@ async fn read(
             Ok(Some(Row { label, request })) => match request.and_then(checked) {
                 Err(problem) => Step::Rejected(label, problem),
                 Ok(request) => {
-                    // An error means that the call has ended: who reads the steps finds out why.
+                    // An error means that the call has ended. The receiver of the steps gets its status.
                     let _ = requests.send(pb::ImportKeysRequest { allow_revoked_hash, ..request }).await;
                     Step::Sent(label)
                 }
@@ -153,7 +153,7 @@ async fn read(
     }
 }
 
-/// The request, if it is a key: one that is too large would end the stream, and the import with it.
+/// Checks the request before it is sent. A key that is too large would end the stream, and with it the import.
 fn checked(request: pb::ImportKeysRequest) -> Result<pb::ImportKeysRequest, InvalidField> {
     imported_key(request.clone()).map(|_| request)
 }
@@ -166,15 +166,15 @@ impl Report {
                 self.already_there += 1;
             }
             Some(Outcome::Error(error)) => self.reject(label, &error.message)?,
-            None => bail!("the server gave no answer to {label}"),
+            None => bail!("the server sent an empty response to {label}"),
         }
         Ok(())
     }
 
-    /// Told at once: there can be more rejections than fit into memory.
+    /// Prints the rejection immediately, because there can be more rejections than fit in memory.
     fn reject(&mut self, label: &str, problem: &str) -> Result<()> {
         self.rejected += 1;
-        writeln!(stderr(), "rejected: {label}: {problem}").context("can't print what was rejected")
+        writeln!(stderr(), "rejected: {label}: {problem}").context("can't write to standard error")
     }
 
     fn text(&self, arguments: &ImportArgs) -> Result<String> {
@@ -182,12 +182,12 @@ impl Report {
         let mut text = if arguments.dry_run {
             format!("{imported} can be imported, {rejected} would be rejected; nothing was stored")
         } else {
-            format!("{imported} imported, {already_there} were there already, {rejected} rejected")
+            format!("{imported} imported, {already_there} already stored, {rejected} rejected")
         };
         if let Some((prefix, length)) = foreign(arguments)? {
             text.push_str(&format!(
-                "\nThese keys validate once the server's settings have this pattern, if they begin with {prefix} \
-                 (else give --key-prefix):\n[keys]\nforeign = [{{ prefix = {prefix}, length = {length} }}]",
+                "\nTo validate these keys, add this pattern to the server's settings (if the keys do not begin with {prefix}, set \
+                 --key-prefix):\n[keys]\nforeign = [{{ prefix = {prefix}, length = {length} }}]",
                 prefix = toml::Value::from(prefix),
             ));
         }
@@ -207,7 +207,7 @@ impl Report {
     }
 }
 
-/// The entry of `keys.foreign` that the keys need, where it is known.
+/// Returns the entry of `keys.foreign` that the keys need. `None` if it is unknown.
 fn foreign(arguments: &ImportArgs) -> Result<Option<(&str, usize)>> {
     let prefix = arguments.key_prefix.as_str();
     let is_litestar = format(arguments)? == Format::Litestar;

@@ -15,19 +15,19 @@ use crate::grpc::pb;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum KeyCommand {
-    /// Make a key. Its secret is printed once and can't be had again.
+    /// Create a key. Its secret is printed only once and can't be retrieved later.
     Create(CreateArgs),
     /// Show a key.
     Get(IdArgs),
     /// List keys, newest first.
     List(ListArgs),
-    /// Change attributes of a key.
+    /// Update attributes of a key.
     Update(UpdateArgs),
-    /// Replace a key by a successor with a new secret.
+    /// Replace a key with a successor that has a new secret.
     Rotate(RotateArgs),
-    /// Refuse a key from now on, for good.
+    /// Revoke a key. A revocation is final.
     Revoke(RevokeArgs),
-    /// Remove a key. To end one, revoke it: a revoked key can still be explained.
+    /// Delete a key. Prefer `revoke`, which keeps the record.
     Delete(IdArgs),
 }
 
@@ -42,35 +42,35 @@ pub(super) struct IdArgs {
 #[derive(Debug, Args)]
 #[group(multiple = false)]
 struct ExpiryArgs {
-    /// How long it lives: 30d, 12h, 90s.
+    /// Lifetime, for example 30d, 12h or 90s.
     #[arg(long, value_parser = arguments::duration)]
     ttl: Option<Duration>,
-    /// When it ends: 2030-01-31T12:00:00Z.
+    /// Time of expiry, for example 2030-01-31T12:00:00Z.
     #[arg(long, value_parser = arguments::time, value_name = "TIME")]
     expires: Option<Timestamp>,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct CreateArgs {
-    /// A label.
+    /// Display name.
     #[arg(long)]
     name: String,
-    /// Whom the key acts for.
+    /// Owner on whose behalf the key acts.
     #[arg(long)]
     owner: String,
-    /// What it is for.
+    /// Purpose of the key.
     #[arg(long, default_value = "")]
     description: String,
-    /// A scope; may be given several times.
+    /// Scope. Repeatable.
     #[arg(long = "scope", value_name = "SCOPE")]
     scopes: Vec<String>,
-    /// Free data; may be given several times.
+    /// Custom data. Repeatable.
     #[arg(long, value_name = "KEY=VALUE", value_parser = arguments::pair)]
     metadata: Vec<(String, String)>,
-    /// One of the configured prefixes.
+    /// Prefix of the key string: one of the server's `keys.prefix`. Defaults to the first of them.
     #[arg(long)]
     prefix: Option<String>,
-    /// An id for this request and its retries: a retry then makes no second key.
+    /// Id of this request and its retries. With it, a retry never creates a second key.
     #[arg(long, default_value = "", value_name = "ID")]
     request_id: String,
     #[command(flatten)]
@@ -99,22 +99,22 @@ impl From<State> for i32 {
 
 #[derive(Debug, Args)]
 pub(super) struct ListArgs {
-    /// Only keys of this owner.
+    /// List only keys of this owner.
     #[arg(long, default_value = "")]
     owner: String,
-    /// Only keys in this state; may be given several times.
+    /// List only keys in this state. Repeatable.
     #[arg(long = "state", value_name = "STATE", value_enum)]
     states: Vec<State>,
-    /// Only keys with this prefix.
+    /// List only keys with this prefix.
     #[arg(long)]
     prefix: Option<String>,
-    /// How many keys at most.
+    /// Maximum number of keys.
     #[arg(long, default_value_t = 100)]
     page_size: i32,
-    /// Where to read on: the token that the page before ended with.
+    /// Token of the page, as printed after the previous page.
     #[arg(long, default_value = "")]
     page_token: String,
-    /// All keys, however many: each is printed as it comes.
+    /// List all keys. Each is printed as it arrives.
     #[arg(long, conflicts_with_all = ["page_size", "page_token"])]
     all: bool,
     #[command(flatten)]
@@ -125,31 +125,31 @@ pub(super) struct ListArgs {
 pub(super) struct UpdateArgs {
     /// The key's id.
     id: String,
-    /// A new label.
+    /// New display name.
     #[arg(long)]
     name: Option<String>,
-    /// A new description.
+    /// New description.
     #[arg(long)]
     description: Option<String>,
-    /// All new scopes; may be given several times.
+    /// New scope. Replaces all scopes of the key. Repeatable.
     #[arg(long = "scope", value_name = "SCOPE", conflicts_with = "no_scopes")]
     scopes: Vec<String>,
-    /// Take away all scopes.
+    /// Remove all scopes.
     #[arg(long)]
     no_scopes: bool,
-    /// All new metadata; may be given several times.
+    /// New metadata. Replaces all metadata of the key. Repeatable.
     #[arg(long, value_name = "KEY=VALUE", value_parser = arguments::pair, conflicts_with = "no_metadata")]
     metadata: Vec<(String, String)>,
-    /// Take away all metadata.
+    /// Remove all metadata.
     #[arg(long)]
     no_metadata: bool,
-    /// When it ends: 2030-01-31T12:00:00Z.
+    /// New time of expiry, for example 2030-01-31T12:00:00Z.
     #[arg(long, value_parser = arguments::time, value_name = "TIME", conflicts_with = "never_expires")]
     expires: Option<Timestamp>,
-    /// It never ends.
+    /// Remove the expiry.
     #[arg(long)]
     never_expires: bool,
-    /// Change it only if this is still its revision.
+    /// Update the key only if it has this revision.
     #[arg(long)]
     expected_revision: Option<i64>,
     #[command(flatten)]
@@ -160,10 +160,10 @@ pub(super) struct UpdateArgs {
 pub(super) struct RotateArgs {
     /// The key's id.
     id: String,
-    /// How long the old key stays valid: up to 30d. 0s revokes it at once.
+    /// Time for which the replaced key stays valid, up to 30d. 0s revokes it immediately.
     #[arg(long, value_parser = arguments::duration, default_value = "0s")]
     overlap: Duration,
-    /// An id for this request and its retries: a retry then makes no second successor.
+    /// Id of this request and its retries. With it, a retry never creates a second successor.
     #[arg(long, default_value = "", value_name = "ID")]
     request_id: String,
     #[command(flatten)]
@@ -176,7 +176,7 @@ pub(super) struct RotateArgs {
 pub(super) struct RevokeArgs {
     /// The key's id.
     id: String,
-    /// Why, for the audit trail.
+    /// Reason for the revocation.
     #[arg(long, default_value = "")]
     reason: String,
     #[command(flatten)]
@@ -241,15 +241,15 @@ async fn rotate(arguments: RotateArgs, output: &Output) -> Result<()> {
         arguments.client.key_store().await?.rotate_key(arguments.client.call(request)).await?.into_inner();
     let printed = output.message(&response, |response| {
         let issued = show::issued(response.key.as_ref(), &response.secret);
-        format!("{issued}\n\nIt replaces:\n{}", show::key(response.replaced.as_ref()))
+        format!("{issued}\n\nReplaced key:\n{}", show::key(response.replaced.as_ref()))
     });
     printed.with_context(|| unprinted(response.key.as_ref()))
 }
 
-/// What to do when the only copy of a secret went nowhere.
+/// Returns the message for a new key whose secret was lost because it could not be printed.
 fn unprinted(key: Option<&pb::Key>) -> String {
     let id = key.map_or("?", |key| key.id.as_str());
-    format!("key {id} was made, but its secret could not be printed: delete or rotate it")
+    format!("key {id} was created, but its secret could not be printed; delete or rotate it")
 }
 
 async fn list(arguments: ListArgs, output: &Output) -> Result<()> {
@@ -274,7 +274,7 @@ async fn stream(arguments: ListArgs, output: &Output) -> Result<()> {
     let mut keys = arguments.client.key_store().await?.stream_keys(request).await?.into_inner();
     while let Some(response) = keys.message().await? {
         match output.message(&response, show::streamed) {
-            // Who reads the list has seen enough: `keyvouch key list --all | head`.
+            // The reader closed the pipe, for example `keyvouch key list --all | head`.
             Err(error) if error.is::<ReaderGone>() => return Ok(()),
             printed => printed?,
         }
@@ -297,7 +297,7 @@ async fn update(arguments: UpdateArgs, output: &Output) -> Result<()> {
     name_path(arguments.never_expires || arguments.expires.is_some(), "expire_time");
     if paths.is_empty() {
         bail!(
-            "nothing to change: give --name, --description, --scope, --metadata, --expires or --never-expires"
+            "nothing to update; set --name, --description, --scope, --metadata, --expires or --never-expires"
         );
     }
     key.name = arguments.name.unwrap_or_default();

@@ -15,33 +15,33 @@ use crate::repository::{KeyRepository as _, SqlRepository};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum MigrateCommand {
-    /// Apply all migrations that are pending.
+    /// Apply all pending migrations.
     Up {
-        /// Print the statements and change nothing.
+        /// Print the statements without running them.
         #[arg(long)]
         dry_run: bool,
         #[command(flatten)]
         settings: SettingsArgs,
     },
-    /// Undo the last migrations, with the data in what they added.
+    /// Undo the latest migrations. Deletes the data in the tables and columns that they added.
     Down {
-        /// How many.
+        /// Number of migrations to undo.
         #[arg(long, default_value_t = 1)]
         steps: u32,
-        /// Print the statements and change nothing.
+        /// Print the statements without running them.
         #[arg(long)]
         dry_run: bool,
-        /// Do it although the database has keys.
+        /// Proceed even if the database has keys.
         #[arg(long)]
         yes: bool,
         #[command(flatten)]
         settings: SettingsArgs,
     },
-    /// Say which migrations are pending. Exit status: 0 none, 3 some.
+    /// List pending migrations. Exit status: 0 none, 3 some.
     Status(SettingsArgs),
 }
 
-/// The schema is behind.
+/// Exit status if migrations are pending.
 const PENDING: u8 = 3;
 
 pub(super) fn run(command: MigrateCommand, output: &Output) -> Result<ExitCode> {
@@ -74,13 +74,17 @@ async fn execute(sql: &SqlRepository, command: &MigrateCommand, output: &Output)
         MigrateCommand::Down { steps, dry_run: true, .. } => {
             show(&sql.plan_undo(*steps).await.context("can't read the schema")?, output)
         }
-        MigrateCommand::Down { yes: false, .. } if sql.has_keys().await.context("can't look for keys")? => {
-            bail!("the database has keys, which this can delete for good: stop all servers, and give --yes")
+        MigrateCommand::Down { yes: false, .. }
+            if sql.has_keys().await.context("can't check for keys")? =>
+        {
+            bail!(
+                "the database has keys, which can be permanently deleted by this; stop all servers, and set --yes to proceed"
+            )
         }
         MigrateCommand::Down { steps, .. } => {
             let undone = sql.undo_migrations(*steps).await.context("the migrations could not be undone")?;
             let text = match undone.as_slice() {
-                [] => "nothing to do: no migration is applied".to_owned(),
+                [] => "nothing to do: no migrations are applied".to_owned(),
                 undone => format!("undone {}", undone.join(", ")),
             };
             output.value(&text, &json!({ "undone": undone }))
@@ -93,7 +97,7 @@ async fn execute(sql: &SqlRepository, command: &MigrateCommand, output: &Output)
                 pending => format!("pending: {}\nrun `keyvouch migrate up`", pending.join(", ")),
             };
             if !unknown.is_empty() {
-                text.push_str(&format!("\nnot known to this release: {}", unknown.join(", ")));
+                text.push_str(&format!("\nunknown to this release: {}", unknown.join(", ")));
             }
             output.value(&text, &json!({ "pending": pending, "unknown": unknown }))?;
             Ok(if pending.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(PENDING) })
@@ -113,6 +117,6 @@ fn show(plan: &[PlannedMigration], output: &Output) -> Result<ExitCode> {
 async fn open(settings: SettingsArgs) -> Result<SqlRepository> {
     match open_sql(&settings.load()?.store).await? {
         Some(sql) => Ok(sql),
-        None => bail!("store.url: this store has no tables to migrate"),
+        None => bail!("store.url: this storage backend has no migrations"),
     }
 }

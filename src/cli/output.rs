@@ -1,4 +1,4 @@
-//! Printing answers, for people and for programs.
+//! Output, as text or as JSON.
 
 use std::io::{self, Write as _, stdout};
 use std::process::ExitCode;
@@ -12,17 +12,17 @@ use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
 
 use crate::grpc::pb::FILE_DESCRIPTOR_SET;
 
-/// How answers are printed.
+/// Output format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(super) enum OutputFormat {
-    /// Tables and sentences.
+    /// Human-readable text.
     #[default]
     Text,
-    /// JSON: of a response, its proto3 JSON.
+    /// JSON. Responses are printed as proto3 JSON.
     Json,
 }
 
-/// Where answers go.
+/// Prints results in the chosen format.
 #[derive(Debug)]
 pub(super) struct Output {
     format: OutputFormat,
@@ -33,7 +33,7 @@ impl Output {
         Self { format }
     }
 
-    /// Prints a message: as proto3 JSON, or as `text` makes of it.
+    /// Prints a message, as proto3 JSON or formatted by `text`.
     pub(super) fn message<M: Message + Name>(
         &self,
         message: &M,
@@ -45,7 +45,7 @@ impl Output {
         }
     }
 
-    /// Prints `text`, or `json`; the command has succeeded.
+    /// Prints `text` or `json`, and returns the exit status of success.
     pub(super) fn value(&self, text: &str, json: &serde_json::Value) -> Result<ExitCode> {
         match self.format {
             OutputFormat::Text => print(text)?,
@@ -55,10 +55,10 @@ impl Output {
     }
 }
 
-/// Nobody reads the output any more. An answer that can't be printed is a failure, or a denial could look like the
-/// opposite; only a list may end early.
+/// The reader of standard output closed the pipe. A result that can't be printed is a failure, because otherwise a
+/// denial could look like success. Only lists may end early.
 #[derive(Debug, thiserror::Error)]
-#[error("can't print: nobody reads the output")]
+#[error("can't write to standard output: broken pipe")]
 pub(super) struct ReaderGone;
 
 /// Prints `text` and a line feed.
@@ -66,11 +66,11 @@ pub(super) fn print(text: &str) -> Result<()> {
     let mut out = stdout().lock();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(ReaderGone.into()),
-        outcome => outcome.context("can't print"),
+        outcome => outcome.context("can't write to standard output"),
     }
 }
 
-/// Names and values in two columns; empty values are left out.
+/// Formats names and values in two columns. Omits empty values.
 pub(super) fn pairs<'p>(pairs: impl IntoIterator<Item = (&'p str, String)>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
@@ -82,7 +82,7 @@ pub(super) fn pairs<'p>(pairs: impl IntoIterator<Item = (&'p str, String)>) -> S
     table.trim_fmt()
 }
 
-/// A table with a head.
+/// Formats a table with a header.
 pub(super) fn table<const N: usize>(head: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(head);
@@ -95,19 +95,19 @@ pub(super) fn table<const N: usize>(head: [&str; N], rows: impl IntoIterator<Ite
 static DESCRIPTORS: LazyLock<Result<DescriptorPool, prost_reflect::DescriptorError>> =
     LazyLock::new(|| DescriptorPool::decode(FILE_DESCRIPTOR_SET));
 
-/// The proto3 JSON of a message of `keyvouch.v1`. 64-bit numbers are strings there, as the mapping has it.
+/// Converts a message of `keyvouch.v1` to proto3 JSON, which represents 64-bit numbers as strings.
 fn to_json<M: Message + Name>(message: &M) -> Result<String> {
-    let descriptors = DESCRIPTORS.as_ref().context("the message descriptors are broken")?;
+    let descriptors = DESCRIPTORS.as_ref().context("invalid message descriptors")?;
     let descriptor =
-        descriptors.get_message_by_name(&M::full_name()).context("the message is not described")?;
+        descriptors.get_message_by_name(&M::full_name()).context("missing message descriptor")?;
     let message = DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice())?;
     let mut serializer = serde_json::Serializer::new(Vec::new());
-    // Programs should see `"valid": false` too.
+    // Include default values, so that programs see `"valid": false`.
     message.serialize_with_options(&mut serializer, &SerializeOptions::new().skip_default_fields(false))?;
     Ok(String::from_utf8(serializer.into_inner())?)
 }
 
-/// Any value as JSON.
+/// Converts any value to JSON.
 pub(super) fn json_of(value: &impl serde::Serialize) -> Result<serde_json::Value> {
     Ok(value.serialize(serde_json::value::Serializer)?)
 }

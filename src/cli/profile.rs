@@ -1,4 +1,4 @@
-//! Servers with a name, in a file, so that their address and credentials need not be typed.
+//! Named profiles of servers, in a file, so that addresses and credentials need not be typed.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,36 +7,37 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use serde::Deserialize;
 
-/// Where a server is, and as whom to talk to it.
+/// Address of a server, and credential of the caller.
 #[derive(Clone, Debug, Default, Args, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Target {
-    /// The server: `HOST:PORT`, `http://HOST:PORT`, `https://HOST:PORT` or `unix:/path` [default: 127.0.0.1:50051].
+    /// Address of the server: `HOST:PORT`, `http://HOST:PORT`, `https://HOST:PORT` or `unix:/path` [default:
+    /// 127.0.0.1:50051].
     #[arg(long, env = "KEYVOUCH_ADDR")]
     pub(super) addr: Option<String>,
-    /// The file that holds the admin token, or a key with a `keyvouch.*` scope. Without it, `keyvouch.admin-token` in this
-    /// folder is used if it is there, for a server on this machine alone.
+    /// File with an admin token, or with a key that has a `keyvouch.*` scope [default: keyvouch.admin-token in the
+    /// working directory, if it exists and the server is on this machine].
     #[arg(long, env = "KEYVOUCH_TOKEN_FILE", value_name = "FILE")]
     pub(super) token_file: Option<PathBuf>,
-    /// Roots that a server with TLS is verified against, as PEM. Without it, the system's.
+    /// PEM file of root certificates for TLS [default: the system's roots].
     #[arg(long, env = "KEYVOUCH_CA_FILE", value_name = "FILE")]
     pub(super) ca_file: Option<PathBuf>,
-    /// The certificate of this client, as PEM.
+    /// PEM file of the client certificate.
     #[arg(long, env = "KEYVOUCH_CERT_FILE", value_name = "FILE")]
     pub(super) cert_file: Option<PathBuf>,
-    /// The private key of that certificate, as PEM.
+    /// PEM file of the private key of `--cert-file`.
     #[arg(long, env = "KEYVOUCH_CERT_KEY_FILE", value_name = "FILE")]
     pub(super) cert_key_file: Option<PathBuf>,
-    /// The name that the server's certificate has to have, if it is not the host of --addr.
+    /// Name to verify in the server's certificate [default: the host of --addr].
     #[arg(long, env = "KEYVOUCH_SERVER_NAME", value_name = "NAME")]
     pub(super) server_name: Option<String>,
 }
 
 impl Target {
-    /// What is given here, and for the rest what the profile `name` gives.
+    /// Fills unset fields from `otherwise`, the profile `name`.
     ///
     /// # Errors
-    /// The profile has a credential, which is for its own address and no other.
+    /// The profile has a credential, and `self` has another address. A credential is only sent to the address of its profile.
     pub(super) fn or(self, name: &str, otherwise: Self) -> Result<Self> {
         let has_credential = otherwise.token_file.is_some() || otherwise.cert_file.is_some();
         if let (Some(given), Some(own)) = (&self.addr, &otherwise.addr)
@@ -44,8 +45,8 @@ impl Target {
             && has_credential
         {
             bail!(
-                "the profile {name} and its credential are for {own}, but --addr or KEYVOUCH_ADDR says {given}: leave out one \
-                 of them"
+                "--profile {name}: the profile and its credential are for {own}, but --addr or KEYVOUCH_ADDR is {given}; remove \
+                 one of them"
             );
         }
         Ok(Self {
@@ -59,20 +60,20 @@ impl Target {
     }
 }
 
-/// The profile `name` of `file`, by default of `profiles.toml` in the user's folder of settings. Paths in it are meant from
-/// where it is.
+/// Reads the profile `name` from `file`, or from the default file if that is `None`. Relative paths in it are relative
+/// to the directory of the file.
 pub(super) fn read(name: &str, file: Option<&Path>) -> Result<Target> {
     let file = match file {
         Some(file) => file.to_owned(),
-        None => default_file().context("--profile: there is no home folder: give --profiles FILE")?,
+        None => default_file().context("--profile: the home directory is unknown; set --profiles FILE")?,
     };
     let text = std::fs::read_to_string(&file)
-        .with_context(|| format!("--profile {name}: {} can't be read", file.display()))?;
+        .with_context(|| format!("--profile {name}: can't read {}", file.display()))?;
     let mut profiles: BTreeMap<String, Target> =
-        toml::from_str(&text).with_context(|| format!("{} is no file of profiles", file.display()))?;
+        toml::from_str(&text).with_context(|| format!("can't parse the profiles file {}", file.display()))?;
     let Some(mut profile) = profiles.remove(name) else {
         let known: Vec<_> = profiles.into_keys().collect();
-        bail!("--profile {name}: {} has only: {}", file.display(), known.join(", "));
+        bail!("--profile {name}: not found in {}; it has: {}", file.display(), known.join(", "));
     };
     let folder = file.parent().unwrap_or(Path::new("."));
     let paths =
@@ -83,7 +84,9 @@ pub(super) fn read(name: &str, file: Option<&Path>) -> Result<Target> {
     Ok(profile)
 }
 
-/// By the [XDG base directory specification](https://specifications.freedesktop.org/basedir-spec/latest/).
+/// Returns the default profiles file, according to the
+/// [XDG base directory specification](https://specifications.freedesktop.org/basedir-spec/latest/). `None` if neither
+/// `XDG_CONFIG_HOME` nor `HOME` is set.
 fn default_file() -> Option<PathBuf> {
     let folder = |name: &str| std::env::var_os(name).filter(|it| !it.is_empty()).map(PathBuf::from);
     let settings = folder("XDG_CONFIG_HOME").or_else(|| folder("HOME").map(|home| home.join(".config")))?;

@@ -15,10 +15,10 @@ use crate::grpc::{pb, to_proto_time};
 
 #[derive(Debug, Args)]
 pub(super) struct PruneArgs {
-    /// Delete the keys that had expired at this instant of the past: 2030-01-31T12:00:00Z.
+    /// Delete the keys that had expired at this time in the past, for example 2026-01-31T12:00:00Z.
     #[arg(long, value_name = "TIME", value_parser = arguments::time)]
     expired_before: Timestamp,
-    /// Count them and delete nothing.
+    /// Count the keys without deleting them.
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -30,7 +30,9 @@ pub(super) async fn run(arguments: PruneArgs, output: &Output) -> Result<ExitCod
     let instant = |time: Timestamp| (time.seconds, time.nanos);
     let before = instant(expired_before);
     if before > instant(to_proto_time(SystemClock.now())) {
-        bail!("--expired-before: is in the future: keys that are still good would go, too");
+        bail!(
+            "--expired-before: must not be in the future, because it would delete keys that are still valid"
+        );
     }
     let mut key_store = client.key_store().await?;
     let mut keys = key_store.stream_keys(pb::StreamKeysRequest::default()).await?.into_inner();
@@ -44,7 +46,7 @@ pub(super) async fn run(arguments: PruneArgs, output: &Output) -> Result<ExitCod
             let request = pb::DeleteKeyRequest { id: key.id, expected_revision: Some(key.revision) };
             match key_store.delete_key(client.call(request)).await {
                 Ok(_) => {}
-                // It was changed or deleted since it was listed.
+                // The key was changed or deleted after it was listed.
                 Err(status) if matches!(status.code(), Code::Aborted | Code::NotFound) => continue,
                 Err(status) => return Err(status.into()),
             }

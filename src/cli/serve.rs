@@ -15,14 +15,17 @@ use crate::app::{AdminDoor, App, Surroundings};
 use crate::server::ListenAddr;
 use crate::telemetry::{Traces, init_logs};
 
-/// Open files besides connections: the store's, the listeners', the runtimes'.
+/// File descriptors needed in addition to client connections: backend, listeners, runtimes.
 const OTHER_DESCRIPTORS: u64 = 100;
-/// How long the runtime may take to end when all is done.
+/// Timeout of the runtime's shutdown after all tasks have ended.
 const RUNTIME_SHUTDOWN: Duration = Duration::from_secs(1);
 
 pub(super) fn run(settings: SettingsArgs) -> Result<ExitCode> {
     let config = settings.load()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("can't start")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("can't start the runtime")?;
     let traces = {
         let _entered = runtime.enter();
         config.telemetry.trace_options().map(|options| Traces::start(&options)).transpose()?.flatten()
@@ -34,13 +37,13 @@ pub(super) fn run(settings: SettingsArgs) -> Result<ExitCode> {
         let app = tokio::select! {
             app = App::prepare(&config, Surroundings::default()) => app?,
             () = signals.next() => {
-                tracing::info!("stopped by a signal before the start was over");
+                tracing::info!("stopped by a signal during startup");
                 return Ok(());
             }
         };
         if let Err(error) = announce(&app) {
-            // Whether anybody reads it is no matter for a server.
-            tracing::debug!(error = format!("{error:#}"), "the start could not be announced");
+            // The server runs even if standard output is closed.
+            tracing::debug!(error = format!("{error:#}"), "the startup message could not be printed");
         }
         tracing::info!(version = env!("CARGO_PKG_VERSION"), store = %app.backend(), "started");
         app.run(signals.first()).await
@@ -49,7 +52,7 @@ pub(super) fn run(settings: SettingsArgs) -> Result<ExitCode> {
         traces.shutdown();
     }
     runtime.shutdown_timeout(RUNTIME_SHUTDOWN);
-    // The log is up, so a failure is told there, once.
+    // Logging is initialized, so a failure is only logged, and not printed a second time.
     Ok(match outcome {
         Ok(()) => {
             tracing::info!("stopped");
@@ -62,7 +65,7 @@ pub(super) fn run(settings: SettingsArgs) -> Result<ExitCode> {
     })
 }
 
-/// Raises the limit of open files as far as it goes: each connection is one.
+/// Raises the limit of open files to its maximum, because each connection needs a file descriptor.
 fn raise_descriptor_limit(connections: usize) {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
@@ -83,7 +86,7 @@ struct Signals {
 
 impl Signals {
     fn install() -> Result<Self> {
-        let install = |kind| signal(kind).context("can't wait for signals");
+        let install = |kind| signal(kind).context("can't install a signal handler");
         Ok(Self {
             terminate: install(SignalKind::terminate())?,
             interrupt: install(SignalKind::interrupt())?,
@@ -97,19 +100,19 @@ impl Signals {
         }
     }
 
-    /// Completes at the first signal. From then on, a second one ends the process at once.
+    /// Completes at the first signal. After that, a second signal exits the process immediately.
     async fn first(mut self) {
         self.next().await;
-        tracing::info!("stopping: calls in flight may end; a second signal stops at once");
+        tracing::info!("shutting down: draining calls in flight; send the signal again to exit immediately");
         tokio::spawn(async move {
             self.next().await;
-            tracing::warn!("stopped at once by a second signal");
+            tracing::warn!("a second signal was received; exiting immediately");
             std::process::exit(1);
         });
     }
 }
 
-/// Tells people what to type next.
+/// Prints the addresses, and example commands to run next.
 fn announce(app: &App) -> Result<()> {
     let program = std::env::args().next().unwrap_or_else(|| "keyvouch".into());
     let addresses: Vec<_> = app.addresses().map(ToString::to_string).collect();
@@ -144,7 +147,7 @@ fn announce(app: &App) -> Result<()> {
     };
     let key_store = format!("{key_store}{credential}");
     text.push_str(&format!(
-        "\nNext, in another terminal of this folder:\n  \
+        "\nNext, in another terminal in this directory:\n  \
          {program} key create{key_store} --name first --owner me --scope read\n  \
          {program} validate{validator} --scope read      # then paste the secret and press Ctrl-D\n  \
          {program} key list{key_store}"
@@ -152,7 +155,7 @@ fn announce(app: &App) -> Result<()> {
     print(&text)
 }
 
-/// What to give a command for the first of `addresses`, best one on this machine.
+/// Returns the flags that a command needs to connect to one of `addresses`, preferably to a local one.
 fn flag<'a>(app: &App, mut addresses: impl Iterator<Item = &'a ListenAddr> + Clone) -> String {
     let first = addresses.clone().find(|address| address.is_local()).or(addresses.next());
     let tls = if app.has_tls() { "https://" } else { "" };
@@ -176,10 +179,10 @@ fn describe(door: &AdminDoor) -> Result<String> {
         AdminDoor::Configured(tokens) => format!("{} configured token(s)", tokens.len()),
         AdminDoor::FirstStart { file, is_new: true, .. } if stdout().is_terminal() => {
             let token = super::arguments::secret(Some(file))?;
-            format!("token {} (made just now; kept in {})", token.as_str(), file.display())
+            format!("token {} (created just now; stored in {})", token.as_str(), file.display())
         }
         AdminDoor::FirstStart { file, is_new, .. } => {
-            format!("the token in {}{}", file.display(), if *is_new { " (made just now)" } else { "" })
+            format!("the token in {}{}", file.display(), if *is_new { " (created just now)" } else { "" })
         }
     })
 }

@@ -12,29 +12,30 @@ use super::{ClientArgs, arguments};
 use crate::domain::{KeyPrefix, SecretKey, SystemEntropy};
 use crate::grpc::pb::{Reason, ScopeMatch, ValidateRequest, ValidateResponse};
 
-/// The exit status of a denial; 1 and 2 are failures.
+/// Exit status of a denial. 1 and 2 are failures.
 const DENIED: u8 = 3;
 
 #[derive(Debug, Args)]
 pub(super) struct ValidateArgs {
-    /// The file that holds the key; without it, the key is read from standard input. There is no argument for the key
-    /// itself: arguments can be seen by every process of the machine.
+    /// File with the key [default: standard input]. The key can't be passed as an argument, because arguments are
+    /// visible to all processes on the machine.
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
-    /// Try the server with a key that nobody has, made just now: exit status 0 if it says that there is none.
+    /// Validate a newly generated key that does not exist. Exit status 0 if the server reports it as not found.
     #[arg(long, conflicts_with_all = ["key_file", "scopes"])]
     probe: bool,
-    /// What that key begins with: a prefix that the server makes keys with.
+    /// Prefix of the generated key: one of the server's `keys.prefix`.
     #[arg(long, default_value = "kv_", requires = "probe")]
     prefix: String,
-    /// A scope that is needed; may be given several times.
+    /// Required scope. Repeatable.
     #[arg(long = "scope", value_name = "SCOPE")]
     scopes: Vec<String>,
-    /// One of the scopes is enough.
+    /// Require only one of the scopes.
     #[arg(long)]
     any: bool,
-    /// How old the answer may be, for example 500ms. 0s: the store is asked. Less than the server's `cache.min_staleness` needs
-    /// a credential: a token, a key with a `keyvouch.*` scope, or a certificate.
+    /// Maximum staleness of the result, for example 500ms. 0s forces a read from the storage backend. Values below the
+    /// server's `cache.min_staleness` need a credential: an admin token, a key with the scope `keyvouch.validate` or
+    /// `keyvouch.read`, or a client certificate.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     max_staleness: Option<std::time::Duration>,
     #[command(flatten)]
@@ -78,9 +79,12 @@ fn judge_probe(response: &ValidateResponse) -> Result<ExitCode> {
     match response.reason() {
         Reason::NotFound => Ok(ExitCode::SUCCESS),
         Reason::Malformed => {
-            bail!("the server makes no keys with this prefix: give one of its keys.prefix, --prefix PREFIX")
+            bail!("--prefix: not a prefix of this server; use one of its keys.prefix")
         }
-        other => bail!("a key that nobody has was answered with {}", other.as_str_name()),
+        other => bail!(
+            "--probe: expected REASON_NOT_FOUND for a key that does not exist, got {}",
+            other.as_str_name()
+        ),
     }
 }
 
@@ -104,5 +108,5 @@ fn freshness(response: &ValidateResponse) -> String {
     let tier = freshness.tier().as_str_name().trim_start_matches("TIER_").to_lowercase().replace('_', " ");
     let staleness =
         freshness.staleness.and_then(|it| std::time::Duration::try_from(it).ok()).unwrap_or_default();
-    format!("{:.3} s ago, by the {tier}", staleness.as_secs_f64())
+    format!("{:.3} s ago, from the {tier}", staleness.as_secs_f64())
 }

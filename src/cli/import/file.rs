@@ -1,4 +1,4 @@
-//! Rows of a file: a JSON object a line, or CSV with a head.
+//! Rows of a file: one JSON object per line, or CSV with a header.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read as _};
@@ -11,19 +11,19 @@ use super::row::{COLUMNS, Row, quoted, request, unknown_column};
 use crate::domain::InvalidField;
 use crate::grpc::pb::ImportKeysRequest;
 
-/// No line is longer than the largest key with all its characters escaped.
+/// Maximum length of a line in bytes: more than the largest key with all its characters escaped.
 const MAX_LINE_BYTES: u64 = 1024 * 1024;
-/// What some programs put before a text in UTF-8.
+/// Some programs write this at the beginning of UTF-8 files.
 const BYTE_ORDER_MARK: &str = "\u{feff}";
 
-/// The lines of a file, however long one is.
+/// Reads the lines of a file. Memory use is limited, however long a line is.
 struct Lines {
     reader: Box<dyn BufRead + Send>,
     number: usize,
 }
 
 impl Lines {
-    /// The file `path`, or standard input for `-`.
+    /// Opens the file `path`, or standard input for `-`.
     fn open(path: &Path) -> Result<Self> {
         let reader: Box<dyn BufRead + Send> = if path == Path::new("-") {
             Box::new(BufReader::new(io::stdin()))
@@ -34,7 +34,7 @@ impl Lines {
         Ok(Self { reader, number: 0 })
     }
 
-    /// The next line that is not blank, or what is wrong with it.
+    /// Returns the next line that is not blank, or the reason why it is invalid. `None` at the end.
     fn next(&mut self) -> Result<Option<Result<String, InvalidField>>> {
         loop {
             let mut bytes = Vec::new();
@@ -46,11 +46,11 @@ impl Lines {
             self.number += 1;
             if !bytes.ends_with(b"\n") && u64::try_from(read).is_ok_and(|read| read == MAX_LINE_BYTES) {
                 self.skip_rest().context("can't read the rows")?;
-                let problem = format!("is longer than {MAX_LINE_BYTES} bytes: no key is that large");
+                let problem = format!("longer than {MAX_LINE_BYTES} bytes, which no valid key needs");
                 return Ok(Some(Err(InvalidField::new("row", problem))));
             }
             let Ok(mut text) = str::from_utf8(&bytes) else {
-                return Ok(Some(Err(InvalidField::new("row", "is no UTF-8"))));
+                return Ok(Some(Err(InvalidField::new("row", "not valid UTF-8"))));
             };
             if self.number == 1 {
                 text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
@@ -77,7 +77,7 @@ impl Lines {
         }
     }
 
-    /// The next row, which `parse` makes of its line.
+    /// Returns the next row, parsed by `parse`.
     fn next_row(
         &mut self,
         parse: impl FnOnce(&str) -> Result<ImportKeysRequest, InvalidField>,
@@ -89,7 +89,7 @@ impl Lines {
     }
 }
 
-/// JSON objects, one a line.
+/// Rows of a file with one JSON object per line.
 pub(super) struct JsonLines(Lines);
 
 impl JsonLines {
@@ -103,8 +103,8 @@ impl JsonLines {
 }
 
 fn json_row(line: &str, owner: Option<&str>) -> Result<ImportKeysRequest, InvalidField> {
-    // The parser's message could quote the line.
-    let problem = "is no JSON object, or has a name twice";
+    // The parser's message could quote the line, so it is not used.
+    let problem = "not a JSON object, or it has a duplicate key";
     let values = Object::parse(line).ok_or_else(|| InvalidField::new("row", problem))?;
     request(&values, owner)
 }
@@ -121,9 +121,9 @@ pub(crate) fn read_line(line: &str) {
     }
 }
 
-/// CSV as in RFC 4180, but with each record on one line, since no value of a key has a line break: so a quote that is not
-/// closed spoils its own line alone. The first line names the columns. Scopes are separated by spaces, metadata is a JSON
-/// object.
+/// Rows of a CSV file as in RFC 4180, but with each record on one line. No value of a key has a line break, so an
+/// unclosed quote only invalidates its own line. The first line names the columns. Scopes are separated by spaces, and
+/// metadata is a JSON object.
 pub(super) struct CsvRows {
     lines: Lines,
     columns: Vec<String>,
@@ -132,15 +132,15 @@ pub(super) struct CsvRows {
 impl CsvRows {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let mut lines = Lines::open(path)?;
-        let head = lines.next()?.context("the CSV file is empty: its first line has to name the columns")?;
-        let head = head.and_then(|head| record(&head)).context("the head of the CSV file")?;
+        let head = lines.next()?.context("the CSV file is empty; its first line must name the columns")?;
+        let head = head.and_then(|head| record(&head)).context("the header of the CSV file")?;
         let columns: Vec<String> = head.iter().map(|name| name.trim().to_owned()).collect();
         for (at, name) in columns.iter().enumerate() {
             if !COLUMNS.contains(&name.as_str()) {
-                return Err(unknown_column(name)).context("the head of the CSV file");
+                return Err(unknown_column(name)).context("the header of the CSV file");
             }
             if columns[..at].contains(name) {
-                bail!("the head of the CSV file names {name} twice");
+                bail!("the header of the CSV file: duplicate column {name}");
             }
         }
         Ok(Self { lines, columns })
@@ -151,7 +151,7 @@ impl CsvRows {
         self.lines.next_row(|line| {
             let record = record(line)?;
             if record.len() != columns.len() {
-                return Err(InvalidField::new("row", "has another number of columns than the head"));
+                return Err(InvalidField::new("row", "the number of columns differs from the header's"));
             }
             request(&values(columns, &record)?, owner)
         })
@@ -160,20 +160,20 @@ impl CsvRows {
 
 fn record(line: &str) -> Result<csv::StringRecord, InvalidField> {
     if !line.matches('"').count().is_multiple_of(2) {
-        return Err(InvalidField::new("row", "has a quote that is not closed on its line"));
+        return Err(InvalidField::new("row", "a quote is not closed on its line"));
     }
     let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(line.as_bytes());
     let mut record = csv::StringRecord::new();
     match reader.read_record(&mut record) {
         Ok(_) => Ok(record),
-        Err(_) => Err(InvalidField::new("row", "is no CSV")),
+        Err(_) => Err(InvalidField::new("row", "not valid CSV")),
     }
 }
 
 fn values(columns: &[String], record: &csv::StringRecord) -> Result<Object, InvalidField> {
     let mut values = Object::default();
     for (name, cell) in columns.iter().zip(record) {
-        // An empty cell is one that nothing is known of.
+        // An empty cell means that the value is unset.
         if cell.is_empty() {
             continue;
         }
@@ -188,7 +188,7 @@ fn values(columns: &[String], record: &csv::StringRecord) -> Result<Object, Inva
                 continue;
             }
         };
-        values.push(name, value.map_err(|_| InvalidField::new(name, "is no JSON object"))?);
+        values.push(name, value.map_err(|_| InvalidField::new(name, "not a JSON object"))?);
     }
     Ok(values)
 }

@@ -1,12 +1,11 @@
-//! JSON objects whose names are told apart and whose numbers keep their digits.
+//! JSON objects that reject duplicate keys and preserve the digits of numbers.
 
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// The pairs of an object, each value as it is written. A name that is there twice makes it unreadable: which value was
-/// meant can't be known.
+/// The pairs of an object, with unparsed values. An object with a duplicate key is rejected, because it is ambiguous.
 #[derive(Debug, Default)]
 pub(super) struct Object(Vec<(String, Box<RawValue>)>);
 
@@ -23,7 +22,7 @@ impl Object {
         self.0.iter().map(|(name, _)| name.as_str())
     }
 
-    /// The value of `name`; `None` if it is not there or null.
+    /// Returns the value of `name`. `None` if it is missing or null.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         let found = self.0.iter().find(|(known, _)| known == name);
         found.map(|(_, value)| value.get()).filter(|value| *value != "null")
@@ -49,7 +48,7 @@ impl<'de> Deserialize<'de> for Object {
                 let mut object = Object::default();
                 while let Some((name, value)) = map.next_entry::<String, Box<RawValue>>()? {
                     if object.0.iter().any(|(known, _)| *known == name) {
-                        return Err(A::Error::custom("a name is there twice"));
+                        return Err(A::Error::custom("duplicate key"));
                     }
                     object.0.push((name, value));
                 }
@@ -61,7 +60,7 @@ impl<'de> Deserialize<'de> for Object {
     }
 }
 
-/// `json` as a text: a text as it is, anything else as JSON without white space.
+/// Converts `json` to a text: the content of a string, or otherwise the JSON without white space.
 pub(super) fn as_text(json: &RawValue) -> String {
     if let Ok(text) = serde_json::from_str::<String>(json.get()) {
         return text;

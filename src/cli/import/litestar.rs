@@ -1,6 +1,6 @@
 //! Rows of litestar-api-auth's SQL backend (0.1): the table `api_keys`.
 //!
-//! What becomes of its columns is told in `docs/import.md`.
+//! `docs/import.md` describes how its columns are mapped.
 
 use std::time::Duration;
 
@@ -14,15 +14,15 @@ use sea_orm::{
 
 /// The schemes of databases that can be read.
 const SCHEMES: [&str; 5] = ["sqlite", "postgres", "postgresql", "mysql", "mariadb"];
-/// How long a connection may take. The driver tries again for so long even where nobody listens.
+/// Timeout of the connection. The driver retries for this long even if the connection is refused.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How many rows are read at once.
+/// Number of rows per query.
 const PAGE: u64 = 500;
-/// The name in the metadata that keeps the old id.
+/// Metadata key of the id in the source database.
 pub(super) const OLD_ID: &str = "litestar_key_id";
-/// What a key that was not active is revoked for.
+/// Revocation reason of keys that were not active.
 const REVOKE_REASON: &str = "was inactive in litestar-api-auth";
-/// The characters behind the prefix of its keys: base64url of 32 bytes, without padding.
+/// Number of characters after the prefix of its keys: base64url of 32 bytes, without padding.
 pub(super) const BODY_CHARS: usize = 43;
 
 /// The keys in a database, by ascending row ids.
@@ -36,13 +36,13 @@ pub(super) struct LitestarRows {
     page: std::vec::IntoIter<QueryResult>,
 }
 
-/// Whether `from` is the URL of a database.
+/// Returns whether `from` is the URL of a database.
 pub(super) fn is_url(from: &str) -> bool {
     from.split_once(':').is_some_and(|(scheme, _)| SCHEMES.contains(&scheme))
 }
 
 impl LitestarRows {
-    /// Connects to the database of `url`. No error holds any part of it.
+    /// Connects to the database at `url`. No error contains any part of the URL.
     pub(super) async fn open(
         url: &str,
         table: &str,
@@ -52,11 +52,13 @@ impl LitestarRows {
     ) -> Result<Self> {
         let mut options = ConnectOptions::new(url);
         options.max_connections(1).acquire_timeout(CONNECT_TIMEOUT).sqlx_logging(false);
-        // What the driver says of a URL can hold the whole of it, with the password.
+        // The driver's message can contain the URL with its password, so it is not used.
         let database = Database::connect(options).await.map_err(|_| {
-            anyhow!("can't connect to the database (--from): is the URL right, and is the database up?")
+            anyhow!(
+                "--from: can't connect to the database; check that the URL is right and the database is up"
+            )
         })?;
-        // Ours has narrower rules; without one that fits, the key is shown without.
+        // Keyvouch's rules for prefixes are stricter. If this one is invalid, the key is stored without a prefix.
         let prefix =
             KeyPrefix::parse("prefix", key_prefix).map_or_else(|_| String::new(), |it| it.to_string());
         Ok(Self {
@@ -78,11 +80,11 @@ impl LitestarRows {
         let Some(row) = self.page.next() else {
             return Ok(None);
         };
-        self.last_row = row.try_get("", "row_id").context("a row without an id")?;
+        self.last_row = row.try_get("", "row_id").context("a row of litestar-api-auth has no id")?;
         Ok(Some(Row { label: format!("row {}", self.last_row), request: self.request(&row) }))
     }
 
-    /// Values that databases give in different types are made texts by them.
+    /// Creates the query. It converts values whose types differ between databases to texts.
     fn statement(&self) -> Statement {
         let backend = self.database.get_database_backend();
         let time = |name: &str| match backend {
@@ -117,7 +119,7 @@ impl LitestarRows {
         let old_id = text(row, "key_id")?.unwrap_or_default();
         let mut metadata = metadata(json(row, "metadata_")?.as_deref())?;
         if metadata.insert(OLD_ID.to_owned(), old_id).is_some() {
-            return Err(InvalidField::new("metadata_", format!("has {OLD_ID} already: rename it")));
+            return Err(InvalidField::new("metadata_", format!("already has the key {OLD_ID}; rename it")));
         }
         let is_active = text(row, "is_active")?.as_deref() == Some("yes");
         let key = pb::Key {
@@ -137,7 +139,7 @@ impl LitestarRows {
     }
 }
 
-/// `table` or `schema.table` as the database wants names.
+/// Quotes `table` or `schema.table` for the database.
 fn quoted(table: &str, backend: DbBackend) -> Result<String> {
     let is_plain = |name: &str| {
         !name.is_empty()
@@ -145,7 +147,7 @@ fn quoted(table: &str, backend: DbBackend) -> Result<String> {
     };
     let names: Vec<_> = table.split('.').collect();
     if names.len() > 2 || !names.iter().all(|name| is_plain(name)) {
-        bail!("--table: is no name of a table: write it as TABLE or SCHEMA.TABLE");
+        bail!("--table: invalid table name; expected TABLE or SCHEMA.TABLE");
     }
     let quote = if backend == DbBackend::MySql { '`' } else { '"' };
     Ok(names.iter().map(|name| format!("{quote}{name}{quote}")).collect::<Vec<_>>().join("."))
@@ -155,12 +157,12 @@ fn text(row: &QueryResult, name: &str) -> Result<Option<String>, InvalidField> {
     row.try_get("", name).map_err(|_| unreadable(name))
 }
 
-/// JSON as the database prints it; `None` for its null too.
+/// Returns JSON as the database prints it. `None` for SQL NULL and for JSON null.
 fn json(row: &QueryResult, name: &str) -> Result<Option<String>, InvalidField> {
     Ok(text(row, name)?.filter(|json| json.trim() != "null"))
 }
 
-/// SQLite keeps times as the texts that `SQLAlchemy` writes: in UTC, with a space and often without an offset.
+/// Parses a time. SQLite stores the texts that `SQLAlchemy` writes: in UTC, with a space and often without an offset.
 fn time(row: &QueryResult, name: &str) -> Result<Option<prost_types::Timestamp>, InvalidField> {
     let Some(text) = text(row, name)? else {
         return Ok(None);
@@ -174,7 +176,7 @@ fn time(row: &QueryResult, name: &str) -> Result<Option<prost_types::Timestamp>,
 }
 
 fn unreadable(name: &str) -> InvalidField {
-    InvalidField::new(name, "has a value of another type than litestar-api-auth writes")
+    InvalidField::new(name, "the type of the value is not the one that litestar-api-auth writes")
 }
 
 #[cfg(test)]

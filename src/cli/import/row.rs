@@ -1,4 +1,4 @@
-//! One key of an import: named values become a request.
+//! A row of an import: converts named values to a request.
 
 use std::collections::BTreeMap;
 use std::str::FromStr as _;
@@ -10,7 +10,7 @@ use super::json::{Object, as_text};
 use crate::domain::InvalidField;
 use crate::grpc::pb;
 
-/// What a row may have. `hash` is needed; the others are those of a key.
+/// Columns of a row. `hash` is required; the others are fields of a key.
 pub(super) const COLUMNS: [&str; 15] = [
     "hash",
     "id",
@@ -29,16 +29,16 @@ pub(super) const COLUMNS: [&str; 15] = [
     "replaced_by",
 ];
 
-/// A row as it was read.
+/// A row of the source.
 #[derive(Debug)]
 pub(super) struct Row {
-    /// Where it stands in its source, for people.
+    /// Human-readable location in the source.
     pub(super) label: String,
-    /// The key, or what is wrong with it.
+    /// The key, or the reason why it is invalid.
     pub(super) request: Result<pb::ImportKeysRequest, InvalidField>,
 }
 
-/// Makes a request of `values`; without an owner among them, the key is `owner`'s.
+/// Converts `values` to a request. `owner` is the owner of the key if `values` has none.
 pub(super) fn request(values: &Object, owner: Option<&str>) -> Result<pb::ImportKeysRequest, InvalidField> {
     if let Some(unknown) = values.names().find(|name| !COLUMNS.contains(name)) {
         return Err(unknown_column(unknown));
@@ -68,49 +68,49 @@ pub(super) fn request(values: &Object, owner: Option<&str>) -> Result<pb::Import
     Ok(pb::ImportKeysRequest { key: Some(key), hash: digest(&text("hash")?)?, allow_revoked_hash: false })
 }
 
-/// An error of the column `name`, with the one that was perhaps meant.
+/// Returns the error for the unknown column `name`, with the most similar known one.
 pub(super) fn unknown_column(name: &str) -> InvalidField {
     let nearest = COLUMNS.iter().max_by(|a, b| {
         let likeness = |known: &str| strsim::jaro_winkler(known, name);
         likeness(a).total_cmp(&likeness(b))
     });
     let problem = format!(
-        "is no column of an import, did you mean `{}`? There are {}",
+        "unknown column; did you mean `{}`? Supported columns: {}",
         nearest.unwrap_or(&"hash"),
         COLUMNS.join(", ")
     );
     InvalidField::new(name, problem)
 }
 
-/// A SHA-256 digest in hex.
+/// Parses a SHA-256 digest in hex.
 pub(super) fn digest(hex: &str) -> Result<Vec<u8>, InvalidField> {
     let digest = HEXLOWER_PERMISSIVE.decode(hex.as_bytes()).ok().filter(|digest| digest.len() == 32);
-    digest.ok_or_else(|| InvalidField::new("hash", "is no SHA-256 digest: give its 64 hex digits"))
+    digest.ok_or_else(|| InvalidField::new("hash", "not a SHA-256 digest; expected 64 hex digits"))
 }
 
-/// The pairs of a JSON object: texts as they are, anything else as JSON.
+/// Parses the pairs of a JSON object. Values that are not strings are kept as JSON texts.
 pub(super) fn metadata(json: Option<&str>) -> Result<BTreeMap<String, String>, InvalidField> {
     let Some(json) = json else {
         return Ok(BTreeMap::new());
     };
-    let problem = "is no JSON object, or has a name twice";
+    let problem = "not a JSON object, or it has a duplicate key";
     let pairs = Object::parse(json).ok_or_else(|| InvalidField::new("metadata", problem))?;
     Ok(pairs.into_pairs().map(|(name, value)| (name, as_text(&value))).collect())
 }
 
-/// A JSON array of texts.
+/// Parses a JSON array of strings.
 pub(super) fn scopes(json: Option<&str>) -> Result<Vec<String>, InvalidField> {
     let Some(json) = json else {
         return Ok(Vec::new());
     };
-    serde_json::from_str(json).map_err(|_| InvalidField::new("scopes", "is no JSON array of texts"))
+    serde_json::from_str(json).map_err(|_| InvalidField::new("scopes", "not a JSON array of strings"))
 }
 
 fn text(name: &str, json: Option<&str>) -> Result<String, InvalidField> {
     let Some(json) = json else {
         return Ok(String::new());
     };
-    serde_json::from_str(json).map_err(|_| InvalidField::new(name, "is no text"))
+    serde_json::from_str(json).map_err(|_| InvalidField::new(name, "not a string"))
 }
 
 fn time(name: &str, json: Option<&str>) -> Result<Option<prost_types::Timestamp>, InvalidField> {
@@ -120,15 +120,16 @@ fn time(name: &str, json: Option<&str>) -> Result<Option<prost_types::Timestamp>
     }
 }
 
-/// `text` as JSON.
+/// Converts `text` to JSON.
 pub(super) fn quoted(text: &str) -> Result<Box<RawValue>, InvalidField> {
-    serde_json::value::to_raw_value(text).map_err(|_| InvalidField::new("row", "is no text"))
+    serde_json::value::to_raw_value(text).map_err(|_| InvalidField::new("row", "not a string"))
 }
 
-/// An instant as in RFC 3339.
+/// Parses a time in the format of RFC 3339.
 pub(super) fn parse_time(name: &str, text: &str) -> Result<prost_types::Timestamp, InvalidField> {
-    prost_types::Timestamp::from_str(text)
-        .map_err(|_| InvalidField::new(name, "is no time: write it like 2030-01-31T12:00:00Z"))
+    prost_types::Timestamp::from_str(text).map_err(|_| {
+        InvalidField::new(name, "invalid time; expected RFC 3339, for example 2030-01-31T12:00:00Z")
+    })
 }
 
 #[cfg(test)]

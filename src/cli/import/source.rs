@@ -1,4 +1,4 @@
-//! Where an import reads its rows.
+//! The source of the rows of an import.
 
 use std::path::{Path, PathBuf};
 
@@ -12,18 +12,18 @@ use super::row::Row;
 use crate::domain::{Clock as _, SystemClock};
 use crate::grpc::to_proto_time;
 
-/// What the rows are written in.
+/// Format of the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
-    /// A JSON object a line.
+    /// One JSON object per line.
     Jsonl,
-    /// CSV whose first line names the columns.
+    /// CSV with a header.
     Csv,
-    /// The SQL database of litestar-api-auth.
+    /// SQL database of litestar-api-auth.
     Litestar,
 }
 
-/// Rows, read one after the other.
+/// Reads rows one by one.
 pub(super) struct Source {
     owner: Option<String>,
     rows: Rows,
@@ -42,10 +42,9 @@ impl Source {
             Format::Jsonl => Rows::Jsonl(JsonLines::open(Path::new(from))?),
             Format::Csv => Rows::Csv(CsvRows::open(Path::new(from))?),
             Format::Litestar => {
-                let owner = arguments
-                    .owner
-                    .as_deref()
-                    .context("--owner: litestar-api-auth keeps no owners: say whose keys these are")?;
+                let owner = arguments.owner.as_deref().context(
+                    "--owner: missing; litestar-api-auth stores no owners, so set the owner of the keys",
+                )?;
                 let now = to_proto_time(SystemClock.now());
                 let (table, prefix) = (&arguments.table, &arguments.key_prefix);
                 Rows::Litestar(LitestarRows::open(from, table, owner, prefix, now).await?)
@@ -54,11 +53,11 @@ impl Source {
         Ok(Self { owner: arguments.owner.clone(), rows })
     }
 
-    /// The next row; `None` at the end.
+    /// Returns the next row. `None` at the end.
     pub(super) async fn next(&mut self) -> Result<Option<Row>> {
         let owner = self.owner.as_deref();
         match &mut self.rows {
-            // A file, or standard input, may keep us waiting: answers are to be read meanwhile.
+            // Reading a file or standard input can block. Responses must be read in the meantime.
             Rows::Jsonl(rows) => tokio::task::block_in_place(|| rows.next(owner)),
             Rows::Csv(rows) => tokio::task::block_in_place(|| rows.next(owner)),
             Rows::Litestar(rows) => rows.next().await,
@@ -66,7 +65,7 @@ impl Source {
     }
 }
 
-/// The format that was given, or what the source looks like.
+/// Returns the given format, or the one that follows from the name of the source.
 pub(super) fn format(arguments: &ImportArgs) -> Result<Format> {
     if let Some(format) = arguments.format {
         return Ok(format);
@@ -79,7 +78,7 @@ pub(super) fn format(arguments: &ImportArgs) -> Result<Format> {
         Some("jsonl" | "ndjson") => Ok(Format::Jsonl),
         Some("csv") => Ok(Format::Csv),
         _ => {
-            bail!("--from: give a file .jsonl or .csv, or the URL of a database; or say which with --format")
+            bail!("--from: unknown format; use a .jsonl or .csv file or a database URL, or set --format")
         }
     }
 }

@@ -1,9 +1,9 @@
-//! Keys as text for people.
+//! Human-readable output of keys.
 
 use crate::cli::output::{pairs, table};
 use crate::grpc::pb;
 
-/// All that is known of one key.
+/// Formats all fields of a key.
 pub(super) fn key(key: Option<&pb::Key>) -> String {
     let key = key.cloned().unwrap_or_default();
     let metadata: Vec<_> = key.metadata.iter().map(|(name, value)| format!("{name}={value}")).collect();
@@ -28,12 +28,15 @@ pub(super) fn key(key: Option<&pb::Key>) -> String {
     ])
 }
 
-/// A new key with its secret.
+/// Formats a new key with its secret.
 pub(super) fn issued(issued: Option<&pb::Key>, secret: &str) -> String {
-    format!("{}\n\nsecret: {secret}\nKeep it now: it is not stored and can't be shown again.", key(issued))
+    format!(
+        "{}\n\nsecret: {secret}\nStore it now: it is not stored by the server and can't be shown again.",
+        key(issued)
+    )
 }
 
-/// A page of keys.
+/// Formats a page of keys.
 pub(super) fn page(page: &pb::ListKeysResponse) -> String {
     if page.keys.is_empty() && page.unreadable_ids.is_empty() {
         return "no keys".to_owned();
@@ -47,19 +50,19 @@ pub(super) fn page(page: &pb::ListKeysResponse) -> String {
         text.push_str(&format!("\n{}", unreadable(id)));
     }
     if !page.next_page_token.is_empty() {
-        text.push_str(&format!("\n\nThere is more: --page-token {}", page.next_page_token));
+        text.push_str(&format!("\n\nNext page: --page-token {}", page.next_page_token));
     }
     text
 }
 
-/// One item of a stream on one line.
+/// Formats an item of a stream as one line.
 pub(super) fn streamed(response: &pb::StreamKeysResponse) -> String {
     let Some(key) = response.key.clone() else { return unreadable(&response.unreadable_id) };
     [key.id.clone(), state(&key), key.owner_id, key.name].join("\t")
 }
 
 fn unreadable(id: &str) -> String {
-    format!("{id}\tunreadable: the stored record breaks a rule; it can be revoked and deleted")
+    format!("{id}\tunreadable: the stored record is invalid; it can be revoked and deleted")
 }
 
 fn state(key: &pb::Key) -> String {

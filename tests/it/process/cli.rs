@@ -160,7 +160,7 @@ fn keys_are_not_deleted_by_the_way() {
     home.json(&server, &["key", "create", "--name", "n", "--owner", "o"]);
     drop(server);
     let refused = home.run(&["migrate", "down"]);
-    assert!(refused.status == 1 && refused.stderr.contains("give --yes"), "{}", refused.stderr);
+    assert!(refused.status == 1 && refused.stderr.contains("--yes"), "{}", refused.stderr);
     assert_eq!(home.run(&["migrate", "down", "--dry-run"]).status, 0);
     assert_eq!(home.run(&["migrate", "status"]).status, 0);
     assert_eq!(home.run(&["migrate", "down", "--steps", "2", "--yes"]).status, 0);
@@ -221,7 +221,7 @@ fn expired_keys_are_pruned_by_hand_or_by_the_server() {
     assert!(trail.contains("system:prune"), "{trail}");
 
     let future = home.run(&["prune", "--expired-before", "2050-01-01T00:00:00Z", "--addr", &server.address]);
-    assert!(future.status == 1 && future.stderr.contains("is in the future"), "{}", future.stderr);
+    assert!(future.status == 1 && future.stderr.contains("must not be in the future"), "{}", future.stderr);
     let prune = |more: &[&str]| {
         let base = ["prune", "--expired-before", just_now.as_str()];
         home.json(&server, &[&base[..], more].concat())["deleted"].as_u64().unwrap()
@@ -263,7 +263,7 @@ fn a_profile_names_a_server_and_its_credential() {
     let done = home.run(&["key", "list", "--profile", "here", "--profiles", &profiles]);
     assert_eq!(done.status, 0, "{}", done.stderr);
     let done = home.run(&["key", "list", "--profile", "there", "--profiles", &profiles]);
-    assert!(done.status == 1 && done.stderr.contains("has only: here"), "{}", done.stderr);
+    assert!(done.status == 1 && done.stderr.contains("it has: here"), "{}", done.stderr);
 }
 
 #[test]

@@ -46,7 +46,7 @@ fn json_lines_are_imported_once_however_often_they_are_sent() {
 
     let first = import(&home, &server, &arguments);
     assert_eq!((first.status, counts(&first)), (3, (2_998, 0, 2)));
-    for told in ["rejected: line 8: row: is no JSON object", "rejected: line 9: key.name: must not be empty"]
+    for told in ["rejected: line 8: row: not a JSON object", "rejected: line 9: key.name: must not be empty"]
     {
         assert!(first.stderr.contains(told), "{told}: {}", first.stderr);
     }
@@ -171,7 +171,7 @@ fn takes_over(source: &str, secrets: &BTreeMap<String, String>) {
     let server = home.serve(&[FOREIGN]);
     let done = import(&home, &server, &["--from", source, "--owner", "legacy"]);
     assert_eq!((done.status, counts(&done)), (3, (604, 0, 3)), "{}", done.stderr);
-    for told in ["key.scopes[0]", "key.name: is too long", "metadata_: has litestar_key_id already"] {
+    for told in ["key.scopes[0]", "key.name: is too long", "metadata_: already has the key litestar_key_id"] {
         assert!(done.stderr.contains(told), "{told}: {}", done.stderr);
     }
     let report: Value = serde_json::from_str(&done.stdout).unwrap();

@@ -52,7 +52,7 @@ fn neither_secrets_nor_hashes_nor_tokens_are_logged_or_stored() {
         // The row is sent twice in one stream. One is stored, and the other rejected.
         std::fs::write(home.path().join("keys.jsonl"), format!("{row}{row}")).unwrap();
         let done = home.run(&["import", "--from", "keys.jsonl", "--addr", &server.address]);
-        assert_eq!(done.stdout.lines().next(), Some("1 imported, 1 were there already, 0 rejected"));
+        assert_eq!(done.stdout.lines().next(), Some("1 imported, 1 already stored, 0 rejected"));
         assert!(!done.stderr.contains(&hash), "{}", done.stderr);
         home.json(&server, &["key", "list"]);
         home.json(&server, &["key", "revoke", &id]);

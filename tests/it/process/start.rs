@@ -21,7 +21,7 @@ fn the_first_start_makes_a_token_and_says_what_to_type_next() {
     let home = Home::new();
     let server = home.serve(&[]);
     let stdout = home.read("stdout");
-    assert!(stdout.contains("the token in keyvouch.admin-token (made just now)"), "{stdout}");
+    assert!(stdout.contains("the token in keyvouch.admin-token (created just now)"), "{stdout}");
     assert!(stdout.contains(&format!("key create --addr {}", server.address)), "{stdout}");
     let token = home.read("keyvouch.admin-token");
     assert!(!stdout.contains(token.trim()), "it is printed to a terminal alone");
@@ -107,7 +107,7 @@ async fn a_newer_schema_is_served_unless_it_took_something_away() {
     assert!(home.read("stderr").contains("m20991231_000001_add_a_column"));
     drop(server);
     let status = home.run(&["migrate", "status"]);
-    assert!(status.status == 0 && status.stdout.contains("not known to this release"), "{}", status.stdout);
+    assert!(status.status == 0 && status.stdout.contains("unknown to this release"), "{}", status.stdout);
     let up = home.run(&["migrate", "up"]);
     assert_eq!(up.status, 0, "the init container of a rollback: {}", up.stderr);
     let down = home.run(&["migrate", "down", "--yes"]);
@@ -146,7 +146,7 @@ fn a_second_signal_ends_it_at_once() {
     // A connection counts once the server has accepted it. A call on another connection shows that it has.
     assert_eq!(home.run(&["healthcheck", "--addr", &server.address]).status, 0);
     server.signal(Signal::TERM);
-    wait_for("the drain", || home.read("stderr").contains("a second signal").then_some(()));
+    wait_for("the drain", || home.read("stderr").contains("send the signal again").then_some(()));
     server.signal(Signal::INT);
     assert_eq!(server.ended(), Some(1));
 }
@@ -247,7 +247,7 @@ fn a_signal_ends_a_start_that_waits_for_its_database() {
     let _connection = silent.accept().unwrap();
     server.signal(Signal::TERM);
     assert_eq!(server.ended(), Some(0), "{}", home.read("stderr"));
-    assert!(home.read("stderr").contains("stopped by a signal before the start was over"));
+    assert!(home.read("stderr").contains("stopped by a signal during startup"));
 }
 
 /// The commands that the server prints can be run.
