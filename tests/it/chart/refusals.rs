@@ -60,25 +60,25 @@ fn passwords_in_plain_text() {
         ("config.cache.redis.url=redis://:hunter2@host", "redisCache.existingSecret"),
         ("config.admin.tokens={ops:hunter2-hunter2-hunter2}", "admin.existingSecret"),
     ] {
-        is_refused("postgres-redis-ha", &[value], &["is refused", "Secret", instead]);
+        is_refused("postgres-redis-ha", &[value], &["not allowed here", "Secret", instead]);
         assert!(!refusal(Helm::Four, "postgres-redis-ha", &[value]).contains("hunter2"));
     }
     for (values, told) in [
         (
             &["extraEnv[0].name=KEYVOUCH__STORE__URL", "extraEnv[0].value=x"][..],
-            "extraEnv: KEYVOUCH__STORE__URL is refused",
+            "extraEnv: KEYVOUCH__STORE__URL is not allowed here",
         ),
         (
             &["extraEnv[0].name=keyvouch__admin__tokens", "extraEnv[0].value=x"],
-            "extraEnv: keyvouch__admin__tokens is refused",
+            "extraEnv: keyvouch__admin__tokens is not allowed here",
         ),
         (&["extraEnv[0].name=PGPASSWORD", "extraEnv[0].value=x"], "extraEnv: PGPASSWORD is secret"),
+        (&["extraEnv[0].name=OTEL_EXPORTER_OTLP_HEADERS", "extraEnv[0].value=x"], "is secret; use valueFrom"),
         (
-            &["extraEnv[0].name=OTEL_EXPORTER_OTLP_HEADERS", "extraEnv[0].value=x"],
-            "is secret: give it by valueFrom",
+            &["config.telemetry.otlp_endpoint=http://u:hunter2@h:1"],
+            "the values contain a URL with a password",
         ),
-        (&["config.telemetry.otlp_endpoint=http://u:hunter2@h:1"], "a URL with a password is in the values"),
-        (&["extraContainers[0].env[0].value=redis://:hunter2@h"], "a URL with a password is in the values"),
+        (&["extraContainers[0].env[0].value=redis://:hunter2@h"], "the values contain a URL with a password"),
         (&["extraObjects[0].kind=Secret"], "extraObjects: a Secret would have its content in the values"),
         (&["store.existingSecret=postgres://u:hunter2@h/d"], "existingSecret"),
         (&["admin.key=a b"], "key"),
@@ -91,13 +91,13 @@ fn passwords_in_plain_text() {
 fn what_the_chart_sets_itself() {
     for (value, why) in [
         ("config.server.listen={127.0.0.1:1}", "listenAddress"),
-        ("config.server.tls.cert_file=/x", "see tls"),
+        ("config.server.tls.cert_file=/x", "use tls"),
         ("config.telemetry.listen=127.0.0.1:1", "probes need it"),
-        ("config.admin.insecure=true", "see admin"),
-        ("config.admin.insecure=false", "see admin"),
+        ("config.admin.insecure=true", "use admin"),
+        ("config.admin.insecure=false", "use admin"),
         ("config.store.url=", "store.existingSecret"),
     ] {
-        is_refused("default", &[value], &["is refused: ", why]);
+        is_refused("default", &[value], &["not allowed here: ", why]);
     }
 }
 
@@ -105,7 +105,7 @@ fn what_the_chart_sets_itself() {
 fn more_pods_than_can_have_the_keys() {
     for backend in ["sqlite", "memory"] {
         let set = format!("store.backend={backend}");
-        let why = format!("store.backend {backend} keeps keys in one pod");
+        let why = format!("store.backend {backend} supports only one pod");
         is_refused("default", &[&set, "replicaCount=2"], &["replicaCount", &why]);
         is_refused("default", &[&set, "autoscaling.enabled=true"], &["autoscaling.enabled", &why]);
     }
@@ -120,30 +120,38 @@ fn halves_of_things() {
             "store.existingSecret: store.backend postgres needs a Secret",
         ),
         ("default", &["store.existingSecret=x"], "store.backend sqlite has no URL"),
-        ("redis-cluster", &["store.replica.existingSecret=x"], "store.backend redis has no replica"),
+        (
+            "redis-cluster",
+            &["store.replica.existingSecret=x"],
+            "store.backend redis does not support a replica",
+        ),
         ("default", &["admin.service.enabled=true"], "KeyStore has no port without a credential"),
         ("tls", &["admin.clientCertificates={ops.example.com}"], "set tls.clientAuth"),
-        ("default", &["tls.clientAuth=required"], "without a certificate of the server there is no TLS"),
-        ("mtls-cert-manager", &["tls.existingSecret=x"], "two sources of one certificate"),
+        ("default", &["tls.clientAuth=required"], "tls.clientAuth: needs TLS"),
+        (
+            "mtls-cert-manager",
+            &["tls.existingSecret=x"],
+            "existingSecret and certManager.enabled are both set",
+        ),
         ("mtls-cert-manager", &["test.clientCertificateSecret="], "helm test needs a client certificate"),
         ("tls", &["tls.existingSecret=", "tls.certManager.enabled=true"], "needs the name of an issuer"),
         ("tls", &["tls.clientAuth=required"], "helm test needs a client certificate"),
-        ("tls", &["config.validator.access=credential"], "helm test needs one"),
-        ("redis-cluster", &["autoscaling.minReplicas=20"], "minReplicas is more than maxReplicas"),
+        ("tls", &["config.validator.access=credential"], "helm test needs a credential"),
+        ("redis-cluster", &["autoscaling.minReplicas=20"], "minReplicas must not be more than maxReplicas"),
         (
             "redis-cluster",
             &["autoscaling.targetCPUUtilizationPercentage=null"],
             "set targetCPUUtilizationPercentage",
         ),
-        ("default", &["config.server.drain_timeout=2days"], "config.server: `2days` is no duration"),
-        ("default", &["resources.limits.memory=much"], "no quantity"),
+        ("default", &["config.server.drain_timeout=2days"], "the duration `2days`"),
+        ("default", &["resources.limits.memory=much"], "unsupported quantity `much`"),
         (
             "redis-cluster",
             &["resources.requests.cpu=null"],
-            "a share of resources.requests.cpu, which is not set",
+            "relative to resources.requests.cpu, which is unset",
         ),
-        ("redis-cluster", &["metrics.serviceMonitor.enabled=true"], "every pod is read twice"),
-        ("default", &["extraVolumes[0].name=config"], "config is a volume of the chart"),
+        ("redis-cluster", &["metrics.serviceMonitor.enabled=true"], "scrape every pod twice"),
+        ("default", &["extraVolumes[0].name=config"], "the chart already has a volume config"),
     ] {
         is_refused(case, values, &[told]);
     }
