@@ -1,5 +1,5 @@
-//! Compiles `proto/` with protox, so that no `protoc` is needed, and writes the descriptor set that
-//! reflection serves and the JSON output of the command line is made from.
+//! Compiles `proto/` with protox, so that `protoc` is not needed. Writes the descriptor set that reflection and the JSON
+//! output of the command line use.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::{env, fs};
 use prost::Message as _;
 
 const PROTO_ROOT: &str = "proto";
-/// Protocols of others. Their Rust types come from `tonic_types`; their descriptors are needed to print details of errors.
+/// Third-party protocols. Their Rust types come from `tonic_types`. Their descriptors are needed to print error details.
 const THIRD_PARTY_ROOT: &str = "third_party";
 
 /// Messages that carry a secret or its hash. They get a hand-written, redacting `Debug` in `src/grpc/pb.rs`.

@@ -1,4 +1,4 @@
-//! The command `keyvouch`.
+//! The program `keyvouch`.
 
 use std::process::ExitCode;
 

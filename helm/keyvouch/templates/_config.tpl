@@ -1,4 +1,4 @@
-{{/* The settings, with what the chart sets. As JSON. */}}
+{{/* The settings as JSON, including those that the chart sets. */}}
 {{- define "keyvouch.settings" -}}
 {{- $config := deepCopy .Values.config -}}
 {{- range list "server" "store" "cache" "admin" "telemetry" -}}
@@ -59,7 +59,7 @@
 {{- toJson $config -}}
 {{- end }}
 
-{{/* A value as TOML: JSON's scalars and lists are TOML, its objects are not. */}}
+{{/* Formats a value as TOML. Scalars and lists have the same form in JSON, objects don't. */}}
 {{- define "keyvouch.tomlValue" -}}
 {{- if kindIs "map" . -}}
 { {{ $first := true }}{{ range $name, $value := . }}{{ if not $first }}, {{ end }}{{ $name }} = {{ include "keyvouch.tomlValue" $value }}{{ $first = false }}{{ end }} }
@@ -70,7 +70,7 @@
 {{- end -}}
 {{- end }}
 
-{{/* Sections as TOML: a dict of `path` and `section`. What is null is left out: it is unset. */}}
+{{/* Formats sections as TOML. Takes a dict of `path` and `section`. Null values are unset, and so omitted. */}}
 {{- define "keyvouch.tomlSection" -}}
 {{- $path := .path -}}
 {{- $lines := list -}}
@@ -91,7 +91,7 @@
 {{- join "\n\n" (compact $tables) -}}
 {{- end }}
 
-{{/* keyvouch.toml */}}
+{{/* The file keyvouch.toml. */}}
 {{- define "keyvouch.toml" -}}
 {{- include "keyvouch.tomlSection" (dict "path" "" "section" (include "keyvouch.settings" . | fromJson)) -}}
 {{- end }}

@@ -18,7 +18,8 @@ app.kubernetes.io/name: {{ include "keyvouch.name" . | quote }}
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
-{{/* Labels: a dict of `root`, `component` (of pods that serve nobody), and more `labels`. Those of the chart go before others. */}}
+{{/* Labels of an object. Takes a dict of `root`, `component` (of pods that are not servers), and additional `labels`. The chart's own
+     labels take precedence. */}}
 {{- define "keyvouch.labels" -}}
 {{- $root := .root -}}
 {{- $own := include "keyvouch.selectorLabels" $root | fromYaml -}}
@@ -31,8 +32,8 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- toYaml (merge $own (.labels | default dict) $root.Values.commonLabels) -}}
 {{- end }}
 
-{{/* Name, namespace, labels and annotations of an object: a dict of `root`, `suffix`, `component`, and more `labels` and
-     `annotations`. */}}
+{{/* Name, namespace, labels and annotations of an object. Takes a dict of `root`, `suffix`, `component`, and additional `labels`
+     and `annotations`. */}}
 {{- define "keyvouch.metadata" -}}
 {{- $root := .root -}}
 name: {{ printf "%s%s" (include "keyvouch.fullname" $root) .suffix | quote }}
@@ -45,7 +46,7 @@ annotations:
 {{- end }}
 {{- end }}
 
-{{/* What every pod may do, and what it gets of the cluster: nothing. */}}
+{{/* Security context of every pod, without access to the Kubernetes API. */}}
 {{- define "keyvouch.confinement" -}}
 automountServiceAccountToken: false
 enableServiceLinks: false
@@ -53,7 +54,7 @@ securityContext:
   {{- toYaml .Values.podSecurityContext | nindent 2 }}
 {{- end }}
 
-{{/* Where the pods of hooks run: as those of the server. */}}
+{{/* Scheduling of the pods of hooks, which is the same as that of the server's pods. */}}
 {{- define "keyvouch.placement" -}}
 {{- with .Values.priorityClassName }}
 priorityClassName: {{ . | quote }}
@@ -88,7 +89,7 @@ tolerations:
 {{- end }}
 {{- end }}
 
-{{/* Whether keys are where one pod alone can use them: "true" or "". */}}
+{{/* Whether only one pod can use the storage backend: "true" or "". */}}
 {{- define "keyvouch.isSingle" -}}
 {{- if has .Values.store.backend (list "sqlite" "memory") }}true{{ end }}
 {{- end }}
@@ -99,7 +100,7 @@ tolerations:
 {{- else if gt (int .Values.replicaCount) 1 }}true{{ end }}
 {{- end }}
 
-{{/* Whether the tables are brought up to date by this chart: "true" or "". */}}
+{{/* Whether this chart applies migrations: "true" or "". */}}
 {{- define "keyvouch.migrates" -}}
 {{- if and (has .Values.store.backend (list "postgres" "mysql")) (ne .Values.migrations.mode "none") }}true{{ end }}
 {{- end }}
@@ -109,7 +110,7 @@ tolerations:
 {{- if or .Values.admin.existingSecret .Values.admin.clientCertificates }}true{{ end }}
 {{- end }}
 
-{{/* The Secret with the server's certificate, or "". */}}
+{{/* The Secret with the server certificate, or "". */}}
 {{- define "keyvouch.tlsSecret" -}}
 {{- if .Values.tls.certManager.enabled }}
 {{- include "keyvouch.fullname" . }}-tls
@@ -136,7 +137,7 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 
-{{/* A variable from a Secret: a dict of `name`, `secret` and `key`. */}}
+{{/* An environment variable from a Secret. Takes a dict of `name`, `secret` and `key`. */}}
 {{- define "keyvouch.secretVariable" -}}
 - name: {{ .name }}
   valueFrom:

@@ -1,11 +1,11 @@
-{{/* The URL of the store by which tables are changed. */}}
+{{/* Environment variable with the URL for migrations. */}}
 {{- define "keyvouch.migrationVariable" -}}
 {{- $secret := .Values.migrations.existingSecret | default .Values.store.existingSecret -}}
 {{- $key := ternary .Values.migrations.key .Values.store.key (ne .Values.migrations.existingSecret "") -}}
 {{ include "keyvouch.secretVariable" (dict "name" "KEYVOUCH__STORE__URL" "secret" $secret "key" $key) }}
 {{- end }}
 
-{{/* The variables of the server. */}}
+{{/* Environment variables of the server. */}}
 {{- define "keyvouch.variables" -}}
 {{- if not (include "keyvouch.isSingle" .) }}
 {{ include "keyvouch.secretVariable" (dict "name" "KEYVOUCH__STORE__URL" "secret" .Values.store.existingSecret "key" .Values.store.key) }}
@@ -21,7 +21,7 @@
 {{- end }}
 {{- end }}
 
-{{/* What is mounted in the server. */}}
+{{/* Volume mounts of the server. */}}
 {{- define "keyvouch.mounts" -}}
 - name: config
   mountPath: /etc/keyvouch/config
@@ -68,7 +68,7 @@
   emptyDir: {medium: Memory, sizeLimit: 1Mi}
 {{- end }}
 {{- if .Values.admin.existingSecret }}
-# Whole volumes, not single files of them: those would not follow a change of the Secret.
+# Mount whole volumes, because files mounted with subPath are not updated when the Secret changes.
 - name: admin
   secret:
     secretName: {{ .Values.admin.existingSecret | quote }}
