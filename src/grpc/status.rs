@@ -153,7 +153,7 @@ pub(crate) fn deadline_exceeded() -> Status {
 
 /// Creates the status for a stream whose connection is being closed.
 pub(crate) fn connection_ends() -> Status {
-    let message = "the server is closing this connection; reconnect and resume (keys of an import without an answer may still have been stored)";
+    let message = "the server is closing this connection; reconnect and resume (keys of an import without a response may still have been stored)";
     again_later(Code::Unavailable, ErrorReason::ConnectionEnds, message)
 }
 
