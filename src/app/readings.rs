@@ -27,18 +27,22 @@ impl Sources {
     /// Returns all readings. Readings with the same name are adjacent.
     pub(super) fn read(&self) -> Vec<Reading> {
         let mut readings = vec![
-            plain("store_up", "Whether the store answers (1) or not (0)", flag(*self.is_up.borrow())),
+            plain("store_up", "1 if the storage backend responds, otherwise 0", flag(*self.is_up.borrow())),
             plain(
                 "store_breaker_open",
-                "Whether look-ups are refused without asking the store, since it did not answer (1)",
+                "1 if lookups are rejected because the storage backend does not respond, otherwise 0",
                 flag(self.breaker.is_open()),
             ),
             plain(
                 "feed_fences",
-                "Keys whose changes are remembered one by one",
+                "Recently changed keys that have their own smallest servable revision",
                 count(self.knowledge.fences()),
             ),
-            plain("usage_pending", "Keys whose last use waits to be written", count(self.usage.waiting())),
+            plain(
+                "usage_pending",
+                "Keys whose last use is not yet written to the storage backend",
+                count(self.usage.waiting()),
+            ),
         ];
         let (keys, events) = unreadable_counts();
         for (kind, skipped) in [("key", keys), ("event", events)] {
@@ -46,7 +50,7 @@ impl Sources {
                 labels: vec![("kind", kind.to_owned())],
                 ..plain(
                     "unreadable_items",
-                    "Stored keys and events that were skipped since the start because they can't be read",
+                    "Stored keys and events that were skipped since startup because they can't be read",
                     whole(skipped),
                 )
             });
@@ -54,7 +58,7 @@ impl Sources {
         if let Some(age) = self.knowledge.feed_age() {
             readings.push(Reading {
                 unit: Some(Unit::Seconds),
-                ..plain("feed_age", "How long ago it was known that no change is missing", age.as_secs_f64())
+                ..plain("feed_age", "Time since the change feed was known to be complete", age.as_secs_f64())
             });
         }
         let not_after = self.tls.as_ref().and_then(|tls| tls.borrow().not_after());
@@ -63,7 +67,7 @@ impl Sources {
                 unit: Some(Unit::Seconds),
                 ..plain(
                     "tls_certificate_expiry_timestamp",
-                    "When the first certificate of the server's chain expires, since the Unix epoch",
+                    "Unix time at which the first certificate of the server's chain expires",
                     whole(u64::try_from(not_after).unwrap_or_default()),
                 )
             });
@@ -75,7 +79,7 @@ impl Sources {
                     labels: vec![("kind", kind.to_owned())],
                     ..plain(
                         "cache_entries",
-                        "Entries of the cache in the process: keys, and hashes without one",
+                        "Entries of the cache in the process: records and negative entries",
                         whole(entries),
                     )
                 });
@@ -88,7 +92,7 @@ impl Sources {
                     labels: vec![("pool", pool.to_owned()), ("state", state.to_owned())],
                     ..plain(
                         "store_connections",
-                        "Connections to the database, by pool and state",
+                        "Connections to the database by pool and state",
                         count(connections),
                     )
                 });
