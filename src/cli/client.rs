@@ -32,7 +32,7 @@ pub(super) struct ClientArgs {
     /// Named profile to use. Explicit flags override it.
     #[arg(long, env = "KEYVOUCH_PROFILE", value_name = "NAME")]
     profile: Option<String>,
-    /// Path to the profiles file [default: $XDG_CONFIG_HOME/keyvouch/profiles.toml].
+    /// Path to the profiles file [default: `$XDG_CONFIG_HOME/keyvouch/profiles.toml`].
     #[arg(long, env = "KEYVOUCH_PROFILES", value_name = "FILE")]
     profiles: Option<PathBuf>,
     /// Timeout of the connection attempt and of each call. Streams have no timeout.

@@ -11,8 +11,8 @@ use serde::Deserialize;
 #[derive(Clone, Debug, Default, Args, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Target {
-    /// Address of the server: `HOST:PORT`, `http://HOST:PORT`, `https://HOST:PORT` or `unix:/path` [default:
-    /// 127.0.0.1:50051].
+    /// Address of the server: `HOST:PORT`, `http://HOST:PORT`, `https://HOST:PORT` or `unix:/path`
+    /// [default: 127.0.0.1:50051].
     #[arg(long, env = "KEYVOUCH_ADDR")]
     pub(super) addr: Option<String>,
     /// File with an admin token, or with a key that has a `keyvouch.*` scope [default: keyvouch.admin-token in the
@@ -37,7 +37,8 @@ impl Target {
     /// Fills unset fields from `otherwise`, the profile `name`.
     ///
     /// # Errors
-    /// The profile has a credential, and `self` has another address. A credential is only sent to the address of its profile.
+    /// The profile has a credential, and `self` has another address. A credential is only sent to the address of its
+    /// profile.
     pub(super) fn or(self, name: &str, otherwise: Self) -> Result<Self> {
         let has_credential = otherwise.token_file.is_some() || otherwise.cert_file.is_some();
         if let (Some(given), Some(own)) = (&self.addr, &otherwise.addr)
@@ -113,7 +114,7 @@ mod tests {
         assert_eq!(target.token_file.unwrap(), Path::new("mine"));
         let target = Target::default().or("prod", profile("prod")).unwrap();
         assert_eq!(target.token_file.unwrap(), folder.path().join("token"));
-        // Its token goes nowhere else.
+        // Its token is not sent to another address.
         let elsewhere = Target { addr: Some("other:1".into()), ..Target::default() };
         let refused = elsewhere.clone().or("prod", profile("prod")).unwrap_err().to_string();
         assert!(refused.contains("https://kv:443") && refused.contains("other:1"), "{refused}");

@@ -188,7 +188,8 @@ fn by_certificate(known: &CertificateNames, names: &[CertificateName], request_i
     first_in(&known.validator).map(|name| Caller::validator(actor(name), request_id))
 }
 
-/// The token of a header `Bearer <token>`, the scheme in any case (RFC 9110, section 11.1; RFC 6750, section 2.1).
+/// Returns the token of a header `Bearer <token>`. The scheme is case-insensitive (RFC 9110, section 11.1; RFC 6750,
+/// section 2.1).
 fn bearer_token(header: &str) -> Option<&str> {
     let (scheme, token) = header.split_once(' ')?;
     let token = token.trim_matches(' ');

@@ -55,9 +55,9 @@ pub(super) enum Access {
 pub(crate) enum Message {
     /// Completely, before the call counts against any limit, so that idle requests can't exhaust one.
     BeforeCall,
-    /// Completely, after its caller was authorized.
+    /// Completely, after the caller is authorized.
     AfterAuthorization,
-    /// By the handler, piece by piece.
+    /// Incrementally, by the handler.
     Streamed,
 }
 

@@ -1,4 +1,4 @@
-//! Lets a service be called only by callers with the permission that a method needs.
+//! Authorizes calls: their caller needs the permission of the method.
 
 use std::convert::Infallible;
 use std::task::{Context, Poll};
@@ -37,7 +37,8 @@ pub struct Guard<S> {
 }
 
 impl<S> Guard<S> {
-    /// Lets callers call `inner` whom `auth` authenticates, and other clients according to `access`.
+    /// Creates a guard that forwards calls to `inner` if `auth` authorizes their caller, or if `access` permits every
+    /// client.
     pub fn new(inner: S, auth: Authenticator, access: ValidatorAccess) -> Self {
         Self { inner, auth, access }
     }

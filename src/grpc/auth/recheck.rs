@@ -53,8 +53,8 @@ impl Recheck {
     /// Returns the caller with its current permissions.
     ///
     /// # Errors
-    /// The credential is no longer valid, or lacks the permission now. This is written to the audit log, because the call
-    /// layer only logs calls that are rejected when they begin.
+    /// The credential is no longer valid, or lacks the permission now. This is written to the audit log, because the
+    /// call layer only logs calls that are rejected when they begin.
     pub(crate) async fn caller(&self) -> Result<Caller, Status> {
         let request_id = self.extensions.get().map_or("", RequestId::as_str);
         let caller = self.auth.authorize(&self.headers, &self.extensions, request_id, self.needed).await;
