@@ -33,7 +33,8 @@ pub struct ServerConfig {
     /// Maximum number of open streams on all connections: calls in flight, calls whose message is incomplete, and
     /// watches. Further ones are rejected.
     pub max_streams: usize,
-    /// Maximum number of calls in flight on all connections. Further ones are rejected, unless a cache answers them.
+    /// Maximum number of calls in flight on all connections. Further ones are rejected, unless they are answered from
+    /// memory.
     pub max_calls: usize,
     /// Maximum time until the response to a call begins. A client can set a shorter one (`grpc-timeout`). Must be more
     /// than 0.

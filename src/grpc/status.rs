@@ -247,7 +247,7 @@ fn from_repository(error: &RepositoryError) -> Status {
         ErrorKind::Conflict => status(
             Code::Aborted,
             ErrorReason::RevisionMismatch,
-            "the key has changed since the expected revision; read it again and retry",
+            "the key was changed by another call; read it again and retry",
         ),
         ErrorKind::Refused => status(
             Code::FailedPrecondition,

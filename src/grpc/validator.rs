@@ -17,7 +17,7 @@ use crate::service::{ChangeWatcher, Lookups, News, Permission, ServiceError, Val
 
 const FRESHNESS_NEEDS_CREDENTIAL: &str = "max_staleness: values below the server's cache.min_staleness need a credential: the metadata `authorization: Bearer <admin token or key>`, or a client certificate that the server accepts";
 
-/// Request extension of a call that is rejected if no cache can answer it.
+/// Request extension of a call that is rejected if it can't be answered from memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FromCacheAlone;
 

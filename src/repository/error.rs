@@ -42,7 +42,7 @@ impl ErrorKind {
             Self::AlreadyExists => "a key with this id or hash exists",
             Self::RevokedHash => "a key with this hash was revoked and deleted",
             Self::NotFound => "key not found",
-            Self::Conflict => "the key has changed since the expected revision",
+            Self::Conflict => "the key was changed by another call",
             Self::Refused => "the change is not allowed",
             Self::NotOffered => "the storage backend does not support this operation",
             Self::PositionLost => "the position in the change feed is too old",
