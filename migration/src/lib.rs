@@ -1,7 +1,6 @@
 //! The database migrations of Keyvouch, for SQLite, PostgreSQL, MySQL and MariaDB.
 //!
-//! There are three ways to apply them: `keyvouch migrate`, the program `keyvouch-migration` of this crate,
-//! and this library. [`Migrator`] migrates a database to the schema of this release while it holds a lock, so
+//! There are two ways to apply them: `keyvouch migrate` and this library. [`Migrator`] migrates a database to the schema of this release while it holds a lock, so
 //! any number of processes may start it at once. [`migrations`] returns the migrations for the SeaORM
 //! `Migrator` of another program, whose history they then share.
 //!
