@@ -8,7 +8,7 @@ use serde::Deserialize as _;
 use toml::{Table, Value};
 
 use super::schema::{Kind, nearest, settings};
-use super::{Config, ConfigError};
+use super::{Config, ConfigError, json};
 
 /// Prefix of the environment variables of all settings: `KEYVOUCH__SECTION__FIELD`.
 pub const ENV_PREFIX: &str = "KEYVOUCH__";
@@ -54,12 +54,8 @@ fn read_file(path: &Path, settings: &BTreeMap<String, Kind>) -> Result<Table, Co
     let origin = path.display().to_string();
     let text = fs::read_to_string(path)
         .map_err(|source| ConfigError::Unreadable { path: origin.clone(), source })?;
-    let table: Table = toml::from_str(&text).map_err(|error| {
-        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
-        let line = before.matches('\n').count() + 1;
-        // The parser's `Display` contains the line, which can have a password. Its message does not.
-        ConfigError::Syntax { path: origin.clone(), line, problem: error.message().to_owned() }
-    })?;
+    let is_json = path.extension().is_some_and(|extension| extension == "json");
+    let table = if is_json { parse_json(&text, &origin)? } else { parse_toml(&text, &origin)? };
     for (section, fields) in &table {
         let Some(fields) = fields.as_table() else {
             return Err(unknown(section, &origin, settings));
@@ -67,6 +63,23 @@ fn read_file(path: &Path, settings: &BTreeMap<String, Kind>) -> Result<Table, Co
         check_section(section, fields, &origin, settings)?;
     }
     Ok(table)
+}
+
+fn parse_toml(text: &str, origin: &str) -> Result<Table, ConfigError> {
+    toml::from_str(text).map_err(|error| {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        // The parser's `Display` shows the line, which can hold a password; its message does not.
+        ConfigError::Syntax { path: origin.to_owned(), line, problem: error.message().to_owned() }
+    })
+}
+
+fn parse_json(text: &str, origin: &str) -> Result<Table, ConfigError> {
+    json::parse(text).map_err(|error| {
+        let problem = error.to_string();
+        let problem = problem.split(" at line ").next().unwrap_or_default().to_owned();
+        ConfigError::Syntax { path: origin.to_owned(), line: error.line().max(1), problem }
+    })
 }
 
 fn check_section(
@@ -167,8 +180,17 @@ mod tests {
     use crate::config::HumanDuration;
 
     fn load(file: &str, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Config, String> {
+        load_named("keyvouch.toml", file, environment, flags)
+    }
+
+    fn load_named(
+        name: &str,
+        file: &str,
+        environment: &[(&str, &str)],
+        flags: &[(&str, &str)],
+    ) -> Result<Config, String> {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("keyvouch.toml");
+        let path = dir.path().join(name);
         fs::write(&path, file).unwrap();
         let own = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
             pairs.iter().map(|&(name, text)| (name.into(), text.into())).collect()
@@ -193,6 +215,19 @@ mod tests {
         assert_eq!(config.store.url.expose(), "memory:");
         assert_eq!(config.store.timeout, HumanDuration(std::time::Duration::from_secs(3)));
         assert_eq!(config.keys.prefix, ["b_", "c_"]);
+    }
+
+    #[test]
+    fn a_file_can_be_json() {
+        let json = |file: &str| load_named("keyvouch.json", file, &[], &[("store.timeout", "3s")]);
+        let config =
+            json(r#"{"store": {"url": "memory:", "timeout": "1s"}, "cache": {"redis": {"prefix": "x:"}}}"#)
+                .unwrap();
+        assert_eq!((config.store.url.expose(), config.cache.redis.prefix.as_str()), ("memory:", "x:"));
+        assert_eq!(config.store.timeout, HumanDuration(std::time::Duration::from_secs(3)));
+        assert!(json(r#"{"store": {"urls": "memory:"}}"#).unwrap_err().contains("`store.urls`"));
+        let error = json("{\"store\": {\n\"url\" \"hunter2\"}}").unwrap_err();
+        assert!(error.contains("keyvouch.json, line 2") && !error.contains("hunter2"), "{error}");
     }
 
     #[test]

@@ -56,42 +56,5 @@
 {{- if not (hasKey $config.telemetry "log_format") -}}
 {{- $_ := set $config.telemetry "log_format" "json" -}}
 {{- end -}}
-{{- toJson $config -}}
-{{- end }}
-
-{{/* Formats a value as TOML. Scalars and lists have the same form in JSON, objects don't. */}}
-{{- define "keyvouch.tomlValue" -}}
-{{- if kindIs "map" . -}}
-{ {{ $first := true }}{{ range $name, $value := . }}{{ if not $first }}, {{ end }}{{ $name }} = {{ include "keyvouch.tomlValue" $value }}{{ $first = false }}{{ end }} }
-{{- else if kindIs "slice" . -}}
-[{{ range $index, $value := . }}{{ if $index }}, {{ end }}{{ include "keyvouch.tomlValue" $value }}{{ end }}]
-{{- else -}}
-{{ toJson . }}
-{{- end -}}
-{{- end }}
-
-{{/* Formats sections as TOML. Takes a dict of `path` and `section`. Null values are unset, and so omitted. */}}
-{{- define "keyvouch.tomlSection" -}}
-{{- $path := .path -}}
-{{- $lines := list -}}
-{{- $tables := list -}}
-{{- range $name, $value := .section -}}
-{{- if kindIs "map" $value -}}
-{{- $tables = append $tables (include "keyvouch.tomlSection" (dict "path" (ternary (printf "%s.%s" $path $name) $name (ne $path "")) "section" $value)) -}}
-{{- else if not (kindIs "invalid" $value) -}}
-{{- $lines = append $lines (printf "%s = %s" $name (include "keyvouch.tomlValue" $value)) -}}
-{{- end -}}
-{{- end -}}
-{{- if and $lines $path -}}
-{{- $lines = prepend $lines (printf "[%s]" $path) -}}
-{{- end -}}
-{{- if $lines -}}
-{{- $tables = prepend $tables (join "\n" $lines) -}}
-{{- end -}}
-{{- join "\n\n" (compact $tables) -}}
-{{- end }}
-
-{{/* The file keyvouch.toml. */}}
-{{- define "keyvouch.toml" -}}
-{{- include "keyvouch.tomlSection" (dict "path" "" "section" (include "keyvouch.settings" . | fromJson)) -}}
+{{- toPrettyJson $config -}}
 {{- end }}

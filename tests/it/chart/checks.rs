@@ -172,13 +172,25 @@ fn volumes(pod: &Value) {
 
 /// Returns the configuration. Panics if it has settings that are unknown to this release.
 pub(super) fn config(objects: &[Value]) -> Config {
-    let toml = text(&find_config(objects)["data"]["keyvouch.toml"]);
-    toml::from_str(toml).unwrap_or_else(|error| panic!("{error}\n{toml}"))
+    let json = text(&find_config(objects)["data"]["keyvouch.json"]);
+    let settings = without_nulls(serde_json::from_str(json).unwrap());
+    serde_json::from_value(settings).unwrap_or_else(|error| panic!("{error}\n{json}"))
+}
+
+/// Returns the settings that are set.
+fn without_nulls(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let set = fields.into_iter().filter(|(_, value)| !value.is_null());
+            set.map(|(name, value)| (name, without_nulls(value))).collect()
+        }
+        value => value,
+    }
 }
 
 fn find_config(objects: &[Value]) -> &Value {
     let mut maps = of_kind(objects, "ConfigMap");
-    maps.find(|map| !map["data"]["keyvouch.toml"].is_null()).unwrap()
+    maps.find(|map| !map["data"]["keyvouch.json"].is_null()).unwrap()
 }
 
 /// Checks that the kubelet waits as long as the settings allow a shutdown to take.
