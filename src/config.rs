@@ -6,6 +6,7 @@ mod error;
 mod events;
 mod feed;
 mod human_duration;
+mod json;
 mod keys;
 mod layers;
 mod prune;
@@ -41,6 +42,9 @@ pub use telemetry::TelemetryConfig;
 pub use tls::TlsConfig;
 pub use usage::UsageConfig;
 pub use validator::ValidatorConfig;
+
+pub use crate::server::ClientAuth;
+pub use crate::telemetry::LogFormat;
 
 /// All settings. `Debug` and `Serialize` redact secrets.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]

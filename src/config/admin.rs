@@ -15,15 +15,16 @@ use crate::server::ListenAddr;
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdminConfig {
-    /// File with one admin token per line, as `name:token` or `name:sha256:hex`. Lines that begin with `#` are
-    /// comments. Empty for no file.
+    /// File with one `name:token` or `name:sha256:<64 hex digits>` per line; `#` begins a comment. The names appear in
+    /// the audit trail. Empty: no file.
     pub tokens_file: PathBuf,
-    /// Admin tokens in the same format, intended for an environment variable.
+    /// List of tokens in the same form. Meant for the environment: `KEYVOUCH__ADMIN__TOKENS=ops:…,ci:…`.
     pub tokens: Vec<SecretText>,
-    /// Client certificates of administrators: DNS names or URIs in `subjectAltName`. Needs `server.tls.client_ca_file`.
+    /// Names (DNS names or URIs of `subjectAltName`) of client certificates whose holders are administrators.
     pub client_certificates: Vec<String>,
-    /// Whether every client may administer keys without a credential. Allowed only on loopback addresses and Unix
-    /// sockets.
+    /// Whether `KeyStore` can be called without a credential. Rejected unless all addresses of `KeyStore` are loopback
+    /// or Unix sockets. If other machines can reach `Validator`, its callers need a key with a `keyvouch.*` scope for
+    /// `WatchChanges`, and to ask for less staleness than `cache.min_staleness`.
     pub insecure: bool,
 }
 

@@ -20,20 +20,22 @@ const MAX_REDIS_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CacheConfig {
-    /// Maximum lifetime of a cached record, from the start of its load. It is shortened by up to 10 %. Must
-    /// be more than 0.
+    /// Maximum time that caches keep a record, counted from the start of its load. Shortened by up to a tenth, never
+    /// prolonged. Must be more than 0.
     pub ttl: HumanDuration,
-    /// Lifetime of a negative entry, that is, of a cached "not found". Must be more than 0.
+    /// Maximum time that caches keep a negative entry. Must be more than 0.
     pub negative_ttl: HumanDuration,
     /// Maximum number of negative entries. Counted separately from records, so that random keys can't evict any.
     pub max_negative: u64,
-    /// Maximum staleness of a validation. 0 forces a read from the storage backend for every validation.
+    /// Maximum staleness of a validation, and so the maximum delay of a revocation. A call can ask for less
+    /// (`max_staleness`), but not for more.
     pub max_staleness: HumanDuration,
-    /// Smallest `max_staleness` that callers without a credential may request.
+    /// Smallest `max_staleness` that callers without a credential can ask for. A call that asks for less than the
+    /// staleness of the feed causes a read from the backend.
     pub min_staleness: HumanDuration,
-    /// Maximum number of concurrent loads. Further lookups are rejected.
+    /// Maximum number of keys that are loaded at the same time; further lookups are rejected with `RESOURCE_EXHAUSTED`.
     pub max_loads: usize,
-    /// Timeout of a load. Must be more than 0.
+    /// Maximum time of a lookup that the cache in the process can't answer. Must be more than 0.
     pub load_timeout: HumanDuration,
     /// Cache in this process.
     pub local: LocalCacheConfig,
@@ -45,13 +47,14 @@ pub struct CacheConfig {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LocalCacheConfig {
-    /// Whether this cache is used.
+    /// Whether this process has a cache in memory.
     pub enabled: bool,
-    /// Maximum number of records. Must be more than 0. Ignored if `max_bytes` is set.
+    /// Maximum number of records in the cache of the process, at about 1 KB each. Must be more than 0.
     pub max_entries: u64,
-    /// Approximate maximum memory of the records in bytes. 0 limits them by `max_entries` instead.
+    /// Approximate maximum memory of these records in bytes, in place of `max_entries`. 0 means that `max_entries`
+    /// applies.
     pub max_bytes: u64,
-    /// Overrides `cache.ttl` for this cache. Unset uses `cache.ttl`.
+    /// Override of `cache.ttl` for the cache in the process. Unset: `cache.ttl`.
     pub ttl: Option<HumanDuration>,
 }
 
@@ -59,21 +62,23 @@ pub struct LocalCacheConfig {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RedisCacheConfig {
-    /// URL of the Redis server, Sentinel set or Cluster. Empty disables this cache.
+    /// URL of a Redis cache that replicas share: `redis://…` (also `redis-sentinel:` and `redis-cluster:`). The cache
+    /// may lose all entries at any time. Empty: no Redis cache.
     pub url: StoreUrl,
-    /// Overrides `cache.ttl` for this cache. Unset uses `cache.ttl`.
+    /// Override of `cache.ttl` for the Redis cache. Unset: `cache.ttl`.
     pub ttl: Option<HumanDuration>,
-    /// Prefix of all Redis keys and channels of this cache.
+    /// Prefix of all names of the cache in Redis.
     pub prefix: String,
-    /// Timeout of a command, at most 10s. Must be more than 0.
+    /// Maximum time of a command to the Redis cache. After a failure, the cache is not used for half a second. Must be
+    /// more than 0.
     pub timeout: HumanDuration,
-    /// PEM file of root certificates for connections with TLS. Empty for the system's roots.
+    /// PEM file with the root certificates for a Redis cache with TLS. Empty: the roots of the system.
     pub ca_file: PathBuf,
-    /// PEM file of the client certificate, read again for each connection. Empty for no client certificate.
+    /// PEM file of a client certificate, as `store.redis_cert_file`.
     pub cert_file: PathBuf,
-    /// PEM file of the private key of `cert_file`.
+    /// PEM file of the private key of `cache.redis.cert_file`.
     pub key_file: PathBuf,
-    /// File with the password, read again for each connection. Empty for the password in the URL.
+    /// File with the password, as `store.redis_password_file`.
     pub password_file: PathBuf,
 }
 
@@ -168,6 +173,7 @@ impl CacheConfig {
     pub fn stack_options(&self, feed: &FeedConfig) -> StackOptions {
         StackOptions {
             local: self.local_options(),
+            custom: None,
             redis: self.redis_options(),
             limits: LoadLimits { max_loads: self.max_loads, deadline: self.load_timeout.0 },
             // Longer than any command of a poll, so that the command that does not respond fails first and is reported.

@@ -16,7 +16,8 @@ const MIN_RETENTION: Duration = Duration::from_hours(1);
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EventsConfig {
-    /// Time after which events are deleted, at least 1h. 0 keeps them forever.
+    /// Retention of the audit trail, at least 1h. Every hour, one replica at a time deletes older events. On Redis,
+    /// `store.redis_max_events_per_shard` can delete them earlier. `"0s"` keeps events without limit.
     pub retention: HumanDuration,
 }
 

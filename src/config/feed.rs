@@ -14,8 +14,8 @@ const MIN_INTERVAL: Duration = Duration::from_millis(10);
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct FeedConfig {
-    /// Interval between reads of the change feed, at least 10ms. Backends with notifications also trigger reads at
-    /// once.
+    /// Interval at which the backend is polled for changes of other replicas. PostgreSQL and Redis also notify replicas
+    /// immediately.
     pub poll_interval: HumanDuration,
 }
 

@@ -10,11 +10,12 @@ use crate::domain::{ForeignPattern, KeyFormat, KeyPrefix};
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct KeysConfig {
-    /// Prefixes of new keys. The first is the default.
+    /// Prefixes of new keys; the first is the default. Up to 16 of `a-z0-9_`, ending in `_` unless empty.
     pub prefix: Vec<String>,
-    /// Former prefixes. Keys that have them still validate.
+    /// Older prefixes of keys that still validate.
     pub accept_prefix: Vec<String>,
-    /// Formats of keys that another system created.
+    /// Forms of keys of another system: `[{ prefix = "pa_", length = 46 }]`. A string that matches neither a prefix nor
+    /// a form is malformed and never looked up.
     pub foreign: Vec<ForeignConfig>,
 }
 

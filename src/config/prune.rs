@@ -11,9 +11,10 @@ use super::{ConfigError, HumanDuration};
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PruneConfig {
-    /// Time between the expiry of a key and its deletion. 0 never deletes keys.
+    /// Time after its expiry at which a key is deleted, with the actor `system:prune` in the audit trail. Until then,
+    /// the key is listed, and its verdict is "expired". `"0s"` never deletes expired keys.
     pub expired_for: HumanDuration,
-    /// Interval between scans for such keys. Must be more than 0.
+    /// Interval between scans for such keys. Each scan reads all keys, page by page. Must be more than 0.
     pub interval: HumanDuration,
 }
 

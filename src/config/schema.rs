@@ -86,31 +86,6 @@ mod tests {
     }
 
     #[test]
-    fn the_documentation_has_every_setting_with_its_default() {
-        let documentation = include_str!("../../docs/configuration.md");
-        let defaults = serde_json::to_value(Config::default()).unwrap();
-        let mut documented = Vec::new();
-        for line in documentation.lines() {
-            let cells: Vec<_> = line.split('|').map(|cell| cell.trim().trim_matches('`')).collect();
-            let [_, name, default, ..] = cells.as_slice() else { continue };
-            if !name.contains('.') {
-                continue;
-            }
-            let default: Value =
-                serde_json::from_str(default).unwrap_or_else(|_| panic!("{name}: {default}"));
-            let actual = name.split('.').fold(&defaults, |value, part| &value[part]);
-            let actual = match actual {
-                Value::Array(list) if list.len() == 1 && !default.is_array() => list[0].clone(),
-                actual => actual.clone(),
-            };
-            assert_eq!(actual, default, "{name}");
-            documented.push((*name).to_owned());
-        }
-        documented.sort();
-        assert_eq!(documented, settings().into_keys().collect::<Vec<_>>());
-    }
-
-    #[test]
     fn only_a_name_that_looks_alike_is_suggested() {
         assert_eq!(nearest("server.lisen", &settings()).as_deref(), Some("server.listen"));
         assert_eq!(nearest("zzz", &settings()), None);

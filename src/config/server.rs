@@ -12,46 +12,54 @@ use crate::server::{InvalidListenAddr, ListenAddr, Role};
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServerConfig {
-    /// Addresses to listen on: `IP:port`, or `unix:/path` for a Unix socket. Port 0 chooses a free port.
+    /// Address to listen on, or a list of addresses: `IP:port`, or `unix:/path`. Port 0 takes a free port. A Unix
+    /// socket is accessible to the user and the group of the server.
     #[serde(deserialize_with = "one_or_many")]
     #[schemars(schema_with = "one_or_many_schema")]
     pub listen: Vec<String>,
-    /// Addresses that serve only `KeyStore`; those of `listen` then serve only `Validator`. Empty serves both on
-    /// `listen`.
+    /// Addresses that serve only `KeyStore`; the addresses of `server.listen` then serve only `Validator`. Empty:
+    /// `server.listen` serves both. Health and reflection are served on all addresses.
     #[serde(deserialize_with = "one_or_many")]
     #[schemars(schema_with = "one_or_many_schema")]
     pub admin_listen: Vec<String>,
-    /// Number of single-threaded runtimes that serve connections. 0 uses one per core.
+    /// Number of single-threaded runtimes that serve connections. 0 means one per core.
     pub workers: usize,
     /// Maximum number of connections. At the limit, an idle connection is closed to make room; if none is idle, the new
-    /// one is rejected.
+    /// one is rejected. `server.admin_listen` and Unix sockets have 64 additional connections.
     pub max_connections: usize,
-    /// Maximum number of connections per client address.
+    /// Maximum number of concurrent connections from one address. Raise it where all clients connect through one proxy
+    /// that opens more connections; lower it where clients have addresses of their own.
     pub max_connections_per_peer: usize,
-    /// Maximum number of concurrent calls per connection. Further ones wait in the client.
+    /// Maximum number of concurrent calls on one connection. Further calls wait in the client.
     pub max_streams_per_connection: u32,
     /// Maximum number of open streams on all connections: calls in flight, calls whose message is incomplete, and
-    /// watches. Further ones are rejected.
+    /// `WatchChanges`. At the limit, the address that holds the most idle streams loses a connection. While more than
+    /// half of these streams are open, one address may have at most a quarter of `max_streams`. Streams of
+    /// `server.admin_listen` and Unix sockets don't count.
     pub max_streams: usize,
-    /// Maximum number of calls in flight on all connections. Further ones are rejected, unless they are answered from
-    /// memory.
+    /// Maximum number of concurrent calls of `Validator` and reflection on all connections. Further calls are rejected
+    /// immediately with `RESOURCE_EXHAUSTED`, unless they are answered from memory. `KeyStore` has two limits of its
+    /// own, each a tenth of this number: one for changes, one for calls that read. Health calls are not limited.
     pub max_calls: usize,
-    /// Maximum time until the response to a call begins. A client can set a shorter one (`grpc-timeout`). Must be more
-    /// than 0.
+    /// Maximum time until the response of a call begins, if the client does not set a shorter one (`grpc-timeout`).
+    /// Must be more than 0.
     pub call_timeout: HumanDuration,
-    /// Maximum connection age, jittered by ±10 %. 0 means no limit.
+    /// Maximum connection age, jittered by ±10 %. At this age the server asks the client to open another connection
+    /// (GOAWAY) and completes the calls in flight first. Clients therefore spread over added servers. 0 means no limit.
     pub max_connection_age: HumanDuration,
-    /// Time without a call after which a connection is closed. 0 means no limit.
+    /// Maximum time of a connection without a call. 0 means no limit.
     pub idle_timeout: HumanDuration,
-    /// Maximum time until a new connection begins with HTTP/2; the TLS handshake before it has the same limit. Must be
-    /// more than 0.
+    /// Maximum time until a new connection begins with HTTP/2. A connection that does not is closed. Must be more than
+    /// 0.
     pub handshake_timeout: HumanDuration,
-    /// Time after SIGTERM or SIGINT during which calls are still accepted while health checks report NOT_SERVING, so
-    /// that load balancers can react. 0 drains at once.
+    /// Time after SIGTERM or SIGINT in which calls are still accepted while health reports NOT_SERVING, so that load
+    /// balancers can detect it.
     pub settle_delay: HumanDuration,
-    /// Maximum time that calls in flight and open connections get to complete during a graceful shutdown.
+    /// Maximum time for calls in flight and open connections to end after SIGTERM or SIGINT. A second signal ends the
+    /// process immediately. Also the maximum time for the streams of a connection to end once it has reached its
+    /// maximum age or idle time.
     pub drain_timeout: HumanDuration,
-    /// Whether `grpc.reflection` is served, which clients such as grpcurl need.
+    /// Whether `grpc.reflection` is served. Clients such as grpcurl and `buf curl` need it.
     pub reflection: bool,
     /// TLS.
     pub tls: TlsConfig,

@@ -19,50 +19,65 @@ const NAME: &str = "store.url";
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct StoreConfig {
-    /// URL of the storage backend: `sqlite://FILE`, `postgres://…`, `mysql://…`, `redis://…` (also `redis-sentinel:`
-    /// and `redis-cluster:`), or `memory:`.
+    /// URL of the backend: `sqlite://FILE`, `postgres://…`, `mysql://…` (also for MariaDB), `redis://…` (also
+    /// `redis-sentinel:` and `redis-cluster:`), or `memory:` (keys are lost when the server ends).
     pub url: StoreUrl,
-    /// Whether `serve` applies pending migrations at startup. Unset applies them only on SQLite.
+    /// Whether `serve` migrates the schema. If false, `serve` rejects an outdated schema, and `keyvouch migrate up`
+    /// migrates it. Unset: true on SQLite, false on all others.
     pub auto_migrate: Option<bool>,
-    /// URL of a database replica, which may lag behind. Listings are read from it. Empty reads them from `url`.
+    /// URL of a database replica for listings, which may lag behind. All other operations, including validation, use
+    /// `store.url`. Empty: listings use `store.url` too.
     pub replica_url: StoreUrl,
-    /// Prefix of the table names. Empty for no prefix.
+    /// Prefix of all table names, for a database that is shared with other applications.
     pub table_prefix: String,
-    /// PostgreSQL schema of the tables. Empty for the default schema of the database user.
+    /// PostgreSQL schema of the tables. `migrate up` creates it. Empty: the default schema of the user.
     pub schema: String,
-    /// Table of the migration history. Empty for `seaql_migrations` with the prefix.
+    /// Table with the history of migrations. Empty: `seaql_migrations`, with the table prefix. For applications that
+    /// run Keyvouch's migrations in a `Migrator` of their own.
     pub migrations_table: String,
-    /// Timeout of an operation. Also set as the statement timeout on database servers. Must be more than 0.
+    /// Maximum time of one call to the backend. Also set as the statement timeout on database servers. Must be more
+    /// than 0.
     pub timeout: HumanDuration,
-    /// Maximum time that a change waits for locks of other changes. Must be more than 0.
+    /// Maximum time that a change waits for locks of other changes. PostgreSQL and MariaDB also end a transaction that
+    /// is idle for this time. MySQL and MariaDB round it up to seconds. Must be more than 0.
     pub lock_timeout: HumanDuration,
     /// Maximum number of connections to a database server for reads.
     pub max_readers: u32,
-    /// Maximum number of connections to a database server for changes; the exact number for Redis.
+    /// Maximum number of connections to a database server for changes. They are separate from those for reads, so that
+    /// reads don't wait for changes. For Redis, the exact number of connections; with `redis_min_replicas_ack`, each
+    /// runs one change at a time. Reads from Redis share one connection, which is faster than several.
     pub max_writers: u32,
-    /// Maximum time that an operation waits for a connection. Must be more than 0.
+    /// Maximum time that a call waits for a free or new connection. Must be more than 0.
     pub acquire_timeout: HumanDuration,
-    /// Maximum time for the first connection, including retries. Must be more than 0.
+    /// Maximum time of the first connection, at startup and before a migration. A database server or Redis that can't
+    /// be reached is tried again until then. Must be more than 0.
     pub connect_timeout: HumanDuration,
-    /// Idle time after which a connection is closed. Must be more than 0.
+    /// Maximum idle time of a connection to the backend. Must be more than 0.
     pub idle_timeout: HumanDuration,
-    /// Maximum lifetime of a connection. It is shortened by up to a quarter. Must be more than 0.
+    /// Maximum lifetime of a connection to the backend. Connections are renewed up to a quarter earlier, so that never
+    /// many are renewed at once. Must be more than 0.
     pub max_lifetime: HumanDuration,
-    /// Prefix of all Redis keys and channels.
+    /// Prefix of all names in Redis. Installations with different prefixes don't see each other's keys.
     pub redis_prefix: String,
-    /// Number of Redis replicas that must acknowledge a change before it succeeds. 0 waits for none.
+    /// Number of Redis replicas that must have a change before it is acknowledged (`WAIT`). If too few confirm, the
+    /// call fails with `UNAVAILABLE`, and the change may have been applied. 0 does not wait for replicas.
     pub redis_min_replicas_ack: u32,
-    /// Approximate maximum number of events in each of the 64 Redis shards. Older events are trimmed.
+    /// Approximate maximum number of events in each of the 64 Redis shards. Older events are deleted before
+    /// `events.retention`.
     pub redis_max_events_per_shard: u64,
-    /// PEM file of root certificates for connections to Redis with TLS. Empty for the system's roots.
+    /// PEM file with the root certificates for Redis with TLS (`rediss:`). Empty: the roots of the system.
     pub redis_ca_file: PathBuf,
-    /// PEM file of the client certificate for Redis, read again for each connection. Empty for no client certificate.
+    /// PEM file of the client certificate for a Redis server that requires one (`tls-auth-clients yes`). Reloaded for
+    /// each connection. Empty: no certificate.
     pub redis_cert_file: PathBuf,
-    /// PEM file of the private key of `redis_cert_file`.
+    /// PEM file of the private key of `store.redis_cert_file`.
     pub redis_key_file: PathBuf,
-    /// File with the password for Redis, read again for each connection. Empty for the password in the URL.
+    /// File with the password. Reloaded for each connection, so that the password can change while the server runs. Not
+    /// supported with Sentinel. Empty: the password in the URL.
     pub redis_password_file: PathBuf,
-    /// Whether startup fails, instead of logging a warning, if the Redis server may lose keys or return outdated data.
+    /// Whether startup fails, instead of logging a warning, if the Redis server may lose keys (by eviction, without
+    /// appending to disk, or by a failover without `min-replicas-to-write` or `store.redis_min_replicas_ack`), or if a
+    /// Cluster does not report whether its nodes answer reads while they are cut off.
     pub redis_strict: bool,
 }
 

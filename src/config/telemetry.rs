@@ -12,16 +12,18 @@ use crate::telemetry::{LogFormat, TraceOptions, parse_filter};
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TelemetryConfig {
-    /// Address of `/metrics`, `/livez`, `/startupz` and `/readyz` over plain HTTP: `IP:port`. Empty disables them.
+    /// Address of `/metrics`, `/livez`, `/startupz` and `/readyz`, by plain HTTP, for example `0.0.0.0:9464`. Empty:
+    /// these are not served.
     pub listen: String,
-    /// Format of the log on standard error: `text` or `json`.
+    /// Format of the log on standard error: `text` for people or `json` for machines.
     pub log_format: LogFormat,
-    /// Whether calls are traced. Traces are exported by OTLP over gRPC.
+    /// Whether calls are traced, by OTLP over gRPC. The variables `OTEL_*` of OpenTelemetry apply.
     pub traces: bool,
-    /// Fraction of calls that are traced, from 0 to 1, if the caller does not decide it by `traceparent`.
+    /// Share (0 to 1) of the traced calls, among calls whose caller sends no sampling decision (`traceparent`).
+    /// `OTEL_TRACES_SAMPLER` takes precedence.
     pub trace_ratio: f64,
-    /// Endpoint of the trace collector: `http://HOST:PORT`. Empty for `OTEL_EXPORTER_OTLP_ENDPOINT`, or else port 4317
-    /// on this machine.
+    /// URL of the trace collector: `http://HOST:PORT`. Empty: `OTEL_EXPORTER_OTLP_ENDPOINT`, or port 4317 of this
+    /// machine.
     pub otlp_endpoint: String,
     /// Log level, or levels by module: `info,keyvouch=debug`.
     pub log_filter: String,

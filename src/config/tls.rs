@@ -14,16 +14,18 @@ use crate::server::{ClientAuth, TlsFiles};
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TlsConfig {
-    /// PEM file of the server certificate and its intermediate certificates. Empty disables TLS.
+    /// PEM file with the certificate of the server and the intermediate certificates up to its root. If set, every TCP
+    /// connection is encrypted. Empty: no TLS.
     pub cert_file: PathBuf,
-    /// PEM file of the private key of `cert_file`.
+    /// PEM file with the private key of the certificate.
     pub key_file: PathBuf,
-    /// PEM file of root certificates for client certificates. Empty disables client certificates.
+    /// PEM file with the root certificates of clients. Empty: clients are not asked for a certificate.
     pub client_ca_file: PathBuf,
-    /// Whether clients need a certificate. Has no effect if `client_ca_file` is empty.
+    /// Effect of `server.tls.client_ca_file`: `required` (connections without a certificate are rejected) or
+    /// `optional`.
     pub client_auth: ClientAuth,
-    /// Interval between checks of these files and of `admin.tokens_file`. Changed files apply to new connections and
-    /// calls. Must be more than 0.
+    /// Interval at which the certificate files and `admin.tokens_file` are checked for changes. Changed files apply to
+    /// new connections and calls. Invalid files are logged, and the previous values stay in use. Must be more than 0.
     pub reload_interval: HumanDuration,
 }
 

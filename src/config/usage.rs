@@ -11,7 +11,7 @@ use super::{ConfigError, HumanDuration};
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct UsageConfig {
-    /// Interval between writes of the last use of keys to the storage backend. Must be more than 0.
+    /// Interval at which the last uses of keys are written to the backend. Must be more than 0.
     pub flush_interval: HumanDuration,
 }
 

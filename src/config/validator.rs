@@ -10,10 +10,11 @@ use crate::grpc::ValidatorAccess;
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ValidatorConfig {
-    /// Clients that may validate keys: `open` for every client, `credential` for those with a credential.
+    /// Access to `Validate`: `open` (no credential needed) or `credential` (an admin token, a key with the scope
+    /// `keyvouch.validate`, or a client certificate that is named in `validator.client_certificates` or
+    /// `admin.client_certificates`).
     pub access: ValidatorAccess,
-    /// Client certificates of callers that may validate keys, in addition to `admin.client_certificates`: DNS names or
-    /// URIs in `subjectAltName`. Needs `server.tls.client_ca_file`.
+    /// Names of client certificates that may validate, in addition to those of administrators.
     pub client_certificates: Vec<String>,
 }
 
