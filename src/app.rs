@@ -20,19 +20,19 @@ use tokio::task::JoinHandle;
 pub use admin::{AdminDoor, TOKEN_FILE};
 pub use store::open_sql;
 
+pub use crate::server::ListenAddr;
+
 use self::health::HealthMonitor;
 use self::reload::Reloaded;
 use self::store::OpenedBackend;
 use self::tasks::Tasks;
-use crate::cache::{CacheStack, FeedFollower, FeedHandle, RedisCache};
+use crate::cache::{CacheStack, CustomCache, FeedFollower, FeedHandle, RedisCache, StackOptions};
 use crate::config::{Config, ServerConfig, TelemetryConfig};
 use crate::domain::{BootClock, Clock, Entropy, Stopwatch, SystemClock, SystemEntropy};
 use crate::grpc::pb;
 use crate::grpc::{KeyStoreHandler, ValidatorHandler};
 use crate::repository::{AuditTrail, Backend};
-use crate::server::{
-    self, CallLayer, CallLimits, ListenAddr, Listener, OpsListener, Role, ServerOptions, Services, Tls,
-};
+use crate::server::{self, CallLayer, CallLimits, Listener, OpsListener, Role, ServerOptions, Services, Tls};
 use crate::service::{
     ChangeWatcher, EventPruner, KeyPruner, KeyStoreService, UsageRecorder, ValidatorService,
 };
@@ -75,6 +75,8 @@ pub struct Surroundings {
     pub entropy: Arc<dyn Entropy>,
     /// Source of elapsed time, for measuring ages.
     pub stopwatch: Arc<dyn Stopwatch>,
+    /// A cache of another kind than those in the settings.
+    pub cache: Option<CustomCache>,
 }
 
 impl Default for Surroundings {
@@ -83,6 +85,7 @@ impl Default for Surroundings {
             clock: Arc::new(SystemClock),
             entropy: Arc::new(SystemEntropy),
             stopwatch: Arc::new(BootClock),
+            cache: None,
         }
     }
 }
@@ -121,8 +124,8 @@ impl App {
         let door = AdminDoor::find(config, &surroundings.entropy)?;
         let listeners = bind(&config.server)?;
         let ops = bind_ops(&config.telemetry).await?;
-        let Surroundings { clock, entropy, stopwatch } = surroundings;
-        let options = config.cache.stack_options(&config.feed);
+        let Surroundings { clock, entropy, stopwatch, cache } = surroundings;
+        let options = StackOptions { custom: cache, ..config.cache.stack_options(&config.feed) };
         // Background tasks run beside the backend's connections, and need no hop. They get the backend
         // without the caches.
         let (audit, uses) = (opened.backend.audit.clone(), opened.backend.usage.clone());

@@ -39,7 +39,7 @@ pub use self::knowledge::{Knowledge, Noted};
 pub use self::loader::{LoadLimits, Loader};
 pub use self::moka::{Capacity, MokaCache, MokaOptions};
 pub use self::redis::{RedisCache, RedisCacheOptions};
-pub use self::stack::{CacheStack, StackOptions};
+pub use self::stack::{CacheStack, CustomCache, StackOptions};
 use crate::domain::{ApiKey, ChangeId, KeyHash, Moment};
 use crate::repository::Result;
 use protocol::Kind;
@@ -157,7 +157,9 @@ pub trait KeySource: Send + Sync + Debug + Display {
 /// The suite `conformance::cache` (feature `conformance`) tests each rule of this contract.
 #[async_trait]
 pub trait KeyCache: Send + Sync + Debug + Display {
-    /// Returns the origin of answers from this cache.
+    /// Returns the origin of answers from this cache: [`Tier::Local`] if it belongs to this process alone,
+    /// [`Tier::Redis`] if other replicas use it too. Caches of the first kind are emptied after changes that this
+    /// replica could not read.
     fn tier(&self) -> Tier;
 
     /// Returns the result of [`get`](Self::get) if it is available without waiting. Callers don't check the

@@ -101,7 +101,7 @@ impl SettingsArgs {
 /// Parses the arguments, runs the command and returns the exit status: 0 success or allowed, 1 failure, 2 invalid
 /// arguments, 3 denied, pending or rejected.
 #[must_use]
-pub fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
     let output = Output::new(cli.output);
     let outcome = match cli.command {

@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    keyvouch::cli::main()
+    keyvouch::main()
 }

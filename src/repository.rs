@@ -113,7 +113,8 @@ impl StoreIdentity {
 ///
 /// Every method may fail with [`ErrorKind::Unavailable`], [`ErrorKind::Timeout`], [`ErrorKind::Corrupt`] or
 /// [`ErrorKind::Internal`], in addition to the kinds that its documentation lists. After a write that failed,
-/// nothing was stored, except that the outcome is unknown after `Timeout` and `Unavailable`.
+/// nothing was stored, except that the outcome is unknown after `Timeout`, `Unavailable` and `Internal`, unless
+/// the error is declared [`unapplied`](RepositoryError::unapplied).
 ///
 /// An acknowledged write is seen by every read that begins afterwards, through any handle of the same
 /// backend. It survives all failures that the backend is designed to survive.

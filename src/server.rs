@@ -26,13 +26,15 @@ use tonic_health::server::HealthReporter;
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use call::BufferedBody;
-pub use call::{CallLayer, CallLimits};
-pub use listen_addr::{InvalidListenAddr, ListenAddr};
-pub use listener::Listener;
-pub use ops::{Fitness, OpsListener};
-pub use routes::Role;
+pub(crate) use call::{CallLayer, CallLimits};
+pub(crate) use listen_addr::InvalidListenAddr;
+pub use listen_addr::ListenAddr;
+pub(crate) use listener::Listener;
+pub(crate) use ops::{Fitness, OpsListener};
+pub(crate) use routes::Role;
 pub(crate) use routes::routes;
-pub use tls::{ClientAuth, Tls, TlsError, TlsFiles};
+pub use tls::ClientAuth;
+pub(crate) use tls::{Tls, TlsFiles};
 
 use self::acceptor::Acceptor;
 use self::connection::{ConnectionDriver, ConnectionLimiter};
@@ -43,7 +45,7 @@ use crate::telemetry::ConnectionMetrics;
 
 /// The services to serve, and their access rules.
 #[derive(Clone, Debug)]
-pub struct Services {
+pub(crate) struct Services {
     /// Handler of `Validator`.
     pub validator: ValidatorHandler,
     /// Handler of `KeyStore`.
@@ -62,7 +64,7 @@ pub struct Services {
 
 /// Limits and timeouts of a server.
 #[derive(Clone, Copy, Debug)]
-pub struct ServerOptions {
+pub(crate) struct ServerOptions {
     /// Number of single-threaded runtimes. 0 means one per core.
     pub workers: usize,
     /// Maximum number of concurrent connections.
@@ -87,7 +89,7 @@ pub struct ServerOptions {
 
 /// The reason why serving ended without a shutdown.
 #[derive(Debug, thiserror::Error)]
-pub enum ServeError {
+pub(crate) enum ServeError {
     /// A worker could not be started.
     #[error("can't start a worker thread")]
     Start(#[source] io::Error),
@@ -109,7 +111,7 @@ pub enum ServeError {
 ///
 /// # Errors
 /// Returns an error if a worker can't be started, or if a worker or an acceptor ends unexpectedly.
-pub async fn serve(
+pub(crate) async fn serve(
     listeners: Vec<Listener>,
     services: Services,
     calls: CallLayer,

@@ -13,17 +13,17 @@ mod key_store;
 mod usage;
 mod validator;
 
-pub use caller::{Actor, Caller, Permission};
+pub(crate) use caller::{Actor, Caller, Permission};
 pub(crate) use caller_slots::{CallerSlot, CallerSlots};
-pub use change_watcher::{ChangeWatcher, News};
-pub use error::{Precondition, ServiceError};
-pub use event_pruner::EventPruner;
-pub use import::ImportedKey;
-pub use key_pruner::KeyPruner;
-pub use key_request::{
+pub(crate) use change_watcher::{ChangeWatcher, News};
+pub(crate) use error::{Precondition, ServiceError};
+pub(crate) use event_pruner::EventPruner;
+pub(crate) use import::ImportedKey;
+pub(crate) use key_pruner::KeyPruner;
+pub(crate) use key_request::{
     ClientRequestId, Expiry, IssuedKey, KeyRecord, KeyUpdate, ListRequest, ListedPage, ListedRecord, NewKey,
     RotateRequest, RotatedKey,
 };
-pub use key_store::KeyStoreService;
-pub use usage::UsageRecorder;
-pub use validator::{Freshness, Lookups, Validation, ValidatorService};
+pub(crate) use key_store::KeyStoreService;
+pub(crate) use usage::UsageRecorder;
+pub(crate) use validator::{Freshness, Lookups, Validation, ValidatorService};

@@ -10,15 +10,18 @@ use std::error::Error;
 use std::fmt;
 
 pub(crate) use audit::{Refusal, refused};
-pub use log_limit::LogLimit;
-pub use logs::{LogFilterError, LogFormat, init_logs, parse_filter};
-pub use metrics::{CallMetrics, ConnectionMetrics, Exposition, Metrics, ReloadMetrics, ValidationMetrics};
+pub(crate) use log_limit::LogLimit;
+pub use logs::LogFormat;
+pub(crate) use logs::{init_logs, parse_filter};
+pub(crate) use metrics::{
+    CallMetrics, ConnectionMetrics, Exposition, Metrics, ReloadMetrics, ValidationMetrics,
+};
 pub(crate) use metrics::{ConnectionClosure, ConnectionRefusal, MethodMetrics, Reading, seconds};
-pub use traces::{TraceError, TraceOptions, Traces};
+pub(crate) use traces::{TraceOptions, Traces};
 pub(crate) use traces::{continue_trace, note_status};
 
 /// Returns `error` and its causes in one line, for the log.
-pub fn error_chain(error: &dyn Error) -> impl fmt::Display {
+pub(crate) fn error_chain(error: &dyn Error) -> impl fmt::Display {
     struct Chain<'e>(&'e dyn Error);
 
     impl fmt::Display for Chain<'_> {

@@ -1,5 +1,6 @@
 //! Composes caches and a backend.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ use crate::repository::{Backend, Result, within};
 pub struct StackOptions {
     /// The cache in this process. `None` disables it.
     pub local: Option<MokaOptions>,
+    /// A cache of another kind, looked up after the one in this process and before the one in Redis. `None` disables it.
+    pub custom: Option<CustomCache>,
     /// The cache in Redis. `None` disables it.
     pub redis: Option<RedisCacheOptions>,
     /// Limits of concurrent loads.
@@ -26,6 +29,25 @@ pub struct StackOptions {
     pub feed: FeedOptions,
     /// Maximum staleness of lookups by hash.
     pub max_staleness: Duration,
+}
+
+/// Makes a cache of another kind than those of this crate.
+#[derive(Clone)]
+pub struct CustomCache(Arc<MakeCache>);
+
+type MakeCache = dyn Fn(Arc<Knowledge>) -> Arc<dyn KeyCache> + Send + Sync;
+
+impl CustomCache {
+    /// Makes the cache by calling `make` once per server. Its argument decides which entries may be served.
+    pub fn new<C: KeyCache + 'static>(make: impl Fn(Arc<Knowledge>) -> C + Send + Sync + 'static) -> Self {
+        Self(Arc::new(move |knowledge| Arc::new(make(knowledge))))
+    }
+}
+
+impl fmt::Debug for CustomCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CustomCache")
+    }
 }
 
 /// A backend with caches in front of it.
@@ -87,6 +109,7 @@ impl CacheStack {
         // The outermost cache first.
         let mut caches: Vec<Arc<dyn KeyCache>> = Vec::new();
         caches.extend(local.clone().map(|local| Arc::new(local) as Arc<dyn KeyCache>));
+        caches.extend(options.custom.as_ref().map(|CustomCache(make)| make(Arc::clone(&knowledge))));
         caches.extend(redis.as_ref().map(|redis| Arc::<RedisCache>::clone(redis) as Arc<dyn KeyCache>));
 
         let started = FeedFollower::start(

@@ -9,6 +9,7 @@ pub type Result<T> = std::result::Result<T, RepositoryError>;
 
 /// The kinds of errors that callers distinguish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum ErrorKind {
     /// A key with the id or the hash of a new key exists already.
     AlreadyExists,

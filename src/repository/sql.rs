@@ -8,6 +8,7 @@
 mod change;
 mod error;
 #[cfg(feature = "conformance")]
+#[cfg(feature = "test-support")]
 mod explain;
 mod feed;
 mod lookup;

@@ -39,7 +39,7 @@ use crate::telemetry::CallMetrics;
 /// The request id is the caller's `x-request-id` if it is valid, and a new one otherwise. It is in the
 /// extensions of the request, in the log and in the metadata of the response.
 #[derive(Clone, Debug)]
-pub struct CallLayer {
+pub(crate) struct CallLayer {
     ids: Arc<RequestIds>,
     slots: CallSlots,
     timeout: Duration,
@@ -48,7 +48,7 @@ pub struct CallLayer {
 
 /// Limits of calls.
 #[derive(Clone, Copy, Debug)]
-pub struct CallLimits {
+pub(crate) struct CallLimits {
     /// Maximum number of calls in flight on all connections together. Further calls are rejected, unless they
     /// are answered from memory. `KeyStore` has a tenth of this number for changes, and another tenth for
     /// calls that read, in addition. Health checks are not limited.
@@ -62,7 +62,7 @@ impl CallLayer {
     ///
     /// # Errors
     /// Returns an error if the random number generator of the system fails.
-    pub fn new(
+    pub(crate) fn new(
         entropy: &dyn Entropy,
         limits: CallLimits,
         metrics: CallMetrics,
@@ -82,7 +82,7 @@ impl<S> Layer<S> for CallLayer {
 
 /// The service that [`CallLayer`] creates.
 #[derive(Clone, Debug)]
-pub struct CallService<S> {
+pub(crate) struct CallService<S> {
     inner: S,
     layer: CallLayer,
 }

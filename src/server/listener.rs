@@ -20,7 +20,7 @@ const SOCKET_MODE: u32 = 0o660;
 
 /// A bound address. It belongs to the runtime on which it was created.
 #[derive(Debug)]
-pub struct Listener {
+pub(crate) struct Listener {
     kind: Kind,
     address: ListenAddr,
     role: Role,
@@ -48,7 +48,7 @@ impl Listener {
     ///
     /// # Errors
     /// Returns an error if the address is in use, may not be bound, or does not exist on this machine.
-    pub fn bind(address: &ListenAddr, role: Role) -> io::Result<Self> {
+    pub(crate) fn bind(address: &ListenAddr, role: Role) -> io::Result<Self> {
         match address {
             ListenAddr::Tcp(tcp) => {
                 let listener = bind_tcp(*tcp)?;
@@ -65,13 +65,13 @@ impl Listener {
 
     /// Returns the address. For TCP it has the port that was assigned.
     #[must_use]
-    pub fn address(&self) -> &ListenAddr {
+    pub(crate) fn address(&self) -> &ListenAddr {
         &self.address
     }
 
     /// Returns the role of the address.
     #[must_use]
-    pub fn role(&self) -> Role {
+    pub(crate) fn role(&self) -> Role {
         self.role
     }
 

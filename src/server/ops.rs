@@ -31,7 +31,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Readiness of the server. Each level includes the ones before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Fitness {
+pub(crate) enum Fitness {
     /// The process runs.
     #[default]
     Alive,
@@ -43,14 +43,14 @@ pub enum Fitness {
 
 /// The bound address of the endpoints for operators.
 #[derive(Debug)]
-pub struct OpsListener(TcpListener);
+pub(crate) struct OpsListener(TcpListener);
 
 impl OpsListener {
     /// Binds `address`.
     ///
     /// # Errors
     /// Returns an error if the address is in use, may not be bound, or does not exist on this machine.
-    pub async fn bind(address: SocketAddr) -> io::Result<Self> {
+    pub(crate) async fn bind(address: SocketAddr) -> io::Result<Self> {
         TcpListener::bind(address).await.map(Self)
     }
 
@@ -58,12 +58,12 @@ impl OpsListener {
     ///
     /// # Errors
     /// Returns an error if the system can't return the address of the socket.
-    pub fn address(&self) -> io::Result<SocketAddr> {
+    pub(crate) fn address(&self) -> io::Result<SocketAddr> {
         self.0.local_addr()
     }
 
     /// Serves forever, with one request per connection.
-    pub async fn serve(self, fitness: watch::Receiver<Fitness>, metrics: Exposition) -> Infallible {
+    pub(crate) async fn serve(self, fitness: watch::Receiver<Fitness>, metrics: Exposition) -> Infallible {
         let router = router(fitness, metrics);
         let limiter = ConnectionLimiter::for_probes(MAX_CONNECTIONS, MAX_CONNECTIONS_PER_PEER);
         let mut connections = JoinSet::new();

@@ -49,7 +49,7 @@ pub enum TlsError {
         problem: String,
     },
     /// The certificate does not match the private key, or one of them is of an unsupported kind.
-    #[error("{} and {} are no pair: {problem}", certificate.display(), key.display())]
+    #[error("certificate {} does not match private key {}: {problem}", certificate.display(), key.display())]
     NoPair {
         /// The file of the certificate.
         certificate: PathBuf,
@@ -158,7 +158,7 @@ fn certificates(setting: &'static str, path: &Path) -> Result<Vec<CertificateDer
     let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
     let certificates: Vec<_> = read.map_err(|error| unreadable(setting, path, error))?;
     if certificates.is_empty() {
-        return Err(unreadable_text(setting, path, "it has no certificate".to_owned()));
+        return Err(unreadable_text(setting, path, "the file contains no certificate".to_owned()));
     }
     Ok(certificates)
 }
@@ -167,8 +167,8 @@ fn unreadable(setting: &'static str, path: &Path, error: pem::Error) -> TlsError
     let problem = match error {
         pem::Error::Io(error) => error.to_string(),
         // Other errors can quote the file.
-        pem::Error::NoItemsFound => "it holds nothing of the kind in PEM".to_owned(),
-        _ => "it is no PEM".to_owned(),
+        pem::Error::NoItemsFound => "the file contains no such item in PEM".to_owned(),
+        _ => "not a valid PEM file".to_owned(),
     };
     unreadable_text(setting, path, problem)
 }

@@ -1,6 +1,9 @@
 //! Streams changes to clients, for caches of their own. Clients get the events that this replica reads from
 //! the feed anyway. The backend is read only to catch up.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::Duration;
 

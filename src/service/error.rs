@@ -12,10 +12,11 @@ pub enum ServiceError {
     /// The state of the key does not allow the operation.
     #[error(transparent)]
     Precondition(#[from] Precondition),
-    /// The caller would grant a reserved scope that he does not hold.
+    /// The call would grant a reserved scope that the caller does not hold.
     #[error("the caller can't grant the reserved scope {0}, because it does not hold it")]
     ScopeNotGrantable(Scope),
-    /// An earlier request with the same `request_id` made this key.
+    /// An earlier request with the same `request_id` has made this change. The id is that of the key it
+    /// created.
     #[error("request_id: an earlier request with this id created the key {0}")]
     AlreadyApplied(KeyId),
     /// The repository failed, or rejected the operation.
@@ -32,7 +33,7 @@ pub enum Precondition {
     /// The key can't be rotated.
     #[error(transparent)]
     Rotation(#[from] RotationRefused),
-    /// The key was replaced and would live longer.
+    /// The key was replaced, and the update would extend its lifetime.
     #[error("the expiry of a replaced key can't be extended; use its successor {0}")]
     ReplacedKeyExtended(KeyId),
 }

@@ -13,7 +13,7 @@ const INTERVAL: Duration = Duration::from_hours(1);
 /// Deletes events that are older than a retention time. Every replica runs one, and the backend lets only one
 /// of them prune at a time.
 #[derive(Debug)]
-pub struct EventPruner {
+pub(crate) struct EventPruner {
     audit: Arc<dyn AuditTrail>,
     clock: Arc<dyn Clock>,
     retention: Duration,
@@ -21,12 +21,12 @@ pub struct EventPruner {
 
 impl EventPruner {
     /// Creates a pruner that keeps the events of `audit` for `retention`.
-    pub fn new(audit: Arc<dyn AuditTrail>, clock: Arc<dyn Clock>, retention: Duration) -> Self {
+    pub(crate) fn new(audit: Arc<dyn AuditTrail>, clock: Arc<dyn Clock>, retention: Duration) -> Self {
         Self { audit, clock, retention }
     }
 
     /// Prunes now and then periodically, until the future is dropped. Errors are logged.
-    pub async fn run(&self) {
+    pub(crate) async fn run(&self) {
         loop {
             match self.prune().await {
                 Err(error) => {
@@ -44,7 +44,7 @@ impl EventPruner {
     ///
     /// # Errors
     /// Returns an error if the backend failed. Some events may have been deleted.
-    pub async fn prune(&self) -> crate::repository::Result<u64> {
+    pub(crate) async fn prune(&self) -> crate::repository::Result<u64> {
         match self.clock.now().checked_sub(self.retention) {
             Some(before) => self.audit.prune_events(before).await,
             None => Ok(0),

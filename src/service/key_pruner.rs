@@ -16,7 +16,7 @@ const ACTOR: &str = "system:prune";
 /// them as expired. Afterwards validations report them as not found. Several replicas may prune concurrently,
 /// because a key that another replica has deleted is skipped.
 #[derive(Debug)]
-pub struct KeyPruner {
+pub(crate) struct KeyPruner {
     repository: Arc<dyn KeyRepository>,
     clock: Arc<dyn Clock>,
     expired_for: Duration,
@@ -26,7 +26,7 @@ pub struct KeyPruner {
 impl KeyPruner {
     /// Creates a pruner that scans `repository` every `interval` for keys that have been expired for
     /// `expired_for`.
-    pub fn new(
+    pub(crate) fn new(
         repository: Arc<dyn KeyRepository>,
         clock: Arc<dyn Clock>,
         expired_for: Duration,
@@ -37,7 +37,7 @@ impl KeyPruner {
 
     /// Prunes now and then periodically, until the future is dropped. Errors are logged. If the backend can't
     /// list all keys, it logs that once and never prunes.
-    pub async fn run(&self) {
+    pub(crate) async fn run(&self) {
         loop {
             match self.prune().await {
                 Err(error) if error.kind() == ErrorKind::NotOffered => {
@@ -60,7 +60,7 @@ impl KeyPruner {
     /// # Errors
     /// Returns [`ErrorKind::NotOffered`] if the backend can't list all keys, or another error if it failed.
     /// Some keys may have been deleted.
-    pub async fn prune(&self) -> Result<u64> {
+    pub(crate) async fn prune(&self) -> Result<u64> {
         let now = self.clock.now();
         let Some(before) = now.checked_sub(self.expired_for) else {
             return Ok(0);

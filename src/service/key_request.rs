@@ -88,7 +88,7 @@ pub struct KeyRecord {
 }
 
 /// An item of a listing of keys.
-pub type ListedRecord = Listed<KeyRecord, PagePosition>;
+pub(crate) type ListedRecord = Listed<KeyRecord, PagePosition>;
 
 /// Request for a page of keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,6 +135,7 @@ pub struct KeyUpdate {
     /// New metadata, which replaces all current metadata.
     pub metadata: Option<Metadata>,
     /// New expiry. `Some(None)` means that the key never expires.
+    #[expect(clippy::option_option, reason = "unchanged, unset, or set")]
     pub expires_at: Option<Option<Timestamp>>,
 }
 

@@ -7,7 +7,7 @@ use crate::domain::{BootClock, Moment, Stopwatch as _};
 
 /// Admits the first entries of each period, and counts the others.
 #[derive(Debug)]
-pub struct LogLimit {
+pub(crate) struct LogLimit {
     period: Duration,
     max: u64,
     /// Number of the current period.
@@ -25,13 +25,13 @@ impl Default for LogLimit {
 impl LogLimit {
     /// Creates a limit of ten entries per second.
     #[must_use]
-    pub const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self::per(Duration::from_secs(1), 10)
     }
 
     /// Creates a limit of `max` entries per `period`.
     #[must_use]
-    pub const fn per(period: Duration, max: u64) -> Self {
+    pub(crate) const fn per(period: Duration, max: u64) -> Self {
         Self {
             period,
             max,
@@ -43,7 +43,7 @@ impl LogLimit {
 
     /// Returns the number of entries that were suppressed since the last admitted one, or `None` if an entry
     /// may not be written now.
-    pub fn admit(&self) -> Option<u64> {
+    pub(crate) fn admit(&self) -> Option<u64> {
         self.admit_at(BootClock.moment().since(Moment::START))
     }
 

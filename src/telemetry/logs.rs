@@ -25,9 +25,9 @@ pub enum LogFormat {
 
 /// The reason why the log can't be initialized.
 #[derive(Debug, thiserror::Error)]
-pub enum LogFilterError {
+pub(crate) enum LogFilterError {
     /// The filter is not valid.
-    #[error("telemetry.log_filter: is no log filter: give levels as in \"info\" or \"info,keyvouch=debug\"")]
+    #[error("telemetry.log_filter: not a valid log filter; examples: \"info\", \"info,keyvouch=debug\"")]
     Filter(#[source] ParseError),
     /// A log was initialized before.
     #[error("the log was set up before")]
@@ -38,7 +38,7 @@ pub enum LogFilterError {
 ///
 /// # Errors
 /// Returns an error if the filter is not valid.
-pub fn parse_filter(filter: &str) -> Result<EnvFilter, LogFilterError> {
+pub(crate) fn parse_filter(filter: &str) -> Result<EnvFilter, LogFilterError> {
     EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
         // Keyvouch logs the applied migrations itself. Clients can cause HTTP/2 protocol errors at will.
@@ -59,7 +59,11 @@ fn log_panics() {
 ///
 /// # Errors
 /// Returns an error if the filter is not valid, or if a log was initialized before.
-pub fn init_logs(format: LogFormat, filter: &str, traces: Option<&Traces>) -> Result<(), LogFilterError> {
+pub(crate) fn init_logs(
+    format: LogFormat,
+    filter: &str,
+    traces: Option<&Traces>,
+) -> Result<(), LogFilterError> {
     let filter = parse_filter(filter)?;
     let lines = fmt::layer().with_writer(stderr);
     let lines = match format {

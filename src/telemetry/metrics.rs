@@ -23,17 +23,17 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use tonic::Code;
 
-pub use self::connections::ConnectionMetrics;
+pub(crate) use self::connections::ConnectionMetrics;
 pub(crate) use self::connections::{ConnectionClosure, ConnectionRefusal};
 use self::process::ProcessCollector;
-pub use self::reloads::ReloadMetrics;
+pub(crate) use self::reloads::ReloadMetrics;
 
 /// Label of calls of unknown methods.
 const OTHER: &str = "other";
 
 /// All metrics of a server. Clones share them.
 #[derive(Clone, Debug)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     /// Metrics of calls.
     pub calls: CallMetrics,
     /// Metrics of validations.
@@ -48,7 +48,7 @@ pub struct Metrics {
 
 /// Metrics of calls, by method and status.
 #[derive(Clone, Debug)]
-pub struct CallMetrics {
+pub(crate) struct CallMetrics {
     running: Gauge,
     administering: Gauge,
     answered: Family<CallLabels, Counter>,
@@ -208,17 +208,18 @@ impl Collector for ReadingCollector {
 
 /// The content of `/metrics`.
 #[derive(Clone, Debug)]
-pub struct Exposition(Arc<Registry>);
+pub(crate) struct Exposition(Arc<Registry>);
 
 impl Exposition {
     /// The content type of the text.
-    pub const CONTENT_TYPE: &'static str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    pub(crate) const CONTENT_TYPE: &'static str =
+        "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
     /// Returns all metrics as text.
     ///
     /// # Errors
     /// Returns an error if a metric can't be encoded.
-    pub fn text(&self) -> Result<String, fmt::Error> {
+    pub(crate) fn text(&self) -> Result<String, fmt::Error> {
         let mut text = String::new();
         encode(&mut text, &self.0)?;
         Ok(text)

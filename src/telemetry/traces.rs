@@ -38,11 +38,11 @@ pub struct TraceOptions {
 
 /// Exports spans until it is shut down.
 #[derive(Debug)]
-pub struct Traces(SdkTracerProvider);
+pub(crate) struct Traces(SdkTracerProvider);
 
 /// The reason why spans can't be exported.
 #[derive(Debug, thiserror::Error)]
-pub enum TraceError {
+pub(crate) enum TraceError {
     /// The exporter can't be created with these options.
     #[error(
         "telemetry.traces: spans can't be sent: check telemetry.otlp_endpoint and the variables OTEL_EXPORTER_OTLP_*"
@@ -66,7 +66,7 @@ impl Traces {
     ///
     /// # Errors
     /// Returns an error if a variable has an unsupported value, or if the exporter can't be created.
-    pub fn start(options: &TraceOptions) -> Result<Option<Self>, TraceError> {
+    pub(crate) fn start(options: &TraceOptions) -> Result<Option<Self>, TraceError> {
         let variables = Variables(&|name| std::env::var(name).ok());
         if variables.switch_off()? {
             return Ok(None);
@@ -96,7 +96,7 @@ impl Traces {
     }
 
     /// Exports the remaining spans, and stops. Blocks for at most the timeout of the exporter.
-    pub fn shutdown(self) {
+    pub(crate) fn shutdown(self) {
         if let Err(error) = self.0.shutdown() {
             tracing::warn!(error = %error_chain(&error), "the last spans were not sent");
         }

@@ -20,10 +20,10 @@ use crate::repository::RequiredOnly;
 use crate::server::faulty::{Faulty, Mode};
 use crate::support::until;
 
+mod custom;
 mod doubles;
 mod loads;
 mod outages;
-mod watchers;
 
 mod moka {
     use super::*;

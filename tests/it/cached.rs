@@ -11,6 +11,8 @@ use keyvouch::domain::{BootClock, Entropy, Stopwatch, SystemEntropy};
 use keyvouch::repository::{Backend, RedisFiles};
 use tokio::task::JoinHandle;
 
+use crate::support::until;
+
 /// A running replica. Dropping it stops the replica.
 pub(crate) struct Replica {
     stack: CacheStack,
@@ -26,6 +28,7 @@ pub(crate) fn options() -> StackOptions {
             max_absent: 1_000,
             absent_ttl: Duration::from_secs(10),
         }),
+        custom: None,
         redis: None,
         limits: LoadLimits { max_loads: 1_000, deadline: Duration::from_secs(5) },
         feed: FeedOptions { poll_interval: Duration::from_millis(20), deadline: Duration::from_secs(5) },
@@ -60,10 +63,11 @@ impl Replica {
         let follower = stack.follower.take().map(|follower| tokio::spawn(follower.run()));
         if let Some(redis) = &stack.redis {
             // Redis connects in the background, and tests need it to be connected.
-            while !redis.is_ready() {
+            until("the cache in Redis", async || {
                 redis.follow_epoch(false).await;
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
+                redis.is_ready()
+            })
+            .await;
         }
         Self { stack, follower }
     }

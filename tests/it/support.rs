@@ -3,11 +3,10 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use keyvouch::app::{App, Surroundings};
+use keyvouch::app::{App, ListenAddr, Surroundings};
 use keyvouch::config::{Config, HumanDuration, SecretText};
 use keyvouch::conformance::api::Api;
 use keyvouch::repository::Backend;
-use keyvouch::server::ListenAddr;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
@@ -49,7 +48,15 @@ impl TestServer {
     }
 
     pub(crate) async fn start_with(backend: impl Into<Backend>, config: &Config) -> Self {
-        let app = App::with_backend(config, Surroundings::default(), backend).await.unwrap();
+        Self::start_in(backend, config, Surroundings::default()).await
+    }
+
+    pub(crate) async fn start_in(
+        backend: impl Into<Backend>,
+        config: &Config,
+        surroundings: Surroundings,
+    ) -> Self {
+        let app = App::with_backend(config, surroundings, backend).await.unwrap();
         let address = match app.addresses().next() {
             Some(ListenAddr::Tcp(address)) => *address,
             other => panic!("no TCP address: {other:?}"),

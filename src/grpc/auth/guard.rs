@@ -27,7 +27,7 @@ pub enum ValidatorAccess {
     Credential,
 }
 
-/// A service that only authorized callers can call. The handler finds the [`Caller`](crate::service::Caller) in the
+/// A service that only authorized callers can call. The handler finds the `Caller` in the
 /// request's extensions.
 #[derive(Clone, Debug)]
 pub struct Guard<S> {

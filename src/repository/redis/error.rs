@@ -51,7 +51,7 @@ const UNAVAILABLE: [&str; 17] = [
     "NOPERM",
 ];
 
-/// What to do about a URL of a cluster that is none.
+/// The problem of a cluster URL for a server that is not in cluster mode.
 pub(super) const NO_CLUSTER: &str = "the server is not in cluster mode; use a redis: or rediss: URL";
 
 /// Classifies an error of the first connection. Some of these errors can be fixed in the URL.

@@ -17,7 +17,7 @@ pub(crate) fn parse(stored: &[u8]) -> Result<ApiKey> {
     let space = stored.iter().position(|&byte| byte == b' ');
     let (revision, document) = stored.split_at(space.ok_or_else(|| corrupt("a record without a revision"))?);
     let revision = str::from_utf8(revision).map_err(|_| corrupt("a revision that is not a number"))?;
-    // The parser's message could quote the record.
+    // The parser's own error could quote the record, so it is discarded.
     let document: StoredKey =
         serde_json::from_slice(document).map_err(|_| corrupt("malformed JSON in a record"))?;
     Ok(ApiKey { revision: parse_revision(revision)?, ..document.into_key()? })

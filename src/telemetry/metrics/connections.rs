@@ -8,7 +8,7 @@ use prometheus_client::registry::Registry;
 
 /// Metrics of client connections.
 #[derive(Clone, Debug, Default)]
-pub struct ConnectionMetrics {
+pub(crate) struct ConnectionMetrics {
     open: Family<WorkerLabel, Gauge>,
     refused: Family<ReasonLabel, Counter>,
     closed: Family<ReasonLabel, Counter>,

@@ -7,7 +7,7 @@ use prometheus_client::registry::Registry;
 
 /// Number of reloads of changed files, by kind and outcome.
 #[derive(Clone, Debug)]
-pub struct ReloadMetrics(Family<ReloadLabels, Counter>);
+pub(crate) struct ReloadMetrics(Family<ReloadLabels, Counter>);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReloadLabels {

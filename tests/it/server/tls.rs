@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use keyvouch::app::{App, Surroundings};
+use keyvouch::config::ClientAuth;
 use keyvouch::config::{Config, HumanDuration, TlsConfig};
 use keyvouch::conformance::api::{Api, new_key, refusal};
 use keyvouch::grpc::pb;
 use keyvouch::grpc::pb::key_store_client::KeyStoreClient;
 use keyvouch::repository::MemoryRepository;
-use keyvouch::server::ClientAuth;
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use tonic::Code;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
@@ -198,7 +198,7 @@ async fn half_a_pair_and_what_is_none_stop_the_start() {
         (refused(&|tls| tls.cert_file = "/nowhere.pem".into()).await, "/nowhere.pem"),
         (refused(&|tls| tls.cert_file.clone_from(&garbage)).await, "server.tls.cert_file"),
         (refused(&|tls| tls.key_file.clone_from(&garbage)).await, "server.tls.key_file"),
-        (refused(&|tls| tls.key_file.clone_from(&other)).await, "are no pair"),
+        (refused(&|tls| tls.key_file.clone_from(&other)).await, "does not match private key"),
         (refused(&|tls| tls.client_ca_file.clone_from(&garbage)).await, "server.tls.client_ca_file"),
     ] {
         assert!(told.contains(named) && !told.contains("hunter2"), "{told}");
