@@ -43,7 +43,8 @@ impl KeyFormat {
             ));
         };
         if foreign.iter().any(|pattern| pattern.length <= pattern.prefix.len()) {
-            let problem = "has a length that leaves no room after the prefix: give that of the whole key";
+            let problem =
+                "has a length that leaves no room after the prefix; use the length of the whole key";
             return Err(InvalidField::new("keys.foreign", problem));
         }
         Ok(Self { default_prefix, other_prefixes: prefixes.collect(), accepted_prefixes: accepted, foreign })
@@ -62,7 +63,7 @@ impl KeyFormat {
     pub fn issued_prefix(&self, prefix: &str) -> Result<&KeyPrefix, InvalidField> {
         self.issued().find(|known| known.as_str() == prefix).ok_or_else(|| {
             let known: Vec<_> = self.issued().map(|known| format!("\"{known}\"")).collect();
-            InvalidField::new("prefix", format!("is not configured: use one of {}", known.join(", ")))
+            InvalidField::new("prefix", format!("is not configured; use one of {}", known.join(", ")))
         })
     }
 
@@ -147,7 +148,7 @@ mod tests {
     fn only_issued_prefixes_can_be_asked_for() {
         assert_eq!(format().issued_prefix("test_").unwrap().as_str(), "test_");
         let error = format().issued_prefix("old_").unwrap_err();
-        assert_eq!(error.to_string(), "prefix: is not configured: use one of \"prod_\", \"test_\"");
+        assert_eq!(error.to_string(), "prefix: is not configured; use one of \"prod_\", \"test_\"");
         assert!(KeyFormat::new(vec![], vec![], vec![]).is_err());
     }
 

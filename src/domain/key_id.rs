@@ -47,7 +47,9 @@ impl KeyId {
         // trails.
         match Uuid::try_parse(text) {
             Ok(id) if id.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == text => Ok(Self(id)),
-            _ => Err(InvalidField::new(field, "is no key id: give a UUID as the server printed it")),
+            _ => {
+                Err(InvalidField::new(field, "is not a valid key id; use the UUID that the server returned"))
+            }
         }
     }
 

@@ -21,8 +21,10 @@ impl KeyPrefix {
         let known = prefix.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'));
         let ends_well = prefix.is_empty() || prefix.ends_with('_');
         if prefix.len() > Self::MAX_CHARS || !known || !ends_well {
-            let problem =
-                format!("is no key prefix: use up to {} of a-z, 0-9 and _, ending in _", Self::MAX_CHARS);
+            let problem = format!(
+                "is not a valid key prefix; use up to {} characters of a-z, 0-9 and _, ending in _",
+                Self::MAX_CHARS
+            );
             return Err(InvalidField::new(field, problem));
         }
         Ok(Self(prefix))

@@ -24,16 +24,21 @@ impl Metadata {
     /// character. The error names the field `metadata`.
     pub fn parse(pairs: BTreeMap<String, String>) -> Result<Self, InvalidField> {
         if pairs.len() > Self::MAX_PAIRS {
-            return Err(refused(format!("has too many pairs: give at most {}", Self::MAX_PAIRS)));
+            return Err(refused(format!("has too many pairs; the maximum is {}", Self::MAX_PAIRS)));
         }
         for (key, value) in &pairs {
             if key.is_empty() || exceeds(key, Self::MAX_KEY_CHARS) {
-                let problem =
-                    format!("has a key of the wrong length: give 1 to {} characters", Self::MAX_KEY_CHARS);
+                let problem = format!(
+                    "has a key of the wrong length; a key has 1 to {} characters",
+                    Self::MAX_KEY_CHARS
+                );
                 return Err(refused(problem));
             }
             if exceeds(value, Self::MAX_VALUE_CHARS) {
-                let problem = format!("has a value that is too long: give at most {}", Self::MAX_VALUE_CHARS);
+                let problem = format!(
+                    "has a value that is too long; the maximum is {} characters",
+                    Self::MAX_VALUE_CHARS
+                );
                 return Err(refused(problem + " characters"));
             }
             if key.chars().chain(value.chars()).any(is_control) {

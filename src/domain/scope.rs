@@ -31,10 +31,11 @@ impl Scope {
     fn check(token: impl Into<String>) -> Result<Self, String> {
         let token = token.into();
         if token.is_empty() || token.len() > Self::MAX_CHARS {
-            return Err(format!("has the wrong length: a scope has 1 to {} characters", Self::MAX_CHARS));
+            return Err(format!("has the wrong length; a scope has 1 to {} characters", Self::MAX_CHARS));
         }
         if !token.bytes().all(is_scope_byte) {
-            let problem = "is no scope: use printable ASCII without space, \" and \\ (RFC 6749, section 3.3)";
+            let problem =
+                "is not a valid scope; use printable ASCII except space, \" and \\ (RFC 6749, section 3.3)";
             return Err(problem.to_owned());
         }
         Ok(Self(token))
@@ -84,7 +85,7 @@ impl ScopeSet {
         let mut scopes = BTreeSet::new();
         for (index, token) in tokens.into_iter().enumerate() {
             if index == Self::MAX_SCOPES {
-                let problem = format!("has too many scopes: give at most {}", Self::MAX_SCOPES);
+                let problem = format!("has too many scopes; the maximum is {}", Self::MAX_SCOPES);
                 return Err(InvalidField::new(field, problem));
             }
             let scope = Scope::check(token)

@@ -30,11 +30,11 @@ impl<const MIN: usize, const MAX: usize> BoundedText<MIN, MAX> {
         if MIN > 0 && text.trim().is_empty() {
             return Err(InvalidField::new(
                 field,
-                format!("must not be empty: give {MIN} to {MAX} characters"),
+                format!("must not be empty; it has {MIN} to {MAX} characters"),
             ));
         }
         if exceeds(&text, MAX) {
-            return Err(InvalidField::new(field, format!("is too long: give at most {MAX} characters")));
+            return Err(InvalidField::new(field, format!("is too long; the maximum is {MAX} characters")));
         }
         if text.chars().any(is_control) {
             return Err(InvalidField::new(field, CONTROL_PROBLEM));

@@ -11,6 +11,7 @@ mod chart;
 #[expect(dead_code, unreachable_pub, reason = "its `main` is run as a program")]
 mod custom_backend;
 mod databases;
+mod documents;
 mod fixtures;
 mod gateways;
 mod imports;
@@ -31,4 +32,5 @@ mod sql;
 mod sql_faults;
 mod sql_servers;
 mod sqlite_faults;
+mod suites;
 mod support;

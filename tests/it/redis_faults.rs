@@ -273,9 +273,11 @@ async fn a_failover_loses_nothing_that_a_replica_confirmed(kind: Redis) {
             }
         }
     };
-    while acknowledged.len() < 100 {
+    until("a hundred keys", async || {
         create_another(&mut acknowledged).await;
-    }
+        acknowledged.len() == 100
+    })
+    .await;
     servers.servers[0].kill();
     // Changes fail until another server has taken over, and then because it has no replica.
     for _ in 0..40 {

@@ -8,6 +8,7 @@ use keyvouch::repository::{KeyRepository as _, SqlOptions, SqlRepository, UsageS
 use sea_orm::{ConnectionTrait as _, Database, DatabaseConnection, DbBackend, Statement};
 
 use crate::databases::patient;
+use crate::support::until;
 
 fn at(micros: i64) -> Timestamp {
     Timestamp::from_micros(micros).unwrap()
@@ -155,15 +156,17 @@ async fn a_writer_that_holds_the_database_makes_others_time_out_and_readers_go_o
     assert!(matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Unavailable), "{error:?}");
     assert_eq!(repository.get_by_hash(&created.hash).await.unwrap(), Some(created.clone()));
     run("rollback").await.unwrap();
-    loop {
-        // The connection is free again when SQLite's own busy timeout has passed.
+    // The connection is free again when SQLite's own busy timeout has passed.
+    until("the connection", async || {
         match repository.revoke(created.id, RevokeReason::default(), &context(3)).await {
-            Ok(revoked) => break assert!(revoked.revocation.is_some()),
+            Ok(revoked) => revoked.revocation.is_some(),
             Err(error) => {
                 assert!(matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Unavailable), "{error:?}");
+                false
             }
         }
-    }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

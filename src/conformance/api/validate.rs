@@ -135,7 +135,7 @@ pub async fn its_use_is_recorded(api: Api) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     };
     assert_eq!(pb::Key { last_used_time: None, ..used }, key);
-    assert_eq!(api.get(&unused.id).await.last_used_time, None, "a denied use is no use");
+    assert_eq!(api.get(&unused.id).await.last_used_time, None, "a denied validation does not count as a use");
 }
 
 /// Each error names the invalid field.

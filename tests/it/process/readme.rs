@@ -1,4 +1,4 @@
-//! The README's quick tour, word by word.
+//! Runs the commands of the README's quick tour literally.
 
 use std::path::Path;
 use std::process::Command;

@@ -135,9 +135,7 @@ async fn a_panic_fails_its_own_call_alone() {
         let (api, secret) = (api.clone(), secret.clone());
         tokio::spawn(async move { api.reason(&secret).await })
     };
-    while store.lookups() == lookups {
-        tokio::task::yield_now().await;
-    }
+    until("a lookup", async || store.lookups() > lookups).await;
     store.panic_once();
     let status = api.validator().validate(ask(&secret)).await.unwrap_err();
     assert_eq!(status.code(), Code::Internal);
@@ -158,9 +156,7 @@ async fn a_usage_store_that_hangs_or_fails_holds_no_validation_up() {
         store.set_usage(mode);
         let flushes = store.flushes();
         assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
-        while store.flushes() == flushes {
-            tokio::task::yield_now().await;
-        }
+        until("a flush", async || store.flushes() > flushes).await;
         assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
     }
     // The uses that could not be written are kept.

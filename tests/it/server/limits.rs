@@ -24,6 +24,15 @@ use super::ops::count;
 use super::slow_clients::{raw_call, raw_client};
 use crate::support::{TOKEN, TestServer, config, uncached, until};
 
+/// Returns the secrets of `count` new keys. Concurrent calls for one key can share a lookup.
+async fn secrets(api: &Api, count: usize) -> Vec<String> {
+    let mut secrets = Vec::new();
+    for _ in 0..count {
+        secrets.push(api.create(new_key()).await.1);
+    }
+    secrets
+}
+
 #[tokio::test]
 async fn connections_above_the_limit_are_closed_at_once() {
     let mut config = uncached();
@@ -31,14 +40,15 @@ async fn connections_above_the_limit_are_closed_at_once() {
     let store = Faulty::new();
     let server = TestServer::start_with(store.clone(), &config).await;
     let (first, second) = (server.api().await, server.api().await);
-    let (_, secret) = first.create(new_key()).await;
+    let secrets = secrets(&first, 2).await;
     // Both connections are busy, so neither is closed to make room.
     store.set(Mode::Hang);
     let lookups = store.lookups();
-    let calls = [first, second].map(|api| {
-        let secret = secret.clone();
-        tokio::spawn(async move { api.reason(&secret).await })
-    });
+    let calls: Vec<_> = [first, second]
+        .into_iter()
+        .zip(secrets)
+        .map(|(api, secret)| tokio::spawn(async move { api.reason(&secret).await }))
+        .collect();
     until("both calls", async || store.lookups() == lookups + 2).await;
     let mut refused = TcpStream::connect(server.address).await.unwrap();
     assert_eq!(refused.read(&mut [0; 64]).await.unwrap(), 0, "closed by the server");
@@ -339,18 +349,17 @@ async fn calls_above_the_limit_of_a_connection_wait_in_the_client() {
     let store = Faulty::new();
     let server = TestServer::start_with(store.clone(), &config).await;
     let api = server.api().await;
-    let (_, secret) = api.create(new_key()).await;
+    let secrets = secrets(&api, 10).await;
     store.set(Mode::Hang);
     let lookups = store.lookups();
-    let calls: Vec<_> = (0..10)
-        .map(|_| {
-            let (api, secret) = (api.clone(), secret.clone());
+    let calls: Vec<_> = secrets
+        .into_iter()
+        .map(|secret| {
+            let api = api.clone();
             tokio::spawn(async move { api.reason(&secret).await })
         })
         .collect();
-    while store.lookups() < lookups + 4 {
-        tokio::task::yield_now().await;
-    }
+    until("four lookups", async || store.lookups() == lookups + 4).await;
     // Another connection is served, and the fifth call of this one has had enough time.
     let other = server.api().await;
     assert_eq!(other.reason("nonsense").await, pb::Reason::Malformed);
@@ -407,17 +416,17 @@ async fn calls_above_the_limit_are_refused_at_once_and_health_is_not() {
     let server = TestServer::start_with(store.clone(), &config).await;
     let api = server.api().await;
     let (_, secret) = api.create(new_key()).await;
+    let secrets = secrets(&api, 2).await;
     store.set(Mode::Hang);
     let before = store.lookups();
-    let hanging: Vec<_> = (0..2)
-        .map(|_| {
-            let (api, secret) = (api.clone(), secret.clone());
+    let hanging: Vec<_> = secrets
+        .into_iter()
+        .map(|secret| {
+            let api = api.clone();
             tokio::spawn(async move { api.reason(&secret).await })
         })
         .collect();
-    while store.lookups() < before + 2 {
-        tokio::task::yield_now().await;
-    }
+    until("two lookups", async || store.lookups() == before + 2).await;
     let request = pb::ValidateRequest { secret: secret.clone(), ..pb::ValidateRequest::default() };
     let refused = api.validator().validate(request.clone()).await.unwrap_err();
     assert!(tonic_types::StatusExt::get_details_retry_info(&refused).is_some(), "{refused:?}");
