@@ -146,12 +146,12 @@ impl App {
                 Some(tls)
             }
         };
-        let CacheStack { backend, source, knowledge, follower, feed, local, redis, breaker } = stack;
+        let CacheStack { backend, source, knowledge, follower, feed, has_caches, local, redis, breaker } =
+            stack;
         let format = Arc::new(config.keys.format()?);
         let usage = Arc::new(UsageRecorder::new(uses));
-        let has_cache = local.is_some() || redis.is_some();
-        let cached = has_cache.then(|| (Arc::clone(&knowledge), config.cache.max_staleness.0));
-        let health = HealthMonitor::new(Arc::clone(&backend.keys), cached);
+        let max_staleness = has_caches.then_some(config.cache.max_staleness.0);
+        let health = HealthMonitor::new(Arc::clone(&backend.keys), Arc::clone(&knowledge), max_staleness);
         let sources = readings::Sources {
             knowledge: Arc::clone(&knowledge),
             breaker,
@@ -374,7 +374,7 @@ fn pruners(
 }
 
 fn warn_without_feed(stack: &CacheStack, config: &Config) {
-    if stack.feed.is_none() && (stack.local.is_some() || stack.redis.is_some()) {
+    if stack.feed.is_none() && stack.has_caches {
         tracing::warn!(
             ttl = ?config.cache.ttl.0,
             "this store has no change feed: a revocation by another replica can take as long as cache.ttl to be seen"

@@ -36,7 +36,9 @@ pub(super) struct HealthMonitor {
     repository: Arc<dyn KeyRepository>,
     /// The state that `Validator` can answer from during an outage, and its maximum staleness. `None` without
     /// a cache.
-    cached: Option<(Arc<Knowledge>, Duration)>,
+    knowledge: Arc<Knowledge>,
+    /// Maximum staleness of answers from caches. `None` without a cache.
+    max_staleness: Option<Duration>,
     fitness: watch::Sender<Fitness>,
     is_up: watch::Sender<bool>,
     /// Locked while statuses change, so that no update follows the final one.
@@ -46,12 +48,14 @@ pub(super) struct HealthMonitor {
 impl HealthMonitor {
     pub(super) fn new(
         repository: Arc<dyn KeyRepository>,
-        cached: Option<(Arc<Knowledge>, Duration)>,
+        knowledge: Arc<Knowledge>,
+        max_staleness: Option<Duration>,
     ) -> Self {
         Self {
             reporter: HealthReporter::new(),
             repository,
-            cached,
+            knowledge,
+            max_staleness,
             fitness: watch::Sender::default(),
             is_up: watch::Sender::default(),
             is_stopped: Arc::default(),
@@ -140,13 +144,12 @@ impl HealthMonitor {
 
     /// Returns whether the feed was read, or the backend has none.
     fn has_read_feed(&self) -> bool {
-        let Some((knowledge, _)) = &self.cached else { return true };
-        !knowledge.has_feed() || knowledge.history() > 0
+        !self.knowledge.has_feed() || self.knowledge.history() > 0
     }
 
     fn answers_from_cache(&self) -> bool {
-        let Some((knowledge, max_staleness)) = &self.cached else { return false };
-        knowledge.feed_age().is_some_and(|age| age <= *max_staleness)
+        let Some(max_staleness) = self.max_staleness else { return false };
+        self.knowledge.feed_age().is_some_and(|age| age <= max_staleness)
     }
 
     /// Reports that the server is shutting down. No later update changes this.

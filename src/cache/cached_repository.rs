@@ -95,7 +95,9 @@ impl CachedRepository {
         self.run(|backend| {
             let change = change(backend.clone());
             async move {
-                let known = target.look_up(backend.keys.as_ref()).await?;
+                // The change was not attempted.
+                let known =
+                    target.look_up(backend.keys.as_ref()).await.map_err(RepositoryError::unapplied)?;
                 let outcome = change.await;
                 match &outcome {
                     Ok(changed) => effects.changed(changed_keys(changed, &known), &begun).await?,

@@ -265,7 +265,7 @@ impl FeedFollower {
                 }
                 changes => changes?,
             };
-            let is_all = changes.events.len() + changes.unreadable.len() < BATCH;
+            let is_all = !changes.is_full(BATCH);
             let mut followed = self.apply(&changes).await;
             if followed.is_ok() {
                 self.knowledge.advance(&changes.position);

@@ -63,6 +63,8 @@ pub struct CacheStack {
     pub follower: Option<FeedFollower>,
     /// The handle of the follower. `None` if the backend has no feed.
     pub feed: Option<FeedHandle>,
+    /// Whether there is a cache of any kind.
+    pub has_caches: bool,
     /// The cache in this process, if it is enabled.
     pub local: Option<MokaCache>,
     /// The cache in Redis, if it is enabled.
@@ -130,9 +132,20 @@ impl CacheStack {
             options.limits,
             handle.clone(),
         );
+        let has_caches = !caches.is_empty();
         let effects = ChangeEffects::new(caches, redis.clone(), Arc::clone(&knowledge), feed.clone());
         let backend = CachedRepository::new(backend, loader.clone(), effects, options.max_staleness, handle)
             .into_backend();
-        Ok(Self { backend, source: Arc::new(loader), knowledge, follower, feed, local, redis, breaker })
+        Ok(Self {
+            backend,
+            source: Arc::new(loader),
+            knowledge,
+            follower,
+            feed,
+            has_caches,
+            local,
+            redis,
+            breaker,
+        })
     }
 }

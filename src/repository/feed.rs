@@ -307,6 +307,13 @@ pub struct Changes {
     pub unanswered: Vec<u8>,
 }
 
+impl Changes {
+    /// Returns whether there may be more events after these, which were read with this `limit`.
+    pub(crate) fn is_full(&self, limit: usize) -> bool {
+        self.events.len() + self.unreadable.len() >= limit
+    }
+}
+
 /// The end of the change feed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecentChanges {

@@ -24,6 +24,13 @@ struct Taken {
     slots: BTreeMap<u64, Slot>,
 }
 
+impl Taken {
+    /// Returns the number of slots of `caller`.
+    fn count(&self, caller: &str) -> usize {
+        self.slots.values().filter(|slot| slot.caller == caller).count()
+    }
+}
+
 #[derive(Debug)]
 struct Slot {
     caller: String,
@@ -57,12 +64,14 @@ impl CallerSlots {
         let mut taken = self.lock();
         if !self.has_room(&taken, &caller) {
             let unread_for = self.unread_for?;
+            // Streams of other callers make no room for one that has reached its own limit.
+            let is_at_own_limit = taken.count(&caller) >= self.max_of_one;
             taken.slots.retain(|_, slot| {
-                let is_read = now.since(slot.read_at) < unread_for;
-                if !is_read {
+                let stays = now.since(slot.read_at) < unread_for || is_at_own_limit && slot.caller != caller;
+                if !stays {
                     slot.lost.notify_one();
                 }
-                is_read
+                stays
             });
             if !self.has_room(&taken, &caller) {
                 return None;
@@ -76,8 +85,7 @@ impl CallerSlots {
     }
 
     fn has_room(&self, taken: &Taken, caller: &str) -> bool {
-        let of_caller = taken.slots.values().filter(|slot| slot.caller == caller).count();
-        taken.slots.len() < self.max && of_caller < self.max_of_one
+        taken.slots.len() < self.max && taken.count(caller) < self.max_of_one
     }
 
     // Each change of the slots is complete before anything can panic, so they are consistent even after a
@@ -140,5 +148,18 @@ mod tests {
         assert!(read.is_read_at(later));
         assert!(!unread.is_read_at(later));
         assert!(slots.take_at("c".into(), later).is_none(), "all are read");
+    }
+
+    #[test]
+    fn a_caller_at_its_own_limit_takes_no_slot_from_others() {
+        let slots = CallerSlots::new(4, 2, Some(UNREAD));
+        let now = Moment::START;
+        let [other, _first, second] =
+            ["b", "a", "a"].map(|caller| slots.take_at(caller.into(), now).unwrap());
+        let later = now.after(UNREAD);
+        assert!(second.is_read_at(later));
+        let _third = slots.take_at("a".into(), later).unwrap();
+        assert!(other.is_read_at(later), "a slot of its own was free for that");
+        assert!(second.is_read_at(later));
     }
 }

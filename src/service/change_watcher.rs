@@ -191,7 +191,7 @@ impl Watching {
         let asked = self.followed.source.changes(Some(&self.position), BATCH);
         match within(HEARTBEAT, asked).await {
             Ok(changes) => {
-                self.is_behind = changes.events.len() == BATCH || !changes.unanswered.is_empty();
+                self.is_behind = changes.is_full(BATCH) || !changes.unanswered.is_empty();
                 self.position = changes.position;
                 if !self.is_behind {
                     self.as_of = Some(asked_at);

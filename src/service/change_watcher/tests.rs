@@ -6,7 +6,7 @@ use crate::domain::{
     ApiKey, BootClock, ChangeContext, Clock as _, KeyHash, KeyId, Revision, RevokeReason, SystemClock,
     SystemEntropy, sample_key,
 };
-use crate::repository::{Changes, KeyRepository as _, MemoryRepository, RecentChanges};
+use crate::repository::{Changes, KeyRepository as _, MemoryRepository, RecentChanges, UnreadableEvent};
 
 /// A backend in memory, with a follower that reads its feed when a test lets it.
 struct Replica {
@@ -65,6 +65,26 @@ impl ChangeFeed for Unreadable {
     }
 }
 
+/// A feed in which the last event of a full page can't be read.
+#[derive(Debug)]
+struct OneUnreadable(MemoryRepository);
+
+#[async_trait]
+impl ChangeFeed for OneUnreadable {
+    async fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
+        let mut changes = self.0.changes(after, limit).await?;
+        if changes.is_full(limit) {
+            let revision = changes.events.pop().unwrap().revision;
+            changes.unreadable.push(UnreadableEvent { part: 0, revision });
+        }
+        Ok(changes)
+    }
+
+    async fn recent_changes(&self, limit: usize) -> Result<RecentChanges> {
+        self.0.recent_changes(limit).await
+    }
+}
+
 fn entropy() -> Arc<dyn crate::domain::Entropy> {
     Arc::new(SystemEntropy)
 }
@@ -80,10 +100,13 @@ fn watch(watcher: &ChangeWatcher, position: Option<FeedPosition>) -> BoxStream<'
 /// Reads `news` until `count` events were delivered, and returns their revisions.
 async fn revisions(news: &mut BoxStream<'static, Result<News>>, count: usize) -> Vec<i64> {
     let mut revisions = Vec::new();
-    while revisions.len() < count {
-        let events = news.next().await.unwrap().unwrap().events;
-        revisions.extend(events.into_iter().map(|event| event.revision.get()));
-    }
+    let read = async {
+        while revisions.len() < count {
+            let events = news.next().await.unwrap().unwrap().events;
+            revisions.extend(events.into_iter().map(|event| event.revision.get()));
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), read).await.unwrap();
     revisions
 }
 
@@ -132,4 +155,19 @@ async fn each_change_is_delivered_once() {
     for mut news in resumed {
         assert_eq!(revisions(&mut news, 1).await, [CHANGES + 2]);
     }
+}
+
+/// An unreadable event on a full page does not end catching up.
+#[tokio::test]
+async fn a_page_with_an_unreadable_event_is_followed_by_the_next_one() {
+    let replica = Replica::start().await;
+    for number in 0..=BATCH {
+        replica.create(&format!("key {number}")).await;
+    }
+    replica.poll().await;
+    let last = i64::try_from(BATCH).unwrap() + 1;
+    let watcher = replica.watcher(OneUnreadable(replica.store.clone()));
+    let mut news = watch(&watcher, Some(FeedPosition::beginning()));
+    let expected: Vec<_> = (1..=last).filter(|revision| *revision != last - 1).collect();
+    assert_eq!(revisions(&mut news, expected.len()).await, expected);
 }
