@@ -28,8 +28,8 @@ mod outages;
 mod moka {
     use super::*;
     keyvouch::cache_conformance!(async {
-        let replica = Replica::start(MemoryRepository::new(), &unpolled(options())).await;
-        replica.poll().await;
+        let mut replica = Replica::start(MemoryRepository::new(), &unpolled(options())).await;
+        replica.stop_following().await;
         let cache = Arc::new(replica.local.clone().unwrap());
         (Subject { cache, knowledge: Arc::clone(&replica.knowledge), keeps_absence: true }, replica)
     });
@@ -54,11 +54,8 @@ mod redis_without_a_feed {
 async fn in_redis(store: impl Into<Backend>, kind: Redis) -> (Subject, Replica) {
     let options =
         StackOptions { redis: Some(redis(&shared_url(kind), &next_prefix())), ..unpolled(options()) };
-    let replica = Replica::start(store, &options).await;
-    // A later poll would not find the changes of a clause in the backend, and would begin a new epoch.
-    if replica.feed.is_some() {
-        replica.poll().await;
-    }
+    let mut replica = Replica::start(store, &options).await;
+    replica.stop_following().await;
     let cache = Arc::clone(replica.redis.as_ref().unwrap());
     (Subject { cache, knowledge: Arc::clone(&replica.knowledge), keeps_absence: false }, replica)
 }

@@ -71,6 +71,16 @@ impl Replica {
         }
         Self { stack, follower }
     }
+
+    /// Completes a poll, and polls never again. A test can then apply changes that the backend does not have, which
+    /// a later poll would take for a rewound history. A wake-up, such as the one when Redis is connected, can
+    /// start such a poll at any time.
+    pub(crate) async fn stop_following(&mut self) {
+        let Some(follower) = self.follower.take() else { return };
+        self.feed.as_ref().unwrap().poll().await.unwrap();
+        follower.abort();
+        assert!(follower.await.unwrap_err().is_cancelled());
+    }
 }
 
 impl Deref for Replica {

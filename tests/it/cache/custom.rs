@@ -86,8 +86,8 @@ mod conformance {
     keyvouch::cache_conformance!(async {
         let (custom, made) = map_cache();
         let options = StackOptions { local: None, custom: Some(custom), ..unpolled(options()) };
-        let replica = Replica::start(MemoryRepository::new(), &options).await;
-        replica.poll().await;
+        let mut replica = Replica::start(MemoryRepository::new(), &options).await;
+        replica.stop_following().await;
         let cache = Arc::new(made.lock().unwrap().take().unwrap());
         (Subject { cache, knowledge: Arc::clone(&replica.knowledge), keeps_absence: true }, replica)
     });
