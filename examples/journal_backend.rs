@@ -224,18 +224,9 @@ impl State {
     fn apply_change(&mut self, change: Change) -> Result<()> {
         let (kind, at) = (ChangeKind::parse(&change.kind), timestamp(change.at)?);
         let key = ApiKey { revision: Revision::new(change.revision), ..change.key.into_key()? };
-        let event = KeyEvent {
-            revision: key.revision,
-            nonce: key.nonce,
-            key_id: key.id,
-            hash: key.hash,
-            owner_id: key.owner_id.clone(),
-            kind,
-            changed_fields: change.fields.iter().filter_map(|field| ChangedField::parse(field)).collect(),
-            actor: change.actor,
-            request_id: change.request_id,
-            at,
-        };
+        let fields = change.fields.iter().filter_map(|field| ChangedField::parse(field)).collect();
+        let context = ChangeContext::new(change.actor, change.request_id, at);
+        let event = KeyEvent::of(&key, kind, fields, &context);
         self.revision = change.revision;
         self.events.insert(change.revision, event);
         if let Some(request) = change.request {

@@ -39,7 +39,7 @@ pub enum ConfigError {
     Invalid {
         /// The setting, as `section.field`.
         name: String,
-        /// What is wrong, and what to do.
+        /// The problem, and how to fix it.
         problem: String,
     },
 }

@@ -7,7 +7,7 @@ use crate::cache::knowledge::Made;
 use crate::cache::protocol::Kind;
 use crate::cache::{Entry, KeyCache, Knowledge};
 use crate::conformance::repository::fixture::{hash, key};
-use crate::domain::{ApiKey, ChangeId, ChangeKind, KeyEvent, Moment, Revision};
+use crate::domain::{ApiKey, ChangeContext, ChangeId, ChangeKind, KeyEvent, Moment, Revision};
 
 /// A cache, and the state that it depends on.
 #[derive(Clone, Debug)]
@@ -40,18 +40,7 @@ fn stored(number: u32) -> ApiKey {
 
 /// Returns the event with which the feed reports the creation of `key`.
 fn created(key: &ApiKey) -> KeyEvent {
-    KeyEvent {
-        revision: key.revision,
-        nonce: key.nonce,
-        key_id: key.id,
-        hash: key.hash,
-        owner_id: key.owner_id.clone(),
-        kind: ChangeKind::Created,
-        changed_fields: Vec::new(),
-        actor: String::new(),
-        request_id: String::new(),
-        at: key.created_at,
-    }
+    KeyEvent::of(key, ChangeKind::Created, Vec::new(), &ChangeContext::new("", "", key.created_at))
 }
 
 /// An entry is found with every field of its record, and is not kept longer than allowed.

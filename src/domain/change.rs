@@ -1,6 +1,6 @@
 //! The events of the audit trail and the change feed.
 
-use super::{ChangeId, KeyHash, KeyId, OwnerId, RequestDigest, Revision, Timestamp};
+use super::{ApiKey, ChangeId, KeyHash, KeyId, OwnerId, RequestDigest, Revision, Timestamp};
 
 /// The credential, the call and the time of a change. Every write takes one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +53,28 @@ pub struct KeyEvent {
 }
 
 impl KeyEvent {
+    /// Returns the event of a change that made `key` what it is, or deleted it. Its revision and nonce are those of `key`.
+    #[must_use]
+    pub fn of(
+        key: &ApiKey,
+        kind: ChangeKind,
+        changed_fields: Vec<ChangedField>,
+        context: &ChangeContext,
+    ) -> Self {
+        Self {
+            revision: key.revision,
+            nonce: key.nonce,
+            key_id: key.id,
+            hash: key.hash,
+            owner_id: key.owner_id.clone(),
+            kind,
+            changed_fields,
+            actor: context.actor.clone(),
+            request_id: context.request_id.clone(),
+            at: context.now,
+        }
+    }
+
     /// Returns the identity of the change that this event describes.
     #[must_use]
     pub fn change(&self) -> ChangeId {

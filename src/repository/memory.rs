@@ -82,18 +82,7 @@ impl State {
     }
 
     fn record(&mut self, key: &ApiKey, kind: ChangeKind, fields: Vec<ChangedField>, context: &ChangeContext) {
-        let event = KeyEvent {
-            revision: key.revision,
-            nonce: key.nonce,
-            key_id: key.id,
-            hash: key.hash,
-            owner_id: key.owner_id.clone(),
-            kind,
-            changed_fields: fields,
-            actor: context.actor.clone(),
-            request_id: context.request_id.clone(),
-            at: context.now,
-        };
+        let event = KeyEvent::of(key, kind, fields, context);
         self.events.insert(event.revision, event);
     }
 

@@ -1,10 +1,9 @@
-//! What is written about Keyvouch.
+//! Checks of the wording, and of generated tables.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use crate::process::program::tool;
+use crate::process::program::check_generated;
 
 /// Phrases that are not used, because `docs/glossary.md` has another word for the same concept, or because they are hard to read.
 const BANNED: [&str; 9] = [
@@ -67,9 +66,5 @@ fn no_banned_phrase_is_used() {
 
 #[test]
 fn the_table_of_settings_is_generated_from_their_doc_comments() {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/settings");
-    let check =
-        Command::new(tool("python")).args([script, "--check", env!("CARGO_BIN_EXE_keyvouch")]).output();
-    let check = check.unwrap();
-    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
+    check_generated("settings");
 }

@@ -11,9 +11,11 @@ impl From<InvalidSettings> for RepositoryError {
     }
 }
 
-/// Prefixes of errors after which the command certainly was not run, or a script ended before its first
-/// change.
-const NOT_RUN: [&str; 12] = [
+/// Prefixes of errors of an unavailable server or cluster after which the command certainly was not run, or a
+/// script ended before its first change.
+const UNAVAILABLE_NOT_RUN: [&str; 12] = [
+    // The first two are fred's own errors if it has no connection, or if the cluster reports that it is not
+    // up.
     "Failed to route command",
     "Invalid or missing cluster state",
     "ERR max number of clients reached",
@@ -28,27 +30,13 @@ const NOT_RUN: [&str; 12] = [
     "NOPERM",
 ];
 
-/// Prefixes of errors of a server or cluster that is unavailable at the moment.
-const UNAVAILABLE: [&str; 17] = [
-    // The first two are fred's own errors if it has no connection, or if the cluster reports that it is not
-    // up.
-    "Failed to route command",
-    "Invalid or missing cluster state",
+/// Prefixes of other errors of a server or cluster that is unavailable at the moment.
+const UNAVAILABLE: [&str; 5] = [
     "Too many failed write attempts",
-    "ERR max number of clients reached",
     "ERR WAIT cannot be used with replica instances",
     "UNBLOCKED",
-    "READONLY",
-    "LOADING",
-    "CLUSTERDOWN",
-    "MASTERDOWN",
-    "OOM",
-    "MISCONF",
-    "NOREPLICAS",
     "TRYAGAIN",
     "BUSY",
-    "NOAUTH",
-    "NOPERM",
 ];
 
 /// The problem of a cluster URL for a server that is not in cluster mode.
@@ -68,7 +56,7 @@ pub(super) fn from_start(error: Error) -> RepositoryError {
 
 /// Classifies `error`, which becomes the source. Marks changes that were certainly not made as unapplied.
 pub(super) fn from_fred(error: Error) -> RepositoryError {
-    let is_unapplied = was_not_run(&error) || NOT_RUN.iter().any(|code| says(&error, code));
+    let is_unapplied = was_not_run(&error) || says_any(&error, &UNAVAILABLE_NOT_RUN);
     let error = RepositoryError::new(kind_of(&error), error);
     if is_unapplied { error.unapplied() } else { error }
 }
@@ -94,8 +82,13 @@ fn says(error: &Error, code: &str) -> bool {
     details.starts_with(code) || details.contains(&format!("-{code}"))
 }
 
+/// Returns whether the error has one of the prefixes `codes`.
+fn says_any(error: &Error, codes: &[&str]) -> bool {
+    codes.iter().any(|code| says(error, code))
+}
+
 fn kind_of(error: &Error) -> ErrorKind {
-    if UNAVAILABLE.iter().any(|code| says(error, code)) {
+    if says_any(error, &UNAVAILABLE_NOT_RUN) || says_any(error, &UNAVAILABLE) {
         return ErrorKind::Unavailable;
     }
     match error.kind() {

@@ -1,13 +1,12 @@
 //! Tests of the rendered objects of each case.
 
 use std::collections::BTreeMap;
-use std::process::Command;
 
 use serde_json::Value;
 
 use super::checks::{check, config, selectors, selects};
 use super::helm::{CASES, Helm, RELEASE, chart, find, items, of_kind, text, values_of};
-use crate::process::program::tool;
+use crate::process::program::check_generated;
 
 /// The oldest supported version. It does not support `preStop.sleep`.
 const OLDEST: &str = "1.29";
@@ -56,11 +55,7 @@ fn the_chart_can_be_packed() {
 
 #[test]
 fn the_readme_and_the_schema_are_made_of_the_values() {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/chart");
-    let check =
-        Command::new(tool("python")).args([script, "--check", env!("CARGO_BIN_EXE_keyvouch")]).output();
-    let check = check.unwrap();
-    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
+    check_generated("chart");
 }
 
 /// Each value of the README is used by a template, by itself or as part of a parent value.

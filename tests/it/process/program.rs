@@ -216,6 +216,15 @@ pub(crate) fn tool(name: &str) -> PathBuf {
     tool
 }
 
+/// Checks that the files which `script` generates from the program's settings are up to date.
+pub(crate) fn check_generated(script: &str) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts").join(script);
+    let check =
+        Command::new(tool("python")).arg(script).args(["--check", env!("CARGO_BIN_EXE_keyvouch")]).output();
+    let check = check.unwrap();
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
+}
+
 /// Returns the folder in which `scripts/test` installs packages for Node.js. `KEYVOUCH_TEST_NODE_MODULES`
 /// overrides it.
 pub(crate) fn node_modules() -> PathBuf {
