@@ -55,7 +55,7 @@ pub(crate) mod pages;
 mod provided;
 mod redis;
 mod sql;
-mod stored_key;
+mod stored;
 mod unreadable;
 
 use std::fmt::{Debug, Display};
@@ -79,7 +79,7 @@ pub use memory::MemoryRepository;
 pub(crate) use redis::parse_record as parse_redis_record;
 pub use redis::{RedisOptions, RedisRepository};
 pub use sql::{PoolOptions, SqlOptions, SqlRepository};
-pub use stored_key::StoredKey;
+pub use stored::{StoredEvent, StoredKey};
 
 pub use unreadable::unreadable_counts;
 

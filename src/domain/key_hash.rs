@@ -29,6 +29,12 @@ impl KeyHash {
         Self(bytes)
     }
 
+    /// Returns the digest with these bytes. `None` if they have another length than a digest.
+    #[must_use]
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
     /// Returns the bytes of the digest.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; Self::BYTES] {

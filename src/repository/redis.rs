@@ -13,7 +13,6 @@ mod keyspace;
 mod list;
 mod options;
 mod record;
-mod stored_event;
 mod write;
 
 use std::collections::BTreeMap;
@@ -31,6 +30,7 @@ use prost::bytes::Bytes;
 
 use self::connection::Connection;
 use self::keyspace::{Keyspace, Shard};
+use super::stored::{corrupt, timestamp};
 use super::{
     AuditTrail, ChangeFeed, Changes, EventPageRequest, FeedPosition, KeyRepository, KeyStream, ListedEvent,
     ListedKey, PageRequest, RecentChanges, Result, StoreIdentity, UsageStore, pages, provided,
@@ -133,7 +133,7 @@ impl RedisRepository {
             stored = self.read_text(name).await?.or(Some(drawn));
         }
         let identity = stored.and_then(|stored| stored.parse().ok());
-        identity.map(StoreIdentity).ok_or_else(|| record::corrupt("an identity that is not a UUID"))
+        identity.map(StoreIdentity).ok_or_else(|| corrupt("an identity that is not a UUID"))
     }
 
     /// Reads the records of `hashes`. Uses one command, or on a cluster one per shard. Returns the outcome of
@@ -353,7 +353,7 @@ impl UsageStore for RedisRepository {
             let mut known = known_ref.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             for (at, used) in positions.into_iter().zip(used) {
                 if let Some(slot) = known.get_mut(at) {
-                    *slot = used.map(record::timestamp).transpose()?;
+                    *slot = used.map(|at| timestamp("last_used_at", at)).transpose()?;
                 }
             }
             Ok(())

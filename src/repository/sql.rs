@@ -44,6 +44,7 @@ use self::place::{Place, Pool, Purpose};
 use self::row::KeyRow;
 use self::tables::Tables;
 use self::write::Write;
+use super::stored::timestamp;
 use super::{
     AuditTrail, ChangeFeed, Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository, KeyStream,
     ListedEvent, ListedKey, PageRequest, RecentChanges, RepositoryError, Result, StoreIdentity, UsageStore,
@@ -507,7 +508,8 @@ impl UsageStore for SqlRepository {
             });
             for row in rows.await? {
                 let id = KeyId::from_uuid(row.try_get_by_index(0).map_err(from_db)?);
-                last_used.insert(id, row::timestamp(row.try_get_by_index(1).map_err(from_db)?)?);
+                let used_at = row.try_get_by_index(1).map_err(from_db)?;
+                last_used.insert(id, timestamp("last_used_at", used_at)?);
             }
         }
         Ok(ids.iter().map(|id| last_used.get(id).copied()).collect())

@@ -13,13 +13,13 @@ use uuid::Uuid;
 
 use super::RedisRepository;
 use super::keyspace::{self, Shard};
-use super::record::{corrupt, parse_revision};
-use super::stored_event::StoredEvent;
+use super::record::parse_revision;
 use crate::domain::{KeyEvent, KeyId, Revision, Timestamp};
+use crate::repository::stored::corrupt;
 use crate::repository::unreadable::skipped_event;
 use crate::repository::{
     Changes, ErrorKind, EventPageRequest, EventPosition, FeedItem, FeedPosition, ListedEvent, Mark,
-    RecentChanges, Result, split, within,
+    RecentChanges, Result, StoredEvent, split, within,
 };
 
 /// Number of events per read while they are filtered or pruned.
@@ -289,7 +289,5 @@ fn parse((id, fields): Entry) -> Result<FeedItem> {
 
 fn parse_event(revision: Revision, mut fields: BTreeMap<String, String>) -> Result<KeyEvent> {
     let event = fields.remove("event").ok_or_else(|| corrupt("a stream entry without an event"))?;
-    let event: StoredEvent =
-        serde_json::from_str(&event).map_err(|_| corrupt("malformed JSON in an event"))?;
-    event.into_event(revision)
+    StoredEvent::from_json(event.as_bytes())?.into_event(revision)
 }

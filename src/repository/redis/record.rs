@@ -1,32 +1,26 @@
-//! Conversion between stored records and domain types.
+//! Records and index entries in Redis.
+//!
+//! A record is its revision, a space, and a [`StoredKey`] as JSON. The script that stores it adds the revision.
 
 use data_encoding::HEXLOWER;
 
 use super::keyspace::Member;
 use crate::domain::{ApiKey, KeyHash, KeyId, OwnerId, Revision, Revocation, RevokeReason, Timestamp};
-use crate::repository::{ErrorKind, RepositoryError, Result, StoredKey, unreadable};
-
-/// Returns a record without its revision, which is added by the script that stores it.
-pub(super) fn body(key: &ApiKey) -> Result<String> {
-    serde_json::to_string(&StoredKey::new(key))
-        .map_err(|error| RepositoryError::new(ErrorKind::Internal, error))
-}
+use crate::repository::stored::corrupt;
+use crate::repository::{Result, StoredKey, unreadable};
 
 /// Parses a record: its revision, a space and the document.
 pub(crate) fn parse(stored: &[u8]) -> Result<ApiKey> {
     let space = stored.iter().position(|&byte| byte == b' ');
     let (revision, document) = stored.split_at(space.ok_or_else(|| corrupt("a record without a revision"))?);
     let revision = str::from_utf8(revision).map_err(|_| corrupt("a revision that is not a number"))?;
-    // The parser's own error could quote the record, so it is discarded.
-    let document: StoredKey =
-        serde_json::from_slice(document).map_err(|_| corrupt("malformed JSON in a record"))?;
-    Ok(ApiKey { revision: parse_revision(revision)?, ..document.into_key()? })
+    StoredKey::from_json(document)?.into_key_at(parse_revision(revision)?)
 }
 
 /// Parses the record of `hash`.
 ///
 /// # Errors
-/// [`ErrorKind::Corrupt`] if it is not a valid record, or the record of another key. The response to another
+/// [`ErrorKind::Corrupt`](crate::repository::ErrorKind::Corrupt) if it is not a valid record, or the record of another key. The response to another
 /// lookup must never decide about a key.
 pub(super) fn parse_of(hash: &KeyHash, stored: &[u8]) -> Result<ApiKey> {
     let key = parse(stored)?;
@@ -41,10 +35,6 @@ pub(super) fn salvage(stored: &[u8], stub: ApiKey) -> ApiKey {
 
 pub(super) fn parse_revision(text: &str) -> Result<Revision> {
     text.parse().map(Revision::new).map_err(|_| corrupt("a revision that is not a number"))
-}
-
-pub(super) fn timestamp(micros: i64) -> Result<Timestamp> {
-    Timestamp::from_micros(micros).ok_or_else(|| corrupt("a time whose year is not within 1 to 9999"))
 }
 
 /// The data to which the id of a key leads. It is sufficient for a deletion, even if the record can't be read
@@ -82,8 +72,4 @@ impl Index {
         let hash = member.hash().ok_or_else(problem)?;
         Ok(Self { hash, member, owner_id: OwnerId::parse("owner_id", owner_id).map_err(|_| problem())? })
     }
-}
-
-pub(super) fn corrupt(problem: &'static str) -> RepositoryError {
-    RepositoryError::new(ErrorKind::Corrupt, problem)
 }

@@ -5,13 +5,13 @@ use prost::bytes::Bytes;
 
 use super::RedisRepository;
 use super::keyspace::Shard;
-use super::record::{self, Index, corrupt};
-use super::stored_event::StoredEvent;
+use super::record::{self, Index};
 use crate::domain::{
-    ApiKey, ChangeContext, ChangeId, ChangeKind, ChangedField, KeyHash, KeyId, OwnerId, RequestDigest,
-    Revision, RevokeReason, Rotation, Timestamp,
+    ApiKey, ChangeContext, ChangeId, ChangeKind, ChangedField, KeyEvent, KeyHash, KeyId, OwnerId,
+    RequestDigest, Revision, RevokeReason, Rotation, Timestamp,
 };
-use crate::repository::{ErrorKind, REQUEST_RETENTION, RepositoryError, Result};
+use crate::repository::stored::corrupt;
+use crate::repository::{ErrorKind, REQUEST_RETENTION, RepositoryError, Result, StoredEvent, StoredKey};
 
 /// Maximum number of attempts of a change that conflicts with others.
 const MAX_ATTEMPTS: usize = 64;
@@ -267,9 +267,9 @@ impl RedisRepository {
                 What::Delete(_, index, _) => (*index).clone(),
             };
             let (word, id, expected, body) = match what {
-                What::Create(key) => ("create", key.id, Bytes::new(), record::body(key)?),
+                What::Create(key) => ("create", key.id, Bytes::new(), StoredKey::new(key).to_json()?),
                 What::Replace(key, Beginning(expected)) => {
-                    ("replace", key.id, expected.clone(), record::body(key)?)
+                    ("replace", key.id, expected.clone(), StoredKey::new(key).to_json()?)
                 }
                 What::Delete(id, _, expected) => {
                     let expected = expected.map_or_else(Bytes::new, |expected| Beginning::of(expected).0);
@@ -326,8 +326,21 @@ fn event(
     context: &ChangeContext,
     nonce: u64,
 ) -> Result<String> {
-    serde_json::to_string(&StoredEvent::new(kind, key, fields, context, nonce))
-        .map_err(|error| RepositoryError::new(ErrorKind::Internal, error))
+    let (key_id, hash, owner_id) = key;
+    let event = KeyEvent {
+        // The script assigns the revision, which is not part of the document.
+        revision: Revision::NONE,
+        nonce,
+        key_id,
+        hash: *hash,
+        owner_id: owner_id.clone(),
+        kind,
+        changed_fields: fields.to_vec(),
+        actor: context.actor.clone(),
+        request_id: context.request_id.clone(),
+        at: context.now,
+    };
+    StoredEvent::new(&event).to_json()
 }
 
 /// Returns the data of the key that an event contains.

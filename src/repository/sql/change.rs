@@ -101,7 +101,7 @@ impl Change {
         let mut revoked = HashSet::new();
         for row in rows {
             let hash: Vec<u8> = row.try_get_by_index(0).map_err(from_db)?;
-            revoked.extend(hash.try_into().ok().map(KeyHash::from_bytes));
+            revoked.extend(KeyHash::from_slice(&hash));
         }
         Ok(revoked)
     }
@@ -182,9 +182,7 @@ impl Change {
                 ids.insert(KeyId::from_uuid(row.try_get_by_index(0).map_err(from_db)?));
                 let hash: Vec<u8> = row.try_get_by_index(1).map_err(from_db)?;
                 // A hash of another length can't conflict with any key.
-                if let Ok(hash) = hash.try_into() {
-                    hashes.insert(KeyHash::from_bytes(hash));
-                }
+                hashes.extend(KeyHash::from_slice(&hash));
             }
         }
         Ok((ids, hashes))

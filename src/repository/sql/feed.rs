@@ -8,9 +8,10 @@ use sea_orm::{
 use super::change::read_head;
 use super::error::{from_db, is_held};
 use super::query;
-use super::row::{feed_item, listed_event, timestamp};
+use super::row::{feed_item, listed_event};
 use super::tables::Tables;
 use crate::domain::{Revision, Timestamp};
+use crate::repository::stored::timestamp;
 use crate::repository::{
     Changes, ErrorKind, EventPageRequest, FeedItem, FeedPosition, ListedEvent, Mark, RecentChanges,
     RepositoryError, Result, split,
@@ -149,7 +150,7 @@ pub(super) async fn prune_batch(
     let newest = read_head(&transaction, tables).await?;
     for row in rows {
         let revision = Revision::new(row.try_get_by_index(0).map_err(from_db)?);
-        let at = timestamp(row.try_get_by_index(1).map_err(from_db)?)?;
+        let at = timestamp("created_at", row.try_get_by_index(1).map_err(from_db)?)?;
         if at >= before || revision >= newest {
             break;
         }

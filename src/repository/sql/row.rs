@@ -1,7 +1,5 @@
-//! Conversion between rows and keys or events. A row that violates a rule of the domain is reported as
-//! corrupt, and never repaired by guessing.
+//! Conversion between rows and keys or events. [`StoredKey`] and [`StoredEvent`] parse the values of rows.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use sea_orm::sea_query::Expr;
@@ -11,12 +9,13 @@ use uuid::Uuid;
 use super::error::from_db;
 use super::tables::Tables;
 use crate::domain::{
-    ApiKey, ChangeId, ChangeKind, ChangedField, Description, InvalidField, KeyEvent, KeyHash, KeyId, KeyName,
-    KeyPrefix, Metadata, OwnerId, Revision, Revocation, RevokeReason, Scope, ScopeSet, Timestamp,
+    ApiKey, ChangeId, ChangeKind, ChangedField, KeyEvent, KeyHash, KeyId, OwnerId, Revision, Revocation,
+    RevokeReason, Scope, Timestamp,
 };
+use crate::repository::stored::{KEY_FORMAT, StoredHash, corrupt, from_json, to_json};
 use crate::repository::unreadable::{UNREADABLE, revoked_key, skipped_event, skipped_key};
 use crate::repository::{
-    ErrorKind, EventPosition, FeedItem, ListedEvent, ListedKey, PagePosition, RepositoryError, Result,
+    EventPosition, FeedItem, ListedEvent, ListedKey, PagePosition, Result, StoredEvent, StoredKey,
 };
 
 /// A stored key.
@@ -72,7 +71,7 @@ impl KeyStub {
     pub(super) fn into_key(self, reason: &RevokeReason) -> Result<ApiKey> {
         let at = self.revoked_at.and_then(Timestamp::from_micros).unwrap_or(Timestamp::MIN);
         // A hash of another length is not the digest of any key string, so no cache contains it.
-        let hash = hash(self.hash).unwrap_or(KeyHash::from_bytes([0; KeyHash::BYTES]));
+        let hash = KeyHash::from_slice(&self.hash).unwrap_or(KeyHash::from_bytes([0; KeyHash::BYTES]));
         let owner_id = OwnerId::parse("owner_id", self.owner_id.0)
             .or_else(|_| OwnerId::parse("owner_id", UNREADABLE))
             .map_err(corrupt)?;
@@ -124,38 +123,29 @@ impl fmt::Debug for KeyRow {
 
 impl KeyRow {
     pub(super) fn into_key(self) -> Result<ApiKey> {
-        let scopes: Vec<String> = serde_json::from_str(&self.scopes).map_err(corrupt_json)?;
-        let metadata: BTreeMap<String, String> =
-            serde_json::from_str(&self.metadata).map_err(corrupt_json)?;
-        let revocation = match self.revoked_at {
-            None => None,
-            Some(at) => Some(Revocation {
-                at: timestamp(at)?,
-                reason: RevokeReason::parse("revoke_reason", self.revoke_reason.unwrap_or_default())
-                    .map_err(corrupt)?,
-            }),
+        // A nonce counts only with the revision that it was stored with.
+        let nonce = self.nonce.filter(|_| self.nonce_revision == Some(self.revision));
+        let stored = StoredKey {
+            format: KEY_FORMAT,
+            id: self.id,
+            hash: StoredHash::from_bytes(&self.hash),
+            prefix: self.prefix,
+            name: self.name,
+            description: self.description,
+            owner_id: self.owner_id.0,
+            scopes: from_json(self.scopes.as_bytes())?,
+            metadata: from_json(self.metadata.as_bytes())?,
+            created_at: self.created_at,
+            updated_at: self.updated_at,
+            expires_at: self.expires_at,
+            revoked_at: self.revoked_at,
+            revoke_reason: self.revoke_reason.unwrap_or_default(),
+            rotated_from: self.rotated_from,
+            replaced_by: self.replaced_by,
+            revision: self.revision,
+            nonce: nonce.map_or(ChangeId::UNKNOWN_NONCE, i64::cast_unsigned),
         };
-        Ok(ApiKey {
-            id: KeyId::from_uuid(self.id),
-            hash: hash(self.hash)?,
-            prefix: KeyPrefix::parse("prefix", self.prefix).map_err(corrupt)?,
-            name: KeyName::parse("name", self.name).map_err(corrupt)?,
-            description: Description::parse("description", self.description).map_err(corrupt)?,
-            owner_id: OwnerId::parse("owner_id", self.owner_id.0).map_err(corrupt)?,
-            scopes: ScopeSet::parse("scopes", scopes).map_err(corrupt)?,
-            metadata: Metadata::parse(metadata).map_err(corrupt)?,
-            created_at: timestamp(self.created_at)?,
-            updated_at: timestamp(self.updated_at)?,
-            expires_at: self.expires_at.map(timestamp).transpose()?,
-            revocation,
-            rotated_from: self.rotated_from.map(KeyId::from_uuid),
-            replaced_by: self.replaced_by.map(KeyId::from_uuid),
-            revision: Revision::new(self.revision),
-            nonce: self
-                .nonce
-                .filter(|_| self.nonce_revision == Some(self.revision))
-                .map_or(ChangeId::UNKNOWN_NONCE, i64::cast_unsigned),
-        })
+        stored.into_key()
     }
 }
 
@@ -200,21 +190,20 @@ pub(super) fn listed_event(row: &QueryResult) -> Result<ListedEvent> {
 }
 
 impl EventRow {
-    pub(super) fn into_event(self) -> Result<KeyEvent> {
+    fn into_event(self) -> Result<KeyEvent> {
         let fields = self.changed_fields.split(',').filter(|field| !field.is_empty());
-        Ok(KeyEvent {
-            revision: Revision::new(self.revision),
+        let stored = StoredEvent {
             nonce: self.nonce.cast_unsigned(),
-            key_id: KeyId::from_uuid(self.key_id),
-            hash: hash(self.hash)?,
-            owner_id: OwnerId::parse("owner_id", self.owner_id.0).map_err(corrupt)?,
-            kind: ChangeKind::parse(&self.kind),
-            // A newer release may write fields that this one does not support. They are skipped.
-            changed_fields: fields.filter_map(ChangedField::parse).collect(),
+            key_id: self.key_id,
+            hash: StoredHash::from_bytes(&self.hash),
+            owner_id: self.owner_id.0,
+            kind: self.kind,
+            changed_fields: fields.map(str::to_owned).collect(),
             actor: self.actor,
             request_id: self.request_id,
-            at: timestamp(self.created_at)?,
-        })
+            at: self.created_at,
+        };
+        stored.into_event(Revision::new(self.revision))
     }
 }
 
@@ -230,8 +219,8 @@ pub(super) fn key_values(key: &ApiKey, tables: &Tables) -> Result<[Expr; 18]> {
         key.name.as_str().into(),
         key.description.as_str().into(),
         tables.exact(key.owner_id.as_str()).into(),
-        serde_json::to_string(&scopes).map_err(unwritable)?.into(),
-        serde_json::to_string(key.metadata.as_map()).map_err(unwritable)?.into(),
+        to_json(&scopes)?.into(),
+        to_json(key.metadata.as_map())?.into(),
         key.created_at.as_micros().into(),
         key.updated_at.as_micros().into(),
         key.expires_at.map(Timestamp::as_micros).into(),
@@ -273,31 +262,4 @@ pub(super) struct NewEvent<'e> {
     pub kind: ChangeKind,
     pub changed_fields: &'e [ChangedField],
     pub context: &'e crate::domain::ChangeContext,
-}
-
-pub(super) fn timestamp(micros: i64) -> Result<Timestamp> {
-    Timestamp::from_micros(micros)
-        .ok_or_else(|| RepositoryError::new(ErrorKind::Corrupt, "a time whose year is not within 1 to 9999"))
-}
-
-fn hash(bytes: Vec<u8>) -> Result<KeyHash> {
-    let bytes: [u8; KeyHash::BYTES] = bytes
-        .try_into()
-        .map_err(|_| RepositoryError::new(ErrorKind::Corrupt, "a hash of the wrong length"))?;
-    Ok(KeyHash::from_bytes(bytes))
-}
-
-fn corrupt(error: InvalidField) -> RepositoryError {
-    RepositoryError::new(ErrorKind::Corrupt, error)
-}
-
-/// Keeps only the category and the position of the parser's error, because its message can quote the text.
-fn corrupt_json(error: serde_json::Error) -> RepositoryError {
-    let problem =
-        format!("JSON: {:?} error at line {} column {}", error.classify(), error.line(), error.column());
-    RepositoryError::new(ErrorKind::Corrupt, problem)
-}
-
-fn unwritable(error: serde_json::Error) -> RepositoryError {
-    RepositoryError::new(ErrorKind::Internal, error)
 }
