@@ -28,9 +28,9 @@ use keyvouch::domain::{
     RequestDigest, Revision, RevokeReason, Rotation, SystemEntropy, Timestamp,
 };
 use keyvouch::repository::{
-    AuditTrail, Backend, ChangeFeed, Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository,
-    KeyStream, Listed, ListedEvent, ListedKey, PageRequest, RecentChanges, RepositoryError, Result,
-    StoreIdentity, StoredKey, UsageStore,
+    AuditTrail, Backend, BackendIdentity, ChangeFeed, Changes, ErrorKind, EventPageRequest, FeedPosition,
+    KeyRepository, KeyStream, Listed, ListedEvent, ListedKey, PageRequest, RecentChanges, RepositoryError,
+    Result, StoredKey, UsageStore,
 };
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
@@ -373,8 +373,8 @@ impl KeyRepository for Journal {
         self.read(|state| Ok(state.requests.get(request.as_bytes().as_slice()).map(|(id, _)| *id)))
     }
 
-    async fn identity(&self) -> Result<Option<StoreIdentity>> {
-        self.read(|state| Ok(state.identity.map(StoreIdentity)))
+    async fn identity(&self) -> Result<Option<BackendIdentity>> {
+        self.read(|state| Ok(state.identity.map(BackendIdentity)))
     }
 }
 

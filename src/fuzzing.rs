@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_get_through_to_their_end() {
+    fn calls_reach_the_backend() {
         let server = Server::new();
         let import = server.methods.iter().position(|path| path.ends_with("/ImportKeys")).unwrap();
         let row = pb::ImportKeysRequest {

@@ -123,7 +123,7 @@ pub(crate) fn client(config: Config, timeout: Duration) -> Result<Client> {
 }
 
 /// Returns the addresses of the servers, without credentials.
-pub(crate) fn place(server: &ServerConfig) -> String {
+pub(crate) fn addresses(server: &ServerConfig) -> String {
     let list = |hosts: &[fred::types::config::Server]| {
         hosts.iter().map(|it| format!("{}:{}", it.host, it.port)).collect::<Vec<_>>().join(",")
     };
@@ -144,7 +144,7 @@ fn reconnects() -> ReconnectPolicy {
 
 /// Returns a stream that yields after messages in `channel`, and after reconnections, during which messages
 /// may have been lost. A message is only a hint that there are changes to read. It may come twice or never.
-pub(crate) fn wakes(config: &Config, timeout: Duration, channel: String) -> BoxStream<'static, ()> {
+pub(crate) fn wake_ups(config: &Config, timeout: Duration, channel: String) -> BoxStream<'static, ()> {
     let subscriber = Builder::from_config(config.clone())
         .with_connection_config(|connection: &mut ConnectionConfig| {
             connection.connection_timeout = watch::patience(timeout);

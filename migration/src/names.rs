@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_prefix_is_in_front_of_every_name() {
+    fn every_name_begins_with_the_prefix() {
         let names = Names::prefixed("kv_").unwrap();
         assert_eq!(names.api_key(), "kv_api_key");
         assert_eq!(names.history(), "kv_seaql_migrations");
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_names_are_refused() {
+    fn invalid_names_are_rejected() {
         for odd in ["1a", "a-b", "a b", "A", "a\"", "é", &"a".repeat(25)] {
             assert_eq!(Names::prefixed(odd), Err(InvalidName), "{odd}");
         }

@@ -198,7 +198,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_update_can_not_undo_what_is_final() {
+    fn updates_can_not_change_immutable_fields() {
         let key = key();
         let revoked = key.revoked(RevokeReason::default(), at(1)).unwrap();
         assert_eq!(key.check_update(&revoked), Ok(()));
@@ -210,7 +210,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn changes_are_named() {
+    fn changed_fields_are_listed() {
         let key = key();
         let revoked = key.revoked(RevokeReason::default(), at(1)).unwrap();
         assert_eq!(key.changed_fields(&revoked), [ChangedField::Revocation]);

@@ -138,14 +138,14 @@ mod tests {
     }
 
     #[test]
-    fn noise_is_malformed() {
+    fn random_strings_are_malformed() {
         for noise in ["", " ", "prod_", "\0", "prod_é", &"x".repeat(100_000)] {
             assert!(!is_well_formed(noise));
         }
     }
 
     #[test]
-    fn only_issued_prefixes_can_be_asked_for() {
+    fn only_issued_prefixes_can_be_requested() {
         assert_eq!(format().issued_prefix("test_").unwrap().as_str(), "test_");
         let error = format().issued_prefix("old_").unwrap_err();
         assert_eq!(error.to_string(), "prefix: is not configured; use one of \"prod_\", \"test_\"");
@@ -154,7 +154,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_single_changed_character_is_noticed(at in 0_usize..49, with in "[0-9A-Za-z]") {
+        fn the_checksum_detects_any_changed_character(at in 0_usize..49, with in "[0-9A-Za-z]") {
             let key = SecretKey::generate(&prefix("prod_"), &SystemEntropy).unwrap();
             let mut tampered = key.expose().to_owned();
             let at = at + "prod_".len();

@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_plain_sha_256_of_the_whole_string() {
+    fn the_hash_is_sha_256_of_the_whole_string() {
         // FIPS 180-2, appendix B.1.
         let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         let hash = KeyHash::of("abc");
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_shows_nothing_of_it() {
+    fn debug_hides_the_content() {
         assert_eq!(format!("{:?}", KeyHash::of("abc")), "KeyHash(redacted)");
     }
 

@@ -78,7 +78,7 @@ mod tests {
     use crate::domain::{Clock as _, SystemClock, SystemEntropy};
 
     #[test]
-    fn it_is_a_version_7_uuid_that_ends_with_the_first_byte_of_the_hash() {
+    fn ids_are_version_7_uuids_that_end_with_the_first_byte_of_the_hash() {
         let hash = KeyHash::of("abc");
         let now = SystemClock.now();
         let id = KeyId::generate(now, &hash, &SystemEntropy).unwrap();
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_hyphenated_form_is_read() {
+    fn only_the_hyphenated_form_is_accepted() {
         let text = "0190a6f0-1a2b-7c3d-8e4f-0123456789ab";
         assert_eq!(KeyId::parse("id", text).unwrap().to_string(), text);
         for bad in [

@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_short_lower_case_prefixes_with_an_underscore_at_the_end_pass() {
+    fn only_short_lowercase_prefixes_with_a_final_underscore_are_valid() {
         for good in ["", "kv_", "prod_eu_1_", "_", "abcdefghijklmno_"] {
             assert_eq!(KeyPrefix::parse("p", good).unwrap().as_str(), good);
         }

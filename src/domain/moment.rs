@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn the_boot_clock_goes_forward() {
+    fn the_boot_clock_is_monotonic() {
         let first = BootClock.moment();
         assert!(first > Moment::START);
         assert!(BootClock.moment() >= first);

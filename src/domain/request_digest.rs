@@ -53,7 +53,7 @@ mod tests {
     use crate::domain::sample_key;
 
     #[test]
-    fn requests_are_told_apart_by_all_that_identifies_them() {
+    fn digests_distinguish_requests_by_every_part() {
         let id = sample_key().id;
         let digests = [
             RequestDigest::of_creation("a", "r"),

@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_have_ended_can_not_be_rotated() {
+    fn revoked_and_expired_keys_can_not_be_rotated() {
         let revoked = key().revoked(RevokeReason::default(), at(1)).unwrap();
         assert_eq!(plan(&revoked, 0, 2), Err(RotationRefused::Revoked));
         let expired = ApiKey { expires_at: Some(at(2)), ..key() };

@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn the_faulty_scope_is_named_by_its_place() {
+    fn errors_name_the_index_of_the_invalid_scope() {
         let error = ScopeSet::parse("scopes", ["read", "wri te"]).unwrap_err();
         assert_eq!(error.field, "scopes[1]");
         for bad in ["", " ", "a\"b", "a\\b", "ü", "a\n", "\u{7f}"] {
@@ -185,7 +185,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn all_and_any_mean_what_they_say(held in subset(), required in subset()) {
+        fn requirements_match_all_or_any_scope(held in subset(), required in subset()) {
             let (held_set, required_set) = (parse(&held), parse(&required));
             let all = required.iter().all(|scope| held.contains(scope));
             let any = required.is_empty() || required.iter().any(|scope| held.contains(scope));

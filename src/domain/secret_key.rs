@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_shows_nothing_of_it() {
+    fn debug_hides_the_content() {
         let key = SecretKey::generate(&prefix(), &SystemEntropy).unwrap();
         assert_eq!(format!("{key:?}"), "SecretKey(redacted)");
     }

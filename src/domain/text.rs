@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn empty_blank_and_control_are_refused_with_the_field() {
+    fn invalid_texts_are_rejected_with_the_field() {
         for bad in ["", "  ", "\u{a0}", "a\n", "\0", "\u{7f}", "\u{202e}", "\u{2028}"] {
             assert_eq!(Three::parse("name", bad).unwrap_err().field, "name", "{bad:?}");
         }

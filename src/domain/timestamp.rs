@@ -70,13 +70,13 @@ mod tests {
     }
 
     #[test]
-    fn sums_past_the_range_are_refused() {
+    fn sums_beyond_the_range_are_rejected() {
         assert_eq!(Timestamp::MAX.checked_add(Duration::from_micros(1)), None);
         assert_eq!(Timestamp::MIN.checked_add(Duration::MAX), None);
     }
 
     #[test]
-    fn since_never_goes_below_zero() {
+    fn time_since_a_later_time_is_zero() {
         let early = Timestamp(1);
         let late = Timestamp(5);
         assert_eq!(late.since(early), Duration::from_micros(4));

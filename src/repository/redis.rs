@@ -32,8 +32,8 @@ use self::connection::Connection;
 use self::keyspace::{Keyspace, Shard};
 use super::stored::{corrupt, timestamp};
 use super::{
-    AuditTrail, ChangeFeed, Changes, EventPageRequest, FeedPosition, KeyRepository, KeyStream, ListedEvent,
-    ListedKey, PageRequest, RecentChanges, Result, StoreIdentity, UsageStore, pages, provided,
+    AuditTrail, BackendIdentity, ChangeFeed, Changes, EventPageRequest, FeedPosition, KeyRepository,
+    KeyStream, ListedEvent, ListedKey, PageRequest, RecentChanges, Result, UsageStore, defaults, pages,
 };
 use crate::domain::{
     ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, RequestDigest, Revision,
@@ -117,11 +117,11 @@ impl RedisRepository {
     }
 
     /// Reads the identity of this installation. If it is unset, draws one and stores it.
-    async fn read_or_write_identity(&self) -> Result<StoreIdentity> {
+    async fn read_or_write_identity(&self) -> Result<BackendIdentity> {
         let name = self.keyspace.identity();
         let mut stored = self.read_text(name.clone()).await?;
         if stored.is_none() {
-            let drawn = StoreIdentity::draw(self.options.entropy.as_ref())?.0.to_string();
+            let drawn = BackendIdentity::draw(self.options.entropy.as_ref())?.0.to_string();
             let write = |client: Client| {
                 let (name, drawn) = (name.clone(), drawn.clone());
                 async move {
@@ -133,18 +133,18 @@ impl RedisRepository {
             stored = self.read_text(name).await?.or(Some(drawn));
         }
         let identity = stored.and_then(|stored| stored.parse().ok());
-        identity.map(StoreIdentity).ok_or_else(|| corrupt("an identity that is not a UUID"))
+        identity.map(BackendIdentity).ok_or_else(|| corrupt("an identity that is not a UUID"))
     }
 
     /// Reads the records of `hashes`. Uses one command, or on a cluster one per shard. Returns the outcome of
     /// each command with the positions of its hashes.
     async fn records(&self, hashes: &[KeyHash]) -> Vec<(Vec<usize>, Result<Vec<Option<Bytes>>>)> {
-        let mut places: BTreeMap<Option<Shard>, Vec<usize>> = BTreeMap::new();
+        let mut by_node: BTreeMap<Option<Shard>, Vec<usize>> = BTreeMap::new();
         for (position, hash) in hashes.iter().enumerate() {
-            let place = self.connection.is_clustered().then(|| Shard::of_hash(hash));
-            places.entry(place).or_default().push(position);
+            let shard = self.connection.is_clustered().then(|| Shard::of_hash(hash));
+            by_node.entry(shard).or_default().push(position);
         }
-        let asked = places.into_values().map(|positions| async move {
+        let asked = by_node.into_values().map(|positions| async move {
             let names: Vec<_> =
                 positions.iter().map(|&position| self.keyspace.record(&hashes[position])).collect();
             (positions, self.connection.read_primary(names).await)
@@ -220,7 +220,7 @@ impl KeyRepository for RedisRepository {
     async fn create_many(&self, keys: Vec<ApiKey>, context: &ChangeContext) -> Result<Vec<Result<ApiKey>>> {
         let created = keys.into_iter().map(|key| async move {
             match self.create_key(key, context).await {
-                Err(error) if !provided::is_of_one_key(error.kind()) => Err(error),
+                Err(error) if !defaults::is_of_one_key(error.kind()) => Err(error),
                 outcome => Ok(outcome),
             }
         });
@@ -272,7 +272,7 @@ impl KeyRepository for RedisRepository {
         Shard::of_request(request) == Shard::of_hash(hash)
     }
 
-    async fn identity(&self) -> Result<Option<StoreIdentity>> {
+    async fn identity(&self) -> Result<Option<BackendIdentity>> {
         self.read_or_write_identity().await.map(Some)
     }
 
@@ -307,7 +307,7 @@ impl ChangeFeed for RedisRepository {
     }
 
     fn wake_ups(&self) -> Option<BoxStream<'static, ()>> {
-        Some(self.connection.wakes(self.keyspace.channel()))
+        Some(self.connection.wake_ups(self.keyspace.channel()))
     }
 }
 

@@ -15,7 +15,7 @@ use super::Caller;
 use super::caller_slots::{CallerSlot, CallerSlots};
 use crate::cache::{FeedHandle, FeedUpdate, Knowledge, Seen};
 use crate::domain::{KeyEvent, Moment};
-use crate::repository::{ChangeFeed, ErrorKind, FeedPosition, RepositoryError, Result, part_of, within};
+use crate::repository::{ChangeFeed, ErrorKind, FeedPosition, RepositoryError, Result, partition_of, within};
 
 /// Maximum number of events per read.
 const BATCH: usize = 500;
@@ -167,7 +167,7 @@ impl Watching {
     fn deliver(&mut self, events: &[KeyEvent], position: &FeedPosition) -> Option<News> {
         let partitions = usize::from(self.followed.source.partitions().max(1));
         let is_new = |event: &&KeyEvent| {
-            let partition = u8::try_from(part_of(event.hash.as_bytes()[0], partitions)).unwrap_or(0);
+            let partition = u8::try_from(partition_of(event.hash.as_bytes()[0], partitions)).unwrap_or(0);
             !self.position.includes(partition, event.revision)
         };
         let new: Vec<_> = events.iter().filter(is_new).cloned().collect();

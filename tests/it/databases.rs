@@ -1,26 +1,31 @@
 //! Private database servers, one of each kind for all tests of this process, with a separate database for
 //! each test.
 //!
-//! A server uses a temporary folder and a free port. A shell between it and this process reads a pipe that
-//! this process holds open. When the pipe is closed, however this process ends, the shell stops the server
-//! and removes the folder.
+//! A server uses a temporary folder and a free port, and is stopped when this process ends ([`watched`]).
 
-use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+mod certificate;
+mod commands;
+mod watched;
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use keyvouch::repository::{SqlOptions, SqlRepository};
-use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use rustix::process::Signal;
 use sea_orm::{ConnectOptions, ConnectionTrait as _, Database};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use crate::signals;
+use self::commands::{start_mariadb, start_postgres};
+use self::watched::wait_for;
+
+pub(crate) use certificate::{Certificate, authority};
+pub(crate) use commands::pgbouncer;
+pub(crate) use watched::{Watched, folder, run, watch};
 
 /// Creates a test of each function that takes a [`Kind`], on each kind of server.
 macro_rules! on_each_server {
@@ -63,14 +68,6 @@ struct Product {
     ready: &'static str,
     /// Signal that shuts the server down without waiting for its clients.
     shutdown: Signal,
-}
-
-/// The processes of a server. They are stopped when this is dropped, or when this process ends.
-pub(crate) struct Watched {
-    /// The server's files. They are removed at the end.
-    folder: PathBuf,
-    /// The shell that watches the pipe. This process holds the pipe open.
-    _watcher: Child,
 }
 
 /// A kind of database server.
@@ -122,12 +119,6 @@ pub(crate) fn patient() -> SqlOptions {
     options.pool.acquire_timeout = NEVER;
     options.pool.connect_timeout = NEVER;
     options
-}
-
-/// The certificate of a server and its key, as PEM.
-pub(crate) struct Certificate {
-    pub(crate) certificate: String,
-    pub(crate) key: String,
 }
 
 impl Server {
@@ -211,249 +202,5 @@ impl Server {
         maintenance.execute_unprepared(&format!("CREATE DATABASE {name}")).await.unwrap();
         maintenance.close().await.unwrap();
         format!("{}/{name}", self.url)
-    }
-}
-
-impl Watched {
-    /// Suspends all processes. Their connections stay open.
-    pub(crate) fn freeze(&self) {
-        self.signal(Signal::STOP);
-    }
-
-    /// Resumes the suspended processes.
-    pub(crate) fn thaw(&self) {
-        self.signal(Signal::CONT);
-    }
-
-    /// Kills the processes.
-    pub(crate) fn kill(&self) {
-        self.signal(Signal::KILL);
-    }
-
-    /// Shuts the server down with `signal`, and waits until it has ended.
-    fn shut_down(&self, signal: Signal) {
-        let processes = signals::tree(self.pid());
-        self.signal(signal);
-        let begun = Instant::now();
-        while processes.iter().any(|pid| signals::is_running(*pid)) {
-            assert!(begun.elapsed() < NEVER, "the server does not shut down");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    fn signal(&self, signal: Signal) {
-        signals::send_to_tree(self.pid(), signal);
-    }
-
-    fn pid(&self) -> u32 {
-        std::fs::read_to_string(self.folder.join("pid")).unwrap().trim().parse().unwrap()
-    }
-}
-
-/// Returns a command that runs `program` as a user other than root, because PostgreSQL and `PgBouncer` refuse
-/// to run as root.
-fn as_postgres(program: &Path) -> Command {
-    if !rustix::process::geteuid().is_root() {
-        return Command::new(program);
-    }
-    let mut command = Command::new("runuser");
-    command.args(["-u", "postgres", "--"]).arg(program);
-    command
-}
-
-fn start_postgres(certificate: Option<&Certificate>) -> Server {
-    let temporary = folder("postgres");
-    let folder = temporary.path().to_owned();
-    let data = folder.join("data");
-    let bin = postgres_bin();
-    let command = |program: &str| as_postgres(&bin.join(program));
-    let tls = certificate.map(|certificate| certificate.write(&folder));
-    if rustix::process::geteuid().is_root() {
-        run(Command::new("chown").args(["-R", "postgres:"]).arg(&folder));
-    }
-    run(command("initdb").arg("-D").arg(&data).args([
-        "-A",
-        "trust",
-        "-U",
-        "postgres",
-        "--no-sync",
-        "--no-instructions",
-        "-E",
-        "UTF8",
-        "--locale=C",
-    ]));
-    let port = free_port();
-    let mut server = command("postgres");
-    server.arg("-D").arg(&data).args(["-p", &port.to_string(), "-k"]).arg(&folder);
-    for setting in
-        ["listen_addresses=127.0.0.1", "fsync=off", "full_page_writes=off", "synchronous_commit=off"]
-    {
-        server.args(["-c", setting]);
-    }
-    server.args(["-c", "max_connections=300"]);
-    if let Some((certificate, key)) = tls {
-        server.args(["-c", "ssl=on", "-c"]).arg(format!("ssl_cert_file={}", certificate.display()));
-        server.arg("-c").arg(format!("ssl_key_file={}", key.display()));
-        let rule = "hostssl all all 127.0.0.1/32 trust\n";
-        std::fs::write(data.join("pg_hba.conf"), rule).unwrap();
-    }
-    let product = Product {
-        maintenance: "postgres",
-        ready: "database system is ready to accept connections",
-        shutdown: Signal::INT,
-    };
-    Server::launch(product, format!("postgres://postgres@127.0.0.1:{port}"), server, temporary, port)
-}
-
-fn start_mariadb(certificate: Option<&Certificate>) -> Server {
-    let temporary = folder("mariadb");
-    let folder = temporary.path().to_owned();
-    let data = folder.join("data");
-    let socket = folder.join("socket");
-    // At startup, MariaDB deletes all files in `tmpdir` that look like temporary tables, even those of
-    // another running server.
-    let temporary_tables = format!("--tmpdir={}", folder.display());
-    run(Command::new("mariadb-install-db")
-        .args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"])
-        .arg(&temporary_tables)
-        .arg(format!("--datadir={}", data.display())));
-    let port = free_port();
-    let mut server = Command::new("mariadbd");
-    server.args([
-        "--no-defaults",
-        "--bind-address=127.0.0.1",
-        "--skip-log-bin",
-        "--innodb-flush-log-at-trx-commit=0",
-        "--innodb-doublewrite=0",
-        "--skip-name-resolve",
-        "--max-connections=300",
-        // A default that a careless administrator would leave. The tables specify their own character set.
-        "--character-set-server=latin1",
-    ]);
-    if rustix::process::geteuid().is_root() {
-        server.arg("--user=root");
-    }
-    if let Some(certificate) = certificate {
-        let (certificate, key) = certificate.write(&folder);
-        server.arg("--require-secure-transport=ON").arg(format!("--ssl-cert={}", certificate.display()));
-        server.arg(format!("--ssl-key={}", key.display()));
-    }
-    server
-        .arg(temporary_tables)
-        .arg(format!("--datadir={}", data.display()))
-        .arg(format!("--socket={}", socket.display()))
-        .arg(format!("--port={port}"));
-    let product = Product { maintenance: "mysql", ready: "ready for connections", shutdown: Signal::TERM };
-    Server::launch(product, format!("mysql://root@127.0.0.1:{port}"), server, temporary, port)
-}
-
-/// Starts `PgBouncer` in front of the shared PostgreSQL server, with its defaults, which include session
-/// pooling. Returns the URL of `url`'s database through it.
-pub(crate) fn pgbouncer(url: &str) -> (Watched, String) {
-    let (server, name) = url.rsplit_once('/').unwrap();
-    let (user, address) = server.trim_start_matches("postgres://").split_once('@').unwrap();
-    let (host, server_port) = address.split_once(':').unwrap();
-    let temporary = folder("pgbouncer");
-    let folder = temporary.path().to_owned();
-    let port = free_port();
-    let users = folder.join("users");
-    std::fs::write(&users, format!("\"{user}\" \"\"\n")).unwrap();
-    let configuration = folder.join("pgbouncer.ini");
-    let settings = format!(
-        "[databases]\n* = host={host} port={server_port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
-         unix_socket_dir =\nauth_type = trust\nauth_file = {}\n",
-        users.display()
-    );
-    std::fs::write(&configuration, settings).unwrap();
-    let mut command = as_postgres(Path::new("/usr/sbin/pgbouncer"));
-    command.arg(&configuration);
-    let watched = watch(&command, temporary);
-    wait_for("process up", &folder);
-    (watched, format!("postgres://{user}@127.0.0.1:{port}/{name}"))
-}
-
-/// Returns a certificate authority, and a certificate that it issued for the name `localhost`.
-pub(crate) fn authority() -> (String, Certificate) {
-    let mut params = CertificateParams::default();
-    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    // OpenSSL treats a certificate whose issuer has the same name as self-signed.
-    params.distinguished_name.push(rcgen::DnType::CommonName, "tests");
-    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-    let key = KeyPair::generate().unwrap();
-    let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-    let certificate = params.signed_by(&key, &authority).unwrap();
-    (authority.pem(), Certificate { certificate: certificate.pem(), key: key.serialize_pem() })
-}
-
-impl Certificate {
-    /// Writes both files into `folder`, and returns their paths.
-    pub(crate) fn write(&self, folder: &Path) -> (PathBuf, PathBuf) {
-        let (certificate, key) = (folder.join("server.pem"), folder.join("server.key"));
-        std::fs::write(&certificate, &self.certificate).unwrap();
-        std::fs::write(&key, &self.key).unwrap();
-        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
-        (certificate, key)
-    }
-}
-
-/// Creates a folder that other users can access.
-pub(crate) fn folder(name: &str) -> TempDir {
-    let folder = tempfile::Builder::new().prefix(&format!("keyvouch-{name}-")).tempdir().unwrap();
-    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    folder
-}
-
-fn postgres_bin() -> PathBuf {
-    let installed = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
-    let mut versions: Vec<_> = installed.map(|version| version.unwrap().path().join("bin")).collect();
-    versions.retain(|bin| bin.join("initdb").exists());
-    versions.sort();
-    versions.pop().unwrap_or_else(|| panic!("PostgreSQL is not installed: scripts/test installs it"))
-}
-
-pub(crate) fn run(command: &mut Command) {
-    let done = command.stdin(Stdio::null()).output();
-    let done = done.unwrap_or_else(|error| panic!("{command:?}: {error} (scripts/test installs it)"));
-    let said = [done.stdout, done.stderr].concat();
-    assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&said));
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
-}
-
-/// Starts `server`, to be stopped when this process ends. `folder` is removed then.
-pub(crate) fn watch(server: &Command, folder: TempDir) -> Watched {
-    let script = r#"
-        folder=$1; shift
-        "$@" </dev/null >"$folder/log" 2>&1 &
-        server=$!
-        echo "$server" >"$folder/pid"
-        cat >/dev/null
-        kill "$server"
-        wait "$server"
-        rm -rf "$folder"
-    "#;
-    let folder = folder.keep();
-    let watcher = Command::new("sh")
-        .args(["-c", script, "watcher"])
-        .arg(&folder)
-        .arg(server.get_program())
-        .args(server.get_args())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    Watched { folder, _watcher: watcher }
-}
-
-/// Waits until the server's log contains `ready`, because a server whose port is open may not be ready.
-fn wait_for(ready: &str, folder: &Path) {
-    let begun = Instant::now();
-    let log = || std::fs::read_to_string(folder.join("log")).unwrap_or_default();
-    while !log().contains(ready) {
-        assert!(begun.elapsed() < NEVER, "the server does not start: {}", log());
-        std::thread::sleep(Duration::from_millis(20));
     }
 }

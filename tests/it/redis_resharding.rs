@@ -38,7 +38,7 @@ fn source_and_target<'s>(servers: &'s RedisServers, slot: &str) -> (&'s RedisSer
 
 /// A slot is moving to another node. Keys that have moved are read and changed there, the others here, and no
 /// client fails.
-async fn a_slot_that_moves_stops_nothing(min_replicas_ack: u32) {
+async fn check_moving_slot(min_replicas_ack: u32) {
     let servers = Redis::Cluster.start(&[]);
     let store = open(&servers, RedisOptions { min_replicas_ack, ..quick() }).await;
     let moved = store.create(key("moved"), &context()).await.unwrap();
@@ -85,13 +85,13 @@ async fn a_slot_that_moves_stops_nothing(min_replicas_ack: u32) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slot_that_moves_stops_no_client() {
-    a_slot_that_moves_stops_nothing(0).await;
+async fn resharding_does_not_interrupt_clients() {
+    check_moving_slot(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slot_that_moves_stops_no_client_that_waits_for_replicas() {
-    a_slot_that_moves_stops_nothing(1).await;
+async fn resharding_does_not_interrupt_clients_that_wait_for_replicas() {
+    check_moving_slot(1).await;
 }
 
 /// Number of slots that `redis-cli` moves at once: half of those of a node, and about ten of the 64 shards.
@@ -176,7 +176,7 @@ async fn reshard(source: &RedisServer, target: &RedisServer) {
 
 /// Slots move to another node and back, while keys are created, revoked and read.
 #[tokio::test(flavor = "multi_thread")]
-async fn resharding_under_load_loses_no_change_and_gives_no_wrong_answer() {
+async fn resharding_under_load_loses_no_change_and_returns_no_wrong_record() {
     let servers = Redis::Cluster.start(&[]);
     let (changes, reads) = (open(&servers, quick()).await, open(&servers, quick()).await);
     let (source, target) = source_and_target(&servers, "0");

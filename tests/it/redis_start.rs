@@ -15,7 +15,7 @@ use crate::sql::key;
 use crate::support::until;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_may_lose_keys_is_refused_if_told_so() {
+async fn strict_options_reject_a_server_that_may_lose_keys() {
     let strict = || RedisOptions { strict: true, ..quick() };
     for settings in [
         ["--maxmemory-policy", "allkeys-lru", "--appendonly", "yes"],
@@ -44,7 +44,7 @@ async fn a_server_that_may_lose_keys_is_refused_if_told_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replica_is_no_server_to_start_with() {
+async fn a_replica_is_rejected_at_startup() {
     let servers = Redis::Sentinel.start(&[]);
     let url = format!("redis://127.0.0.1:{}", servers.servers[1].port);
     let error = RedisRepository::open(&url, quick()).await.unwrap_err();
@@ -53,7 +53,7 @@ async fn a_replica_is_no_server_to_start_with() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_unix_socket_is_reached() {
+async fn connections_use_unix_sockets() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("redis.sock");
     let servers = Redis::Alone.start(&["--unixsocket", socket.to_str().unwrap()]);
@@ -164,7 +164,7 @@ async fn tls_is_verified() {
 /// By default, a Redis server with TLS requires a certificate of its clients. The files are read again for
 /// each connection.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_certificate_is_sent_and_can_change() {
+async fn the_client_certificate_is_sent_and_can_change() {
     let server = TlsServer::start("yes");
     let url = server.url("rediss", "localhost");
     let client = ClientCertificate {
@@ -201,7 +201,7 @@ async fn a_client_certificate_is_sent_and_can_change() {
 
 /// The error names the right scheme.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_is_not_taken_for_a_server_nor_a_server_for_a_cluster() {
+async fn the_url_has_to_match_the_mode_of_the_server() {
     let servers = Redis::Alone.start(&["--cluster-enabled", "yes"]);
     let error = RedisRepository::open(&servers.url, quick()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");

@@ -223,7 +223,7 @@ impl KeyRepository for RequiredOnly {
 }
 
 #[tokio::test]
-async fn a_backend_says_what_it_does_not_offer() {
+async fn missing_functions_are_not_offered() {
     let subject = RequiredOnly::default();
     let request = PageRequest { owner_id: None, after: None, limit: 1 };
     assert_eq!(subject.list_page(&request).await.unwrap_err().kind(), ErrorKind::NotOffered);

@@ -110,7 +110,7 @@ async fn the_file_is_a_write_ahead_log_with_foreign_keys() {
 }
 
 #[tokio::test]
-async fn a_record_that_breaks_a_rule_is_corrupt() {
+async fn invalid_rows_are_corrupt() {
     use keyvouch::repository::ErrorKind;
     let (repository, database, _folder) = open().await;
     let created = repository.create(key("a"), &context(1)).await.unwrap();
@@ -141,7 +141,7 @@ async fn a_record_that_breaks_a_rule_is_corrupt() {
 }
 
 #[tokio::test]
-async fn a_writer_that_holds_the_database_makes_others_time_out_and_readers_go_on() {
+async fn a_lock_on_the_database_fails_changes_and_not_reads() {
     use keyvouch::repository::ErrorKind;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("kv.db");
@@ -170,7 +170,7 @@ async fn a_writer_that_holds_the_database_makes_others_time_out_and_readers_go_o
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_replicas_that_start_at_once_one_migrates_and_all_serve() {
+async fn replicas_that_start_concurrently_migrate_once() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("kv.db");
     let starts: Vec<_> = (0..8)
@@ -193,7 +193,7 @@ async fn of_replicas_that_start_at_once_one_migrates_and_all_serve() {
 }
 
 #[tokio::test]
-async fn a_file_that_was_deleted_or_replaced_takes_no_more_changes() {
+async fn a_deleted_or_replaced_file_is_not_written() {
     use keyvouch::repository::ErrorKind;
     let (repository, database, folder) = open().await;
     let created = repository.create(key("a"), &context(1)).await.unwrap();
@@ -214,7 +214,7 @@ async fn a_file_that_was_deleted_or_replaced_takes_no_more_changes() {
 
 /// Only the unreadable row fails, even if the driver itself can't read a cell.
 #[tokio::test]
-async fn a_row_that_can_not_be_read_fails_alone() {
+async fn an_unreadable_row_affects_no_other_key() {
     use keyvouch::repository::ErrorKind;
     let (repository, database, _folder) = open().await;
     let sound = repository.create(key("a"), &context(1)).await.unwrap();

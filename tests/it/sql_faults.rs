@@ -24,7 +24,7 @@ async fn open(url: &str, options: SqlOptions) -> SqlRepository {
 
 /// The server's connections stay open, and nothing responds. Each call fails in time, and all calls succeed
 /// again after the server resumes.
-async fn a_frozen_server(kind: Kind) {
+async fn a_frozen_server_fails_calls_in_time(kind: Kind) {
     let server = kind.start(None);
     let mut options = SqlOptions { timeout: Duration::from_secs(1), ..SqlOptions::default() };
     options.pool.acquire_timeout = Duration::from_millis(700);
@@ -66,7 +66,7 @@ async fn connections(kind: Kind, url: &str) -> Vec<i64> {
 }
 
 /// The failure is invisible to callers, because reads and the beginning of a change are retried.
-async fn connections_that_the_server_ended(kind: Kind) {
+async fn connections_that_the_server_closed_are_replaced(kind: Kind) {
     let url = kind.database().await;
     let repository = open(&url, SqlOptions::default()).await;
     let created = repository.create(key("a"), &context()).await.unwrap();
@@ -88,7 +88,7 @@ async fn connections_that_the_server_ended(kind: Kind) {
 
 /// The server closes connections that are idle for a second. The first change after that succeeds like any
 /// other.
-async fn a_change_after_a_pause(kind: Kind) {
+async fn the_first_change_after_an_idle_time_succeeds(kind: Kind) {
     let server = kind.start(None);
     let url = server.database().await;
     let (_, name) = url.rsplit_once('/').unwrap();
@@ -105,7 +105,7 @@ async fn a_change_after_a_pause(kind: Kind) {
 }
 
 /// Changes that wait for a slow change are rejected with the right reason, and are not applied.
-async fn a_busy_pool(kind: Kind) {
+async fn a_busy_pool_is_overloaded(kind: Kind) {
     let url = kind.database().await;
     let mut options = patient();
     options.pool.max_writers = 1;
@@ -134,7 +134,7 @@ async fn a_busy_pool(kind: Kind) {
 }
 
 /// A server that rejects connections because there are too many is reported as such, not as a slow pool.
-async fn a_server_without_free_connections(kind: Kind) {
+async fn a_server_without_free_connections_is_reported(kind: Kind) {
     let url = kind.database().await;
     let (scheme, rest) = url.split_once("://").unwrap();
     let (_, place) = rest.split_once('@').unwrap();
@@ -173,7 +173,7 @@ async fn a_server_without_free_connections(kind: Kind) {
 
 /// A server that rejects changes, for example because its disk is full, is not flooded with new connections.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_read_only_primary_is_not_stormed() {
+async fn a_read_only_primary_is_not_flooded_with_connections() {
     let url = Kind::Postgres.database().await;
     let repository = open(&url, SqlOptions::default()).await;
     let created = repository.create(key("a"), &context()).await.unwrap();
@@ -230,7 +230,7 @@ async fn a_read_only_primary_is_not_stormed() {
 
 /// The replica serves only listings. Without it, the server starts, and everything else works.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dead_replica_is_no_reason_not_to_start() {
+async fn startup_succeeds_without_the_replica() {
     let url = Kind::Postgres.database().await;
     let mut options = SqlOptions::default();
     options.pool.acquire_timeout = Duration::from_millis(200);
@@ -246,7 +246,7 @@ async fn a_dead_replica_is_no_reason_not_to_start() {
 }
 
 /// No connection exceeds its maximum lifetime, however much it is used.
-async fn old_connections(kind: Kind) {
+async fn old_connections_are_renewed(kind: Kind) {
     let url = kind.database().await;
     let mut options = SqlOptions::default();
     options.pool.max_lifetime = Duration::from_millis(300);
@@ -265,7 +265,7 @@ async fn old_connections(kind: Kind) {
 
 /// Another client locks the table of uses. Validations continue, a revocation succeeds, and the uses are
 /// written when the lock is released.
-async fn a_locked_table_of_uses(kind: Kind) {
+async fn a_locked_usage_table_delays_no_call(kind: Kind) {
     let url = kind.database().await;
     let repository = open(&url, SqlOptions::default()).await;
     let server = TestServer::start(repository).await;
@@ -327,7 +327,7 @@ async fn tls_is_verified(kind: Kind) {
 
 /// The server ended a transaction by itself. The next change must not be acknowledged inside the rest of it.
 /// Returns the keys that were acknowledged after several such ends. Another client reads them.
-async fn changes_after_transactions_that_the_server_ended(kind: Kind) {
+async fn changes_after_aborted_transactions_are_committed(kind: Kind) {
     let url = kind.database().await;
     let mut options = patient();
     options.pool.max_writers = 1;
@@ -372,13 +372,13 @@ async fn changes_after_transactions_that_the_server_ended(kind: Kind) {
 }
 
 on_each_server!(
-    changes_after_transactions_that_the_server_ended,
-    a_frozen_server,
-    connections_that_the_server_ended,
-    a_change_after_a_pause,
-    a_busy_pool,
-    a_server_without_free_connections,
-    old_connections,
-    a_locked_table_of_uses,
+    changes_after_aborted_transactions_are_committed,
+    a_frozen_server_fails_calls_in_time,
+    connections_that_the_server_closed_are_replaced,
+    the_first_change_after_an_idle_time_succeeds,
+    a_busy_pool_is_overloaded,
+    a_server_without_free_connections_is_reported,
+    old_connections_are_renewed,
+    a_locked_usage_table_delays_no_call,
     tls_is_verified,
 );

@@ -56,7 +56,7 @@ async fn a_change_after_an_automatic_rollback_is_committed() {
 
 /// SQLite continues to use the deleted file. Its content is not returned, and no cache is used.
 #[tokio::test]
-async fn a_file_that_was_replaced_is_read_no_more() {
+async fn a_replaced_file_is_not_read() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("kv.db");
     let repository = SqlRepository::open_sqlite(&path, SqlOptions::default()).await.unwrap();
@@ -81,7 +81,7 @@ async fn a_file_that_was_replaced_is_read_no_more() {
 
 /// SQLite accepts values of any type in a column.
 #[tokio::test]
-async fn a_column_of_another_type_breaks_its_row_alone() {
+async fn a_column_of_another_type_affects_no_other_row() {
     for (column, value) in [
         ("revoked_at", "'abc'"),
         ("owner_id", "x'ff00'"),
@@ -238,7 +238,7 @@ fn create(home: &Home, server: &Server) -> Option<(String, String)> {
 
 /// All acknowledged keys are in the file, while the disk is full and afterwards.
 #[test]
-fn a_full_disk_loses_nothing_that_was_acknowledged() {
+fn a_full_disk_loses_no_acknowledged_change() {
     let disk = SmallDisk::mount(2_048);
     let server = disk.serve();
     let (early, early_id) = create(&disk.home, &server).unwrap();
@@ -278,7 +278,7 @@ fn a_full_disk_loses_nothing_that_was_acknowledged() {
 
 /// A file that must not grow causes an I/O error in SQLite.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_io_error_loses_nothing_that_was_acknowledged() {
+async fn an_io_error_loses_no_acknowledged_change() {
     let home = Home::new();
     let url = format!("store.url=sqlite://{}", home.path().join("kv.db").display());
     // The shell ignores the signal of the limit, which would end the process.

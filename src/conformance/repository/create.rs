@@ -13,7 +13,7 @@ pub async fn the_created_key_is_returned_with_a_revision(subject: Subject) {
 }
 
 /// The second key with an id is rejected. The first one is unchanged, and the second one can't be found.
-pub async fn a_taken_id_is_refused_and_nothing_is_stored(subject: Subject) {
+pub async fn an_id_in_use_is_rejected(subject: Subject) {
     let first = create(&subject, key(1)).await;
     let second = ApiKey { owner_id: owner("other"), ..with_id_of(1, 2) };
     assert_eq!(kind(subject.create(second.clone(), &context()).await), ErrorKind::AlreadyExists);
@@ -23,7 +23,7 @@ pub async fn a_taken_id_is_refused_and_nothing_is_stored(subject: Subject) {
 }
 
 /// The second key with a hash is rejected. The first one is unchanged, and the second one can't be found.
-pub async fn a_taken_hash_is_refused_and_nothing_is_stored(subject: Subject) {
+pub async fn a_hash_in_use_is_rejected(subject: Subject) {
     let first = create(&subject, key(1)).await;
     let second = ApiKey { owner_id: owner("other"), ..with_hash_of(1, 2) };
     assert_eq!(kind(subject.create(second.clone(), &context()).await), ErrorKind::AlreadyExists);
@@ -33,7 +33,7 @@ pub async fn a_taken_hash_is_refused_and_nothing_is_stored(subject: Subject) {
 }
 
 /// Of concurrent creations with one id, one succeeds, and its key is stored.
-pub async fn of_creates_at_once_with_one_id_one_wins(subject: Subject) {
+pub async fn of_concurrent_creations_with_one_id_one_succeeds(subject: Subject) {
     let outcomes = at_once(&subject, 8, |subject, number| async move {
         subject.create(with_id_of(0, number), &context()).await
     })
@@ -49,7 +49,7 @@ pub async fn of_creates_at_once_with_one_id_one_wins(subject: Subject) {
 }
 
 /// Of concurrent creations with one hash, one succeeds, and its key is stored.
-pub async fn of_creates_at_once_with_one_hash_one_wins(subject: Subject) {
+pub async fn of_concurrent_creations_with_one_hash_one_succeeds(subject: Subject) {
     let outcomes = at_once(&subject, 8, |subject, number| async move {
         subject.create(with_hash_of(0, number), &context()).await
     })
@@ -71,7 +71,7 @@ fn the_one_winner(outcomes: Vec<crate::repository::Result<ApiKey>>) -> ApiKey {
 }
 
 /// Each key has the outcome that it would have alone, even if two of them have the same id or hash.
-pub async fn many_keys_are_created_each_for_itself(subject: Subject) {
+pub async fn many_keys_are_created_independently(subject: Subject) {
     let taken = create(&subject, key(1)).await;
     let same_id = with_id_of(3, 4);
     let keys = vec![key(0), key(1), key(3), same_id, key(5)];

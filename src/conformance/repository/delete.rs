@@ -6,7 +6,7 @@ use crate::domain::{ApiKey, ChangeContext};
 use crate::repository::ErrorKind;
 
 /// The key can't be found by id, hash or owner. Other keys are kept.
-pub async fn a_deleted_key_is_gone_everywhere(subject: Subject) {
+pub async fn a_deleted_key_is_not_found(subject: Subject) {
     let kept = create(&subject, key(1)).await;
     let deleted = create(&subject, key(2)).await;
     subject.delete(deleted.id, &context()).await.unwrap();
@@ -16,7 +16,7 @@ pub async fn a_deleted_key_is_gone_everywhere(subject: Subject) {
 }
 
 /// A deleted key, or one that never existed, can't be deleted.
-pub async fn a_second_delete_finds_nothing(subject: Subject) {
+pub async fn a_second_deletion_is_not_found(subject: Subject) {
     create(&subject, key(1)).await;
     subject.delete(id(1), &context()).await.unwrap();
     assert_eq!(kind(subject.delete(id(1), &context()).await), ErrorKind::NotFound);
@@ -24,7 +24,7 @@ pub async fn a_second_delete_finds_nothing(subject: Subject) {
 }
 
 /// A key that has changed since the expected revision is not deleted.
-pub async fn a_changed_key_is_not_deleted_as_unchanged(subject: Subject) {
+pub async fn a_conditional_deletion_requires_the_revision(subject: Subject) {
     let created = create(&subject, key(1)).await;
     let next = ApiKey { updated_at: at(NOW + 9), ..created.clone() };
     let updated = subject.update(next, created.revision, &context()).await.unwrap();
@@ -67,7 +67,7 @@ pub async fn a_revoked_hash_is_not_revived(subject: Subject) {
 }
 
 /// A deleted key can be created again, and so can another key with its hash.
-pub async fn id_and_hash_are_free_again(subject: Subject) {
+pub async fn the_id_and_the_hash_can_be_used_again(subject: Subject) {
     create(&subject, key(1)).await;
     subject.delete(id(1), &context()).await.unwrap();
     let again = create(&subject, key(1)).await;

@@ -45,7 +45,7 @@ pub async fn every_change_is_in_the_audit_trail(subject: Subject) {
 
 /// A record and the event of its last change have the same revision and nonce. Each change has a nonce of its
 /// own.
-pub async fn a_record_names_the_change_that_made_it(subject: Subject) {
+pub async fn records_contain_the_identity_of_their_last_change(subject: Subject) {
     let created = create(&subject, key(1)).await;
     let next = ApiKey { updated_at: at(NOW + 1), ..created.clone() };
     let updated = subject.update(next, created.revision, &context()).await.unwrap();
@@ -79,7 +79,7 @@ pub async fn a_record_names_the_change_that_made_it(subject: Subject) {
 }
 
 /// Events can be filtered by key and by owner, both compared byte by byte.
-pub async fn the_audit_trail_can_be_narrowed(subject: Subject) {
+pub async fn the_audit_trail_can_be_filtered(subject: Subject) {
     for (number, name) in [(1, "owner"), (2, "Owner"), (3, "owner ")] {
         create(&subject, ApiKey { owner_id: owner(name), ..key(number) }).await;
     }
@@ -174,7 +174,7 @@ async fn follow(subject: &Subject, count: usize) -> Vec<KeyEvent> {
 }
 
 /// Pruning keeps the newest event. A reader whose position precedes the pruned events gets an error.
-pub async fn pruned_events_are_missed_by_nobody_unawares(subject: Subject) {
+pub async fn pruned_events_are_reported_to_followers(subject: Subject) {
     // Three changes of one key are in the same partition of any backend.
     let created = create(&subject, key(1)).await;
     let first = feed(&subject).changes(None, 1_000).await.unwrap().position;

@@ -57,7 +57,7 @@ pub async fn owners_are_compared_by_their_bytes(subject: Subject) {
 }
 
 /// Listings can be filtered by state at a time, and by prefix.
-pub async fn filters_narrow_it(subject: Subject) {
+pub async fn filters_select_keys(subject: Subject) {
     let prefix = |prefix| KeyPrefix::parse("prefix", prefix).unwrap();
     let now = at(NOW + 50);
     create(&subject, key(1)).await;
@@ -87,7 +87,7 @@ pub async fn filters_narrow_it(subject: Subject) {
 }
 
 /// The pages together equal the list, whatever their size.
-pub async fn pages_meet_without_gap_or_overlap(subject: Subject) {
+pub async fn pages_have_no_gap_and_no_overlap(subject: Subject) {
     for number in 0..10 {
         let created_at = at(NOW + i64::from(number / 4));
         create(&subject, ApiKey { created_at, ..key(number) }).await;
@@ -100,7 +100,7 @@ pub async fn pages_meet_without_gap_or_overlap(subject: Subject) {
 }
 
 /// A key that exists throughout is listed once, whatever is created and deleted between two pages.
-pub async fn pages_neither_skip_nor_repeat_while_keys_come_and_go(subject: Subject) {
+pub async fn pages_neither_skip_nor_repeat_during_changes(subject: Subject) {
     for number in 0..20 {
         create(&subject, key(number * 10)).await;
     }
@@ -125,7 +125,7 @@ pub async fn pages_neither_skip_nor_repeat_while_keys_come_and_go(subject: Subje
 }
 
 /// Pages without an owner have the keys of all owners.
-pub async fn pages_of_all_owners_hold_every_key_once(subject: Subject) {
+pub async fn pages_of_all_owners_contain_every_key_once(subject: Subject) {
     for number in 0..10 {
         create(&subject, ApiKey { owner_id: owner(&format!("owner {number}")), ..key(number) }).await;
     }

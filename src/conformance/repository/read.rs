@@ -16,7 +16,7 @@ pub async fn a_missing_key_is_none(subject: Subject) {
 
 /// Each hash has its own result, in the requested order, whether there are few or many, and whether they are
 /// stored, unknown or repeated.
-pub async fn many_hashes_are_looked_up_each_for_itself(subject: Subject) {
+pub async fn many_hashes_are_looked_up_independently(subject: Subject) {
     let mut stored = Vec::new();
     for number in 0..70 {
         stored.push(create(&subject, key(number)).await);
@@ -47,7 +47,7 @@ pub async fn revoked_and_expired_keys_are_returned(subject: Subject) {
 }
 
 /// All values come back as they were stored: full or empty, long or short, before 1970 or in the year 9999.
-pub async fn every_field_makes_the_round_trip(subject: Subject) {
+pub async fn every_field_survives_the_round_trip(subject: Subject) {
     let pairs = |count: usize| -> BTreeMap<String, String> {
         (0..count).map(|i| (format!("{i:0>2}{}", "ключ".repeat(15)), "🔑\"'\\ %_".repeat(64))).collect()
     };
@@ -94,7 +94,7 @@ pub async fn ids_and_hashes_find_their_own_key(subject: Subject) {
 }
 
 /// A backend that is available answers a ping.
-pub async fn it_answers_a_ping(subject: Subject) {
+pub async fn pings_succeed(subject: Subject) {
     subject.ping().await.unwrap();
 }
 

@@ -15,7 +15,7 @@ fn creatable_after(subject: &Subject, request: &RequestDigest, after: u32) -> u3
 }
 
 /// A retry creates nothing, even after the key was deleted. Another request is independent.
-pub async fn it_makes_one_key_however_often_it_is_sent(subject: Subject) {
+pub async fn a_repeated_request_creates_one_key(subject: Subject) {
     let request = RequestDigest::of_creation("token:a", "request");
     assert_eq!(subject.key_of_request(&request).await.unwrap(), None);
     let first = creatable_after(&subject, &request, 0);
@@ -35,7 +35,7 @@ pub async fn it_makes_one_key_however_often_it_is_sent(subject: Subject) {
 }
 
 /// A rotation is identified by the replaced key. A request whose change failed is not recorded.
-pub async fn a_rotation_is_recognised_too(subject: Subject) {
+pub async fn a_repeated_rotation_is_recognised(subject: Subject) {
     let old = create(&subject, key(1)).await;
     let request = RequestDigest::of_rotation("token:a", old.id, "request");
     let number = (2..10_000).find(|&number| subject.can_rotate(&hash(1), &hash(number))).unwrap();
@@ -54,7 +54,7 @@ pub async fn a_rotation_is_recognised_too(subject: Subject) {
 }
 
 /// Of concurrent retries, one creates a key.
-pub async fn of_retries_at_once_one_wins(subject: Subject) {
+pub async fn of_concurrent_retries_one_succeeds(subject: Subject) {
     let request = RequestDigest::of_creation("token:a", "request");
     let mut numbers = vec![0];
     for nth in 0..8 {

@@ -5,7 +5,7 @@ use super::fixture::{NOW, at, context, create, id, key, reason};
 use crate::domain::{ApiKey, Revision};
 
 /// Creating, updating and revoking each assign a larger revision.
-pub async fn it_grows_over_every_change(subject: Subject) {
+pub async fn revisions_grow_with_every_change(subject: Subject) {
     let created = create(&subject, key(1)).await;
     let next = ApiKey { updated_at: at(NOW + 9), ..created.clone() };
     let updated = subject.update(next, created.revision, &context()).await.unwrap();
@@ -16,7 +16,7 @@ pub async fn it_grows_over_every_change(subject: Subject) {
 }
 
 /// The revisions of a key that is re-created with the same hash continue to grow.
-pub async fn it_grows_over_delete_and_re_create(subject: Subject) {
+pub async fn revisions_grow_across_deletion_and_creation(subject: Subject) {
     let mut last = Revision::NONE;
     for _ in 0..3 {
         let created = create(&subject, key(1)).await;

@@ -16,7 +16,7 @@ pub async fn a_revoked_key_is_kept_and_stays_revoked(subject: Subject) {
 }
 
 /// A repeated revocation changes nothing, not even the revision.
-pub async fn the_first_revocation_stands(subject: Subject) {
+pub async fn the_first_revocation_is_kept(subject: Subject) {
     let created = create(&subject, key(1)).await;
     let first = subject.revoke(created.id, reason("first"), &context()).await.unwrap();
     let later = ChangeContext { now: at(NOW + 1_000), ..context() };
@@ -32,7 +32,7 @@ pub async fn a_missing_key_is_not_found(subject: Subject) {
 }
 
 /// Fifty concurrent uses and fifty concurrent updates neither prevent nor undo a revocation.
-pub async fn it_holds_whatever_is_written_at_the_same_time(subject: Subject) {
+pub async fn a_revocation_survives_concurrent_changes(subject: Subject) {
     let created = create(&subject, key(1)).await;
     at_once(&subject, 101, |subject, number| {
         let key = created.clone();

@@ -38,7 +38,7 @@ pub async fn both_records_are_stored(subject: Subject) {
 }
 
 /// A key that has changed in the meantime is not replaced, and its successor is not stored.
-pub async fn a_conflict_stores_neither(subject: Subject) {
+pub async fn a_conflicting_rotation_stores_neither_record(subject: Subject) {
     let old = create(&subject, key(1)).await;
     let number = successor_after(&subject, 1);
     let next = ApiKey { updated_at: at(NOW + 9), ..old.clone() };
@@ -53,7 +53,7 @@ pub async fn a_conflict_stores_neither(subject: Subject) {
 }
 
 /// A successor whose id or hash is in use leaves the old key unchanged.
-pub async fn a_taken_successor_stores_neither(subject: Subject) {
+pub async fn a_successor_in_use_stores_neither_record(subject: Subject) {
     let old = create(&subject, key(1)).await;
     let number = successor_after(&subject, 1);
     let other = create(&subject, key(number)).await;
@@ -63,7 +63,7 @@ pub async fn a_taken_successor_stores_neither(subject: Subject) {
 }
 
 /// Of concurrent rotations of one key, one succeeds.
-pub async fn of_rotations_at_once_one_wins(subject: Subject) {
+pub async fn of_concurrent_rotations_one_succeeds(subject: Subject) {
     let old = create(&subject, key(1)).await;
     let mut successors = vec![1];
     for nth in 0..8 {

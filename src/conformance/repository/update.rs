@@ -32,7 +32,7 @@ pub async fn an_update_is_stored_and_returned(subject: Subject) {
 }
 
 /// Updating one key does not change another one.
-pub async fn an_update_leaves_other_keys_alone(subject: Subject) {
+pub async fn an_update_does_not_affect_other_keys(subject: Subject) {
     let other = create(&subject, key(1)).await;
     let changed = create(&subject, key(2)).await;
     let revision = changed.revision;
@@ -60,7 +60,7 @@ pub async fn a_missing_key_is_not_created(subject: Subject) {
 }
 
 /// The hash, prefix, owner, creation time, predecessor, revocation and successor can't be changed.
-pub async fn what_is_final_can_not_be_changed(subject: Subject) {
+pub async fn immutable_fields_can_not_be_changed(subject: Subject) {
     let created =
         create(&subject, ApiKey { rotated_from: Some(id(7)), replaced_by: Some(id(8)), ..key(1) }).await;
     let key = subject.revoke(created.id, reason("leaked"), &context()).await.unwrap();
@@ -80,7 +80,7 @@ pub async fn what_is_final_can_not_be_changed(subject: Subject) {
 }
 
 /// Of concurrent updates of the same revision, one succeeds, and the others return a conflict.
-pub async fn of_updates_at_once_of_one_revision_one_wins(subject: Subject) {
+pub async fn of_concurrent_updates_of_one_revision_one_succeeds(subject: Subject) {
     let created = create(&subject, key(1)).await;
     let expected = created.revision;
     let outcomes = at_once(&subject, 8, |subject, number| {

@@ -31,7 +31,7 @@ pub async fn the_latest_use_is_kept_whatever_the_order(subject: Subject) {
 }
 
 /// The latest of several uses of a key is kept, also for times before 1970.
-pub async fn one_batch_can_name_a_key_twice(subject: Subject) {
+pub async fn a_batch_can_contain_a_key_twice(subject: Subject) {
     create(&subject, key(1)).await;
     usage_store(&subject).record_usage(&[(id(1), at(-9)), (id(1), at(-3)), (id(1), at(-5))]).await.unwrap();
     assert_eq!(last_use(&subject, id(1)).await, Some(at(-3)));
@@ -39,7 +39,7 @@ pub async fn one_batch_can_name_a_key_twice(subject: Subject) {
 }
 
 /// All uses are kept, even if there are more than fit into one statement.
-pub async fn large_batches_are_recorded_whole(subject: Subject) {
+pub async fn large_batches_are_recorded_completely(subject: Subject) {
     for number in 0..3 {
         create(&subject, key(number * 700)).await;
     }
@@ -68,14 +68,14 @@ pub async fn unknown_keys_are_ignored(subject: Subject) {
 }
 
 /// A recorded use does not change the key.
-pub async fn a_use_touches_neither_record_nor_revision(subject: Subject) {
+pub async fn a_use_changes_neither_record_nor_revision(subject: Subject) {
     let created = create(&subject, key(1)).await;
     usage_store(&subject).record_usage(&[(id(1), at(NOW + 5))]).await.unwrap();
     assert_eq!(subject.get(id(1)).await.unwrap(), Some(created));
 }
 
 /// A use that is recorded after a deletion has no effect.
-pub async fn a_use_does_not_bring_a_deleted_key_back(subject: Subject) {
+pub async fn a_use_does_not_restore_a_deleted_key(subject: Subject) {
     create(&subject, key(1)).await;
     usage_store(&subject).record_usage(&[(id(1), at(NOW))]).await.unwrap();
     subject.delete(id(1), &context()).await.unwrap();

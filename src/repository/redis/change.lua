@@ -1,17 +1,17 @@
--- One atomic change of one shard: checks everything, then does everything.
+-- Makes one atomic change of one shard. All checks come first, so that a change is applied completely or not at all.
 --
 -- KEYS: head, events, all, usage, request; then for each step: record, id index, owner index, revoked.
--- ARGV: maximum number of events to keep, the channel that followers listen to, the id of the key that the request makes
---   ("" for no request), for how many milliseconds the request is remembered, "1" if a revoked hash may be revived; then
---   for each step: what ("create", "replace" or "delete"), what the stored record has to begin with ("" for anything), the record without its
---   revision, the member of the indexes, the value of the id index, the key's id, the event, "1" if the record to create
---   is revoked itself.
--- Answers the new revisions, one per step, or one word that says why nothing was done.
+-- ARGV: maximum number of events to keep, the channel of wake-ups for followers, the id of the key that the request
+--   creates ("" without a request), the number of milliseconds for which the request is stored, "1" if a revoked hash may
+--   be revived; then for each step: the operation ("create", "replace" or "delete"), the required beginning of the stored
+--   record ("" accepts any record), the record without its revision, the member of the indexes, the value of the id index,
+--   the key's id, the event, "1" if the record to create is itself revoked.
+-- Returns the new revisions, one per step, or one word that states why nothing was changed.
 local KEYS_BEFORE, KEYS_PER_STEP = 5, 4
 local ARGS_BEFORE, ARGS_PER_STEP = 5, 8
 local steps = (#ARGV - ARGS_BEFORE) / ARGS_PER_STEP
--- Revisions are times in microseconds. A clock beyond this one (the year 2191) is wrong, and following it would reach 2^53,
--- above which Lua can't count.
+-- Revisions are times in microseconds. A clock beyond this time (the year 2191) is wrong, and revisions that follow it
+-- could exceed 2^53, above which Lua's numbers are not exact.
 local LATEST = 7e15
 
 local function names(step)
@@ -19,7 +19,7 @@ local function names(step)
     return KEYS[at + 1], KEYS[at + 2], KEYS[at + 3], KEYS[at + 4]
 end
 
--- Returns whether a stored record is revoked. One that can't be read may be.
+-- Returns whether a stored record is revoked. A record that can't be read counts as revoked.
 local function is_revoked(stored)
     local parsed, record = pcall(cjson.decode, string.match(stored, '^%d+ (.*)$') or '')
     return not parsed or type(record) ~= 'table' or record['revoked_at'] ~= nil
@@ -31,8 +31,8 @@ end
 for step = 1, steps do
     local record, id, _, revoked = names(step)
     local at = ARGS_BEFORE + ARGS_PER_STEP * (step - 1)
-    local what, expected = ARGV[at + 1], ARGV[at + 2]
-    if what == 'create' then
+    local operation, expected = ARGV[at + 1], ARGV[at + 2]
+    if operation == 'create' then
         if redis.call('EXISTS', record, id) > 0 then
             return { 'exists' }
         end
@@ -44,7 +44,7 @@ for step = 1, steps do
         if not stored or not index then
             return { 'missing' }
         end
-        -- Deleted and made again since it was looked up, perhaps for another owner.
+        -- The key was deleted and created again since it was looked up, possibly for another owner.
         if index ~= ARGV[at + 5] then
             return { 'conflict' }
         end
@@ -54,7 +54,7 @@ for step = 1, steps do
     end
 end
 
--- Larger than all before: also after a failover that lost the last ones, or if the head itself was lost.
+-- The revision is larger than all earlier ones, even after a failover that lost the last ones, or if the head was lost.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
 if now > LATEST then
@@ -73,7 +73,7 @@ for step = 1, steps do
     end
 end
 
--- A head that was lost begins with what there is.
+-- A lost head counts from the stored events.
 if redis.call('HEXISTS', KEYS[1], 'events') == 0 then
     redis.call('HSET', KEYS[1], 'events', redis.call('XLEN', KEYS[2]))
 end
@@ -82,13 +82,13 @@ local answer = {}
 for step = 1, steps do
     local record, id, owner, revoked = names(step)
     local at = ARGS_BEFORE + ARGS_PER_STEP * (step - 1)
-    local what, body, member, index, key_id, event =
+    local operation, body, member, index, key_id, event =
         ARGV[at + 1], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7]
     revision = revision + 1
     local text = string.format('%.0f', revision)
-    -- What could fail comes first.
+    -- The only command that can fail comes first.
     redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[1], text .. '-1', 'event', event)
-    if what == 'delete' then
+    if operation == 'delete' then
         if is_revoked(redis.call('GET', record)) then
             redis.call('SET', revoked, text)
         end
@@ -98,7 +98,7 @@ for step = 1, steps do
         redis.call('HDEL', KEYS[4], key_id)
     else
         redis.call('SET', record, text .. ' ' .. body)
-        if what == 'create' then
+        if operation == 'create' then
             redis.call('SET', id, index)
             redis.call('ZADD', KEYS[3], 0, member)
             redis.call('ZADD', owner, 0, member)
@@ -114,6 +114,6 @@ end
 if ARGV[3] ~= '' then
     redis.call('SET', KEYS[5], ARGV[3], 'PX', ARGV[4])
 end
--- A hint, which may be forbidden here: the change stands.
+-- The user may lack the permission to publish. The change is valid nevertheless, because a wake-up is only a hint.
 redis.pcall('PUBLISH', ARGV[2], '')
 return answer

@@ -184,7 +184,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_that_may_lose_keys_is_told() {
+    fn problems_of_a_server_are_listed() {
         let own = |settings: &[(&str, &str)]| {
             settings.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()
         };

@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_become_kinds() {
+    fn errors_become_kinds() {
         for (kind, details, expected) in [
             (FredKind::Timeout, "", ErrorKind::Timeout),
             (FredKind::IO, "Connection refused", ErrorKind::Unavailable),

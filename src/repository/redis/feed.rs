@@ -18,7 +18,7 @@ use crate::domain::{KeyEvent, KeyId, Revision, Timestamp};
 use crate::repository::stored::corrupt;
 use crate::repository::unreadable::skipped_event;
 use crate::repository::{
-    Changes, ErrorKind, EventPageRequest, EventPosition, FeedItem, FeedPosition, ListedEvent, Mark,
+    Changes, Cursor, ErrorKind, EventPageRequest, EventPosition, FeedItem, FeedPosition, ListedEvent,
     RecentChanges, Result, StoredEvent, split, within,
 };
 
@@ -37,8 +37,8 @@ impl RedisRepository {
             None => Shard::all().collect(),
         };
         // The newest events of all shards are among the newest of each shard.
-        let parts = shards.into_iter().map(|shard| self.newest_events(shard, request));
-        let mut events: Vec<_> = try_join_all(parts).await?.into_iter().flatten().collect();
+        let newest = shards.into_iter().map(|shard| self.newest_events(shard, request));
+        let mut events: Vec<_> = try_join_all(newest).await?.into_iter().flatten().collect();
         events.sort_by_key(|event| std::cmp::Reverse(event.position()));
         events.truncate(request.limit);
         Ok(events)
@@ -95,14 +95,14 @@ impl RedisRepository {
         let asked = &position;
         // A hanging shard must not delay the changes of the others for as long as a lookup may take.
         let patience = self.options.timeout.min(SHARD_PATIENCE);
-        let parts = Shard::all().map(|shard| async move {
-            within(patience, self.events_after(shard, asked.mark(shard.number()), limit)).await
+        let reads = Shard::all().map(|shard| async move {
+            within(patience, self.events_after(shard, asked.cursor(shard.number()), limit)).await
         });
         let mut items = Vec::new();
         let (mut unanswered, mut last_error) = (Vec::new(), None);
-        for (shard, part) in Shard::all().zip(join_all(parts).await) {
-            match part {
-                Ok(part) => items.extend(part.into_iter().map(|item| (shard.number(), item))),
+        for (shard, read) in Shard::all().zip(join_all(reads).await) {
+            match read {
+                Ok(read) => items.extend(read.into_iter().map(|item| (shard.number(), item))),
                 Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => {
                     unanswered.push(shard.number());
                     last_error = Some(error);
@@ -120,25 +120,25 @@ impl RedisRepository {
         // This keeps the order within each shard. Across shards, it is approximately the order of time.
         items.sort_by_key(|(_, item)| item.change().revision);
         items.truncate(limit);
-        for (part, item) in &items {
-            position.advance(*part, item.change());
+        for (partition, item) in &items {
+            position.advance(*partition, item.change());
         }
         let (events, unreadable) = split(items);
         Ok(Changes { events, unreadable, position, unanswered })
     }
 
     pub(super) async fn newest_changes(&self, limit: usize) -> Result<RecentChanges> {
-        let parts = try_join_all(Shard::all().map(|shard| self.newest_of(shard, limit))).await?;
+        let newest = try_join_all(Shard::all().map(|shard| self.newest_of(shard, limit))).await?;
         self.connection.check_role().await?;
         let mut position = FeedPosition::beginning();
         let mut items = Vec::new();
-        for (shard, (part, missing)) in Shard::all().zip(parts) {
+        for (shard, (events, missing)) in Shard::all().zip(newest) {
             let number = shard.number();
-            match part.last() {
+            match events.last() {
                 Some(last) => position.advance(number, last.change()),
                 None => position.start(number, missing),
             }
-            items.extend(part.into_iter().map(|item| (number, item)));
+            items.extend(events.into_iter().map(|item| (number, item)));
         }
         let (events, unreadable) = split(items);
         Ok(RecentChanges { events, unreadable, position })
@@ -182,27 +182,27 @@ impl RedisRepository {
         Ok(position)
     }
 
-    async fn events_after(&self, shard: Shard, mark: Mark, limit: usize) -> Result<Vec<FeedItem>> {
+    async fn events_after(&self, shard: Shard, cursor: Cursor, limit: usize) -> Result<Vec<FeedItem>> {
         let name = self.keyspace.events(shard);
-        let start = match mark {
-            Mark::Start { .. } => "-".to_owned(),
-            Mark::Event { revision, .. } => entry_id(revision),
+        let start = match cursor {
+            Cursor::Start { .. } => "-".to_owned(),
+            Cursor::Event { revision, .. } => entry_id(revision),
         };
         let count = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
         let entries = self.oldest_entries(name, &start, count).await?;
         let mut events: Vec<_> = entries.into_iter().map(parse).collect::<Result<_>>()?;
-        match mark {
+        match cursor {
             // Read the event at the cursor again. If it is missing or another one, events were trimmed or
             // history was rewound.
-            Mark::Event { .. } => match events.first() {
-                Some(first) if mark.is(first.change()) => {
+            Cursor::Event { .. } => match events.first() {
+                Some(first) if cursor.is(first.change()) => {
                     events.remove(0);
                 }
                 _ => return Err(ErrorKind::PositionLost.into()),
             },
             // Count after the events were read, because events that are trimmed from now on are among them.
-            Mark::Start { missing } if self.missing(shard).await? == missing => {}
-            Mark::Start { .. } => return Err(ErrorKind::PositionLost.into()),
+            Cursor::Start { missing } if self.missing(shard).await? == missing => {}
+            Cursor::Start { .. } => return Err(ErrorKind::PositionLost.into()),
         }
         events.truncate(limit);
         Ok(events)

@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn members_sort_by_creation_and_id_and_tell_the_hash() {
+    fn members_sort_by_creation_and_id_and_contain_the_hash() {
         let hash = KeyHash::of("secret");
         let id = || KeyId::generate(Timestamp::MIN, &hash, &SystemEntropy).unwrap();
         let (first, second) = {

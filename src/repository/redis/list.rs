@@ -1,4 +1,4 @@
-//! Listings. Every shard has a part of a listing, and the parts are merged, newest first.
+//! Listings. Every shard has its own listing, and the listings are merged, newest first.
 
 use std::collections::VecDeque;
 
@@ -18,8 +18,8 @@ use crate::repository::{ListedKey, PageRequest, Result};
 /// Minimum number of members that are read to fill a page.
 const MIN_READ: usize = 256;
 
-/// The part of a listing in one shard, read as far as it is needed.
-struct Part {
+/// The listing of one shard, read as far as it is needed.
+struct ShardListing {
     name: String,
     /// The exclusive upper bound of the next read, as the argument of the command.
     below: Vec<u8>,
@@ -27,7 +27,7 @@ struct Part {
     is_exhausted: bool,
 }
 
-impl Part {
+impl ShardListing {
     fn is_to_be_read(&self) -> bool {
         self.read.is_empty() && !self.is_exhausted
     }
@@ -43,8 +43,8 @@ impl RedisRepository {
             Some(owner) => self.keyspace.owner(shard, owner),
             None => self.keyspace.all(shard),
         };
-        let mut parts: Vec<Part> = Shard::all()
-            .map(|shard| Part {
+        let mut shards: Vec<ShardListing> = Shard::all()
+            .map(|shard| ShardListing {
                 name: name(shard),
                 below: below.clone(),
                 read: VecDeque::new(),
@@ -55,7 +55,7 @@ impl RedisRepository {
         loop {
             // Members of deleted keys have no record, so read some more.
             let wanted = (request.limit - page.len()).max(MIN_READ);
-            let members = self.newest(&mut parts, wanted).await?;
+            let members = self.newest(&mut shards, wanted).await?;
             let is_last = members.len() < wanted;
             let keys = self.keys_of(&members).await?;
             page.extend(keys.into_iter().filter(|listed| match listed {
@@ -69,19 +69,19 @@ impl RedisRepository {
         }
     }
 
-    /// Returns the next `count` members of all parts, newest first. Returns fewer at the end.
-    async fn newest(&self, parts: &mut [Part], count: usize) -> Result<Vec<Member>> {
-        // Read slightly more than an equal share, because the parts differ in size.
+    /// Returns the next `count` members of all shards, newest first. Returns fewer at the end.
+    async fn newest(&self, shards: &mut [ShardListing], count: usize) -> Result<Vec<Member>> {
+        // Read slightly more than an equal share, because the shards differ in size.
         let share = count / usize::from(SHARDS) + 8;
         let mut newest = Vec::with_capacity(count);
         while newest.len() < count {
-            // A part may have returned only invalid members. It has to be read again then.
-            while parts.iter().any(Part::is_to_be_read) {
-                let empty = parts.iter_mut().filter(|part| part.is_to_be_read());
-                try_join_all(empty.map(|part| self.read_on(part, share))).await?;
+            // A shard may have returned only invalid members. It has to be read again then.
+            while shards.iter().any(ShardListing::is_to_be_read) {
+                let empty = shards.iter_mut().filter(|shard| shard.is_to_be_read());
+                try_join_all(empty.map(|shard| self.read_on(shard, share))).await?;
             }
-            let next = parts.iter_mut().max_by(|a, b| a.read.front().cmp(&b.read.front()));
-            match next.and_then(|part| part.read.pop_front()) {
+            let next = shards.iter_mut().max_by(|a, b| a.read.front().cmp(&b.read.front()));
+            match next.and_then(|shard| shard.read.pop_front()) {
                 Some(member) => newest.push(member),
                 None => break,
             }
@@ -89,11 +89,11 @@ impl RedisRepository {
         Ok(newest)
     }
 
-    async fn read_on(&self, part: &mut Part, count: usize) -> Result<()> {
+    async fn read_on(&self, shard: &mut ShardListing, count: usize) -> Result<()> {
         let count_text = count.to_string();
         let arguments: Vec<Value> = vec![
-            part.name.as_str().into(),
-            Value::Bytes(part.below.clone().into()),
+            shard.name.as_str().into(),
+            Value::Bytes(shard.below.clone().into()),
             "-".into(),
             "LIMIT".into(),
             "0".into(),
@@ -106,11 +106,11 @@ impl RedisRepository {
             async move { client.custom(command, arguments).await }
         };
         let members: Vec<Bytes> = self.connection.read(read).await?;
-        part.is_exhausted = members.len() < count;
+        shard.is_exhausted = members.len() < count;
         for bytes in members {
-            part.below = [b"(".as_slice(), &bytes].concat();
+            shard.below = [b"(".as_slice(), &bytes].concat();
             // Skip invalid members, which lead to no key.
-            part.read.extend(Member::parse(&bytes));
+            shard.read.extend(Member::parse(&bytes));
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
--- Runs each command that Keyvouch sends about keys, on names that nothing has, and answers those that the user may not run.
+-- Runs each command that Keyvouch uses on keys, on a name without data, and returns the commands that the user may not run.
 --
--- KEYS: a name of the prefix.
+-- KEYS: a name with the prefix, never used for data.
 local name = KEYS[1]
 local commands = {
     { 'GET', name }, { 'MGET', name }, { 'SET', name, '' }, { 'EXISTS', name }, { 'DEL', name },

@@ -1,4 +1,4 @@
--- Records the last uses of keys of one shard that exist, keeping the latest.
+-- Records last uses of keys in one shard. Keeps the latest use of each key, and ignores keys that don't exist.
 --
 -- KEYS: usage; then the id index of each key. ARGV: the id and the time in microseconds of each.
 for at = 2, #KEYS do

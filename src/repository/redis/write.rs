@@ -20,11 +20,12 @@ pub(super) const USAGE_BATCH: usize = 200;
 
 /// One step of a change.
 struct Step<'k> {
-    what: What<'k>,
+    operation: Operation<'k>,
     event: String,
 }
 
-enum What<'k> {
+/// The operation of a step.
+enum Operation<'k> {
     Create(&'k ApiKey),
     /// Replaces the record that begins with these bytes.
     Replace(&'k ApiKey, Beginning),
@@ -69,7 +70,7 @@ impl RedisRepository {
         context: &ChangeContext,
     ) -> Result<Revision> {
         let event = event(ChangeKind::Created, of(key), fields, context, key.nonce)?;
-        let steps = [Step { what: What::Create(key), event }];
+        let steps = [Step { operation: Operation::Create(key), event }];
         let [revision] = self.change(Shard::of_hash(&key.hash), &steps, context).await?;
         Ok(revision)
     }
@@ -138,8 +139,8 @@ impl RedisRepository {
         let key = record::salvage(&stored, index.revoked_key(id, reason, context.now)?);
         let key = ApiKey { nonce: self.nonce()?, ..key };
         let event = event(ChangeKind::Revoked, of(&key), &[ChangedField::Revocation], context, key.nonce)?;
-        let what = What::Replace(&key, Beginning(stored));
-        let [revision] = self.change(Shard::of_id(id), &[Step { what, event }], context).await?;
+        let operation = Operation::Replace(&key, Beginning(stored));
+        let [revision] = self.change(Shard::of_id(id), &[Step { operation, event }], context).await?;
         Ok(ApiKey { revision, ..key })
     }
 
@@ -155,8 +156,8 @@ impl RedisRepository {
             let nonce = self.nonce()?;
             let subject = (id, &index.hash, &index.owner_id);
             let event = event(ChangeKind::Deleted, subject, &[], context, nonce)?;
-            let what = What::Delete(id, &index, expected);
-            match self.change(Shard::of_id(id), &[Step { what, event }], context).await {
+            let operation = Operation::Delete(id, &index, expected);
+            match self.change(Shard::of_id(id), &[Step { operation, event }], context).await {
                 Err(error) if error.kind() == ErrorKind::Conflict && expected.is_none() => {}
                 outcome => return outcome.map(|[revision]| ChangeId::new(revision, nonce)),
             }
@@ -177,11 +178,11 @@ impl RedisRepository {
         let successor = ApiKey { nonce: self.nonce()?, ..successor };
         let steps = [
             Step {
-                what: What::Replace(&replaced, Beginning::of(expected)),
+                operation: Operation::Replace(&replaced, Beginning::of(expected)),
                 event: event(ChangeKind::Rotated, of(&replaced), &fields, context, replaced.nonce)?,
             },
             Step {
-                what: What::Create(&successor),
+                operation: Operation::Create(&successor),
                 event: event(ChangeKind::Created, of(&successor), &[], context, successor.nonce)?,
             },
         ];
@@ -229,8 +230,9 @@ impl RedisRepository {
     ) -> Result<ApiKey> {
         let next = ApiKey { nonce: self.nonce()?, ..next };
         let event = event(kind, of(&next), &stored.changed_fields(&next), context, next.nonce)?;
-        let what = What::Replace(&next, Beginning::of(stored.revision));
-        let [revision] = self.change(Shard::of_hash(&next.hash), &[Step { what, event }], context).await?;
+        let operation = Operation::Replace(&next, Beginning::of(stored.revision));
+        let [revision] =
+            self.change(Shard::of_hash(&next.hash), &[Step { operation, event }], context).await?;
         Ok(ApiKey { revision, ..next })
     }
 
@@ -242,9 +244,9 @@ impl RedisRepository {
         context: &ChangeContext,
     ) -> Result<[Revision; N]> {
         let names = &self.keyspace;
-        let made = steps.iter().find_map(|step| match &step.what {
-            What::Create(key) => Some(key.id),
-            What::Replace(..) | What::Delete(..) => None,
+        let made = steps.iter().find_map(|step| match &step.operation {
+            Operation::Create(key) => Some(key.id),
+            Operation::Replace(..) | Operation::Delete(..) => None,
         });
         // A change that creates no key has no request to store, but the script needs a name.
         let request = context.request.filter(|_| made.is_some());
@@ -261,22 +263,22 @@ impl RedisRepository {
             Value::from(REQUEST_RETENTION.as_millis().to_string()),
             flag(context.may_revive),
         ];
-        for Step { what, event } in steps {
-            let index = match what {
-                What::Create(key) | What::Replace(key, _) => Index::of(key),
-                What::Delete(_, index, _) => (*index).clone(),
+        for Step { operation, event } in steps {
+            let index = match operation {
+                Operation::Create(key) | Operation::Replace(key, _) => Index::of(key),
+                Operation::Delete(_, index, _) => (*index).clone(),
             };
-            let (word, id, expected, body) = match what {
-                What::Create(key) => ("create", key.id, Bytes::new(), StoredKey::new(key).to_json()?),
-                What::Replace(key, Beginning(expected)) => {
+            let (word, id, expected, body) = match operation {
+                Operation::Create(key) => ("create", key.id, Bytes::new(), StoredKey::new(key).to_json()?),
+                Operation::Replace(key, Beginning(expected)) => {
                     ("replace", key.id, expected.clone(), StoredKey::new(key).to_json()?)
                 }
-                What::Delete(id, _, expected) => {
+                Operation::Delete(id, _, expected) => {
                     let expected = expected.map_or_else(Bytes::new, |expected| Beginning::of(expected).0);
                     ("delete", *id, expected, String::new())
                 }
             };
-            let is_revoked = matches!(what, What::Create(key) if key.revocation.is_some());
+            let is_revoked = matches!(operation, Operation::Create(key) if key.revocation.is_some());
             let touched = [
                 names.record(&index.hash),
                 names.id(id),
@@ -295,10 +297,10 @@ impl RedisRepository {
                 flag(is_revoked),
             ]);
         }
-        let is_urgent = steps.iter().all(|step| match &step.what {
-            What::Create(_) => false,
-            What::Replace(key, _) => key.revocation.is_some(),
-            What::Delete(..) => true,
+        let is_urgent = steps.iter().all(|step| match &step.operation {
+            Operation::Create(_) => false,
+            Operation::Replace(key, _) => key.revocation.is_some(),
+            Operation::Delete(..) => true,
         });
         let script = if is_urgent { &self.scripts.urgent } else { &self.scripts.change };
         let answer: Vec<String> = self.connection.change(shard, script, keys, arguments).await?;

@@ -8,7 +8,7 @@ use crate::repository::{ErrorKind, RepositoryError};
 
 /// Classifies `error`, which becomes the source.
 pub(super) fn from_db(error: DbErr) -> RepositoryError {
-    RepositoryError::new(verdict_on(&error).0, error)
+    RepositoryError::new(classify(&error).0, error)
 }
 
 /// Classifies an error of the driver, which becomes the source.
@@ -17,7 +17,7 @@ pub(super) fn from_driver(error: sqlx::Error) -> RepositoryError {
 }
 
 /// Returns the error of a session setting that differs from the value that Keyvouch needs, and can't be set.
-pub(super) fn differs(name: &str, value: &str, wanted: &str) -> sqlx::Error {
+pub(super) fn wrong_setting(name: &str, value: &str, wanted: &str) -> sqlx::Error {
     let problem = format!(
         "the database setting {name} has the value {value}, needs {wanted}, and could not be set; change it for this database \
          or user, or connect without the pooler that drops it"
@@ -34,21 +34,22 @@ pub(super) enum Remedy {
     Retry,
     /// The server rejects writes. Reconnect, which may lead to another server, and retry.
     Reconnect,
-    /// The connection was lost, and others may be, too. Reads may be retried.
-    Distrust,
+    /// The connection was lost. Test the others before they are used, because they may be lost, too. Reads
+    /// may be retried.
+    TestConnections,
 }
 
 /// Returns the reaction to `error`, which [`from_db`] created.
 pub(super) fn remedy(error: &RepositoryError) -> Remedy {
     match error.source().and_then(|source| source.downcast_ref::<DbErr>()) {
-        Some(error) => verdict_on(error).1,
+        Some(error) => classify(error).1,
         None => Remedy::None,
     }
 }
 
 /// Returns whether a statement failed because another transaction has locked the rows, or the database on
 /// SQLite.
-pub(super) fn is_held(error: &RepositoryError) -> bool {
+pub(super) fn is_lock_conflict(error: &RepositoryError) -> bool {
     let Some(DbErr::Exec(RuntimeErr::SqlxError(source)) | DbErr::Query(RuntimeErr::SqlxError(source))) =
         error.source().and_then(|source| source.downcast_ref())
     else {
@@ -64,43 +65,44 @@ pub(super) fn is_held(error: &RepositoryError) -> bool {
 }
 
 /// Returns whether no connection of the pool was available in time.
-pub(super) fn waited_in_vain(error: &RepositoryError) -> bool {
+pub(super) fn is_acquire_timeout(error: &RepositoryError) -> bool {
     let source = error.source().and_then(|source| source.downcast_ref());
     matches!(source, Some(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout)))
 }
 
-type Verdict = (ErrorKind, Remedy);
+/// The kind of an error, and the reaction to it.
+type Classification = (ErrorKind, Remedy);
 
-fn verdict_on(error: &DbErr) -> Verdict {
+fn classify(error: &DbErr) -> Classification {
     match error {
-        DbErr::Conn(RuntimeErr::SqlxError(source)) => match verdict_on_driver(source) {
+        DbErr::Conn(RuntimeErr::SqlxError(source)) => match classify_driver_error(source) {
             // Failing to connect means that the database is unavailable, whatever the reason.
             (ErrorKind::Internal, remedy) => (ErrorKind::Unavailable, remedy),
-            verdict => verdict,
+            classification => classification,
         },
         DbErr::ConnectionAcquire(_) | DbErr::Conn(_) => (ErrorKind::Unavailable, Remedy::None),
         DbErr::Exec(RuntimeErr::SqlxError(source)) | DbErr::Query(RuntimeErr::SqlxError(source)) => {
-            verdict_on_driver(source)
+            classify_driver_error(source)
         }
         DbErr::Type(_) | DbErr::Json(_) | DbErr::TryIntoErr { .. } => (ErrorKind::Corrupt, Remedy::None),
         _ => (ErrorKind::Internal, Remedy::None),
     }
 }
 
-fn verdict_on_driver(error: &sqlx::Error) -> Verdict {
+fn classify_driver_error(error: &sqlx::Error) -> Classification {
     match error {
-        sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed => (ErrorKind::Unavailable, Remedy::Distrust),
+        sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed => (ErrorKind::Unavailable, Remedy::TestConnections),
         sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => {
             (ErrorKind::Unavailable, Remedy::None)
         }
         sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => (ErrorKind::Corrupt, Remedy::None),
         sqlx::Error::Database(error) => {
             if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
-                return verdict_on_mysql(error.number());
+                return classify_mysql(error.number());
             }
             let code = error.code().unwrap_or_default();
             if error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>().is_some() {
-                return verdict_on_postgres(&code);
+                return classify_postgres(&code);
             }
             (kind_of_sqlite(&code), Remedy::None)
         }
@@ -111,7 +113,7 @@ fn verdict_on_driver(error: &sqlx::Error) -> Verdict {
 }
 
 /// <https://www.postgresql.org/docs/15/errcodes-appendix.html>
-fn verdict_on_postgres(state: &str) -> Verdict {
+fn classify_postgres(state: &str) -> Classification {
     match state {
         // unique_violation
         "23505" => (ErrorKind::AlreadyExists, Remedy::None),
@@ -125,14 +127,14 @@ fn verdict_on_postgres(state: &str) -> Verdict {
         // database does not exist
         "42501" | "3D000" => (ErrorKind::Unavailable, Remedy::None),
         // idle_in_transaction_session_timeout, transaction_timeout: the server closes the connection
-        "25P03" | "25P04" => (ErrorKind::Timeout, Remedy::Distrust),
+        "25P03" | "25P04" => (ErrorKind::Timeout, Remedy::TestConnections),
         // admin_shutdown, crash_shutdown, cannot_connect_now, database_dropped, idle_session_timeout
-        "57P01" | "57P02" | "57P03" | "57P04" | "57P05" => (ErrorKind::Unavailable, Remedy::Distrust),
+        "57P01" | "57P02" | "57P03" | "57P04" | "57P05" => (ErrorKind::Unavailable, Remedy::TestConnections),
         // data_corrupted, index_corrupted
         "XX001" | "XX002" => (ErrorKind::Corrupt, Remedy::None),
         _ => match state.get(..2) {
             // connection_exception
-            Some("08") => (ErrorKind::Unavailable, Remedy::Distrust),
+            Some("08") => (ErrorKind::Unavailable, Remedy::TestConnections),
             // invalid_authorization_specification, insufficient_resources, system_error
             Some("28" | "53" | "58") => (ErrorKind::Unavailable, Remedy::None),
             _ => (ErrorKind::Internal, Remedy::None),
@@ -142,7 +144,7 @@ fn verdict_on_postgres(state: &str) -> Verdict {
 
 /// <https://mariadb.com/kb/en/mariadb-error-codes/>,
 /// <https://dev.mysql.com/doc/mysql-errors/8.0/en/server-error-reference.html>
-fn verdict_on_mysql(number: u16) -> Verdict {
+fn classify_mysql(number: u16) -> Classification {
     match number {
         // ER_DUP_ENTRY
         1062 => (ErrorKind::AlreadyExists, Remedy::None),
@@ -155,7 +157,7 @@ fn verdict_on_mysql(number: u16) -> Verdict {
         1205 | 1317 | 1969 | 3024 | 3572 => (ErrorKind::Timeout, Remedy::None),
         // ER_SERVER_SHUTDOWN, ER_FORCING_CLOSE, ER_NEW_ABORTING_CONNECTION, ER_CONNECTION_KILLED (MariaDB),
         // ER_CLIENT_INTERACTION_TIMEOUT (MySQL)
-        1053 | 1080 | 1184 | 1927 | 4031 => (ErrorKind::Unavailable, Remedy::Distrust),
+        1053 | 1080 | 1184 | 1927 | 4031 => (ErrorKind::Unavailable, Remedy::TestConnections),
         // ER_CON_COUNT_ERROR, ER_DBACCESS_DENIED_ERROR, ER_ACCESS_DENIED_ERROR, ER_BAD_DB_ERROR,
         // ER_TOO_MANY_USER_CONNECTIONS, ER_USER_LIMIT_REACHED; ER_DISK_FULL, ER_GET_ERRNO (of the storage
         // engine), ER_OUTOFMEMORY, ER_RECORD_FILE_FULL
@@ -220,10 +222,10 @@ mod tests {
             ("25006", ErrorKind::Unavailable, Remedy::Reconnect),
             ("55P03", ErrorKind::Timeout, Remedy::None),
             ("57014", ErrorKind::Timeout, Remedy::None),
-            ("25P03", ErrorKind::Timeout, Remedy::Distrust),
-            ("57P01", ErrorKind::Unavailable, Remedy::Distrust),
-            ("57P03", ErrorKind::Unavailable, Remedy::Distrust),
-            ("08006", ErrorKind::Unavailable, Remedy::Distrust),
+            ("25P03", ErrorKind::Timeout, Remedy::TestConnections),
+            ("57P01", ErrorKind::Unavailable, Remedy::TestConnections),
+            ("57P03", ErrorKind::Unavailable, Remedy::TestConnections),
+            ("08006", ErrorKind::Unavailable, Remedy::TestConnections),
             ("53300", ErrorKind::Unavailable, Remedy::None),
             ("28P01", ErrorKind::Unavailable, Remedy::None),
             ("3D000", ErrorKind::Unavailable, Remedy::None),
@@ -232,7 +234,7 @@ mod tests {
             ("42P01", ErrorKind::Internal, Remedy::None),
             ("", ErrorKind::Internal, Remedy::None),
         ] {
-            assert_eq!(verdict_on_postgres(state), (kind, remedy), "{state}");
+            assert_eq!(classify_postgres(state), (kind, remedy), "{state}");
         }
     }
 
@@ -248,15 +250,15 @@ mod tests {
             (1969, ErrorKind::Timeout, Remedy::None),
             (3024, ErrorKind::Timeout, Remedy::None),
             (3572, ErrorKind::Timeout, Remedy::None),
-            (1927, ErrorKind::Unavailable, Remedy::Distrust),
-            (1053, ErrorKind::Unavailable, Remedy::Distrust),
+            (1927, ErrorKind::Unavailable, Remedy::TestConnections),
+            (1053, ErrorKind::Unavailable, Remedy::TestConnections),
             (1040, ErrorKind::Unavailable, Remedy::None),
             (1045, ErrorKind::Unavailable, Remedy::None),
             (1114, ErrorKind::Unavailable, Remedy::None),
             (1194, ErrorKind::Corrupt, Remedy::None),
             (1064, ErrorKind::Internal, Remedy::None),
         ] {
-            assert_eq!(verdict_on_mysql(number), (kind, remedy), "{number}");
+            assert_eq!(classify_mysql(number), (kind, remedy), "{number}");
         }
     }
 }

@@ -5,20 +5,20 @@ use sea_orm::{
     ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, Statement, TransactionTrait as _,
 };
 
-use super::change::read_head;
-use super::error::{from_db, is_held};
+use super::error::{from_db, is_lock_conflict};
 use super::query;
 use super::row::{feed_item, listed_event};
 use super::tables::Tables;
+use super::transaction::read_head;
 use crate::domain::{Revision, Timestamp};
 use crate::repository::stored::timestamp;
 use crate::repository::{
-    Changes, ErrorKind, EventPageRequest, FeedItem, FeedPosition, ListedEvent, Mark, RecentChanges,
+    Changes, Cursor, ErrorKind, EventPageRequest, FeedItem, FeedPosition, ListedEvent, RecentChanges,
     RepositoryError, Result, split,
 };
 
 /// The only partition of this feed.
-const PART: u8 = 0;
+const PARTITION: u8 = 0;
 /// Maximum number of events that one transaction deletes.
 const PRUNE_BATCH: usize = 1_000;
 
@@ -102,19 +102,19 @@ pub(super) async fn changes(
         let items = read(connection, &query::events_from(tables, Revision::NONE, limit)).await?;
         return Ok(behind(&FeedPosition::beginning(), items));
     };
-    let events = match position.mark(0) {
-        Mark::Start { missing } => {
+    let events = match position.cursor(0) {
+        Cursor::Start { missing } => {
             // Read the head first. The events of all changes up to it are visible when the events are read.
             let head = read_head(connection, tables).await?;
             let events = read(connection, &query::events_from(tables, Revision::NONE, limit)).await?;
-            if !Mark::is_whole_after(missing, events.first().map(|first| first.change().revision), head) {
+            if !Cursor::is_whole_after(missing, events.first().map(|first| first.change().revision), head) {
                 return Err(ErrorKind::PositionLost.into());
             }
             events
         }
-        mark @ Mark::Event { revision, .. } => {
+        cursor @ Cursor::Event { revision, .. } => {
             let mut events = read(connection, &query::events_from(tables, revision, limit + 1)).await?;
-            if events.first().is_none_or(|first| !mark.is(first.change())) {
+            if events.first().is_none_or(|first| !cursor.is(first.change())) {
                 return Err(ErrorKind::PositionLost.into());
             }
             events.remove(0);
@@ -127,7 +127,7 @@ pub(super) async fn changes(
 /// Returns the changes in `items`, which come after `position`.
 fn behind(position: &FeedPosition, items: Vec<FeedItem>) -> Changes {
     let position = items.last().map_or_else(|| position.clone(), |last| FeedPosition::of(last.change()));
-    let (events, unreadable) = split(items.into_iter().map(|item| (PART, item)));
+    let (events, unreadable) = split(items.into_iter().map(|item| (PARTITION, item)));
     Changes { events, unreadable, position, unanswered: Vec::new() }
 }
 
@@ -143,7 +143,7 @@ pub(super) async fn prune_batch(
     // The process that locks the rows deletes them. On SQLite, it is the process that writes.
     let oldest = query::lock_oldest_events(tables, PRUNE_BATCH);
     let rows = match transaction.query_all(&oldest).await.map_err(from_db) {
-        Err(error) if is_held(&error) => return Ok(None),
+        Err(error) if is_lock_conflict(&error) => return Ok(None),
         rows => rows?,
     };
     let mut last = None;

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use sea_orm::{ConnectionTrait as _, FromQueryResult as _, Statement};
 
 use super::error::from_db;
-use super::place::Pool;
+use super::pool::Pool;
 use super::query;
 use super::row::KeyRow;
 use super::tables::Tables;

@@ -8,8 +8,8 @@ use sea_orm::sqlx::{self, AssertSqlSafe, ConnectOptions as _, Connection as _, E
 use sea_orm::{DatabaseConnection, SqlxMySqlConnector};
 
 use super::SqlOptions;
-use super::error::{differs, from_driver};
-use super::pool::PoolHealth;
+use super::error::{from_driver, wrong_setting};
+use super::pool_health::PoolHealth;
 use crate::repository::Result;
 
 pub(super) fn pool(
@@ -102,7 +102,7 @@ async fn begin_session(connection: &mut MySqlConnection, limits: Option<Limits>)
     for (at, (name, wanted)) in wanted.iter().enumerate() {
         let value: String = row.try_get(at)?;
         if !is_set(&value, wanted) {
-            return Err(differs(name, &value, wanted));
+            return Err(wrong_setting(name, &value, wanted));
         }
     }
     Ok(())

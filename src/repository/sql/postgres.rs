@@ -12,8 +12,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::SqlOptions;
-use super::error::{differs, from_driver};
-use super::pool::PoolHealth;
+use super::error::{from_driver, wrong_setting};
+use super::pool_health::PoolHealth;
 use crate::repository::RepositoryError;
 
 /// Delay before listening again after a failure.
@@ -122,18 +122,18 @@ impl Session {
             if let Some(wanted) = wanted.remove(name.as_str())
                 && wanted != value
             {
-                return Err(differs(&name, &value, wanted));
+                return Err(wrong_setting(&name, &value, wanted));
             }
         }
         match wanted.into_iter().next() {
             None => Ok(()),
-            Some((name, wanted)) => Err(differs(name, "unknown", wanted)),
+            Some((name, wanted)) => Err(wrong_setting(name, "unknown", wanted)),
         }
     }
 }
 
 /// Returns a stream that yields after notifications in `channel`, and when notifications may have been lost.
-pub(super) fn wakes(
+pub(super) fn wake_ups(
     server: &PgConnectOptions,
     options: &SqlOptions,
     channel: String,

@@ -27,7 +27,7 @@ impl SqlRepository {
 
     /// Applies all pending migrations and returns their names. Idempotent.
     pub async fn migrate(&self) -> Result<Vec<String>> {
-        let single = self.place.single(&self.options).await?;
+        let single = self.database.single(&self.options).await?;
         let outcome = migrator(&self.options)?.up(&single).await;
         close(single).await?;
         outcome.map_err(from_migrator)
@@ -36,7 +36,7 @@ impl SqlRepository {
     /// Reverts the last `steps` migrations and returns their names. The tables and columns that they added
     /// are deleted, including their data.
     pub async fn undo_migrations(&self, steps: u32) -> Result<Vec<String>> {
-        let single = self.place.single(&self.options).await?;
+        let single = self.database.single(&self.options).await?;
         let outcome = migrator(&self.options)?.down(&single, steps).await;
         close(single).await?;
         outcome.map_err(from_migrator)

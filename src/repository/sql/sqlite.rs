@@ -14,7 +14,7 @@ use sea_orm::{DatabaseConnection, SqlxSqliteConnector};
 
 use super::SqlOptions;
 use super::error::from_driver;
-use super::pool::PoolHealth;
+use super::pool_health::PoolHealth;
 use crate::repository::{ErrorKind, RepositoryError, Result};
 
 /// Number of connections for reads. More than one connection for writes would have no effect.
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_acknowledged_change_survives_a_power_loss() {
+    async fn connections_use_durable_settings() {
         let folder = tempfile::tempdir().unwrap();
         let sql =
             SqlRepository::open_sqlite(&folder.path().join("kv.db"), SqlOptions::default()).await.unwrap();

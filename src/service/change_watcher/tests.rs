@@ -75,7 +75,7 @@ impl ChangeFeed for OneUnreadable {
         let mut changes = self.0.changes(after, limit).await?;
         if changes.is_full(limit) {
             let revision = changes.events.pop().unwrap().revision;
-            changes.unreadable.push(UnreadableEvent { part: 0, revision });
+            changes.unreadable.push(UnreadableEvent { partition: 0, revision });
         }
         Ok(changes)
     }

@@ -7,8 +7,8 @@ use std::sync::{Arc, RwLock};
 use async_trait::async_trait;
 use keyvouch::domain::{ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, Revision};
 use keyvouch::repository::{
-    Backend, ChangeFeed, Changes, ErrorKind, FeedPosition, KeyRepository, KeyStream, MemoryRepository,
-    RecentChanges, Result, StoreIdentity,
+    Backend, BackendIdentity, ChangeFeed, Changes, ErrorKind, FeedPosition, KeyRepository, KeyStream,
+    MemoryRepository, RecentChanges, Result,
 };
 use tokio::sync::watch;
 
@@ -90,7 +90,7 @@ macro_rules! double {
                 $inner.list_by_owner(owner, filter)
             }
 
-            async fn identity(&$self) -> Result<Option<StoreIdentity>> {
+            async fn identity(&$self) -> Result<Option<BackendIdentity>> {
                 $inner.identity().await
             }
 

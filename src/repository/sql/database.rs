@@ -1,94 +1,26 @@
-//! The database of a URL, and connections to it.
+//! The database that a URL names, and connections to it.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr as _;
 use std::sync::Arc;
-use std::time::Duration;
 
+use sea_orm::DatabaseConnection;
 use sea_orm::sqlx::mysql::MySqlConnectOptions;
 use sea_orm::sqlx::postgres::PgConnectOptions;
-use sea_orm::sqlx::{self, Database};
-use sea_orm::{DatabaseConnection, DbBackend};
 
-use super::error::waited_in_vain;
-use super::pool::PoolHealth;
+use super::pool::Pool;
+use super::pool_health::PoolHealth;
 use super::sqlite::DatabaseFile;
-use super::{SqlOptions, SqlRepository, mysql, postgres, sqlite};
+use super::{SqlOptions, mysql, postgres, sqlite};
 use crate::repository::{ErrorKind, RepositoryError, Result};
 
-/// A database. `Display` and `Debug` hide credentials.
+/// A database: a SQLite file, or a database of a server. `Display` and `Debug` hide credentials.
 #[derive(Clone)]
-pub(super) enum Place {
+pub(super) enum Database {
     Sqlite(Arc<DatabaseFile>),
     Postgres(PgConnectOptions),
     MySql(MySqlConnectOptions),
-}
-
-/// The connections for one purpose.
-#[derive(Clone, Debug)]
-pub(super) struct Pool {
-    pub connection: DatabaseConnection,
-    pub health: Arc<PoolHealth>,
-    place: Arc<Place>,
-}
-
-/// Timeout for determining why a pool can't connect.
-const EXPLAIN_TIMEOUT: Duration = Duration::from_secs(1);
-
-impl Pool {
-    fn connections(&self) -> Connections {
-        fn of<DB: Database>(pool: &sqlx::Pool<DB>) -> Connections {
-            let max = pool.options().get_max_connections();
-            Connections { open: pool.size(), idle: pool.num_idle(), max }
-        }
-
-        match self.connection.get_database_backend() {
-            DbBackend::Postgres => of(self.connection.get_postgres_connection_pool()),
-            DbBackend::MySql => of(self.connection.get_mysql_connection_pool()),
-            _ => of(self.connection.get_sqlite_connection_pool()),
-        }
-    }
-
-    /// Replaces the timeout of a call that waited for a connection by its cause. The cause is
-    /// [`ErrorKind::Overloaded`] if the pool was exhausted and the server answered recently, or the server's
-    /// reason for rejecting connections. A pool retries without reporting that reason, so one call per second
-    /// connects to determine it.
-    pub(super) async fn explain(&self, error: RepositoryError, options: &SqlOptions) -> RepositoryError {
-        if !waited_in_vain(&error) {
-            return error;
-        }
-        let Connections { open, idle, max } = self.connections();
-        if open >= max && idle == 0 && !self.health.is_suspect() {
-            let problem = "all connections to the database are in use";
-            return RepositoryError::new(ErrorKind::Overloaded, problem).unapplied();
-        }
-        if !self.health.takes_explanation() {
-            return error;
-        }
-        match tokio::time::timeout(EXPLAIN_TIMEOUT, self.place.probe(options)).await {
-            Ok(Err(cause)) => cause.unapplied(),
-            Ok(Ok(())) | Err(_) => error,
-        }
-    }
-}
-
-/// The numbers of a pool's connections.
-struct Connections {
-    open: u32,
-    idle: usize,
-    max: u32,
-}
-
-impl SqlRepository {
-    /// Returns for each pool its name, its number of open connections, and how many of them are idle.
-    #[must_use]
-    pub fn connections(&self) -> [(&'static str, u32, usize); 2] {
-        [("reads", &self.reader), ("changes", &self.writer)].map(|(name, pool)| {
-            let Connections { open, idle, .. } = pool.connections();
-            (name, open, idle)
-        })
-    }
 }
 
 /// The purpose of a pool.
@@ -98,12 +30,12 @@ pub(super) enum Purpose {
     Changes,
 }
 
-impl Place {
+impl Database {
     /// Parses `url`. Errors contain no part of the URL.
     pub(super) fn parse(url: &str) -> Result<Self> {
         let refused = |problem: &'static str| RepositoryError::new(ErrorKind::Refused, problem);
         let (scheme, rest) = url.split_once(':').ok_or_else(|| refused("the URL has no scheme"))?;
-        let unreadable = "malformed URL; special characters in a password must be written as %XX";
+        let malformed = "malformed URL; special characters in a password must be written as %XX";
         match scheme {
             "sqlite" => {
                 let path = PathBuf::from(rest.strip_prefix("//").unwrap_or(rest));
@@ -111,10 +43,10 @@ impl Place {
             }
             "postgres" | "postgresql" => {
                 // The driver's error quotes the URL.
-                PgConnectOptions::from_str(url).map(Self::Postgres).map_err(|_| refused(unreadable))
+                PgConnectOptions::from_str(url).map(Self::Postgres).map_err(|_| refused(malformed))
             }
             "mysql" | "mariadb" => {
-                MySqlConnectOptions::from_str(url).map(Self::MySql).map_err(|_| refused(unreadable))
+                MySqlConnectOptions::from_str(url).map(Self::MySql).map_err(|_| refused(malformed))
             }
             _ => Err(refused("unsupported URL scheme; use sqlite, postgres, mysql or mariadb")),
         }
@@ -134,7 +66,7 @@ impl Place {
             Self::Postgres(server) => postgres::pool(server, &health, max_connections, options),
             Self::MySql(server) => mysql::pool(server, &health, max_connections, options),
         };
-        Ok(Pool { connection, health, place: Arc::new(self.clone()) })
+        Ok(Pool { connection, health, database: Arc::new(self.clone()) })
     }
 
     /// Connects once to get the error, because a pool only reports a timeout.
@@ -168,12 +100,12 @@ impl Place {
     /// transaction back by itself after any error except a violated constraint
     /// (<https://www.sqlite.org/lang_transaction.html#response_to_errors_within_a_transaction>). A new
     /// connection costs less than a check.
-    pub(super) fn distrusts_connection_after(&self, error: &RepositoryError) -> bool {
-        let is_of_the_database = matches!(
+    pub(super) fn must_replace_connections_after(&self, error: &RepositoryError) -> bool {
+        let is_of_database = matches!(
             error.kind(),
             ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Corrupt | ErrorKind::Internal
         );
-        matches!(self, Self::Sqlite(_)) && is_of_the_database
+        matches!(self, Self::Sqlite(_)) && is_of_database
     }
 
     /// Checks that the database is still the one that was opened.
@@ -185,7 +117,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Database {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sqlite(file) => write!(f, "sqlite:{file}"),
@@ -207,8 +139,8 @@ impl fmt::Display for Place {
     }
 }
 
-impl fmt::Debug for Place {
+impl fmt::Debug for Database {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Place({self})")
+        write!(f, "Database({self})")
     }
 }

@@ -1,27 +1,27 @@
-//! The changes of keys, as values that can be retried.
+//! The operations that change keys, as values that can be retried.
 
 use async_trait::async_trait;
 
-use super::change::Change;
+use super::transaction::ChangeTransaction;
 use crate::domain::{ApiKey, ChangeContext, ChangeId, ChangeKind, KeyId, Revision, RevokeReason, Rotation};
 use crate::repository::{ErrorKind, Result};
 
-/// A change. It commits its transaction. If it does not, the transaction is rolled back and no revision is
-/// used.
+/// An operation that changes keys. It commits its transaction, or returns without a commit, which rolls the
+/// transaction back and uses no revision.
 #[async_trait]
-pub(super) trait Write: Sync {
+pub(super) trait Operation: Sync {
     type Output: Send;
 
-    async fn run(&self, change: Change, context: &ChangeContext) -> Result<Self::Output>;
+    async fn run(&self, change: ChangeTransaction, context: &ChangeContext) -> Result<Self::Output>;
 }
 
 pub(super) struct Create(pub ApiKey);
 
 #[async_trait]
-impl Write for Create {
+impl Operation for Create {
     type Output = ApiKey;
 
-    async fn run(&self, mut change: Change, context: &ChangeContext) -> Result<ApiKey> {
+    async fn run(&self, mut change: ChangeTransaction, context: &ChangeContext) -> Result<ApiKey> {
         let created = change.insert(self.0.clone(), context).await?;
         change.commit().await?;
         Ok(created)
@@ -31,10 +31,10 @@ impl Write for Create {
 pub(super) struct CreateMany(pub Vec<ApiKey>);
 
 #[async_trait]
-impl Write for CreateMany {
+impl Operation for CreateMany {
     type Output = Vec<Result<ApiKey>>;
 
-    async fn run(&self, mut change: Change, context: &ChangeContext) -> Result<Self::Output> {
+    async fn run(&self, mut change: ChangeTransaction, context: &ChangeContext) -> Result<Self::Output> {
         let outcomes = change.insert_many(self.0.clone(), context).await?;
         if outcomes.iter().any(Result::is_ok) {
             change.commit().await?;
@@ -49,10 +49,10 @@ pub(super) struct Update {
 }
 
 #[async_trait]
-impl Write for Update {
+impl Operation for Update {
     type Output = ApiKey;
 
-    async fn run(&self, change: Change, context: &ChangeContext) -> Result<ApiKey> {
+    async fn run(&self, change: ChangeTransaction, context: &ChangeContext) -> Result<ApiKey> {
         let updated = change.replace(self.key.clone(), self.expected, ChangeKind::Updated, context).await?;
         change.commit().await?;
         Ok(updated)
@@ -65,10 +65,10 @@ pub(super) struct Delete {
 }
 
 #[async_trait]
-impl Write for Delete {
+impl Operation for Delete {
     type Output = ChangeId;
 
-    async fn run(&self, change: Change, context: &ChangeContext) -> Result<ChangeId> {
+    async fn run(&self, change: ChangeTransaction, context: &ChangeContext) -> Result<ChangeId> {
         let deletion = change.remove(self.id, self.expected, context).await?;
         change.commit().await?;
         Ok(deletion)
@@ -81,10 +81,10 @@ pub(super) struct Revoke {
 }
 
 #[async_trait]
-impl Write for Revoke {
+impl Operation for Revoke {
     type Output = ApiKey;
 
-    async fn run(&self, change: Change, context: &ChangeContext) -> Result<ApiKey> {
+    async fn run(&self, change: ChangeTransaction, context: &ChangeContext) -> Result<ApiKey> {
         let key = match change.find(self.id).await {
             Err(error) if error.kind() == ErrorKind::Corrupt => {
                 let (revoked, is_changed) = change.revoke_unreadable(self.id, &self.reason, context).await?;
@@ -107,10 +107,10 @@ impl Write for Revoke {
 pub(super) struct Rotate(pub Rotation);
 
 #[async_trait]
-impl Write for Rotate {
+impl Operation for Rotate {
     type Output = Rotation;
 
-    async fn run(&self, mut change: Change, context: &ChangeContext) -> Result<Rotation> {
+    async fn run(&self, mut change: ChangeTransaction, context: &ChangeContext) -> Result<Rotation> {
         let Rotation { replaced, successor } = self.0.clone();
         let expected = replaced.revision;
         let replaced = change.replace(replaced, expected, ChangeKind::Rotated, context).await?;

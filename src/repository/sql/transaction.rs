@@ -1,4 +1,4 @@
-//! A change: one transaction with its revisions.
+//! The transaction of a change, with its revisions.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -20,15 +20,15 @@ use crate::domain::{
 use crate::repository::{ErrorKind, REQUEST_RETENTION, RepositoryError, Result};
 
 /// A transaction that locks the row of `revision_head` until it ends. It is rolled back if it is dropped
-/// without [`Change::commit`].
-pub(super) struct Change {
+/// without [`ChangeTransaction::commit`].
+pub(super) struct ChangeTransaction {
     transaction: DatabaseTransaction,
     revision: Revision,
     tables: Arc<Tables>,
     entropy: Arc<dyn Entropy>,
 }
 
-impl Change {
+impl ChangeTransaction {
     /// Begins a change and takes the next revision. Waits for all earlier writers.
     pub(super) async fn begin(
         writer: &DatabaseConnection,
