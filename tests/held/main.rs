@@ -1,12 +1,11 @@
-//! Measures how much memory is held by requests of clients that don't read the responses or don't complete
-//! their requests. It measures the memory of its process, and therefore is a single test in a program of its
-//! own.
+//! Measures the memory that the server holds for clients that don't read responses or don't complete requests.
+//! The memory is that of the whole process, so this is a single test in a program of its own.
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod requests;
 #[path = "../it/support.rs"]
-#[expect(dead_code, reason = "other tests need more of it")]
+#[expect(dead_code, reason = "other tests use the rest")]
 mod support;
 
 use std::alloc::System;
@@ -32,6 +31,8 @@ const STREAMS: usize = 250;
 const KEYS: usize = 40;
 /// Limit for the memory that the server holds per stream, in bytes.
 const MAX_HELD: usize = 64 * 1024;
+/// Timeout of all waits.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Returns the number of allocated bytes.
 fn allocated() -> usize {
@@ -41,17 +42,20 @@ fn allocated() -> usize {
 
 /// Returns the number of allocated bytes once it is stable.
 async fn settled() -> usize {
-    let (mut last, mut unchanged) = (allocated(), 0);
-    while unchanged < 20 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-        let now = allocated();
-        unchanged = if now.abs_diff(last) > 16 * 1024 { 0 } else { unchanged + 1 };
-        last = now;
-    }
-    last
+    let stable = async {
+        let (mut last, mut unchanged) = (allocated(), 0);
+        while unchanged < 20 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            let now = allocated();
+            unchanged = if now.abs_diff(last) > 16 * 1024 { 0 } else { unchanged + 1 };
+            last = now;
+        }
+        last
+    };
+    tokio::time::timeout(TIMEOUT, stable).await.unwrap()
 }
 
-/// Behaviour of a client.
+/// How a client misbehaves.
 #[derive(Clone, Copy, Debug)]
 enum Client {
     /// The client sends requests and reads no responses.
@@ -70,7 +74,7 @@ async fn held(server: &TestServer, method: &MethodDescriptor, requests: &[Bytes]
     builder.initial_window_size(u32::from(matches!(client, Client::ReadsOneByte)));
     let (sender, connection) = builder.handshake(stream).await.unwrap();
     let connection = tokio::spawn(connection);
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     let mut bodies = Vec::new();
     for (_, request) in (0..STREAMS).zip(requests.iter().cycle()) {
         // The server may have closed the connection by now.
@@ -79,25 +83,29 @@ async fn held(server: &TestServer, method: &MethodDescriptor, requests: &[Bytes]
             .header("content-type", "application/grpc")
             .header("te", "trailers")
             .header("authorization", format!("Bearer {TOKEN}"));
-        let Ok((answer, mut body)) = sender.send_request(head.body(()).unwrap(), false) else { break };
+        let Ok((response, mut body)) = sender.send_request(head.body(()).unwrap(), false) else { break };
         let (piece, ends) = match client {
             Client::DoesNotEnd => (request.slice(..request.len() - 1), false),
             Client::DoesNotRead | Client::ReadsOneByte => (request.clone(), !method.is_client_streaming()),
         };
-        // The server may have responded, and closed the stream.
+        // The server may have responded and closed the stream.
         let _ = body.send_data(piece, ends);
-        answers.push(answer);
+        responses.push(response);
         bodies.push(body);
     }
-    let mut answered = Box::pin(join_all(answers));
-    let patience = Duration::from_millis(if matches!(client, Client::DoesNotEnd) { 50 } else { 30_000 });
-    let _answers = tokio::time::timeout(patience, answered.as_mut()).await;
+    let mut all_responses = Box::pin(join_all(responses));
+    // An incomplete request gets no response. The short timeout only lets the server read what was sent.
+    let timeout = if matches!(client, Client::DoesNotEnd) { Duration::from_millis(50) } else { TIMEOUT };
+    let _responses = tokio::time::timeout(timeout, all_responses.as_mut()).await;
     let mut open = settled().await;
-    if open.saturating_sub(before) / STREAMS > MAX_HELD {
-        // Connections whose clients read nothing are closed after a second.
-        tokio::time::sleep(Duration::from_millis(1_500)).await;
-        open = settled().await;
-    }
+    // The server closes connections whose clients read nothing after a second.
+    let closed = async {
+        while open.saturating_sub(before) / STREAMS > MAX_HELD {
+            open = settled().await;
+        }
+    };
+    // If the server does not close the connection, the caller reports the memory that it holds.
+    let _is_closed = tokio::time::timeout(Duration::from_secs(5), closed).await;
     connection.abort();
     drop((sender, bodies));
     open.saturating_sub(settled().await) / STREAMS
@@ -107,7 +115,7 @@ async fn held(server: &TestServer, method: &MethodDescriptor, requests: &[Bytes]
 async fn no_request_holds_more_than_64_kib() {
     let server = TestServer::start_with(MemoryRepository::new(), &config()).await;
     let api = server.api().await;
-    let mut too_much = Vec::new();
+    let mut violations = Vec::new();
     for method in requests::methods() {
         let typical = Keys::create(&api, KEYS, new_key()).await;
         // Listings begin with the newest keys.
@@ -126,12 +134,12 @@ async fn no_request_holds_more_than_64_kib() {
                 let bytes = held(&server, &method, &case.requests, *client).await;
                 let name = format!("{} ({client:?})", case.name);
                 if bytes > MAX_HELD {
-                    too_much.push(format!("{}, {name}: {bytes} bytes", method.full_name()));
+                    violations.push(format!("{}, {name}: {bytes} bytes", method.full_name()));
                 }
                 worst = worst.max((bytes, name));
             }
         }
         println!("{:45} {of_plain:6} {:6} {}", method.full_name(), worst.0, worst.1);
     }
-    assert!(too_much.is_empty(), "{too_much:#?}");
+    assert!(violations.is_empty(), "{violations:#?}");
 }

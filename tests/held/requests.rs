@@ -1,6 +1,5 @@
-//! The largest requests of every method, generated from the descriptors. For each field that has a size,
-//! there is a request in which it has a size that many fields can have, and one that is as large as the
-//! server accepts.
+//! The largest requests of every method, generated from the descriptors. For each field of variable size, there is
+//! a request in which the field has a usual size, and one in which the message is as large as the server accepts.
 
 use keyvouch::conformance::api::Api;
 use keyvouch::grpc::pb;
@@ -12,7 +11,7 @@ use prost_reflect::{
 };
 use serde_json::{Value as Json, json};
 
-/// Size in bytes that many fields can have.
+/// Size in bytes that is valid for many fields.
 const USUAL: usize = 256;
 
 /// Keys that requests can name.
@@ -40,7 +39,7 @@ impl Keys {
 /// Requests of one kind.
 #[derive(Debug)]
 pub(crate) struct Case {
-    /// Name of the large field and its size, or the kind of key that the request is about.
+    /// Name of the large field and its size, or a description of the keys in the request.
     pub(crate) name: String,
     /// The encoded requests, each with its length prefix. They are sent in order.
     pub(crate) requests: Vec<Bytes>,
@@ -54,7 +53,7 @@ pub(crate) enum CaseKind {
     Valid,
     /// Some of the requests are valid.
     Usual,
-    /// The requests are as large as a message can be, and therefore no value is valid.
+    /// The messages have the maximum size, so no value is valid.
     Full,
 }
 
@@ -90,7 +89,7 @@ pub(crate) fn plain(method: &MethodDescriptor, keys: &Keys) -> Vec<Bytes> {
     plain_messages(method, keys).iter().map(framed).collect()
 }
 
-/// Returns all other requests of `method`: about the `large` keys, and with each field as large as possible.
+/// Returns all other requests of `method`: those about the `large` keys, and those with large fields.
 pub(crate) fn cases(method: &MethodDescriptor, keys: &Keys, large: &Keys) -> Vec<Case> {
     let valid = |name: &str, requests| Case { name: name.into(), requests, kind: CaseKind::Valid };
     let mut cases = vec![valid("large keys", plain(method, large))];
@@ -165,7 +164,7 @@ fn plain_json(method: &str, secret: &str, id: &str) -> Json {
         _ if method.starts_with("grpc.reflection.") => {
             json!({ "fileContainingSymbol": "keyvouch.v1.KeyStore" })
         }
-        _ => panic!("{method} is new: say here what a plain request of it is"),
+        _ => panic!("{method}: unknown method; add its plain request here"),
     }
 }
 
@@ -241,7 +240,7 @@ fn values(field: &FieldDescriptor, bytes: usize) -> Vec<(&'static str, Value)> {
                 (", long ones", list((bytes / 131).max(1), &|at| Value::String(format!("{at:0128}")))),
             ],
             Kind::Enum(_) => vec![("", list(bytes, &|_| Value::EnumNumber(1)))],
-            kind => panic!("{} is a list of {kind:?}: say here how to fill it", field.full_name()),
+            kind => panic!("{}: a list of {kind:?}; add values for it here", field.full_name()),
         };
     }
     match field.kind() {

@@ -19,7 +19,6 @@ mod sqlite {
     use super::*;
     keyvouch::api_conformance!(async {
         let (repository, folder) = open_sqlite().await;
-        let repository = repository;
         let server = TestServer::start(repository).await;
         (server.api().await, (server, folder))
     });
@@ -70,7 +69,6 @@ mod sqlite_uncached {
     use super::*;
     keyvouch::api_conformance!(async {
         let (repository, folder) = open_sqlite().await;
-        let repository = repository;
         let mut config = config();
         config.cache.local.enabled = false;
         let server = TestServer::start_with(repository, &config).await;

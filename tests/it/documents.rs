@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use crate::process::program::check_generated;
 
-/// Phrases that are not used, because `docs/glossary.md` has another word for the same concept, or because they are hard to read.
+/// Phrases that are not allowed, because `docs/glossary.md` has another word for the same concept, or because they
+/// are hard to read.
 const BANNED: [&str; 9] = [
     " is no ",
     " are no ",
@@ -17,7 +18,7 @@ const BANNED: [&str; 9] = [
     "belongs into",
     "time-out",
 ];
-/// Phrases that contain one of those and are used.
+/// Phrases that contain a banned phrase and are allowed.
 const ALLOWED: [&str; 5] =
     ["is no longer", "are no longer", "here is no ", "here are no ", "adr/0005-look-ups"];
 
@@ -35,11 +36,12 @@ fn files(path: &Path, extensions: &[&str], found: &mut Vec<PathBuf>) {
 fn no_banned_phrase_is_used() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut checked = Vec::new();
-    for place in [
+    for path in [
         "src",
         "migration/src",
         "examples",
         "benches",
+        "tests",
         "proto",
         "helm",
         "docs",
@@ -47,10 +49,12 @@ fn no_banned_phrase_is_used() {
         "SECURITY.md",
         "CONTRIBUTING.md",
     ] {
-        files(&root.join(place), &["rs", "proto", "md", "yaml", "tpl", "txt", "json"], &mut checked);
+        files(&root.join(path), &["rs", "proto", "md", "yaml", "tpl", "txt", "json"], &mut checked);
     }
-    // Decisions are a record of their time.
-    checked.retain(|file| !file.starts_with(root.join("docs/adr")));
+    // Decision records keep the wording of their time, and this file contains the phrases.
+    checked.retain(|file| {
+        !file.starts_with(root.join("docs/adr")) && *file != root.join("tests/it/documents.rs")
+    });
     assert!(checked.len() > 100);
     let mut found = Vec::new();
     for file in checked {

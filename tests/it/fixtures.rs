@@ -1,4 +1,4 @@
-//! Tests that databases of earlier releases are migrated without losing data.
+//! Tests that databases of earlier releases are migrated without loss of data.
 //!
 //! `tests/fixtures/RELEASE/` has a dump for each kind of database, taken after that release ran [`fill`] on
 //! it.
@@ -58,7 +58,7 @@ fn key(number: u8) -> ApiKey {
     }
 }
 
-/// Makes every kind of change, and records a use.
+/// Makes every kind of change, and records a last use.
 async fn fill(repository: &(impl KeyRepository + UsageStore)) {
     for number in 1..=5 {
         repository.create(key(number), &context(number.into())).await.unwrap();
@@ -94,7 +94,8 @@ fn readable<T, P>(listed: Listed<T, P>) -> T {
     listed.read().unwrap()
 }
 
-async fn nothing_is_lost(url: &str) {
+/// Migrates the database, and compares it with a backend in memory in which the same changes were made.
+async fn check_migration(url: &str) {
     let repository = SqlRepository::open(url, patient()).await.unwrap();
     repository.migrate().await.unwrap();
     assert_eq!(repository.schema_state().await.unwrap().pending, Vec::<String>::new());
@@ -109,10 +110,10 @@ async fn nothing_is_lost(url: &str) {
     }
     // New changes continue after the existing ones.
     let last = repository.changes(None, 100).await.unwrap();
-    let again = repository.create(key(5), &context(15)).await.unwrap();
-    let news = repository.changes(Some(&last.position), 100).await.unwrap().events;
-    assert_eq!(news.iter().map(|event| event.revision).collect::<Vec<_>>(), [again.revision]);
-    assert!(last.events.iter().all(|event| event.revision < again.revision));
+    let created = repository.create(key(5), &context(15)).await.unwrap();
+    let new = repository.changes(Some(&last.position), 100).await.unwrap().events;
+    assert_eq!(new.iter().map(|event| event.revision).collect::<Vec<_>>(), [created.revision]);
+    assert!(last.events.iter().all(|event| event.revision < created.revision));
 }
 
 /// Runs the statements of a dump.
@@ -123,23 +124,23 @@ async fn restore(url: &str, dump: &str) {
 }
 
 #[tokio::test]
-async fn sqlite_of_0_1_0() {
+async fn a_sqlite_database_of_0_1_0_is_migrated_without_loss() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("kv.db").display().to_string();
     restore(&format!("sqlite://{path}?mode=rwc"), include_str!("../fixtures/0.1.0/sqlite.sql")).await;
-    nothing_is_lost(&format!("sqlite://{path}")).await;
+    check_migration(&format!("sqlite://{path}")).await;
 }
 
 #[tokio::test]
-async fn postgres_of_0_1_0() {
+async fn a_postgres_database_of_0_1_0_is_migrated_without_loss() {
     let url = Kind::Postgres.database().await;
     restore(&url, include_str!("../fixtures/0.1.0/postgres.sql")).await;
-    nothing_is_lost(&url).await;
+    check_migration(&url).await;
 }
 
 #[tokio::test]
-async fn mariadb_of_0_1_0() {
+async fn a_mariadb_database_of_0_1_0_is_migrated_without_loss() {
     let url = Kind::MariaDb.database().await;
     restore(&url, include_str!("../fixtures/0.1.0/mariadb.sql")).await;
-    nothing_is_lost(&url).await;
+    check_migration(&url).await;
 }

@@ -1,4 +1,5 @@
-//! Tests with gateways that authorize by HTTP status and use this server. They must admit no request.
+//! Tests with gateways that authorize requests by the HTTP status of a subrequest, and that are misconfigured to
+//! send it to the gRPC port. They must deny every request.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -45,21 +46,21 @@ impl Gateway {
     }
 
     /// Returns the status and the complete response to a request with these headers.
-    fn ask(&self, method: &str, path: &str, headers: &str) -> (u16, String) {
+    fn request(&self, method: &str, path: &str, headers: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let request = format!(
             "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: 0\r\n{headers}\r\n"
         );
         stream.write_all(request.as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
-        (status, answer)
+        let mut response = String::new();
+        stream.read_to_string(&mut response).unwrap();
+        let status = response.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, response)
     }
 }
 
-/// Starts a server that must not be reached without a key.
+/// Starts an HTTP server whose response must never reach a client.
 fn upstream() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
@@ -68,8 +69,8 @@ fn upstream() -> SocketAddr {
             let mut stream = stream.unwrap();
             let mut request = [0; 4096];
             let _ = stream.read(&mut request);
-            let answer = "HTTP/1.1 200 OK\r\ncontent-length: 11\r\nconnection: close\r\n\r\nSECRET DATA";
-            let _ = stream.write_all(answer.as_bytes());
+            let response = "HTTP/1.1 200 OK\r\ncontent-length: 11\r\nconnection: close\r\n\r\nSECRET DATA";
+            let _ = stream.write_all(response.as_bytes());
         }
     });
     address
@@ -144,7 +145,9 @@ fn start_envoy(folder: &Path, filter: &str, clusters: &str) -> Gateway {
     Gateway::start(command, folder, address)
 }
 
-async fn nobody_gets_past(gateway: fn(&Path, SocketAddr, SocketAddr) -> Gateway) {
+/// Checks that `gateway` denies requests with and without keys, and of all methods and paths that could be
+/// forwarded to the gRPC port.
+async fn check_denies_every_request(gateway: fn(&Path, SocketAddr, SocketAddr) -> Gateway) {
     let server = TestServer::start(MemoryRepository::new()).await;
     let (_, secret) = server.api().await.create(new_key()).await;
     let folder = crate::databases::folder("gateway");
@@ -155,11 +158,11 @@ async fn nobody_gets_past(gateway: fn(&Path, SocketAddr, SocketAddr) -> Gateway)
             String::new(),
             "content-type: application/grpc\r\n".to_owned(),
             "authorization: Bearer nonsense\r\n".to_owned(),
-            // Not even a request with a key is admitted, because nothing here checks it.
+            // Requests with a valid key are denied too, because the gateway does not call a method.
             format!("authorization: Bearer {secret}\r\n"),
             format!("authorization: Bearer {secret}\r\ncontent-type: application/grpc\r\n"),
         ] {
-            // Paths of methods are tried too.
+            // Some paths are those of gRPC methods.
             for (method, path) in [
                 ("GET", "/app"),
                 ("HEAD", "/app"),
@@ -168,11 +171,11 @@ async fn nobody_gets_past(gateway: fn(&Path, SocketAddr, SocketAddr) -> Gateway)
                 ("POST", "/keyvouch.v1.Validator/Validate"),
                 ("POST", "/grpc.health.v1.Health/Check"),
             ] {
-                let (status, answer) = gateway.ask(method, path, &headers);
+                let (status, response) = gateway.request(method, path, &headers);
                 // Envoy responds to a rejected gRPC call with 200 and a `grpc-status`.
-                let is_refused = status >= 400 || answer.contains("\r\ngrpc-status: ");
-                assert!(is_refused, "{method} {path} {headers}: {answer}");
-                assert!(!answer.contains("SECRET DATA"), "{method} {path} {headers}: {answer}");
+                let is_denied = status >= 400 || response.contains("\r\ngrpc-status: ");
+                assert!(is_denied, "{method} {path} {headers}: {response}");
+                assert!(!response.contains("SECRET DATA"), "{method} {path} {headers}: {response}");
             }
         }
     })
@@ -181,11 +184,11 @@ async fn nobody_gets_past(gateway: fn(&Path, SocketAddr, SocketAddr) -> Gateway)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nginx_lets_nobody_in() {
-    nobody_gets_past(nginx).await;
+async fn nginx_auth_request_denies_every_request() {
+    check_denies_every_request(nginx).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn envoy_lets_nobody_in() {
-    nobody_gets_past(envoy).await;
+async fn envoy_ext_authz_denies_every_request() {
+    check_denies_every_request(envoy).await;
 }

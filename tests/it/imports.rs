@@ -1,5 +1,5 @@
-//! Tests of `ImportKeys` with common clients. They send faster than the backend stores, and flow control
-//! slows them down.
+//! Tests of back-pressure on `ImportKeys` with common gRPC clients. They send faster than the backend stores, so
+//! flow control has to slow them down.
 
 use std::fmt;
 use std::path::Path;
@@ -19,7 +19,7 @@ use crate::support::{TOKEN, TestServer};
 
 const ROWS: u32 = 100_000;
 
-/// A backend that stores many keys slowly. A batch takes as long as with a distant database.
+/// A backend that stores batches of keys slowly, as a distant database does.
 #[derive(Debug, Default)]
 struct SlowImports(MemoryRepository);
 
@@ -30,8 +30,8 @@ impl fmt::Display for SlowImports {
 }
 
 impl From<SlowImports> for Backend {
-    fn from(double: SlowImports) -> Self {
-        Self::new(double)
+    fn from(repository: SlowImports) -> Self {
+        Self::new(repository)
     }
 }
 
@@ -75,8 +75,9 @@ fn row(number: u32) -> pb::ImportKeysRequest {
     }
 }
 
-/// Runs a client that imports [`ROWS`] and concurrently validates. Prints the number of responses to each.
-async fn all_are_imported(client: fn(&Path, &str) -> Command, through_envoy: bool) {
+/// Runs a client that imports [`ROWS`] and concurrently validates on the same connection. Checks that all rows are
+/// imported, and that no validation fails.
+async fn check_back_pressure(client: fn(&Path, &str) -> Command, through_envoy: bool) {
     let server = TestServer::start(SlowImports::default()).await;
     let (_, secret) = server.api().await.create(new_key()).await;
     let folder = crate::databases::folder("imports");
@@ -122,28 +123,28 @@ fn grpc_js(folder: &Path, address: &str) -> Command {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn grpcio_is_held_back() {
-    all_are_imported(grpcio, false).await;
+async fn back_pressure_reaches_grpcio() {
+    check_back_pressure(grpcio, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn grpcio_through_envoy_is_held_back() {
-    all_are_imported(grpcio, true).await;
+async fn back_pressure_reaches_grpcio_through_envoy() {
+    check_back_pressure(grpcio, true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn grpc_js_is_held_back() {
-    all_are_imported(grpc_js, false).await;
+async fn back_pressure_reaches_grpc_js() {
+    check_back_pressure(grpc_js, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn grpc_js_through_envoy_is_held_back() {
-    all_are_imported(grpc_js, true).await;
+async fn back_pressure_reaches_grpc_js_through_envoy() {
+    check_back_pressure(grpc_js, true).await;
 }
 
 /// `buf` is written in Go, and uses another implementation of HTTP/2.
 #[tokio::test(flavor = "multi_thread")]
-async fn buf_curl_is_held_back() {
+async fn back_pressure_reaches_buf_curl() {
     let server = TestServer::start(SlowImports::default()).await;
     let folder = crate::databases::folder("imports");
     let encoded = |number: u32| data_encoding::BASE64.encode(&row(number).hash);
@@ -153,7 +154,7 @@ async fn buf_curl_is_held_back() {
     let file = folder.path().join("rows");
     std::fs::write(&file, rows.join("\n")).unwrap();
     let url = format!("http://{}/keyvouch.v1.KeyStore/ImportKeys", server.address);
-    let answers = tokio::task::spawn_blocking(move || {
+    let responses = tokio::task::spawn_blocking(move || {
         let mut command = Command::new(tool("buf"));
         command.args(["curl", "--protocol", "grpc", "--http2-prior-knowledge", "--data", "@-"]);
         command.args(["--header", &format!("authorization: Bearer {TOKEN}"), &url]);
@@ -163,5 +164,5 @@ async fn buf_curl_is_held_back() {
     })
     .await
     .unwrap();
-    assert_eq!(answers.matches("\"createTime\"").count(), usize::try_from(ROWS).unwrap());
+    assert_eq!(responses.matches("\"createTime\"").count(), usize::try_from(ROWS).unwrap());
 }

@@ -1,13 +1,13 @@
-//! Tests of the binary as a process, as users run it.
+//! Tests of the program as a process, as users run it.
 
 mod cli;
+mod durability;
 mod examples;
 mod import;
-mod life;
 pub(crate) mod program;
 mod readme;
+mod reflection;
 mod rolling;
 mod secrecy;
-mod start;
-mod strangers;
+mod startup;
 mod traces;

@@ -17,8 +17,7 @@ pub(crate) fn send_to_tree(pid: u32, signal: Signal) {
     }
 }
 
-/// Returns whether the process `pid` runs. A process that has ended, but whose parent has not waited for it,
-/// does not.
+/// Returns whether the process `pid` is running. A zombie process is not running.
 pub(crate) fn is_running(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(')').is_some_and(|(_, rest)| !matches!(rest.trim_start().as_bytes(), [b'Z' | b'X', ..]))

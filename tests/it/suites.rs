@@ -1,10 +1,11 @@
-//! The macros of the conformance suites run every clause.
+//! Checks that the macros of the conformance suites list every clause.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-/// Reads the names of the clauses that `file` defines: its public asynchronous functions, which take what is tested.
+/// Reads the names of the clauses that `file` defines: its public asynchronous functions whose parameter is the
+/// subject of the test.
 fn defined(file: &Path, module: Option<&str>) -> BTreeSet<String> {
     let source = fs::read_to_string(file).unwrap();
     let names = source.lines().filter_map(|line| {
@@ -27,7 +28,7 @@ fn listed(file: &Path) -> BTreeSet<String> {
 }
 
 #[test]
-fn every_clause_is_run() {
+fn conformance_macros_list_every_clause() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/conformance");
     for suite in ["repository", "api", "cache"] {
         let file = folder.join(suite).with_extension("rs");

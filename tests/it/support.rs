@@ -91,12 +91,12 @@ impl TestServer {
     }
 }
 
-/// Waits until a condition holds.
-pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let patience = tokio::time::timeout(Duration::from_secs(30), async {
-        while !is_so().await {
+/// Waits until a condition holds. Panics after 30 seconds.
+pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let polling = tokio::time::timeout(Duration::from_secs(30), async {
+        while !holds().await {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     });
-    patience.await.unwrap_or_else(|_| panic!("waited in vain for {what}"));
+    polling.await.unwrap_or_else(|_| panic!("timed out waiting for {what}"));
 }

@@ -8,7 +8,7 @@ use crate::grpc::pb;
 use crate::grpc::pb::create_key_request::Expiry;
 
 /// A new key has the requested fields, and defaults for the others.
-pub async fn a_created_key_has_what_was_asked_for(api: Api) {
+pub async fn a_created_key_has_the_requested_fields(api: Api) {
     let (key, secret) = api.create(new_key()).await;
     assert!(secret.starts_with(&key.prefix));
     assert_eq!((key.name.as_str(), key.owner_id.as_str()), ("name", "owner"));
@@ -21,7 +21,7 @@ pub async fn a_created_key_has_what_was_asked_for(api: Api) {
 }
 
 /// `GetKey` returns the values that were passed to `CreateKey`.
-pub async fn every_field_makes_the_round_trip(api: Api) {
+pub async fn every_field_round_trips(api: Api) {
     let expire_time = prost_types::Timestamp { seconds: 4_102_444_800, nanos: 123_456_000 };
     let request = pb::CreateKeyRequest {
         name: "ü".repeat(128),
@@ -46,7 +46,7 @@ pub async fn every_field_makes_the_round_trip(api: Api) {
 }
 
 /// Only the response of the creation has the secret or its body.
-pub async fn the_secret_is_shown_once(api: Api) {
+pub async fn the_secret_is_returned_once(api: Api) {
     let (key, secret) = api.create(new_key()).await;
     let (_, other) = api.create(new_key()).await;
     assert_ne!(secret, other);
@@ -57,9 +57,9 @@ pub async fn the_secret_is_shown_once(api: Api) {
 }
 
 /// Each error names the invalid field.
-pub async fn wrong_fields_of_create_are_named(api: Api) {
+pub async fn invalid_fields_of_create_are_named(api: Api) {
     let past = prost_types::Timestamp { seconds: 1, nanos: 0 };
-    let crooked = prost_types::Timestamp { seconds: 1, nanos: -1 };
+    let invalid = prost_types::Timestamp { seconds: 1, nanos: -1 };
     let cases: [(&str, pb::CreateKeyRequest); 15] = [
         ("name", pb::CreateKeyRequest { name: String::new(), ..new_key() }),
         ("name", pb::CreateKeyRequest { name: "n".repeat(129), ..new_key() }),
@@ -71,7 +71,7 @@ pub async fn wrong_fields_of_create_are_named(api: Api) {
         ("metadata", pb::CreateKeyRequest { metadata: [("k".into(), "v".repeat(513))].into(), ..new_key() }),
         ("prefix", pb::CreateKeyRequest { prefix: Some("other_".into()), ..new_key() }),
         ("expire_time", pb::CreateKeyRequest { expiry: Some(Expiry::ExpireTime(past)), ..new_key() }),
-        ("expire_time", pb::CreateKeyRequest { expiry: Some(Expiry::ExpireTime(crooked)), ..new_key() }),
+        ("expire_time", pb::CreateKeyRequest { expiry: Some(Expiry::ExpireTime(invalid)), ..new_key() }),
         ("ttl", pb::CreateKeyRequest { expiry: Some(Expiry::Ttl(seconds(0))), ..new_key() }),
         ("ttl", pb::CreateKeyRequest { expiry: Some(Expiry::Ttl(seconds(-1))), ..new_key() }),
         ("ttl", pb::CreateKeyRequest { expiry: Some(Expiry::Ttl(seconds(i64::MAX))), ..new_key() }),
@@ -84,8 +84,8 @@ pub async fn wrong_fields_of_create_are_named(api: Api) {
     assert_eq!(listed.keys, [], "nothing was stored");
 }
 
-/// Not even an admin can grant an unknown reserved scope.
-pub async fn reserved_scopes_that_nobody_holds_can_not_be_granted(api: Api) {
+/// No caller can grant an unknown reserved scope, not even with an admin token.
+pub async fn an_unknown_reserved_scope_is_not_grantable(api: Api) {
     let scopes = |scope: &str| vec!["read".to_owned(), scope.to_owned()];
     let request = pb::CreateKeyRequest { scopes: scopes("keyvouch.everything"), ..new_key() };
     let expected = (Code::PermissionDenied, "SCOPE_NOT_GRANTABLE".to_owned());
@@ -102,7 +102,7 @@ pub async fn reserved_scopes_that_nobody_holds_can_not_be_granted(api: Api) {
 
 /// A retry does not create a second key. It returns the id of the first one, even if that was deleted.
 /// Without an id, each call creates a key.
-pub async fn a_request_id_makes_a_retry_safe(api: Api) {
+pub async fn a_retry_with_a_request_id_creates_no_second_key(api: Api) {
     let request = pb::CreateKeyRequest { request_id: "0c7e-retry".into(), ..new_key() };
     let (first, _) = api.create(request.clone()).await;
     for _ in 0..2 {
@@ -120,10 +120,10 @@ pub async fn a_request_id_makes_a_retry_safe(api: Api) {
 }
 
 /// A request id has visible ASCII characters only, and a maximum length.
-pub async fn an_odd_request_id_is_refused(api: Api) {
-    for odd in ["a b", "ü", "\n", &"x".repeat(129)] {
-        let request = pb::CreateKeyRequest { request_id: odd.to_owned(), ..new_key() };
-        assert_eq!(wrong_field(api.key_store().create_key(request).await), "request_id", "{odd:?}");
+pub async fn an_invalid_request_id_is_rejected(api: Api) {
+    for invalid in ["a b", "ü", "\n", &"x".repeat(129)] {
+        let request = pb::CreateKeyRequest { request_id: invalid.to_owned(), ..new_key() };
+        assert_eq!(wrong_field(api.key_store().create_key(request).await), "request_id", "{invalid:?}");
     }
     api.create(pb::CreateKeyRequest { request_id: "x".repeat(128), ..new_key() }).await;
 }

@@ -6,7 +6,7 @@ use super::{Api, new_key, refusal};
 use crate::grpc::pb;
 
 /// Validations, reads and listings no longer find the key, and neither does a second deletion.
-pub async fn a_deleted_key_is_gone(api: Api) {
+pub async fn a_deleted_key_is_not_found(api: Api) {
     let (key, secret) = api.create(new_key()).await;
     assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
     let mut key_store = api.key_store();
@@ -21,11 +21,11 @@ pub async fn a_deleted_key_is_gone(api: Api) {
 }
 
 /// A key that has changed since the expected revision is not deleted.
-pub async fn an_old_revision_is_not_deleted(api: Api) {
+pub async fn an_outdated_revision_aborts_the_deletion(api: Api) {
     let (key, secret) = api.create(new_key()).await;
     let request = |revision| pb::DeleteKeyRequest { id: key.id.clone(), expected_revision: Some(revision) };
-    let refused = api.key_store().delete_key(request(key.revision - 1)).await;
-    assert_eq!(refusal(refused), (Code::Aborted, "REVISION_MISMATCH".to_owned()));
+    let outdated = api.key_store().delete_key(request(key.revision - 1)).await;
+    assert_eq!(refusal(outdated), (Code::Aborted, "REVISION_MISMATCH".to_owned()));
     assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
     api.key_store().delete_key(request(key.revision)).await.unwrap();
     assert_eq!(api.reason(&secret).await, pb::Reason::NotFound);

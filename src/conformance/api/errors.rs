@@ -20,7 +20,7 @@ fn update(id: &str) -> pb::UpdateKeyRequest {
 pub async fn unknown_ids_are_not_found(api: Api) {
     let id = || UNKNOWN.to_owned();
     let mut key_store = api.key_store();
-    let refusals = [
+    let errors = [
         refusal(key_store.get_key(pb::GetKeyRequest { id: id() }).await),
         refusal(key_store.update_key(update(UNKNOWN)).await),
         refusal(
@@ -29,18 +29,18 @@ pub async fn unknown_ids_are_not_found(api: Api) {
         refusal(key_store.revoke_key(pb::RevokeKeyRequest { id: id(), reason: String::new() }).await),
         refusal(key_store.delete_key(pb::DeleteKeyRequest { id: id(), expected_revision: None }).await),
     ];
-    for refusal in refusals {
-        assert_eq!(refusal, (Code::NotFound, "KEY_NOT_FOUND".to_owned()));
+    for error in errors {
+        assert_eq!(error, (Code::NotFound, "KEY_NOT_FOUND".to_owned()));
     }
 }
 
 /// All methods return `INVALID_ARGUMENT`.
-pub async fn odd_ids_are_wrong_fields(api: Api) {
+pub async fn malformed_ids_are_invalid_fields(api: Api) {
     let mut key_store = api.key_store();
-    for odd in ["", "x", "0190a6f01a2b7c3d8e4f0123456789ab", "'; DROP TABLE api_key; --"] {
-        let id = || odd.to_owned();
+    for malformed in ["", "x", "0190a6f01a2b7c3d8e4f0123456789ab", "'; DROP TABLE api_key; --"] {
+        let id = || malformed.to_owned();
         assert_eq!(wrong_field(key_store.get_key(pb::GetKeyRequest { id: id() }).await), "id");
-        assert_eq!(wrong_field(key_store.update_key(update(odd)).await), "key.id");
+        assert_eq!(wrong_field(key_store.update_key(update(malformed)).await), "key.id");
         let rotate = pb::RotateKeyRequest { id: id(), ..pb::RotateKeyRequest::default() };
         assert_eq!(wrong_field(key_store.rotate_key(rotate).await), "id");
         let revoke = pb::RevokeKeyRequest { id: id(), reason: String::new() };

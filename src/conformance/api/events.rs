@@ -7,8 +7,8 @@ async fn list(api: &Api, request: pb::ListEventsRequest) -> pb::ListEventsRespon
     api.key_store().list_events(request).await.unwrap().into_inner()
 }
 
-/// An event has the actor, the change, the time and the request id, also if its key was deleted.
-pub async fn it_tells_what_was_done_to_a_key_that_is_gone(api: Api) {
+/// Each event has its actor, change, time and request id, even after its key was deleted.
+pub async fn events_outlive_their_key(api: Api) {
     let (key, _) = api.create(new_key()).await;
     api.create(new_key()).await;
     api.revoke(&key.id, "leaked").await;
@@ -31,7 +31,7 @@ pub async fn it_tells_what_was_done_to_a_key_that_is_gone(api: Api) {
 
 /// The pages have every event once, newest first. A page token is valid only with the filter that it was
 /// issued for.
-pub async fn its_pages_hold_every_event_once(api: Api) {
+pub async fn pages_list_every_event_once(api: Api) {
     for _ in 0..5 {
         api.create(new_key()).await;
     }
@@ -52,6 +52,6 @@ pub async fn its_pages_hold_every_event_once(api: Api) {
     assert_eq!(wrong_field(api.key_store().list_events(request).await), "page_token");
     let negative = pb::ListEventsRequest { page_size: -1, ..pb::ListEventsRequest::default() };
     assert_eq!(wrong_field(api.key_store().list_events(negative).await), "page_size");
-    let odd = pb::ListEventsRequest { key_id: "x".into(), ..pb::ListEventsRequest::default() };
-    assert_eq!(wrong_field(api.key_store().list_events(odd).await), "key_id");
+    let malformed = pb::ListEventsRequest { key_id: "x".into(), ..pb::ListEventsRequest::default() };
+    assert_eq!(wrong_field(api.key_store().list_events(malformed).await), "key_id");
 }

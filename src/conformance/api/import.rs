@@ -39,7 +39,7 @@ async fn outcome(api: &Api, request: pb::ImportKeysRequest) -> Outcome {
 }
 
 /// Returns the code of a rejection, its machine-readable reason, and the field that it names, if any.
-fn refusal(outcome: Outcome) -> (Code, String, String) {
+fn rejection(outcome: Outcome) -> (Code, String, String) {
     let Outcome::Error(error) = outcome else { panic!("{outcome:?}") };
     let (code, details) = (Code::from(error.code), prost::Message::encode_to_vec(&error));
     let status = tonic::Status::with_details(code, error.message, details.into());
@@ -47,47 +47,47 @@ fn refusal(outcome: Outcome) -> (Code, String, String) {
     (code, status.get_details_error_info().unwrap().reason, field.unwrap_or_default())
 }
 
-fn second(seconds: i64) -> prost_types::Timestamp {
+fn time(seconds: i64) -> prost_types::Timestamp {
     prost_types::Timestamp { seconds, nanos: 5_000 }
 }
 
 /// The key validates with its secret, which the server has never received before.
-pub async fn an_imported_key_is_as_it_was_given(api: Api) {
+pub async fn an_imported_key_keeps_its_fields(api: Api) {
     let (request, secret) = foreign_with(|key| {
         key.description = "from elsewhere".into();
         key.scopes = vec!["read".into(), "write".into()];
         key.metadata = [("old_id".into(), "7".into())].into();
-        key.create_time = Some(second(1_600_000_000));
-        key.expire_time = Some(second(4_102_444_800));
-        key.last_used_time = Some(second(1_700_000_000));
+        key.create_time = Some(time(1_600_000_000));
+        key.expire_time = Some(time(4_102_444_800));
+        key.last_used_time = Some(time(1_700_000_000));
     });
-    let given = request.key.clone().unwrap();
-    let Outcome::Key(key) = outcome(&api, request).await else { panic!("it was refused") };
+    let imported = request.key.clone().unwrap();
+    let Outcome::Key(key) = outcome(&api, request).await else { panic!("the import was rejected") };
     assert!(!key.id.is_empty() && key.revision > 0 && key.update_time.is_some());
-    let kept = pb::Key { state: pb::KeyState::Active.into(), ..given };
-    let made = pb::Key { id: String::new(), revision: 0, update_time: None, ..key.clone() };
-    assert_eq!(made, kept);
+    let expected = pb::Key { state: pb::KeyState::Active.into(), ..imported };
+    let comparable = pb::Key { id: String::new(), revision: 0, update_time: None, ..key.clone() };
+    assert_eq!(comparable, expected);
     assert_eq!(api.get(&key.id).await, key);
     let validated = api.validate(&secret).await;
     assert_eq!((validated.reason(), validated.key.unwrap().id), (pb::Reason::Valid, key.id));
 }
 
 /// The revocation and the expiry of an imported key are kept.
-pub async fn what_has_ended_elsewhere_stays_ended(api: Api) {
+pub async fn an_imported_key_keeps_its_revocation_and_expiry(api: Api) {
     let (revoked, secret_of_revoked) = foreign_with(|key| {
-        key.revoke_time = Some(second(1_700_000_000));
+        key.revoke_time = Some(time(1_700_000_000));
         key.revoke_reason = "leaked".into();
     });
-    let (expired, secret_of_expired) = foreign_with(|key| key.expire_time = Some(second(1_700_000_000)));
+    let (expired, secret_of_expired) = foreign_with(|key| key.expire_time = Some(time(1_700_000_000)));
     let answers = import(&api, vec![revoked, expired]).await;
     let Some(Outcome::Key(key)) = &answers[0].result else { panic!("{answers:?}") };
-    assert_eq!((key.revoke_time, key.revoke_reason.as_str()), (Some(second(1_700_000_000)), "leaked"));
+    assert_eq!((key.revoke_time, key.revoke_reason.as_str()), (Some(time(1_700_000_000)), "leaked"));
     assert_eq!(api.reason(&secret_of_revoked).await, pb::Reason::Revoked);
     assert_eq!(api.reason(&secret_of_expired).await, pb::Reason::Expired);
 }
 
 /// The outcomes are in the order of the messages. A rejected key does not affect the others.
-pub async fn each_key_has_its_answer(api: Api) {
+pub async fn each_imported_key_has_its_own_outcome(api: Api) {
     let (good, secret) = foreign();
     let (nameless, _) = foreign_with(|key| key.name.clear());
     let (other, secret_of_other) = foreign();
@@ -95,22 +95,26 @@ pub async fn each_key_has_its_answer(api: Api) {
     let indexes: Vec<_> = answers.iter().map(|answer| answer.index).collect();
     assert_eq!(indexes, [0, 1, 2, 3]);
     let mut outcomes = answers.into_iter().map(|answer| answer.result.unwrap());
-    let Some(Outcome::Key(first)) = outcomes.next() else { panic!("the first was refused") };
+    let Some(Outcome::Key(first)) = outcomes.next() else { panic!("the first key was rejected") };
     let invalid = (Code::InvalidArgument, "INVALID_FIELD".to_owned(), "key.name".to_owned());
-    assert_eq!(refusal(outcomes.next().unwrap()), invalid);
+    assert_eq!(rejection(outcomes.next().unwrap()), invalid);
     let taken = (Code::AlreadyExists, "KEY_ALREADY_EXISTS".to_owned(), String::new());
-    assert_eq!(refusal(outcomes.next().unwrap()), taken);
+    assert_eq!(rejection(outcomes.next().unwrap()), taken);
     assert!(matches!(outcomes.next(), Some(Outcome::Key(_))));
     for secret in [&secret, &secret_of_other] {
         assert_eq!(api.reason(secret).await, pb::Reason::Valid);
     }
     api.revoke(&first.id, "").await;
-    assert_eq!(refusal(outcome(&api, good).await), taken);
-    assert_eq!(api.reason(&secret).await, pb::Reason::Revoked, "importing it again brings nothing back");
+    assert_eq!(rejection(outcome(&api, good).await), taken);
+    assert_eq!(
+        api.reason(&secret).await,
+        pb::Reason::Revoked,
+        "a second import must not undo the revocation"
+    );
 }
 
 /// An import has more keys than one batch. Repeating it changes nothing.
-pub async fn an_import_can_be_repeated(api: Api) {
+pub async fn a_repeated_import_changes_nothing(api: Api) {
     let keys: Vec<_> = (0..1_200).map(|_| foreign().0).collect();
     let answers = import(&api, keys.clone()).await;
     assert!((0..).zip(&answers).all(|(index, answer)| answer.index == index));
@@ -118,64 +122,64 @@ pub async fn an_import_can_be_repeated(api: Api) {
     let again = import(&api, keys).await;
     assert_eq!(again.len(), 1_200);
     for answer in again {
-        assert_eq!(refusal(answer.result.unwrap()).0, Code::AlreadyExists);
+        assert_eq!(rejection(answer.result.unwrap()).0, Code::AlreadyExists);
     }
     assert_eq!(import(&api, Vec::new()).await, []);
 }
 
 /// Each error names the invalid field.
-pub async fn wrong_fields_of_import_are_named(api: Api) {
-    let ahead = Some(second(4_102_444_800));
-    let mut of_another_hash = foreign().0;
-    let another = KeyHash::from_bytes([!of_another_hash.hash[0]; KeyHash::BYTES]);
+pub async fn invalid_fields_of_import_are_named(api: Api) {
+    let future = Some(time(4_102_444_800));
+    let mut with_id_of_another_hash = foreign().0;
+    let another = KeyHash::from_bytes([!with_id_of_another_hash.hash[0]; KeyHash::BYTES]);
     let id = KeyId::generate(Timestamp::MAX, &another, &SystemEntropy).unwrap();
-    of_another_hash.key.as_mut().unwrap().id = id.to_string();
+    with_id_of_another_hash.key.as_mut().unwrap().id = id.to_string();
     let cases = [
         ("key", pb::ImportKeysRequest { key: None, ..foreign().0 }),
         ("hash", pb::ImportKeysRequest { hash: vec![0; 31], ..foreign().0 }),
-        ("key.id", of_another_hash),
+        ("key.id", with_id_of_another_hash),
         ("key.id", foreign_with(|key| key.id = "00000000-0000-4000-8000-000000000000".into()).0),
         ("key.owner_id", foreign_with(|key| key.owner_id.clear()).0),
         ("key.prefix", foreign_with(|key| key.prefix = "No".into()).0),
         ("key.scopes[0]", foreign_with(|key| key.scopes = vec!["a b".into()]).0),
-        ("key.create_time", foreign_with(|key| key.create_time = ahead).0),
-        ("key.revoke_time", foreign_with(|key| key.revoke_time = ahead).0),
-        ("key.last_used_time", foreign_with(|key| key.last_used_time = ahead).0),
+        ("key.create_time", foreign_with(|key| key.create_time = future).0),
+        ("key.revoke_time", foreign_with(|key| key.revoke_time = future).0),
+        ("key.last_used_time", foreign_with(|key| key.last_used_time = future).0),
         ("key.revoke_reason", foreign_with(|key| key.revoke_reason = "no time".into()).0),
     ];
     for (field, request) in cases {
-        let (code, reason, named) = refusal(outcome(&api, request).await);
+        let (code, reason, named) = rejection(outcome(&api, request).await);
         assert_eq!((code, reason.as_str(), named.as_str()), (Code::InvalidArgument, "INVALID_FIELD", field));
     }
     let listed = api.key_store().list_keys(pb::ListKeysRequest::default()).await.unwrap().into_inner();
     assert_eq!(listed.keys, [], "nothing was stored");
 }
 
-/// Imports follow the rule of other ways to create a key.
-pub async fn an_import_grants_no_reserved_scope_that_the_caller_lacks(api: Api) {
+/// The rule is the same as for `CreateKey`.
+pub async fn an_import_grants_no_unknown_reserved_scope(api: Api) {
     let (request, secret) = foreign_with(|key| key.scopes = vec!["keyvouch.everything".into()]);
-    let refused = (Code::PermissionDenied, "SCOPE_NOT_GRANTABLE".to_owned(), String::new());
-    assert_eq!(refusal(outcome(&api, request).await), refused);
+    let rejected = (Code::PermissionDenied, "SCOPE_NOT_GRANTABLE".to_owned(), String::new());
+    assert_eq!(rejection(outcome(&api, request).await), rejected);
     assert_eq!(api.reason(&secret).await, pb::Reason::NotFound);
 }
 
-/// A key string that was revoked does not become valid again by deleting and importing its key. The import
-/// can allow that explicitly, and the audit trail then records it.
-pub async fn a_revoked_string_is_not_revived(api: Api) {
+/// Deleting a revoked key and importing its hash does not make the key valid again. A row can allow that
+/// explicitly, and the audit trail then records it.
+pub async fn a_hash_of_a_deleted_revoked_key_is_not_imported(api: Api) {
     let (request, secret) = foreign();
-    let Outcome::Key(key) = outcome(&api, request.clone()).await else { panic!("it is refused") };
+    let Outcome::Key(key) = outcome(&api, request.clone()).await else { panic!("the import was rejected") };
     api.revoke(&key.id, "leaked").await;
     let delete = |id: &str| pb::DeleteKeyRequest { id: id.to_owned(), expected_revision: None };
     api.key_store().delete_key(delete(&key.id)).await.unwrap();
-    let refused = refusal(outcome(&api, request.clone()).await);
-    assert_eq!(refused, (Code::FailedPrecondition, "HASH_REVOKED".to_owned(), String::new()));
+    let rejected = rejection(outcome(&api, request.clone()).await);
+    assert_eq!(rejected, (Code::FailedPrecondition, "HASH_REVOKED".to_owned(), String::new()));
     assert_eq!(api.reason(&secret).await, pb::Reason::NotFound);
 
     let (plain, _) = foreign();
     let revive = pb::ImportKeysRequest { allow_revoked_hash: true, ..request.clone() };
     let answers = import(&api, vec![request, plain, revive]).await;
     let kinds: Vec<_> = answers.iter().map(|it| matches!(it.result, Some(Outcome::Key(_)))).collect();
-    assert_eq!(kinds, [false, true, true], "the word counts for its own row alone");
+    assert_eq!(kinds, [false, true, true], "`allow_revoked_hash` applies only to its own row");
     assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
     let Some(Outcome::Key(revived)) = &answers[2].result else { panic!("{answers:?}") };
     let request = pb::ListEventsRequest { key_id: revived.id.clone(), ..pb::ListEventsRequest::default() };

@@ -33,7 +33,7 @@ async fn read_pages(api: &Api, mut request: pb::ListKeysRequest) -> (Vec<String>
 }
 
 /// The pages have the keys of one owner, or of all owners. The last page has no token.
-pub async fn pages_hold_every_key_once_newest_first(api: Api) {
+pub async fn pages_list_every_key_once_newest_first(api: Api) {
     let mut expected = Vec::new();
     for number in 0..10 {
         let owner = if number % 2 == 0 { "even" } else { "odd" };
@@ -53,12 +53,12 @@ pub async fn pages_hold_every_key_once_newest_first(api: Api) {
 }
 
 /// A key that exists throughout is listed once, whatever is created and deleted between two pages.
-pub async fn pages_neither_skip_nor_repeat_while_keys_are_made_and_deleted(api: Api) {
-    let mut stay = Vec::new();
-    let mut go = Vec::new();
+pub async fn pages_stay_complete_during_changes(api: Api) {
+    let mut kept = Vec::new();
+    let mut deleted = Vec::new();
     for number in 0..20 {
         let id = api.create(new_key()).await.0.id;
-        if number % 2 == 0 { stay.push(id) } else { go.push(id) }
+        if number % 2 == 0 { kept.push(id) } else { deleted.push(id) }
     }
     let mut listed = Vec::new();
     let mut next = pb::ListKeysRequest { page_size: 3, ..request() };
@@ -70,11 +70,11 @@ pub async fn pages_neither_skip_nor_repeat_while_keys_are_made_and_deleted(api: 
         }
         next.page_token = page.next_page_token;
         api.create(new_key()).await;
-        if let Some(id) = go.pop() {
+        if let Some(id) = deleted.pop() {
             api.key_store().delete_key(pb::DeleteKeyRequest { id, expected_revision: None }).await.unwrap();
         }
     }
-    assert!(stay.iter().all(|id| listed.iter().filter(|it| *it == id).count() == 1), "{listed:?}");
+    assert!(kept.iter().all(|id| listed.iter().filter(|it| *it == id).count() == 1), "{listed:?}");
     let count = listed.len();
     listed.sort();
     listed.dedup();
@@ -90,7 +90,7 @@ pub async fn a_page_token_is_bound_to_its_filter(api: Api) {
     let page_token = page(&api, first.clone()).await.next_page_token;
     let second = pb::ListKeysRequest { page_token: page_token.clone(), page_size: 2, ..first.clone() };
     assert_eq!(page(&api, second.clone()).await.keys.len(), 2);
-    let strangers = [
+    let other_filters = [
         pb::ListKeysRequest { owner_id: "b".into(), ..second.clone() },
         pb::ListKeysRequest { owner_id: String::new(), ..second.clone() },
         pb::ListKeysRequest { states: vec![pb::KeyState::Active.into()], ..second.clone() },
@@ -98,7 +98,7 @@ pub async fn a_page_token_is_bound_to_its_filter(api: Api) {
         pb::ListKeysRequest { page_token: "nonsense".into(), ..second.clone() },
         pb::ListKeysRequest { page_token: format!("{page_token}A"), ..second },
     ];
-    for request in strangers {
+    for request in other_filters {
         assert_eq!(
             wrong_field(api.key_store().list_keys(request.clone()).await),
             "page_token",
@@ -120,7 +120,7 @@ pub async fn page_sizes_are_bounded(api: Api) {
 }
 
 /// A page never exceeds the maximum message size of clients, and no key is missing because of that.
-pub async fn large_keys_make_short_pages(api: Api) {
+pub async fn pages_are_limited_in_bytes(api: Api) {
     let metadata: std::collections::BTreeMap<_, _> =
         (0..32).map(|i| (format!("{i:0>64}"), "🔑".repeat(512))).collect();
     let mut expected = Vec::new();
@@ -134,7 +134,7 @@ pub async fn large_keys_make_short_pages(api: Api) {
 }
 
 /// Lists and streams filter by state and prefix.
-pub async fn filters_narrow_a_listing(api: Api) {
+pub async fn listings_filter_by_state_and_prefix(api: Api) {
     let (active, _) = api.create(new_key()).await;
     let (revoked, _) = api.create(new_key()).await;
     api.revoke(&revoked.id, "").await;
@@ -158,7 +158,7 @@ pub async fn filters_narrow_a_listing(api: Api) {
 }
 
 /// Owners are compared byte by byte, so that differences in case matter.
-pub async fn owners_differ_by_case(api: Api) {
+pub async fn the_owner_filter_is_case_sensitive(api: Api) {
     let (lower, _) = api.create(owned("alice")).await;
     let (upper, _) = api.create(owned("Alice")).await;
     for (owner, id) in [("alice", lower.id), ("Alice", upper.id)] {

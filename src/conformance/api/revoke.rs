@@ -1,13 +1,15 @@
 //! Tests of `RevokeKey`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::watch;
 
 use super::{Api, new_key, wrong_field};
 use crate::grpc::pb;
 
-/// The next validation and all later ones are denied.
-pub async fn it_holds_at_once_and_for_good(api: Api) {
+/// The next validation and all later ones are denied. A reason that is too long is rejected.
+pub async fn a_revocation_denies_all_later_validations(api: Api) {
     let (key, secret) = api.create(new_key()).await;
     assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
     let revoked = api.revoke(&key.id, "leaked").await;
@@ -21,8 +23,8 @@ pub async fn it_holds_at_once_and_for_good(api: Api) {
     assert_eq!(wrong_field(api.key_store().revoke_key(too_long).await), "reason");
 }
 
-/// The first time and reason are kept.
-pub async fn it_is_idempotent(api: Api) {
+/// A second revocation keeps the time and reason of the first.
+pub async fn a_revocation_is_idempotent(api: Api) {
     let (key, _) = api.create(new_key()).await;
     let first = api.revoke(&key.id, "first").await;
     assert_eq!(api.revoke(&key.id, "second").await, first);
@@ -30,29 +32,27 @@ pub async fn it_is_idempotent(api: Api) {
 
 /// Many concurrent callers validate the key while it is revoked. A validation that begins after the response
 /// is denied.
-pub async fn no_call_that_begins_after_it_is_allowed(api: Api) {
+pub async fn a_revocation_denies_concurrent_callers(api: Api) {
     let (key, secret) = api.create(new_key()).await;
     let is_revoked = Arc::new(AtomicBool::new(false));
-    let allowed_before = Arc::new(AtomicUsize::new(0));
+    let allowed_before = Arc::new(watch::Sender::new(0_usize));
     let callers: Vec<_> = (0..50)
         .map(|_| {
             let (api, secret) = (api.clone(), secret.clone());
             let (is_revoked, allowed_before) = (Arc::clone(&is_revoked), Arc::clone(&allowed_before));
             tokio::spawn(async move {
-                let mut refused_after = 0;
-                while refused_after < 5 {
+                let mut denied_after = 0;
+                while denied_after < 5 {
                     let began_after = is_revoked.load(Ordering::SeqCst);
                     let is_allowed = api.validate(&secret).await.valid;
                     assert!(!(began_after && is_allowed), "a revoked key was allowed");
-                    allowed_before.fetch_add(usize::from(is_allowed), Ordering::SeqCst);
-                    refused_after += u32::from(began_after);
+                    allowed_before.send_modify(|allowed| *allowed += usize::from(is_allowed));
+                    denied_after += u32::from(began_after);
                 }
             })
         })
         .collect();
-    while allowed_before.load(Ordering::SeqCst) < 50 {
-        tokio::task::yield_now().await;
-    }
+    allowed_before.subscribe().wait_for(|&allowed| allowed >= 50).await.unwrap();
     api.revoke(&key.id, "leaked").await;
     is_revoked.store(true, Ordering::SeqCst);
     for caller in callers {

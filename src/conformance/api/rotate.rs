@@ -42,9 +42,9 @@ pub async fn without_overlap_the_old_key_is_revoked(api: Api) {
 }
 
 /// A request can set another expiry. The overlap never extends the lifetime of the old key.
-pub async fn the_successor_has_the_attributes_and_the_lifetime(api: Api) {
+pub async fn the_successor_inherits_attributes_and_lifetime(api: Api) {
     let create = pb::CreateKeyRequest {
-        description: "what for".into(),
+        description: "purpose".into(),
         scopes: vec!["read".into()],
         metadata: [("k".to_owned(), "v".to_owned())].into(),
         expiry: Some(Expiry::Ttl(seconds(10 * DAY))),
@@ -70,16 +70,16 @@ pub async fn the_successor_has_the_attributes_and_the_lifetime(api: Api) {
 }
 
 /// Revoked, expired and replaced keys are rejected.
-pub async fn ended_keys_can_not_be_rotated(api: Api) {
+pub async fn inactive_keys_are_not_rotated(api: Api) {
     let mut key_store = api.key_store();
     let (revoked, _) = api.create(new_key()).await;
     api.revoke(&revoked.id, "").await;
-    let refused = |reason: &str| (Code::FailedPrecondition, reason.to_owned());
-    assert_eq!(refusal(key_store.rotate_key(request(&revoked.id, 1)).await), refused("KEY_REVOKED"));
+    let rejected = |reason: &str| (Code::FailedPrecondition, reason.to_owned());
+    assert_eq!(refusal(key_store.rotate_key(request(&revoked.id, 1)).await), rejected("KEY_REVOKED"));
 
     let (replaced, _) = api.create(new_key()).await;
     rotate(&api, request(&replaced.id, 3_600)).await;
-    assert_eq!(refusal(key_store.rotate_key(request(&replaced.id, 1)).await), refused("KEY_REPLACED"));
+    assert_eq!(refusal(key_store.rotate_key(request(&replaced.id, 1)).await), rejected("KEY_REPLACED"));
 
     let ttl = prost_types::Duration { seconds: 0, nanos: 1_000_000 };
     let expiring = pb::CreateKeyRequest { expiry: Some(Expiry::Ttl(ttl)), ..new_key() };
@@ -87,11 +87,11 @@ pub async fn ended_keys_can_not_be_rotated(api: Api) {
     while api.reason(&secret).await != pb::Reason::Expired {
         tokio::time::sleep(std::time::Duration::from_millis(1)).await;
     }
-    assert_eq!(refusal(key_store.rotate_key(request(&expired.id, 1)).await), refused("KEY_EXPIRED"));
+    assert_eq!(refusal(key_store.rotate_key(request(&expired.id, 1)).await), rejected("KEY_EXPIRED"));
 }
 
 /// The expiry of a replaced key can be shortened, and its other attributes can be changed.
-pub async fn a_replaced_key_can_not_be_extended(api: Api) {
+pub async fn the_expiry_of_a_replaced_key_is_not_extended(api: Api) {
     let (old, _) = api.create(new_key()).await;
     let (_, _, replaced) = rotate(&api, request(&old.id, 3_600)).await;
     let end = replaced.expire_time.unwrap().seconds;
@@ -103,29 +103,29 @@ pub async fn a_replaced_key_can_not_be_extended(api: Api) {
     let later = Some(prost_types::Timestamp { seconds: end + 60, nanos: 0 });
     let sooner = Some(prost_types::Timestamp { seconds: end - 60, nanos: 0 });
     let mut key_store = api.key_store();
-    let refused = (Code::FailedPrecondition, "KEY_REPLACED".to_owned());
-    assert_eq!(refusal(key_store.update_key(until(later)).await), refused);
-    assert_eq!(refusal(key_store.update_key(until(None)).await), refused);
+    let rejected = (Code::FailedPrecondition, "KEY_REPLACED".to_owned());
+    assert_eq!(refusal(key_store.update_key(until(later)).await), rejected);
+    assert_eq!(refusal(key_store.update_key(until(None)).await), rejected);
     assert_eq!(api.get(&old.id).await, replaced);
     let shortened = key_store.update_key(until(sooner)).await.unwrap().into_inner().key.unwrap();
     assert_eq!(shortened.expire_time, sooner);
 }
 
 /// Each error names the invalid field.
-pub async fn wrong_fields_of_rotate_are_named(api: Api) {
+pub async fn invalid_fields_of_rotate_are_named(api: Api) {
     let (key, _) = api.create(new_key()).await;
     let mut key_store = api.key_store();
     assert_eq!(wrong_field(key_store.rotate_key(request(&key.id, 31 * DAY)).await), "overlap");
     assert_eq!(wrong_field(key_store.rotate_key(request(&key.id, -1)).await), "overlap");
     let past = pb::rotate_key_request::Expiry::ExpireTime(prost_types::Timestamp { seconds: 1, nanos: 0 });
-    let ended = pb::RotateKeyRequest { expiry: Some(past), ..request(&key.id, 0) };
-    assert_eq!(wrong_field(key_store.rotate_key(ended).await), "expire_time");
+    let expired = pb::RotateKeyRequest { expiry: Some(past), ..request(&key.id, 0) };
+    assert_eq!(wrong_field(key_store.rotate_key(expired).await), "expire_time");
     assert_eq!(api.get(&key.id).await, key);
 }
 
 /// A retry does not create a second successor, with or without an overlap. It returns the id of the first
 /// one.
-pub async fn a_request_id_makes_a_retry_of_a_rotation_safe(api: Api) {
+pub async fn a_retry_with_a_request_id_creates_no_second_successor(api: Api) {
     for overlap in [0, 60] {
         let (old, _) = api.create(new_key()).await;
         let request = pb::RotateKeyRequest { request_id: "retry".into(), ..request(&old.id, overlap) };
@@ -139,7 +139,7 @@ pub async fn a_request_id_makes_a_retry_of_a_rotation_safe(api: Api) {
 }
 
 /// One of several concurrent attempts creates a successor, and all others return its id.
-pub async fn a_request_id_makes_overlapping_rotations_safe(api: Api) {
+pub async fn concurrent_rotations_with_one_request_id_create_one_successor(api: Api) {
     for overlap in [0, 60] {
         let (old, _) = api.create(new_key()).await;
         let request = pb::RotateKeyRequest { request_id: "once".into(), ..request(&old.id, overlap) };
@@ -147,11 +147,11 @@ pub async fn a_request_id_makes_overlapping_rotations_safe(api: Api) {
             let (api, request) = (api.clone(), request.clone());
             async move { api.key_store().rotate_key(request).await }
         });
-        let (rotated, refused): (Vec<_>, Vec<_>) =
+        let (rotated, rejected): (Vec<_>, Vec<_>) =
             futures_util::future::join_all(rotating).await.into_iter().partition(Result::is_ok);
         assert_eq!(rotated.len(), 1);
         let successor = rotated[0].as_ref().unwrap().get_ref().key.as_ref().unwrap().id.clone();
-        for status in refused {
+        for status in rejected {
             let status = status.unwrap_err();
             let info = status.get_details_error_info().unwrap();
             assert_eq!(
@@ -165,7 +165,7 @@ pub async fn a_request_id_makes_overlapping_rotations_safe(api: Api) {
 
 /// A second rotation, without a request id or with another one, returns the id of the successor, which can be
 /// rotated.
-pub async fn a_rotated_key_names_its_successor(api: Api) {
+pub async fn rotating_a_replaced_key_returns_the_id_of_its_successor(api: Api) {
     for overlap in [0, 60] {
         let (old, _) = api.create(new_key()).await;
         let rotated = api.key_store().rotate_key(request(&old.id, overlap)).await.unwrap().into_inner();
@@ -175,7 +175,7 @@ pub async fn a_rotated_key_names_its_successor(api: Api) {
         assert_eq!(info.reason, "KEY_REPLACED");
         let successor = &info.metadata["replaced_by"];
         assert_eq!(*successor, rotated.key.unwrap().id);
-        assert!(status.message().contains(successor.as_str()));
+        assert!(status.message().contains(successor.as_str()), "{}", status.message());
         api.key_store().rotate_key(request(successor, overlap)).await.unwrap();
     }
 }

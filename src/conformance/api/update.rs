@@ -15,19 +15,19 @@ async fn update(api: &Api, request: pb::UpdateKeyRequest) -> pb::Key {
     api.key_store().update_key(request).await.unwrap().into_inner().key.unwrap()
 }
 
-/// All other values in the request are ignored, even invalid ones.
-pub async fn only_what_the_mask_names_is_changed(api: Api) {
+/// All other fields of the request are ignored, even if their values are invalid.
+pub async fn only_fields_in_the_mask_are_updated(api: Api) {
     let scopes = vec!["read".into()];
     let metadata = [("k".to_owned(), "v".to_owned())].into();
     let (key, _) = api.create(pb::CreateKeyRequest { scopes, metadata, ..new_key() }).await;
-    let given = pb::Key {
+    let changed = pb::Key {
         id: key.id.clone(),
         name: "renamed".into(),
         description: "\n".into(),
         scopes: vec!["not a scope".into()],
         ..pb::Key::default()
     };
-    let updated = update(&api, request(given, &["name"])).await;
+    let updated = update(&api, request(changed, &["name"])).await;
     assert!(updated.revision > key.revision);
     let instant = |time: Option<prost_types::Timestamp>| time.map(|time| (time.seconds, time.nanos));
     assert!(instant(updated.update_time) > instant(key.update_time));
@@ -39,14 +39,14 @@ pub async fn only_what_the_mask_names_is_changed(api: Api) {
     };
     assert_eq!(updated, expected);
 
-    let given = pb::Key { id: key.id.clone(), ..pb::Key::default() };
-    let emptied = update(&api, request(given, &["scopes", "metadata", "description"])).await;
+    let changed = pb::Key { id: key.id.clone(), ..pb::Key::default() };
+    let emptied = update(&api, request(changed, &["scopes", "metadata", "description"])).await;
     assert!(emptied.scopes.is_empty() && emptied.metadata.is_empty());
     assert_eq!(api.get(&key.id).await, emptied);
 }
 
 /// Such an update writes no event, and does not change the revision or the times of the key.
-pub async fn an_update_to_the_same_values_changes_nothing(api: Api) {
+pub async fn an_update_to_equal_values_is_a_no_op(api: Api) {
     let scopes = vec!["read".into()];
     let (key, _) = api.create(pb::CreateKeyRequest { scopes, ..new_key() }).await;
     let all = ["name", "description", "scopes", "metadata", "expire_time"];
@@ -57,13 +57,13 @@ pub async fn an_update_to_the_same_values_changes_nothing(api: Api) {
     assert_eq!(api.key_store().list_events(events).await.unwrap().into_inner().events.len(), 1);
     let expected_revision = Some(key.revision + 1);
     let conflict = pb::UpdateKeyRequest { expected_revision, ..request(key, &all) };
-    let refused = refusal(api.key_store().update_key(conflict).await);
-    assert_eq!(refused, (Code::Aborted, "REVISION_MISMATCH".to_owned()));
+    let rejected = refusal(api.key_store().update_key(conflict).await);
+    assert_eq!(rejected, (Code::Aborted, "REVISION_MISMATCH".to_owned()));
 }
 
 /// A mask must be present and not empty. It must not be `*`, and must not name a field that is immutable,
 /// unknown or repeated.
-pub async fn the_mask_is_required_and_checked(api: Api) {
+pub async fn an_invalid_update_mask_is_rejected(api: Api) {
     let (key, _) = api.create(new_key()).await;
     let mut key_store = api.key_store();
     let without = pb::UpdateKeyRequest { key: Some(key.clone()), update_mask: None, expected_revision: None };
@@ -76,15 +76,15 @@ pub async fn the_mask_is_required_and_checked(api: Api) {
     }
     let twice = key_store.update_key(request(key.clone(), &["name", "name"])).await;
     assert_eq!(wrong_field(twice), "update_mask.paths[1]");
-    let nobody = pb::UpdateKeyRequest { key: None, ..request(key.clone(), &["name"]) };
-    assert_eq!(wrong_field(key_store.update_key(nobody).await), "key");
+    let without_key = pb::UpdateKeyRequest { key: None, ..request(key.clone(), &["name"]) };
+    assert_eq!(wrong_field(key_store.update_key(without_key).await), "key");
     let empty = pb::Key { name: String::new(), ..key.clone() };
     assert_eq!(wrong_field(key_store.update_key(request(empty, &["name"])).await), "key.name");
     assert_eq!(api.get(&key.id).await, key);
 }
 
 /// An outdated revision fails the update, so the caller has to read the key again.
-pub async fn an_old_revision_is_aborted(api: Api) {
+pub async fn an_outdated_revision_aborts_the_update(api: Api) {
     let (key, _) = api.create(new_key()).await;
     let expecting = |revision| pb::UpdateKeyRequest {
         expected_revision: Some(revision),
@@ -99,18 +99,18 @@ pub async fn an_old_revision_is_aborted(api: Api) {
 }
 
 /// An update never undoes a revocation.
-pub async fn a_revoked_key_stays_revoked(api: Api) {
+pub async fn an_update_keeps_a_key_revoked(api: Api) {
     let (key, secret) = api.create(new_key()).await;
     let revoked = api.revoke(&key.id, "leaked").await;
-    let given = pb::Key { name: "renamed".into(), ..key };
-    let updated = update(&api, request(given, &["name", "expire_time"])).await;
+    let changed = pb::Key { name: "renamed".into(), ..key };
+    let updated = update(&api, request(changed, &["name", "expire_time"])).await;
     assert_eq!(updated.state(), pb::KeyState::Revoked);
     assert_eq!((updated.revoke_time, updated.revoke_reason), (revoked.revoke_time, revoked.revoke_reason));
     assert_eq!(api.reason(&secret).await, pb::Reason::Revoked);
 }
 
-/// A new expiry must be in the future. A key is ended by revoking it.
-pub async fn an_expiry_can_be_set_and_taken_away(api: Api) {
+/// A new expiry must be in the future. To end a key at once, callers revoke it.
+pub async fn the_expiry_can_be_set_and_removed(api: Api) {
     let (key, _) = api.create(new_key()).await;
     let until = |seconds| pb::Key {
         expire_time: Some(prost_types::Timestamp { seconds, nanos: 1_000 }),

@@ -8,13 +8,13 @@ use crate::grpc::pb;
 use crate::grpc::pb::create_key_request::Expiry;
 
 /// Returns a well-formed secret that belongs to no key.
-fn stranger(prefix: &str) -> String {
+fn unknown_secret(prefix: &str) -> String {
     let prefix = KeyPrefix::parse("prefix", prefix).unwrap();
     SecretKey::generate(&prefix, &SystemEntropy).unwrap().expose().to_owned()
 }
 
 /// The response describes the key with everything that a service needs.
-pub async fn a_good_key_is_allowed_and_described(api: Api) {
+pub async fn a_valid_key_is_allowed_and_described(api: Api) {
     let metadata = [("plan".to_owned(), "gold".to_owned())].into();
     let request = pb::CreateKeyRequest { scopes: vec!["b".into(), "a".into()], metadata, ..new_key() };
     let (key, secret) = api.create(request).await;
@@ -33,11 +33,11 @@ pub async fn a_good_key_is_allowed_and_described(api: Api) {
     assert_eq!(response.key, Some(expected));
 }
 
-/// The order is malformed, not found, revoked, expired, insufficient scope. A denial of an existing key has
-/// only its id.
-pub async fn the_first_reason_is_given_in_order(api: Api) {
+/// The precedence is: malformed, not found, revoked, expired, insufficient scope. The response to a denial of
+/// an existing key has only the id of the key.
+pub async fn denial_reasons_follow_their_precedence(api: Api) {
     let (key, secret) = api.create(new_key()).await;
-    let ask = |secret: &str| {
+    let validate = |secret: &str| {
         let secret = secret.to_owned();
         let request = pb::ValidateRequest {
             secret,
@@ -47,17 +47,17 @@ pub async fn the_first_reason_is_given_in_order(api: Api) {
         let mut validator = api.validator();
         async move { validator.validate(request).await.unwrap().into_inner() }
     };
-    assert_eq!(ask("nonsense").await.reason(), pb::Reason::Malformed);
-    assert_eq!(ask(&stranger(&key.prefix)).await.reason(), pb::Reason::NotFound);
-    assert_eq!(ask(&secret).await.reason(), pb::Reason::InsufficientScope);
+    assert_eq!(validate("nonsense").await.reason(), pb::Reason::Malformed);
+    assert_eq!(validate(&unknown_secret(&key.prefix)).await.reason(), pb::Reason::NotFound);
+    assert_eq!(validate(&secret).await.reason(), pb::Reason::InsufficientScope);
     api.revoke(&key.id, "").await;
-    let revoked = ask(&secret).await;
+    let revoked = validate(&secret).await;
     assert_eq!(revoked.reason(), pb::Reason::Revoked);
     assert_eq!(revoked.key, Some(pb::ValidatedKey { id: key.id, ..pb::ValidatedKey::default() }));
 }
 
 /// Malformed and unknown keys have no description. A wrong character makes a key malformed.
-pub async fn denials_of_unknown_keys_tell_nothing(api: Api) {
+pub async fn denials_of_unknown_keys_describe_no_key(api: Api) {
     let (key, secret) = api.create(new_key()).await;
     let wrong_case: String = secret
         .chars()
@@ -67,13 +67,13 @@ pub async fn denials_of_unknown_keys_tell_nothing(api: Api) {
         let response = api.validate(malformed).await;
         assert_eq!((response.valid, response.reason(), response.key), (false, pb::Reason::Malformed, None));
     }
-    let response = api.validate(&stranger(&key.prefix)).await;
+    let response = api.validate(&unknown_secret(&key.prefix)).await;
     assert_eq!((response.valid, response.reason(), response.key), (false, pb::Reason::NotFound, None));
 }
 
 /// All required scopes are needed by default. Scopes have to match exactly, and an empty requirement is
 /// always met.
-pub async fn scopes_are_matched_all_or_any(api: Api) {
+pub async fn required_scopes_match_all_or_any(api: Api) {
     let scopes = vec!["read".into(), "api_keys:admin".into()];
     let (_, secret) = api.create(pb::CreateKeyRequest { scopes, ..new_key() }).await;
     let (_, without) = api.create(new_key()).await;
@@ -106,7 +106,7 @@ pub async fn scopes_are_matched_all_or_any(api: Api) {
 }
 
 /// A key expires without any call that changes it, and its state reflects that.
-pub async fn a_key_expires_on_its_own(api: Api) {
+pub async fn a_key_expires_at_its_expire_time(api: Api) {
     let ttl = prost_types::Duration { seconds: 0, nanos: 500_000_000 };
     let (key, secret) =
         api.create(pb::CreateKeyRequest { expiry: Some(Expiry::Ttl(ttl)), ..new_key() }).await;
@@ -117,11 +117,11 @@ pub async fn a_key_expires_on_its_own(api: Api) {
     assert_eq!(api.reason(&secret).await, pb::Reason::Expired);
     assert_eq!(api.get(&key.id).await.state(), pb::KeyState::Expired);
     api.revoke(&key.id, "").await;
-    assert_eq!(api.reason(&secret).await, pb::Reason::Revoked, "revoked goes before expired");
+    assert_eq!(api.reason(&secret).await, pb::Reason::Revoked, "revoked takes precedence over expired");
 }
 
 /// The last use is recorded some time after the validation, without changing the key.
-pub async fn its_use_is_recorded(api: Api) {
+pub async fn the_last_use_is_recorded(api: Api) {
     let (key, secret) = api.create(new_key()).await;
     let (unused, other) = api.create(new_key()).await;
     api.revoke(&unused.id, "").await;
@@ -139,7 +139,7 @@ pub async fn its_use_is_recorded(api: Api) {
 }
 
 /// Each error names the invalid field.
-pub async fn wrong_fields_of_validate_are_named(api: Api) {
+pub async fn invalid_fields_of_validate_are_named(api: Api) {
     let request = |required_scopes: Vec<String>, scope_match| pb::ValidateRequest {
         secret: "nonsense".into(),
         required_scopes,

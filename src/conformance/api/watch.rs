@@ -39,39 +39,39 @@ async fn changes_of(
 }
 
 /// A stream delivers each later change once. Another stream resumes it from any position.
-pub async fn changes_are_told_once_and_resumed(api: Api) {
+pub async fn changes_are_delivered_once_and_streams_resume(api: Api) {
     use pb::EventKind::{Created, Deleted, Revoked};
     let mut stream = watch(&api, "").await;
     let first = next(&mut stream).await;
-    assert!(matches!(first.news, Some(News::Heartbeat(_))), "a position comes before any change: {first:?}");
+    assert!(matches!(first.news, Some(News::Heartbeat(_))), "the first response has a position: {first:?}");
     let (key, _) = api.create(new_key()).await;
     api.create(new_key()).await;
     api.revoke(&key.id, "").await;
-    let (told, position) = changes_of(&mut stream, &key.id, Revoked).await;
-    assert_eq!(told, [Created, Revoked]);
+    let (delivered, position) = changes_of(&mut stream, &key.id, Revoked).await;
+    assert_eq!(delivered, [Created, Revoked]);
     drop(stream);
 
     let delete = pb::DeleteKeyRequest { id: key.id.clone(), expected_revision: None };
     api.key_store().delete_key(delete).await.unwrap();
-    let (told, _) = changes_of(&mut watch(&api, &position).await, &key.id, Deleted).await;
-    assert_eq!(told, [Deleted]);
+    let (delivered, _) = changes_of(&mut watch(&api, &position).await, &key.id, Deleted).await;
+    assert_eq!(delivered, [Deleted]);
     let (again, _) = changes_of(&mut watch(&api, &first.position).await, &key.id, Deleted).await;
     assert_eq!(again, [Created, Revoked, Deleted]);
 }
 
 /// Changes reveal which owner has which key, so a credential is required. An invalid position is rejected.
-pub async fn it_needs_a_credential_and_a_position_of_its_own(api: Api) {
+pub async fn watching_requires_a_credential_and_a_valid_position(api: Api) {
     let anonymous = api.validator().watch_changes(pb::WatchChangesRequest::default()).await;
     assert_eq!(refusal(anonymous), (Code::Unauthenticated, "CREDENTIAL_REQUIRED".into()));
-    for odd in ["nonsense", "AQ==", "AgAA"] {
-        let request = pb::WatchChangesRequest { position: odd.into() };
+    for invalid in ["nonsense", "AQ==", "AgAA"] {
+        let request = pb::WatchChangesRequest { position: invalid.into() };
         assert_eq!(wrong_field(api.admin_validator().watch_changes(request).await), "position");
     }
 }
 
 /// The response has the tier of the record, its maximum staleness, and its revision. A malformed key is not
 /// looked up.
-pub async fn a_validation_says_how_fresh_it_is(api: Api) {
+pub async fn a_validation_reports_its_freshness(api: Api) {
     let (key, secret) = api.create(new_key()).await;
     let freshness = api.validate(&secret).await.freshness.unwrap();
     assert_ne!(freshness.tier(), pb::Tier::Unspecified);
@@ -83,7 +83,7 @@ pub async fn a_validation_says_how_fresh_it_is(api: Api) {
 
 /// 0 forces a read from the backend. A staleness below the configured minimum requires a credential. An
 /// invalid value is rejected.
-pub async fn a_call_can_ask_for_less_staleness(api: Api) {
+pub async fn a_validation_can_limit_its_staleness(api: Api) {
     let (_, secret) = api.create(new_key()).await;
     let request = |seconds, nanos| pb::ValidateRequest {
         secret: secret.clone(),
@@ -92,8 +92,8 @@ pub async fn a_call_can_ask_for_less_staleness(api: Api) {
     };
     let answer = api.admin_validator().validate(request(0, 0)).await.unwrap().into_inner();
     assert_eq!(answer.freshness.unwrap().tier(), pb::Tier::Store);
-    let refused = refusal(api.validator().validate(request(0, 999_999_999)).await);
-    assert_eq!(refused, (Code::Unauthenticated, "CREDENTIAL_REQUIRED".into()));
+    let rejected = refusal(api.validator().validate(request(0, 999_999_999)).await);
+    assert_eq!(rejected, (Code::Unauthenticated, "CREDENTIAL_REQUIRED".into()));
     assert!(api.validator().validate(request(1, 0)).await.unwrap().into_inner().valid);
     assert_eq!(wrong_field(api.validator().validate(request(-1, 0)).await), "max_staleness");
 }

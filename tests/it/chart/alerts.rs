@@ -10,8 +10,8 @@ use crate::process::program::downloaded;
 
 fn promtool(arguments: &[&str]) {
     let done = Command::new(downloaded("promtool")).args(arguments).output().unwrap();
-    let told = [&done.stdout[..], &done.stderr].map(String::from_utf8_lossy).concat();
-    assert!(done.status.success() && told.contains("SUCCESS"), "{told}");
+    let output = [&done.stdout[..], &done.stderr].map(String::from_utf8_lossy).concat();
+    assert!(done.status.success() && output.contains("SUCCESS"), "{output}");
 }
 
 fn rules() -> String {
@@ -30,7 +30,7 @@ fn metrics_in(text: &str) -> BTreeSet<String> {
     words.filter(is_metric).map(str::to_owned).collect()
 }
 
-/// Returns the metrics that alerts and panels query and that `exposition`, of a running server, lacks.
+/// Returns the metrics that alerts and panels query, but that are missing in the `exposition` of a server.
 pub(super) fn missing_metrics(exposition: &str) -> Vec<String> {
     let exported: BTreeSet<_> = exposition
         .lines()
@@ -39,12 +39,12 @@ pub(super) fn missing_metrics(exposition: &str) -> Vec<String> {
         .collect();
     let expressions =
         rules().lines().filter(|line| !line.contains("description:")).collect::<Vec<_>>().join("\n");
-    let asked = metrics_in(&expressions).into_iter().chain(metrics_in(&dashboard()));
-    asked.filter(|metric| !exported.contains(metric.as_str())).collect()
+    let queried = metrics_in(&expressions).into_iter().chain(metrics_in(&dashboard()));
+    queried.filter(|metric| !exported.contains(metric.as_str())).collect()
 }
 
 #[test]
-fn alerts_are_sound_and_come_when_they_should() {
+fn alerts_fire_as_their_tests_expect() {
     let folder = tempfile::tempdir().unwrap();
     let rules_file = folder.path().join("rules.yaml");
     std::fs::write(&rules_file, rules()).unwrap();
@@ -59,14 +59,14 @@ fn alerts_are_sound_and_come_when_they_should() {
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md")).unwrap();
     for alert in alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
         // A flow mapping tests that an alert does not fire, and a block tests that it fires.
-        assert!(tested.contains(&format!("{{alertname: {alert},")), "{alert} is not shown to stay away");
-        assert!(tested.contains(&format!("- alertname: {alert}\n")), "{alert} is not shown to come");
-        assert!(documented.contains(alert), "docs/operations.md does not tell of {alert}");
+        assert!(tested.contains(&format!("{{alertname: {alert},")), "no test in which {alert} does not fire");
+        assert!(tested.contains(&format!("- alertname: {alert}\n")), "no test in which {alert} fires");
+        assert!(documented.contains(alert), "docs/operations.md does not describe {alert}");
     }
 }
 
 #[test]
-fn every_panel_of_the_dashboard_asks_for_something() {
+fn every_panel_of_the_dashboard_queries_metrics() {
     let dashboard: Value = serde_json::from_str(&dashboard()).unwrap();
     let mut numbers = BTreeSet::new();
     for panel in items(&dashboard["panels"]) {

@@ -17,15 +17,15 @@ pub(super) fn check(case: &str, objects: &[Value]) {
     ports(&pod["spec"]);
     volumes(&pod["spec"]);
     let config = config(objects);
-    ends_in_time(&pod["spec"], &config);
+    shutdown_time(&pod["spec"], &config);
     replicas(case, objects, deployment);
     for object in objects {
-        hardened(object);
+        security(object);
     }
 }
 
 /// Checks that every pod satisfies the Pod Security Standard `restricted`, and further rules.
-fn hardened(object: &Value) {
+fn security(object: &Value) {
     let pod = match text(&object["kind"]) {
         "Pod" => &object["spec"],
         "Deployment" | "Job" => &object["spec"]["template"]["spec"],
@@ -57,7 +57,7 @@ fn names(objects: &[Value]) {
     for object in objects {
         let name = text(&object["metadata"]["name"]);
         assert!(name.len() <= 63, "{name}");
-        assert!(seen.insert((text(&object["kind"]), name)), "{name} is there twice");
+        assert!(seen.insert((text(&object["kind"]), name)), "duplicate {name}");
         for (label, value) in object["metadata"]["labels"].as_object().into_iter().flatten() {
             assert!(text(value).len() <= 63, "{label}={value}");
         }
@@ -128,7 +128,7 @@ pub(super) fn selectors(objects: &[Value], pod: &Value) {
         };
         assert!(selects(selector, labels), "{selector}");
         for other in &others {
-            assert!(!selects(selector, other), "{selector} selects a pod that serves nobody");
+            assert!(!selects(selector, other), "{selector} selects a pod that is not a server");
         }
     }
     for service in of_kind(objects, "Service") {
@@ -156,7 +156,7 @@ fn ports(pod: &Value) {
         );
         paths.insert(text(&get["path"]));
     }
-    assert_eq!(paths.len(), 3, "they mean different things: {paths:?}");
+    assert_eq!(paths.len(), 3, "the probes must have different paths: {paths:?}");
 }
 
 fn volumes(pod: &Value) {
@@ -194,10 +194,10 @@ fn find_config(objects: &[Value]) -> &Value {
 }
 
 /// Checks that the kubelet waits as long as the settings allow a shutdown to take.
-fn ends_in_time(pod: &Value, config: &Config) {
+fn shutdown_time(pod: &Value, config: &Config) {
     let sleep = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"].as_u64().unwrap_or(0);
     let settle = config.server.settle_delay.0.as_secs();
-    assert!(sleep + settle >= 5, "the Service needs time to forget the pod");
+    assert!(sleep + settle >= 5, "the Service needs time to remove the endpoint");
     let needed = sleep + settle + config.server.drain_timeout.0.as_secs() + 10;
     assert_eq!(pod["terminationGracePeriodSeconds"], needed);
 }
@@ -205,15 +205,22 @@ fn ends_in_time(pod: &Value, config: &Config) {
 fn replicas(case: &str, objects: &[Value], deployment: &Value) {
     let autoscaler = of_kind(objects, "HorizontalPodAutoscaler").next();
     let replicas = deployment["spec"]["replicas"].as_u64();
-    assert_eq!(replicas.is_some(), autoscaler.is_none(), "{case}: one of them says how many");
-    let least = replicas.or(autoscaler.and_then(|it| it["spec"]["minReplicas"].as_u64())).unwrap();
+    assert_eq!(
+        replicas.is_some(),
+        autoscaler.is_none(),
+        "{case}: either the Deployment or the autoscaler sets the replicas"
+    );
+    let min_replicas = replicas.or(autoscaler.and_then(|it| it["spec"]["minReplicas"].as_u64())).unwrap();
     let budget = of_kind(objects, "PodDisruptionBudget").next();
-    assert_eq!(budget.is_some(), least > 1, "{case}");
+    assert_eq!(budget.is_some(), min_replicas > 1, "{case}");
     if let Some(budget) = budget {
-        assert!(budget["spec"]["maxUnavailable"].as_u64().unwrap() < least, "{case}: some stay");
+        assert!(
+            budget["spec"]["maxUnavailable"].as_u64().unwrap() < min_replicas,
+            "{case}: the budget allows to evict all pods"
+        );
     }
     let strategy = &deployment["spec"]["strategy"];
-    if least == 1 {
+    if min_replicas == 1 {
         assert_eq!(strategy["type"], "Recreate", "{case}");
     } else {
         assert_eq!(strategy["rollingUpdate"]["maxUnavailable"], 0, "{case}");

@@ -1,5 +1,5 @@
-//! A container without an engine. The last stage of the Dockerfile and its volumes are the root of a process,
-//! which runs as the user of the image and can't write outside its volumes.
+//! A container without a container engine. The files of the last stage of the Dockerfile and the volumes are
+//! the root of a process, which runs as the user of the image and can't write outside its volumes.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -73,23 +73,23 @@ impl Container {
     pub(super) fn new() -> Self {
         let container =
             Self { image: Image::read(), root: tempfile::tempdir().unwrap(), writable: Vec::new() };
-        open_to_all(container.root.path());
+        make_accessible(container.root.path());
         for path in libraries() {
-            container.place(&path.display().to_string(), &path);
+            container.copy(&path, &path.display().to_string());
         }
         for folder in ["/proc", "/dev", "/etc/ssl/certs", "/tmp"] {
             std::fs::create_dir_all(container.at(folder)).unwrap();
         }
         for (from, to, owner) in &container.image.copies {
             match from.as_str() {
-                // The program is large, so it is mounted there.
+                // The program is large, so it is mounted instead of copied.
                 PROGRAM => container.write(to, ""),
                 folder if folder.starts_with("/image/") => {
                     std::fs::create_dir_all(container.at(to)).unwrap();
                     assert_eq!(owner.as_deref(), Some("65532:65532"), "{to}");
-                    container.give(to);
+                    own(&container.at(to), container.image.user);
                 }
-                file => container.place(to, &Path::new(env!("CARGO_MANIFEST_DIR")).join(file)),
+                file => container.copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join(file), to),
             }
         }
         container
@@ -99,25 +99,25 @@ impl Container {
         self.root.path().join(path.trim_start_matches('/'))
     }
 
-    fn place(&self, path: &str, file: &Path) {
-        let place = self.at(path);
-        std::fs::create_dir_all(place.parent().unwrap()).unwrap();
-        std::fs::copy(file, place).unwrap();
+    fn copy(&self, file: &Path, path: &str) {
+        let target = self.at(path);
+        std::fs::create_dir_all(target.parent().unwrap()).unwrap();
+        std::fs::copy(file, target).unwrap();
     }
 
     /// Writes a file that the container can only read.
     pub(super) fn write(&self, path: &str, text: &str) {
-        let place = self.at(path);
-        std::fs::create_dir_all(place.parent().unwrap()).unwrap();
-        std::fs::write(place, text).unwrap();
+        let target = self.at(path);
+        std::fs::create_dir_all(target.parent().unwrap()).unwrap();
+        std::fs::write(target, text).unwrap();
     }
 
-    /// Makes a file accessible only to `group`, within `mode`, if this process may do that.
+    /// Sets the mode and the group of a file, and root as its owner. Does nothing unless this process is root.
     pub(super) fn restrict(&self, path: &str, mode: u64, group: u64) {
-        let (place, mode) = (self.at(path), u32::try_from(mode).unwrap());
+        let (target, mode) = (self.at(path), u32::try_from(mode).unwrap());
         if rustix::process::geteuid().is_root() {
-            std::fs::set_permissions(&place, std::fs::Permissions::from_mode(mode)).unwrap();
-            std::os::unix::fs::chown(place, Some(0), Some(u32::try_from(group).unwrap())).unwrap();
+            std::fs::set_permissions(&target, std::fs::Permissions::from_mode(mode)).unwrap();
+            std::os::unix::fs::chown(target, Some(0), Some(u32::try_from(group).unwrap())).unwrap();
         }
     }
 
@@ -127,11 +127,6 @@ impl Container {
         let folder = tempfile::tempdir().unwrap();
         own(folder.path(), self.image.user);
         self.writable.push((folder, path.to_owned()));
-    }
-
-    /// Makes the user of the image the owner of a folder.
-    fn give(&self, path: &str) {
-        own(&self.at(path), self.image.user);
     }
 
     /// Returns the command that runs the image's entry point with `arguments`, and with only these
@@ -176,12 +171,13 @@ impl Container {
     }
 }
 
-fn open_to_all(path: &Path) {
+fn make_accessible(path: &Path) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
+/// Makes a folder accessible, and makes `user` its owner if this process is root.
 fn own(path: &Path, user: u32) {
-    open_to_all(path);
+    make_accessible(path);
     if rustix::process::geteuid().is_root() {
         std::os::unix::fs::chown(path, Some(user), Some(user)).unwrap();
     }
@@ -196,7 +192,7 @@ fn libraries() -> Vec<PathBuf> {
     assert!(!paths.is_empty(), "{listed}");
     for path in &paths {
         let name = path.file_name().unwrap().to_str().unwrap();
-        assert!(LIBRARIES.contains(&name), "the base image has no {name}");
+        assert!(LIBRARIES.contains(&name), "{name} is missing in the base image");
     }
     paths
 }

@@ -74,7 +74,7 @@ impl Helm {
 /// Returns the object of `kind` with `name`.
 pub(super) fn find<'o>(objects: &'o [Value], kind: &str, name: &str) -> &'o Value {
     let found = objects.iter().find(|object| object["kind"] == kind && object["metadata"]["name"] == name);
-    found.unwrap_or_else(|| panic!("no {kind} {name}"))
+    found.unwrap_or_else(|| panic!("{kind} {name} not found"))
 }
 
 pub(super) fn of_kind<'o>(objects: &'o [Value], kind: &'o str) -> impl Iterator<Item = &'o Value> {
@@ -87,5 +87,5 @@ pub(super) fn items(list: &Value) -> &[Value] {
 }
 
 pub(super) fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_else(|| panic!("no text: {value}"))
+    value.as_str().unwrap_or_else(|| panic!("not a string: {value}"))
 }

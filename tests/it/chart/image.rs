@@ -1,19 +1,22 @@
-//! Tests of the image that need no engine: its files, its user and its commands.
+//! Tests of the image without a container engine: its files, its user and its commands.
 
 use std::path::Path;
 use std::process::Stdio;
+
+use rustix::io::Errno;
+use rustix::process::Signal;
 
 use super::container::{Container, Image};
 use crate::process::program::wait_for;
 
 #[test]
-fn it_serves_migrates_and_is_healthy_with_nothing_but_its_files() {
+fn the_files_of_the_image_suffice_to_migrate_and_to_serve() {
     let mut container = Container::new();
     container.make_writable("/var/lib/keyvouch");
     let migrated = container.command(&["migrate", "up"].map(str::to_owned), &[]).output().unwrap();
     assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
 
-    // The address is the image's, except that it is unique to this process.
+    // The port is that of the image. The address is unique to this process.
     let address = format!("127.{}.0.1:50051", 2 + std::process::id() % 200);
     let listen = [("KEYVOUCH__SERVER__LISTEN".to_owned(), address.clone())];
     let mut server = container.command(&container.image.command.clone(), &listen);
@@ -25,35 +28,36 @@ fn it_serves_migrates_and_is_healthy_with_nothing_but_its_files() {
     let created = container.command(&create, &at).output().unwrap();
     assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
 
-    crate::signals::send(server.id(), rustix::process::Signal::TERM);
+    crate::signals::send(server.id(), Signal::TERM);
     assert!(server.wait().unwrap().success());
-    assert!(!healthcheck().status.success(), "it says so when it is gone");
+    assert!(!healthcheck().status.success(), "the healthcheck must fail without a server");
 }
 
 #[test]
-fn it_is_nobody_and_can_write_nowhere_else() {
+fn the_user_of_the_image_can_write_only_to_volumes() {
     let image = Image::read();
-    assert!(image.user >= 10_000, "a number of nobody on the node");
+    assert!(image.user >= 10_000, "the user id must be unused on the node");
     let container = Container::new();
     for folder in ["/", "/var/lib/keyvouch", "/tmp", "/etc"] {
         let man = ["man".to_owned(), format!("{folder}/pages")];
         let written = container.command(&man, &[]).output().unwrap();
-        let told = String::from_utf8_lossy(&written.stderr).into_owned();
-        assert!(!written.status.success() && told.contains("Read-only file system"), "{folder}: {told}");
+        let stderr = String::from_utf8_lossy(&written.stderr).into_owned();
+        let error = format!("os error {}", Errno::ROFS.raw_os_error());
+        assert!(!written.status.success() && stderr.contains(&error), "{folder}: {stderr}");
     }
 }
 
 #[test]
-fn there_is_no_shell_in_it() {
+fn the_image_has_no_shell() {
     let container = Container::new();
     for shell in ["/bin/sh", "/bin/bash", "/busybox/sh"] {
         assert!(!container.program(&[shell.to_owned()], &[]).output().unwrap().status.success());
     }
 }
 
-/// The build context contains only named files, and all files that the build reads.
+/// The build context contains all files that the build reads, and no unlisted ones.
 #[test]
-fn the_build_has_what_it_reads() {
+fn the_build_context_has_the_files_that_the_build_reads() {
     let read =
         |file: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
     let (ignored, dockerfile, script) = (read(".dockerignore"), read("Dockerfile"), read("build.rs"));
@@ -65,7 +69,10 @@ fn the_build_has_what_it_reads() {
     let roots: Vec<_> = roots.collect();
     assert_eq!(roots.len(), 2, "{roots:?}");
     for path in ["Cargo.toml", "Cargo.lock", "build.rs", "src", "migration"].into_iter().chain(roots) {
-        assert!(ignored.lines().any(|line| line.strip_prefix('!') == Some(path)), "{path} is left out");
+        assert!(
+            ignored.lines().any(|line| line.strip_prefix('!') == Some(path)),
+            "{path} is missing in the build context"
+        );
         assert!(copied.contains(&path), "{path} is not copied");
     }
     // Cargo requires the files of all targets of the manifest to exist, even if they are empty.

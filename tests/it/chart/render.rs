@@ -13,7 +13,7 @@ const OLDEST: &str = "1.29";
 const OTHERS: [&str; 8] = ["1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37"];
 
 #[test]
-fn each_case_fits_each_version_of_kubernetes_with_each_version_of_helm() {
+fn each_case_is_valid_with_each_version_of_kubernetes_and_helm() {
     let mut passed = String::new();
     for case in CASES {
         let [three, four] = Helm::ALL.map(|helm| {
@@ -40,7 +40,7 @@ fn each_case_fits_each_version_of_kubernetes_with_each_version_of_helm() {
 }
 
 #[test]
-fn the_chart_can_be_packed() {
+fn the_chart_can_be_packaged() {
     let folder = tempfile::tempdir().unwrap();
     for helm in Helm::ALL {
         let packed =
@@ -54,7 +54,7 @@ fn the_chart_can_be_packed() {
 }
 
 #[test]
-fn the_readme_and_the_schema_are_made_of_the_values() {
+fn the_readme_and_the_schema_are_generated_from_the_values() {
     check_generated("chart");
 }
 
@@ -81,12 +81,12 @@ fn every_value_is_used() {
     let whole = |value: &str| templates.contains(&format!("toYaml .Values.{value}"));
     for value in values {
         let around = value.rsplit_once('.').is_some_and(|(around, _)| whole(around));
-        assert!(names(value) || around, "{value} is used nowhere");
+        assert!(names(value) || around, "{value} is not used");
     }
 }
 
 #[test]
-fn a_long_name_stays_a_name() {
+fn long_names_are_truncated() {
     let long = "a-release-with-a-name-as-long-as-helm-allows-it-to-be";
     assert_eq!(long.len(), 53);
     let fullname = ["--set", &format!("fullnameOverride={long}-and-more,migrations.mode=job")];
@@ -94,7 +94,7 @@ fn a_long_name_stays_a_name() {
 }
 
 #[test]
-fn the_cache_takes_half_of_the_memory_limit() {
+fn the_cache_may_use_half_of_the_memory_limit() {
     for (limit, bytes) in [("512Mi", 1_u64 << 28), ("2Gi", 1 << 30), ("1G", 500_000_000), ("1.5Gi", 3 << 28)]
     {
         let set = format!("resources.limits.memory={limit}");
@@ -108,7 +108,7 @@ fn the_cache_takes_half_of_the_memory_limit() {
 }
 
 #[test]
-fn a_change_of_the_settings_changes_the_pods() {
+fn changed_settings_replace_the_pods() {
     let checksum = |arguments: &[&str]| {
         let objects = Helm::Four.render("default", arguments, &[]);
         let deployment = of_kind(&objects, "Deployment").next().unwrap();
@@ -120,7 +120,7 @@ fn a_change_of_the_settings_changes_the_pods() {
 
 /// A hook that runs before the release refers only to objects that exist before it.
 #[test]
-fn the_migration_job_needs_nothing_that_comes_after_it() {
+fn the_migration_job_refers_only_to_existing_objects() {
     let objects = Helm::Four.render("mysql", &[], &[]);
     let job = of_kind(&objects, "Job").next().unwrap();
     assert_eq!(job["metadata"]["annotations"]["helm.sh/hook"], "pre-install,pre-upgrade");
@@ -141,7 +141,7 @@ fn the_migration_job_needs_nothing_that_comes_after_it() {
 }
 
 #[test]
-fn objects_of_one_s_own_are_filled_in() {
+fn extra_objects_are_rendered_as_templates() {
     let objects = Helm::Three.render("mtls-cert-manager", &[], &[]);
     assert_eq!(find(&objects, "ConfigMap", "kv-extra")["data"]["service"], "kv-keyvouch");
     let certificate = of_kind(&objects, "Certificate").next().unwrap();
@@ -154,7 +154,7 @@ fn objects_of_one_s_own_are_filled_in() {
 
 /// Values that YAML could interpret as another type stay text, and duplicate names are rejected.
 #[test]
-fn values_stay_what_they_are() {
+fn values_keep_their_types() {
     let values = [
         "nameOverride=n1",
         "store.existingSecret=123",
@@ -202,12 +202,12 @@ fn values_stay_what_they_are() {
 }
 
 #[test]
-fn what_stays_and_what_has_no_address() {
+fn the_claim_is_kept_and_the_headless_service_has_no_address() {
     let objects =
         Helm::Four.render("default", &["--set-string", "store.persistence.storageClass=-"], &OTHERS);
     let claim = of_kind(&objects, "PersistentVolumeClaim").next().unwrap();
     assert_eq!(claim["metadata"]["annotations"]["helm.sh/resource-policy"], "keep");
-    assert_eq!(claim["spec"]["storageClassName"], "", "none, and not the default");
+    assert_eq!(claim["spec"]["storageClassName"], "", "`-` must disable the default storage class");
     assert_eq!(find(&objects, "Service", "kv-keyvouch-headless")["spec"]["clusterIP"], "None");
     for port in of_kind(&objects, "Service").flat_map(|service| items(&service["spec"]["ports"])) {
         assert_eq!(port["appProtocol"] == "grpc", port["name"] != "metrics", "{port}");
@@ -216,7 +216,7 @@ fn what_stays_and_what_has_no_address() {
 
 /// The alerts of a release select only the metrics of that release.
 #[test]
-fn alerts_of_one_release_leave_others_alone() {
+fn alerts_select_only_their_release() {
     let objects = Helm::Four.render("postgres-redis-ha", &[], &[]);
     let rule = of_kind(&objects, "PrometheusRule").next().unwrap();
     let rules = items(&rule["spec"]["groups"][0]["rules"]);
@@ -229,7 +229,7 @@ fn alerts_of_one_release_leave_others_alone() {
 }
 
 #[test]
-fn the_network_policy_lets_in_and_out_what_is_needed() {
+fn the_network_policy_allows_only_needed_traffic() {
     let objects = Helm::Four.render("postgres-redis-ha", &[], &[]);
     let spec = &of_kind(&objects, "NetworkPolicy").next().unwrap()["spec"];
     let ports = |rule: &Value| {
@@ -238,7 +238,7 @@ fn the_network_policy_lets_in_and_out_what_is_needed() {
     let ingress = items(&spec["ingress"]);
     assert_eq!(ingress.iter().map(ports).collect::<Vec<_>>(), [vec![50_051], vec![50_052], vec![9_464]]);
     for rule in ingress {
-        assert!(!items(&rule["from"]).is_empty(), "nobody is let in unnamed: {rule}");
+        assert!(!items(&rule["from"]).is_empty(), "the rule allows all peers: {rule}");
     }
     let test = of_kind(&objects, "Pod").next().unwrap();
     assert!(selects(&ingress[0]["from"][0]["podSelector"]["matchLabels"], &test["metadata"]["labels"]));
@@ -249,13 +249,13 @@ fn the_network_policy_lets_in_and_out_what_is_needed() {
         expected,
         "DNS, the store, the cache, the collector"
     );
-    let nobody = ["--set", "networkPolicy.ingress.from=null,networkPolicy.ingress.metricsFrom=null"];
+    let unset = ["--set", "networkPolicy.ingress.from=null,networkPolicy.ingress.metricsFrom=null"];
     assert!(
-        !Helm::Four.template("postgres-redis-ha", &nobody).status.success(),
-        "nothing is left open by null"
+        !Helm::Four.template("postgres-redis-ha", &unset).status.success(),
+        "null must not allow all peers"
     );
-    let alone = ["--set-json", "networkPolicy.ingress.from=[]"];
-    let objects = Helm::Four.render("postgres-redis-ha", &alone, &[]);
+    let without_peers = ["--set-json", "networkPolicy.ingress.from=[]"];
+    let objects = Helm::Four.render("postgres-redis-ha", &without_peers, &[]);
     let spec = &of_kind(&objects, "NetworkPolicy").next().unwrap()["spec"];
-    assert_eq!(items(&spec["ingress"][0]["from"]).len(), 1, "the pod of helm test alone");
+    assert_eq!(items(&spec["ingress"][0]["from"]).len(), 1, "only the pod of helm test must be allowed");
 }

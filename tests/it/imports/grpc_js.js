@@ -8,26 +8,26 @@ const { once } = require('events');
 const grpc = require('@grpc/grpc-js');
 
 const [address, token, rows, validate] = process.argv.slice(2);
-const same = (bytes) => bytes;
+const identity = (bytes) => bytes;
 const client = new grpc.Client(address, grpc.credentials.createInsecure());
 
 async function main() {
-  const ask = readFileSync(validate);
-  let [answers, validations, isOver] = [0, 0, false];
-  const validateBeside = async () => {
-    while (!isOver) {
+  const request = readFileSync(validate);
+  let [responses, validations, isDone] = [0, 0, false];
+  const validateConcurrently = async () => {
+    while (!isDone) {
       await new Promise((resolve, reject) => {
         const path = '/keyvouch.v1.Validator/Validate';
-        client.makeUnaryRequest(path, same, same, ask, (error) => (error ? reject(error) : resolve()));
+        client.makeUnaryRequest(path, identity, identity, request, (error) => (error ? reject(error) : resolve()));
       });
       validations += 1;
     }
   };
-  const beside = validateBeside();
+  const validating = validateConcurrently();
   const metadata = new grpc.Metadata();
   metadata.set('authorization', `Bearer ${token}`);
-  const call = client.makeBidiStreamRequest('/keyvouch.v1.KeyStore/ImportKeys', same, same, metadata);
-  call.on('data', () => (answers += 1));
+  const call = client.makeBidiStreamRequest('/keyvouch.v1.KeyStore/ImportKeys', identity, identity, metadata);
+  call.on('data', () => (responses += 1));
   const ended = new Promise((resolve, reject) => {
     call.on('end', resolve);
     call.on('error', reject);
@@ -43,9 +43,9 @@ async function main() {
   }
   call.end();
   await ended;
-  isOver = true;
-  await beside;
-  console.log(answers, validations);
+  isDone = true;
+  await validating;
+  console.log(responses, validations);
 }
 
 main().then(

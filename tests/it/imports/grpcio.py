@@ -1,8 +1,8 @@
-"""Imports the messages of a file as fast as gRPC's own client lets it, and validates beside it on the same channel.
+"""Imports the messages of a file as fast as gRPC's own client allows, and concurrently validates on the same channel.
 
 usage: grpcio.py ADDRESS TOKEN ROWS VALIDATE
-ROWS has messages behind their lengths (4 bytes, big endian); VALIDATE is one. Prints the number of answers of the import and
-that of the validations, and ends with an error if any call failed.
+ROWS has messages with length prefixes (4 bytes, big endian). VALIDATE is one message. Prints the number of responses
+to the import and to the validations, and exits with an error if any call failed.
 """
 
 import struct
@@ -16,7 +16,7 @@ def main(address: str, token: str, rows: str, validate: str) -> None:
     with open(rows, "rb") as file:
         data = file.read()
     with open(validate, "rb") as file:
-        ask = file.read()
+        request = file.read()
 
     def messages():
         at = 0
@@ -26,29 +26,29 @@ def main(address: str, token: str, rows: str, validate: str) -> None:
             at += 4 + length
 
     channel = grpc.insecure_channel(address)
-    validations, failures, is_over = 0, [], threading.Event()
+    validations, failures, is_done = 0, [], threading.Event()
 
-    def validate_beside():
+    def validate_concurrently():
         nonlocal validations
         call = channel.unary_unary("/keyvouch.v1.Validator/Validate")
-        while not is_over.is_set():
+        while not is_done.is_set():
             try:
-                call(ask, timeout=60)
+                call(request, timeout=60)
                 validations += 1
             except grpc.RpcError as error:
                 failures.append(f"{error.code()} {error.details()}")
 
-    beside = threading.Thread(target=validate_beside)
-    beside.start()
-    answers = 0
+    validating = threading.Thread(target=validate_concurrently)
+    validating.start()
+    responses = 0
     try:
         importing = channel.stream_stream("/keyvouch.v1.KeyStore/ImportKeys")
         for _ in importing(messages(), metadata=[("authorization", f"Bearer {token}")]):
-            answers += 1
+            responses += 1
     finally:
-        is_over.set()
-        beside.join()
-    print(answers, validations)
+        is_done.set()
+        validating.join()
+    print(responses, validations)
     if failures:
         sys.exit("\n".join(failures[:10]))
 

@@ -16,11 +16,11 @@ fn example(name: &str) -> PathBuf {
 }
 
 #[test]
-fn the_example_validates_a_key() {
+fn the_validate_example_reports_the_verdict() {
     let home = Home::new();
     let server = home.serve(&[]);
-    let created =
-        home.json(&server, &["key", "create", "--name", "n", "--owner", "alice", "--scope", "read"]);
+    let create = ["key", "create", "--name", "n", "--owner", "alice", "--scope", "read"];
+    let created = home.json(&server, &create);
     let run = |secret: &str| {
         let output = Command::new(example("validate"))
             .env("KEYVOUCH_URL", format!("http://{}", server.address))
@@ -36,7 +36,7 @@ fn the_example_validates_a_key() {
 }
 
 #[test]
-fn the_example_lists_the_keys_of_an_owner() {
+fn the_list_by_owner_example_lists_the_keys_of_an_owner() {
     let home = Home::new();
     let server = home.serve(&[]);
     for (name, owner) in [("first", "alice"), ("second", "alice"), ("other", "bob")] {
@@ -59,9 +59,9 @@ impl Drop for Running {
     }
 }
 
-/// The server keeps its keys in files, and they exist after a kill.
+/// The backend stores keys in files, so they survive a kill of the server.
 #[test]
-fn the_example_of_a_backend_serves_and_keeps_keys() {
+fn the_custom_backend_example_keeps_keys_across_restarts() {
     let home = Home::new();
     let start = || {
         let out = std::fs::File::create(home.path().join("out")).unwrap();
@@ -100,9 +100,9 @@ fn the_example_of_a_backend_serves_and_keeps_keys() {
     assert_eq!(validate(&address), 3);
 }
 
-/// A program's own migrator creates the tables of Keyvouch and its own, and a server uses them.
+/// The migrator of another program creates its own tables and those of Keyvouch, and a server uses them.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_example_of_a_migrator_makes_tables_that_a_server_takes() {
+async fn a_server_uses_the_tables_of_the_own_migrator_example() {
     for kind in [Kind::Postgres, Kind::MariaDb] {
         let url = kind.database().await;
         let migrate = || Command::new(example("own_migrator")).env("DATABASE_URL", &url).output().unwrap();
@@ -121,7 +121,7 @@ async fn the_example_of_a_migrator_makes_tables_that_a_server_takes() {
             let mut settings: Vec<_> = settings.iter().map(String::as_str).collect();
             settings.push("admin.insecure=true");
             let server = home.serve(&settings);
-            home.json(&server, &["key", "create", "--name", "n", "--owner", "o"]);
+            home.create_key(&server, &[]);
         })
         .await
         .unwrap();

@@ -1,5 +1,5 @@
-"""Validates a key over and over by gRPC's own client, at several servers in turn and with its standard retry policy,
-until standard input ends. Prints how many calls there were, and every one that failed."""
+"""Validates a key repeatedly with gRPC's own client, in round-robin order at several servers and with the standard
+retry policy, until standard input ends. Prints the number of calls, and the error of each failed call."""
 
 import json
 import sys

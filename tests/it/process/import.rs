@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use sea_orm::{ConnectionTrait as _, Database};
 use serde_json::{Value, json};
 
-use super::program::{Done, Home, Server, tool, wait_for};
+use super::program::{CommandOutput, Home, Server, tool, wait_for};
 use crate::databases::Kind;
 
 const FOREIGN: &str = "keys.foreign=[{ prefix = \"pyorg_\", length = 49 }]";
@@ -20,35 +20,35 @@ fn line(number: usize) -> (Value, String) {
     (json!({ "hash": hash, "name": format!("key {number}"), "scopes": ["read"] }), secret)
 }
 
-fn import(home: &Home, server: &Server, arguments: &[&str]) -> Done {
-    home.run(&[&["-o", "json", "import", "--addr", &server.address], arguments].concat())
+fn import(home: &Home, server: &Server, arguments: &[&str]) -> CommandOutput {
+    home.call(server, &[&["-o", "json", "import"], arguments].concat())
 }
 
-fn counts(done: &Done) -> (u64, u64, u64) {
+/// Returns the numbers of imported, already stored and rejected keys.
+fn counts(done: &CommandOutput) -> (u64, u64, u64) {
     let report: Value = serde_json::from_str(&done.stdout).unwrap_or_else(|_| panic!("{}", done.stderr));
     let count = |name: &str| report[name].as_u64().unwrap();
     (count("imported"), count("alreadyThere"), count("rejected"))
 }
 
 #[test]
-fn json_lines_are_imported_once_however_often_they_are_sent() {
+fn a_repeated_import_stores_each_key_once() {
     let home = Home::new();
     let server = home.serve(&[FOREIGN]);
     let mut lines: Vec<_> = (0..3_000).map(|number| line(number).0.to_string()).collect();
-    lines[7] = "no json".into();
+    lines[7] = "not JSON".into();
     lines[8] = json!({ "hash": "ab".repeat(32), "name": "", "owner_id": "o" }).to_string();
     std::fs::write(home.path().join("keys.jsonl"), lines.join("\n")).unwrap();
     let arguments = ["--from", "keys.jsonl", "--owner", "them"];
 
     let dry = import(&home, &server, &[&arguments[..], &["--dry-run"]].concat());
     assert_eq!((dry.status, counts(&dry)), (3, (2_998, 0, 2)));
-    assert!(!home.run(&["key", "list", "--addr", &server.address]).stdout.contains("key 1"));
+    assert_eq!(home.json(&server, &["key", "list"])["keys"], json!([]), "a dry run must store nothing");
 
     let first = import(&home, &server, &arguments);
     assert_eq!((first.status, counts(&first)), (3, (2_998, 0, 2)));
-    for told in ["rejected: line 8: row: not a JSON object", "rejected: line 9: key.name: must not be empty"]
-    {
-        assert!(first.stderr.contains(told), "{told}: {}", first.stderr);
+    for rejected in ["line 8: row: ", "line 9: key.name: "] {
+        assert!(first.stderr.contains(rejected), "{rejected}: {}", first.stderr);
     }
     let again = import(&home, &server, &arguments);
     assert_eq!((again.status, counts(&again)), (3, (0, 2_998, 2)));
@@ -56,9 +56,10 @@ fn json_lines_are_imported_once_however_often_they_are_sent() {
     assert_eq!(home.validate(&server, &line(3_000).1), (3, "REASON_NOT_FOUND".into()));
 }
 
-/// The server is killed after half of the rows were acknowledged. A second run imports the rest.
+/// The server is killed after half of the keys were stored. The error names the first row without a response,
+/// and a second run imports the rest.
 #[test]
-fn an_import_that_was_cut_off_goes_on_where_it_was() {
+fn an_interrupted_import_is_completed_by_a_second_run() {
     let home = Home::new();
     let server = home.serve(&[FOREIGN]);
     let rows: Vec<_> = (0..20_000).map(|number| line(number).0.to_string() + "\n").collect();
@@ -76,10 +77,10 @@ fn an_import_that_was_cut_off_goes_on_where_it_was() {
     // The process may have ended already.
     let _ = input.write_all(rows[10_000..].concat().as_bytes());
     drop(input);
-    let cut_off = importing.wait_with_output().unwrap();
-    assert_eq!(cut_off.status.code(), Some(1));
-    let told = String::from_utf8(cut_off.stderr).unwrap();
-    assert!(told.contains("run it again") && told.contains("at line 10001"), "{told}");
+    let interrupted = importing.wait_with_output().unwrap();
+    assert_eq!(interrupted.status.code(), Some(1));
+    let stderr = String::from_utf8(interrupted.stderr).unwrap();
+    assert!(stderr.contains("line 10001:"), "{stderr}");
 
     let server = home.serve(&[FOREIGN]);
     std::fs::write(home.path().join("keys.jsonl"), rows.concat()).unwrap();
@@ -88,9 +89,9 @@ fn an_import_that_was_cut_off_goes_on_where_it_was() {
     assert_eq!(home.validate(&server, &line(19_999).1).0, 0);
 }
 
-/// A row above the maximum message size is reported like any other invalid row.
+/// A row above the maximum message size is reported like any other invalid row, and does not end the import.
 #[test]
-fn a_row_that_is_too_large_is_rejected_alone() {
+fn a_row_above_the_message_size_limit_is_rejected() {
     let home = Home::new();
     let server = home.serve(&[FOREIGN]);
     let mut large = line(1).0;
@@ -101,17 +102,13 @@ fn a_row_that_is_too_large_is_rejected_alone() {
         let arguments = [&["--from", "keys.jsonl", "--owner", "o"], dry_run].concat();
         let done = import(&home, &server, &arguments);
         assert_eq!((done.status, counts(&done)), (3, (2, 0, 2)), "{}", done.stderr);
-        assert!(
-            done.stderr.contains("rejected: line 2: metadata: has a value that is too long"),
-            "{}",
-            done.stderr
-        );
+        assert!(done.stderr.contains("line 2: metadata: "), "{}", done.stderr);
     }
 }
 
 /// The credential is checked before standard input is read, which may never deliver anything.
 #[test]
-fn a_refused_credential_is_told_before_anything_is_read() {
+fn a_rejected_credential_is_reported_before_the_source_is_read() {
     let home = Home::new();
     let server = home.serve(&[]);
     std::fs::write(home.path().join("token"), "not-the-token-of-this-server").unwrap();
@@ -119,14 +116,14 @@ fn a_refused_credential_is_told_before_anything_is_read() {
     command.args(["--addr", &server.address]).stdin(Stdio::piped()).stderr(Stdio::piped());
     let mut importing = command.spawn().unwrap();
     let input = importing.stdin.take();
-    let refused = importing.wait_with_output().unwrap();
+    let rejected = importing.wait_with_output().unwrap();
     drop(input);
-    assert_eq!(refused.status.code(), Some(1));
-    assert!(String::from_utf8(refused.stderr).unwrap().contains("Unauthenticated"));
+    assert_eq!(rejected.status.code(), Some(1));
+    assert!(String::from_utf8(rejected.stderr).unwrap().contains("Unauthenticated"));
 }
 
 #[test]
-fn csv_is_imported_with_its_scopes() {
+fn csv_rows_are_imported_with_their_scopes() {
     let home = Home::new();
     let server = home.serve(&[FOREIGN]);
     let (row, secret) = line(1);
@@ -140,24 +137,26 @@ fn csv_is_imported_with_its_scopes() {
 }
 
 #[test]
-fn what_can_not_be_read_says_why() {
+fn an_unreadable_source_is_an_error_that_names_the_option() {
     let home = Home::new();
     let server = home.serve(&[]);
-    for (from, told) in [
-        ("nowhere.jsonl", "can't read nowhere.jsonl (--from)"),
-        ("keys.txt", "--format"),
-        ("sqlite://nowhere.db", "--owner"),
+    for (from, named) in [
+        ("nowhere.jsonl", &["nowhere.jsonl", "--from"][..]),
+        ("keys.txt", &["--from", "--format"]),
+        ("sqlite://nowhere.db", &["--owner"]),
     ] {
         let done = import(&home, &server, &["--from", from]);
-        assert!(done.status == 1 && done.stderr.contains(told), "{from}: {}", done.stderr);
+        assert_eq!(done.status, 1, "{from}");
+        assert!(named.iter().all(|name| done.stderr.contains(name)), "{from}: {}", done.stderr);
     }
     let url = "postgres://u:hunter2@127.0.0.1:1/d";
     let done = import(&home, &server, &["--from", url, "--owner", "o"]);
-    assert!(done.status == 1 && done.stderr.contains("can't connect"), "{}", done.stderr);
+    assert!(done.status == 1 && done.stderr.contains("--from"), "{}", done.stderr);
     assert!(!done.stderr.contains("hunter2") && !done.stdout.contains("hunter2"));
 }
 
-/// Fills a database with the original library. `alchemy` is its URL in the form of `SQLAlchemy`.
+/// Creates keys in a database with litestar-api-auth itself. `alchemy` is the URL of the database in the form
+/// of `SQLAlchemy`. Returns the secrets of the keys by their ids.
 fn fill(alchemy: &str) -> BTreeMap<String, String> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/process/litestar_keys.py");
     let done = Command::new(tool("python")).args([script, alchemy]).output().unwrap();
@@ -165,14 +164,15 @@ fn fill(alchemy: &str) -> BTreeMap<String, String> {
     serde_json::from_slice(&done.stdout).unwrap()
 }
 
-/// Imports from `source`, a database of litestar-api-auth. Its keys keep their scopes, expiry and revocation.
-fn takes_over(source: &str, secrets: &BTreeMap<String, String>) {
+/// Imports the keys of litestar-api-auth from the database `source`, and checks their scopes, expiry,
+/// revocation and metadata.
+fn check_import_from(source: &str, secrets: &BTreeMap<String, String>) {
     let home = Home::new();
     let server = home.serve(&[FOREIGN]);
     let done = import(&home, &server, &["--from", source, "--owner", "legacy"]);
     assert_eq!((done.status, counts(&done)), (3, (604, 0, 3)), "{}", done.stderr);
-    for told in ["key.scopes[0]", "key.name: is too long", "metadata_: already has the key litestar_key_id"] {
-        assert!(done.stderr.contains(told), "{told}: {}", done.stderr);
+    for rejected in [": key.scopes[0]: ", ": key.name: ", ": metadata_: "] {
+        assert_eq!(done.stderr.matches(rejected).count(), 1, "{rejected}: {}", done.stderr);
     }
     let report: Value = serde_json::from_str(&done.stdout).unwrap();
     assert_eq!(report["foreign"], json!([{ "prefix": "pyorg_", "length": 49 }]));
@@ -184,16 +184,16 @@ fn takes_over(source: &str, secrets: &BTreeMap<String, String>) {
     assert_eq!(reason("expired"), "REASON_EXPIRED");
     assert_eq!(reason("revoked"), "REASON_REVOKED");
     assert_eq!(reason("bad-scope"), "REASON_NOT_FOUND");
-    let scoped = |scope: &str| {
+    let validate_scope = |scope: &str| {
         let arguments = ["validate", "--scope", scope, "--addr", &server.address];
         home.run_with_input(&arguments, &secrets["active"]).status
     };
-    assert_eq!((scoped("users:write"), scoped("users:delete")), (0, 3));
+    assert_eq!((validate_scope("users:write"), validate_scope("users:delete")), (0, 3));
 
-    let answer =
+    let validated =
         home.run_with_input(&["-o", "json", "validate", "--addr", &server.address], &secrets["full"]);
-    let answer: Value = serde_json::from_str(&answer.stdout).unwrap();
-    let key = home.json(&server, &["key", "get", answer["key"]["id"].as_str().unwrap()]);
+    let validated: Value = serde_json::from_str(&validated.stdout).unwrap();
+    let key = home.json(&server, &["key", "get", validated["key"]["id"].as_str().unwrap()]);
     let expected = json!({
         "litestar_key_id": "full", "team": "blue", "quota": "7", "tags": "[\"a\",\"b\"]", "nothing": "null",
         "🔑": "ключ",
@@ -210,30 +210,30 @@ fn takes_over(source: &str, secrets: &BTreeMap<String, String>) {
 }
 
 #[test]
-fn keys_of_litestar_api_auth_work_on_from_sqlite() {
+fn keys_of_litestar_api_auth_are_imported_from_sqlite() {
     let home = Home::new();
     let file = home.path().join("app.db").display().to_string();
     let secrets = fill(&format!("sqlite+aiosqlite:///{file}"));
-    takes_over(&format!("sqlite://{file}"), &secrets);
+    check_import_from(&format!("sqlite://{file}"), &secrets);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_of_litestar_api_auth_work_on_from_postgres() {
+async fn keys_of_litestar_api_auth_are_imported_from_postgres() {
     let url = Kind::Postgres.database().await;
     tokio::task::spawn_blocking(move || {
-        takes_over(&url, &fill(&url.replace("postgres://", "postgresql+asyncpg://")));
+        check_import_from(&url, &fill(&url.replace("postgres://", "postgresql+asyncpg://")));
     })
     .await
     .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_of_litestar_api_auth_work_on_from_mariadb() {
+async fn keys_of_litestar_api_auth_are_imported_from_mariadb() {
     let url = Kind::MariaDb.database().await;
     let database = Database::connect(&url).await.unwrap();
     database.execute_unprepared("ALTER DATABASE CHARACTER SET utf8mb4").await.unwrap();
     tokio::task::spawn_blocking(move || {
-        takes_over(&url, &fill(&url.replace("mysql://", "mysql+asyncmy://")));
+        check_import_from(&url, &fill(&url.replace("mysql://", "mysql+asyncmy://")));
     })
     .await
     .unwrap();

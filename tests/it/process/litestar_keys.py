@@ -1,4 +1,4 @@
-"""Fills the database of the given URL with keys by litestar-api-auth, and prints their secrets as JSON."""
+"""Creates keys in the database of the given URL with litestar-api-auth. Prints their secrets by id, as JSON."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from litestar_api_auth.backends.sqlalchemy import SQLAlchemyBackend, SQLAlchemyC
 from litestar_api_auth.service import generate_api_key, hash_api_key
 from sqlalchemy.ext.asyncio import create_async_engine
 
-# More keys than the import reads at once.
+# More keys than one query of the import reads.
 MANY = 600
 
 

@@ -1,4 +1,4 @@
-//! Runs `keyvouch` in a folder of its own.
+//! Runs `keyvouch` in a temporary folder, as a server or as a command.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -7,14 +7,15 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::signals;
 
-/// Timeout for all waits, far more than any needs.
-const NEVER: Duration = Duration::from_mins(1);
+/// Timeout of all waits, far more than any of them needs.
+const TIMEOUT: Duration = Duration::from_mins(1);
 
-/// A folder with a server's files, in which commands are run.
+/// A temporary folder with the files of a server, in which commands are run.
 pub(crate) struct Home {
     pub(crate) folder: TempDir,
     has_own_clock: bool,
@@ -26,8 +27,8 @@ pub(crate) struct Server {
     pub(crate) address: String,
 }
 
-/// The output of a command, and its exit status.
-pub(crate) struct Done {
+/// The exit status and the output of a command.
+pub(crate) struct CommandOutput {
     pub(crate) status: i32,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
@@ -45,8 +46,8 @@ impl Home {
         home
     }
 
-    /// Sets the wall clock of servers that run in this folder, and nothing else, to this offset from the true
-    /// time.
+    /// Sets the wall clock of servers in this folder to `seconds` after the true time. Their monotonic clock is
+    /// not affected.
     pub(crate) fn step_clock(&self, seconds: i64) {
         let next = self.path().join("clock.next");
         std::fs::write(&next, format!("{seconds:+}")).unwrap();
@@ -90,24 +91,24 @@ impl Home {
 
     /// Starts `keyvouch serve` on a free port, and waits until it is ready.
     pub(crate) fn serve(&self, settings: &[&str]) -> Server {
-        let mut server = self.begin_to_serve(settings);
+        let mut server = self.spawn_server(settings);
         server.address = server.wait_until_ready(self);
         server
     }
 
     /// Starts the server like [`serve`](Self::serve), through another program that becomes the server.
     pub(crate) fn serve_by(&self, starter: &[&str], settings: &[&str]) -> Server {
-        let mut server = self.begin_to_serve_by(starter, settings);
+        let mut server = self.spawn_server_by(starter, settings);
         server.address = server.wait_until_ready(self);
         server
     }
 
     /// Starts the server without waiting until it is ready. Its address is not set.
-    pub(crate) fn begin_to_serve(&self, settings: &[&str]) -> Server {
-        self.begin_to_serve_by(&[], settings)
+    pub(crate) fn spawn_server(&self, settings: &[&str]) -> Server {
+        self.spawn_server_by(&[], settings)
     }
 
-    fn begin_to_serve_by(&self, starter: &[&str], settings: &[&str]) -> Server {
+    fn spawn_server_by(&self, starter: &[&str], settings: &[&str]) -> Server {
         let mut arguments = vec!["serve", "--set", "server.listen=127.0.0.1:0"];
         for setting in settings {
             arguments.extend(["--set", setting]);
@@ -125,47 +126,64 @@ impl Home {
     }
 
     /// Runs a command until it ends.
-    pub(crate) fn run(&self, arguments: &[&str]) -> Done {
+    pub(crate) fn run(&self, arguments: &[&str]) -> CommandOutput {
         self.run_with_input(arguments, "")
     }
 
     /// Runs a command until it ends, with `input` on its standard input.
-    pub(crate) fn run_with_input(&self, arguments: &[&str], input: &str) -> Done {
+    pub(crate) fn run_with_input(&self, arguments: &[&str], input: &str) -> CommandOutput {
         let mut command = self.command(arguments);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         // A command that does not read its input may have closed it.
         let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-        Done::of(child.wait_with_output().unwrap())
+        CommandOutput::of(child.wait_with_output().unwrap())
     }
 
-    /// Runs a command that has to succeed. Returns the JSON that it prints.
-    pub(crate) fn json(&self, server: &Server, arguments: &[&str]) -> serde_json::Value {
-        let mut all = vec!["--output", "json"];
-        all.extend(arguments);
-        all.extend(["--addr", &server.address]);
-        let done = self.run(&all);
+    /// Runs a command against `server` until it ends.
+    pub(crate) fn call(&self, server: &Server, arguments: &[&str]) -> CommandOutput {
+        self.run(&[arguments, &["--addr", &server.address]].concat())
+    }
+
+    /// Runs a command against `server` that has to succeed. Returns the JSON that it prints.
+    pub(crate) fn json(&self, server: &Server, arguments: &[&str]) -> Value {
+        let done = self.call(server, &[&["--output", "json"], arguments].concat());
         assert_eq!(done.status, 0, "{arguments:?}: {}", done.stderr);
         serde_json::from_str(&done.stdout).unwrap()
+    }
+
+    /// Creates a key with these options in addition to a name and an owner. Returns the response.
+    pub(crate) fn create_key(&self, server: &Server, options: &[&str]) -> Value {
+        self.json(server, &[&["key", "create", "--name", "n", "--owner", "o"], options].concat())
     }
 
     /// Runs `keyvouch validate` for `secret`. Returns its exit status and the reason.
     pub(crate) fn validate(&self, server: &Server, secret: &str) -> (i32, String) {
         let arguments = ["--output", "json", "validate", "--addr", &server.address];
         let done = self.run_with_input(&arguments, secret);
-        let answer: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
-        (done.status, answer["reason"].as_str().unwrap().to_owned())
+        let response: Value = serde_json::from_str(&done.stdout).unwrap();
+        (done.status, response["reason"].as_str().unwrap().to_owned())
     }
 
+    /// Reads a file of the folder. A missing file is empty.
     pub(crate) fn read(&self, name: &str) -> String {
         String::from_utf8_lossy(&std::fs::read(self.path().join(name)).unwrap_or_default()).into_owned()
+    }
+
+    /// Returns the log entries of all servers that ran in this folder with `telemetry.log_format=json`. Panics
+    /// if a line is not JSON. Ignores a last line that is incomplete.
+    pub(crate) fn log(&self) -> Vec<Value> {
+        let log = self.read("stderr");
+        let lines = log.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        let parse = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        lines.map(parse).collect()
     }
 }
 
 impl Server {
     pub(crate) fn wait_until_ready(&mut self, home: &Home) -> String {
         let address = wait_for("the address", || {
-            assert!(self.child.try_wait().unwrap().is_none(), "it ended: {}", home.read("stderr"));
+            assert!(self.child.try_wait().unwrap().is_none(), "the server ended: {}", home.read("stderr"));
             let stdout = home.read("stdout");
             let line = stdout.lines().find(|line| line.contains(" listens on "))?;
             stdout.contains("key list").then(|| line.rsplit(' ').next().unwrap().to_owned())
@@ -196,7 +214,7 @@ impl Drop for Server {
     }
 }
 
-impl Done {
+impl CommandOutput {
     fn of(output: Output) -> Self {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Self {
@@ -251,15 +269,15 @@ pub(crate) fn faketime() -> PathBuf {
         .unwrap_or_else(|| panic!("libfaketime is missing: run scripts/test, which installs it"))
 }
 
-/// Calls `ask` until it returns a value.
+/// Calls `poll` until it returns a value.
 #[expect(clippy::disallowed_methods, reason = "a bound on waiting for another process")]
-pub(crate) fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_for<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
-        if let Some(answer) = ask() {
-            return answer;
+        if let Some(value) = poll() {
+            return value;
         }
-        assert!(begun.elapsed() < NEVER, "waited in vain for {what}");
+        assert!(begun.elapsed() < TIMEOUT, "timed out waiting for {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -14,7 +14,7 @@ fn block(title: &str) -> String {
 }
 
 #[test]
-fn the_walk_goes_as_it_is_written() {
+fn the_quick_tour_of_the_readme_runs_as_written() {
     let home = Home::new();
     let server = home.serve(&[]);
     let binary = Path::new(env!("CARGO_BIN_EXE_keyvouch")).parent().unwrap();
@@ -35,5 +35,6 @@ fn the_walk_goes_as_it_is_written() {
         .map(str::trim)
         .collect();
     assert_eq!(verdicts, ["allowed", "denied: insufficient scope", "3", "denied: revoked", "3"]);
-    assert!(stdout.contains("found in a log") && stdout.contains("secret: kv_"));
+    // The reason of the revocation, and a secret.
+    assert!(stdout.contains("found in a log") && stdout.contains("secret: kv_"), "{stdout}");
 }

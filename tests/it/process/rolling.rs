@@ -1,4 +1,4 @@
-//! Tests that replicas can be replaced one after the other without failed calls.
+//! Tests that replicas can be restarted one after the other without failed calls.
 
 use rustix::process::Signal;
 use std::process::{Command, Stdio};
@@ -16,7 +16,7 @@ use crate::support::TOKEN;
 
 const REPLICAS: usize = 3;
 /// Duration of the load before and after each restart.
-const PAUSE: Duration = Duration::from_millis(500);
+const LOAD_BETWEEN_RESTARTS: Duration = Duration::from_millis(500);
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.unwrap()
@@ -59,16 +59,16 @@ async fn a_rolling_restart_fails_no_call() {
         .unwrap();
     let mut restarted = Vec::new();
     for (home, settings, mut server) in replicas {
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(LOAD_BETWEEN_RESTARTS).await;
         server.signal(Signal::TERM);
         let status = blocking(move || server.ended()).await;
         assert_eq!(status, Some(0), "{}", home.read("stderr"));
         restarted.push((serve(&home, &settings).await, home));
     }
-    tokio::time::sleep(PAUSE).await;
+    tokio::time::sleep(LOAD_BETWEEN_RESTARTS).await;
     drop(load.stdin.take());
     let done = blocking(move || load.wait_with_output().unwrap()).await;
-    let told: Value = serde_json::from_slice(&done.stdout).unwrap();
-    assert_eq!(told["failures"], Value::Array(Vec::new()), "of {} calls", told["calls"]);
-    assert!(told["calls"].as_u64().unwrap() > 500, "{told}");
+    let report: Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!(report["failures"], Value::Array(Vec::new()), "of {} calls", report["calls"]);
+    assert!(report["calls"].as_u64().unwrap() > 500, "{report}");
 }

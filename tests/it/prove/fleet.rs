@@ -1,10 +1,11 @@
-//! Three replicas as processes, their servers, and a proxy on each connection.
+//! Three replicas as processes, the backend and the cache that they use, and a proxy on each connection.
 
 use rustix::process::Signal;
 use std::sync::Arc;
 use std::time::Duration;
 
 use keyvouch::conformance::api::Api;
+use keyvouch::repository::{ErrorKind, RepositoryError};
 use tokio::sync::Mutex;
 use tonic::transport::{Channel, Endpoint};
 
@@ -18,12 +19,12 @@ use crate::support::TOKEN;
 
 pub(super) const REPLICAS: usize = 3;
 
-/// The servers that the replicas use.
+/// The backend and the cache of the replicas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stack {
     PostgresAndRedis,
     MariaDbAndRedis,
-    /// Without a cache in Redis, no message wakes the replicas, so they only poll.
+    /// Without Redis, replicas receive no notifications and only poll.
     MariaDbAlone,
     Redis,
 }
@@ -74,17 +75,17 @@ impl Fleet {
     }
 
     /// Copies the current state of the database.
-    pub(super) async fn keep_a_copy(&self) {
+    pub(super) async fn copy_database(&self) {
         self.with_database(Server::keep_a_copy).await;
     }
 
     /// Kills the database, as a power loss would.
-    pub(super) async fn kill_the_database(&self) {
+    pub(super) async fn kill_database(&self) {
         self.with_database(|server| server.kill()).await;
     }
 
     /// Starts the copy in place of the database.
-    pub(super) async fn start_the_copy(&self) {
+    pub(super) async fn start_copy(&self) {
         self.with_database(Server::start_the_copy).await;
     }
 
@@ -93,34 +94,37 @@ impl Fleet {
         tokio::task::block_in_place(|| act(&mut server));
     }
 
-    /// Returns the faults in the replicas' logs that are not outages.
-    pub(super) fn faults_in_logs(&self) -> String {
+    /// Returns the entries of the replicas' logs that show a defect: panics, and failures of the backend that are
+    /// not outages.
+    pub(super) fn defects_in_logs(&self) -> String {
+        let internal = RepositoryError::new(ErrorKind::Internal, "").to_string();
         let logs = self.0.replicas.iter().map(|replica| replica.home.read("stderr"));
-        let is_fault = |line: &str| line.contains("the storage backend failed") || line.contains("panicked");
-        logs.flat_map(|log| log.lines().filter(|line| is_fault(line)).map(str::to_owned).collect::<Vec<_>>())
-            .collect::<Vec<_>>()
-            .join("; ")
+        let is_defect = |line: &&str| line.contains(&internal) || line.contains("panicked");
+        let defects =
+            logs.flat_map(|log| log.lines().filter(is_defect).map(str::to_owned).collect::<Vec<_>>());
+        defects.collect::<Vec<_>>().join("; ")
     }
 
-    /// Causes one fault after another, forever.
-    pub(super) async fn faults(self, mut random: Random) {
+    /// Causes one fault after another until the task is aborted.
+    pub(super) async fn faults(self, mut random: Random) -> std::convert::Infallible {
         loop {
             tokio::time::sleep(Duration::from_millis(50 + random.below(200))).await;
             let replica = random.one_of(&self.0.replicas);
             let proxy = random.one_of(&replica.proxies);
-            let length = Duration::from_millis(50 + random.below(1_500));
+            let duration = Duration::from_millis(50 + random.below(1_500));
             match random.below(14) {
-                0..=2 => during(proxy, Fault::Pause, length).await,
-                3..=4 => during(proxy, Fault::Cut, length).await,
+                0..=2 => during(proxy, Fault::Pause, duration).await,
+                3..=4 => during(proxy, Fault::Cut, duration).await,
                 5..=6 => {
-                    during(proxy, Fault::Delay(Duration::from_millis(1 + random.below(100))), length).await;
+                    let delay = Duration::from_millis(1 + random.below(100));
+                    during(proxy, Fault::Delay(delay), duration).await;
                 }
                 7 => {
                     // All connections fail together, as in a network outage.
                     for proxy in &replica.proxies {
                         proxy.set(Fault::Cut);
                     }
-                    tokio::time::sleep(length).await;
+                    tokio::time::sleep(duration).await;
                     for proxy in &replica.proxies {
                         proxy.set(Fault::None);
                     }
@@ -132,11 +136,11 @@ impl Fleet {
                 }
                 9 => {
                     if let Some(cache) = &self.0.cache {
-                        // Wake-ups are lost.
+                        // Notifications are lost.
                         cli(cache.servers[0].port, &["CLIENT", "KILL", "TYPE", "pubsub"]);
                     }
                 }
-                10 => replica.freeze(length).await,
+                10 => replica.suspend(duration).await,
                 // One hour into the future, one hour into the past, or back to the true time.
                 11 => replica.home.step_clock(3_600 * (i64::try_from(random.below(3)).unwrap() - 1)),
                 12 => replica.kill_between_commit_and_cache().await,
@@ -146,9 +150,10 @@ impl Fleet {
     }
 }
 
-async fn during(proxy: &Proxy, fault: Fault, length: Duration) {
+/// Sets a fault of the proxy for a duration.
+async fn during(proxy: &Proxy, fault: Fault, duration: Duration) {
     proxy.set(fault);
-    tokio::time::sleep(length).await;
+    tokio::time::sleep(duration).await;
     proxy.set(Fault::None);
 }
 
@@ -186,15 +191,15 @@ impl Replica {
     }
 
     /// Suspends the replica for a while. Its connections stay open.
-    async fn freeze(&self, length: Duration) {
+    async fn suspend(&self, duration: Duration) {
         let server = self.server.lock().await;
         let server = server.as_ref().unwrap();
         server.signal(Signal::STOP);
-        tokio::time::sleep(length).await;
+        tokio::time::sleep(duration).await;
         server.signal(Signal::CONT);
     }
 
-    /// Kills the replica while its changes are committed and wait for the cache.
+    /// Kills the replica while changes are committed, but not yet applied to the cache.
     async fn kill_between_commit_and_cache(&self) {
         // The proxy of the cache, if there is one, is the last.
         let Some(cache) = self.proxies.get(1) else { return };
@@ -203,7 +208,7 @@ impl Replica {
         self.restart().await;
     }
 
-    /// Kills the replica as a power loss would, perhaps between a commit and its response, and restarts it.
+    /// Kills the replica, perhaps between a commit and its response, and restarts it.
     async fn restart(&self) {
         let mut server = self.server.lock().await;
         drop(server.take());

@@ -20,8 +20,8 @@ impl Times {
     }
 
     fn at(&self, percent: usize) -> f64 {
-        let place = (self.0.len() * percent / 100).min(self.0.len() - 1);
-        self.0[place].as_secs_f64() * 1_000.0
+        let index = (self.0.len() * percent / 100).min(self.0.len() - 1);
+        self.0[index].as_secs_f64() * 1_000.0
     }
 }
 
@@ -36,36 +36,37 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// Revokes keys at the first replica while each replica answers `rate` validations per second. Returns the
-/// times from the acknowledgement until the first denial by each other replica, one key after another.
+/// Revokes keys one after another at the first replica, while the replicas answer `rate` validations per
+/// second. Returns the times from each acknowledgement until the first denial by each other replica.
 pub(super) async fn measure(fleet: &Fleet, revocations: u64, rate: u64) -> Times {
     let is_over = Arc::new(AtomicBool::new(false));
     let load = tokio::spawn(load(fleet.clone(), rate, Arc::clone(&is_over)));
     let mut times = Vec::new();
     for number in 0..revocations {
         let (key, secret) = fleet.api(0).create(new_key()).await;
-        // All replicas have cached the key.
+        // All replicas have to cache the key first.
         for replica in 1..REPLICAS {
-            until("the key", async || fleet.api(replica).validate(&secret).await.valid).await;
+            until("the replica to allow the key", async || fleet.api(replica).validate(&secret).await.valid)
+                .await;
         }
         // The revocations must not be in step with the polls.
         tokio::time::sleep(Duration::from_millis(number * 137 % 500)).await;
         fleet.api(0).revoke(&key.id, "").await;
-        let answered = now();
-        let refused = (1..REPLICAS).map(|replica| {
+        let acknowledged = now();
+        let denied = (1..REPLICAS).map(|replica| {
             let (fleet, secret) = (fleet.clone(), secret.clone());
             tokio::spawn(async move {
-                let refused = async {
+                let denied = async {
                     while fleet.api(replica).validate(&secret).await.valid {
                         tokio::time::sleep(Duration::from_micros(200)).await;
                     }
                 };
-                tokio::time::timeout(BOUND * 10, refused).await.unwrap();
-                now().duration_since(answered)
+                tokio::time::timeout(BOUND * 10, denied).await.unwrap();
+                now().duration_since(acknowledged)
             })
         });
-        for refused in refused.collect::<Vec<_>>() {
-            times.push(refused.await.unwrap());
+        for denied in denied.collect::<Vec<_>>() {
+            times.push(denied.await.unwrap());
         }
     }
     is_over.store(true, Ordering::Relaxed);
@@ -74,7 +75,7 @@ pub(super) async fn measure(fleet: &Fleet, revocations: u64, rate: u64) -> Times
     Times(times)
 }
 
-/// Validates at all replicas, as evenly as the timer allows.
+/// Validates at all replicas in turn, `rate` times per second in total, until `is_over` is set.
 async fn load(fleet: Fleet, rate: u64, is_over: Arc<AtomicBool>) {
     let (_, secret) = fleet.api(0).create(new_key()).await;
     let mut ticks = tokio::time::interval(Duration::from_millis(10));

@@ -11,9 +11,9 @@ use tokio::sync::watch;
 /// A fault of the connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// Bytes are forwarded.
+    /// Bytes are forwarded without delay.
     None,
-    /// Each piece is delayed by this duration.
+    /// Each read is delayed by this duration.
     Delay(Duration),
     /// Nothing is forwarded, and nothing is lost.
     Pause,
@@ -33,11 +33,11 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let fault = Arc::new(watch::Sender::new(Fault::None));
-        let told = Arc::clone(&fault);
+        let current = Arc::clone(&fault);
         tokio::spawn(async move {
             loop {
                 let (client, _) = listener.accept().await.unwrap();
-                tokio::spawn(carry(client, port, told.subscribe()));
+                tokio::spawn(forward(client, port, current.subscribe()));
             }
         });
         Self { address, fault }
@@ -48,7 +48,7 @@ impl Proxy {
     }
 }
 
-async fn carry(client: TcpStream, port: u16, mut fault: watch::Receiver<Fault>) {
+async fn forward(client: TcpStream, port: u16, mut fault: watch::Receiver<Fault>) {
     if *fault.borrow() == Fault::Cut {
         return;
     }
@@ -59,13 +59,13 @@ async fn carry(client: TcpStream, port: u16, mut fault: watch::Receiver<Fault>) 
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
     tokio::select! {
-        () = pump(from_client, to_server, fault.clone()) => {}
-        () = pump(from_server, to_client, fault.clone()) => {}
+        () = copy(from_client, to_server, fault.clone()) => {}
+        () = copy(from_server, to_client, fault.clone()) => {}
         _ = fault.wait_for(|fault| *fault == Fault::Cut) => {}
     }
 }
 
-async fn pump(
+async fn copy(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     mut fault: watch::Receiver<Fault>,

@@ -1,6 +1,5 @@
-//! Failovers that lose changes. The database is killed in the middle of changes, and an older copy of it
-//! takes its place, as after a failover to a standby that was behind. The revisions of the lost changes are
-//! used again at once.
+//! Failovers that lose changes. The database is killed during changes, and an older copy replaces it, as in a
+//! failover to a standby that lagged. New changes immediately use the revisions of the lost changes again.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,19 +14,20 @@ use super::BOUND;
 use super::fleet::{Fleet, REPLICAS};
 use super::schedule::Random;
 
+/// Number of keys that exist before and after the failover.
 const KEPT: usize = 6;
-/// Maximum time in which a replica reconnects to the database and begins a new epoch.
+/// Timeout for a replica to reconnect to the database and to begin a new epoch.
 const RECOVERY: Duration = Duration::from_secs(30);
 
-/// Results of the failovers.
+/// Counts of one failover.
 #[derive(Default)]
-pub(super) struct Told {
+pub(super) struct Outcome {
     lost_keys: usize,
     revocations: usize,
     validations: usize,
 }
 
-impl fmt::Display for Told {
+impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { lost_keys, revocations, validations } = self;
         write!(f, "{lost_keys} lost keys, {revocations} revocations, {validations} validations")
@@ -40,21 +40,21 @@ fn now() -> Instant {
 }
 
 /// Causes one failover that loses changes.
-pub(super) async fn lose_changes(fleet: &Fleet, random: &mut Random) -> Told {
+pub(super) async fn lose_changes(fleet: &Fleet, random: &mut Random) -> Outcome {
     let mut kept = Vec::new();
     for _ in 0..KEPT {
         kept.push(fleet.api(0).create(new_key()).await);
     }
-    fleet.keep_a_copy().await;
+    fleet.copy_database().await;
     for replica in 0..REPLICAS {
-        until_it_creates(fleet, replica).await;
+        create_eventually(fleet, replica).await;
         for (_, secret) in &kept {
-            // The keys are in all caches.
-            assert_eq!(eventually_validates(fleet, replica, secret).await, pb::Reason::Valid);
+            // This also caches the key at each replica.
+            assert_eq!(validate_eventually(fleet, replica, secret).await, pb::Reason::Valid);
         }
     }
 
-    // All replicas make changes, until the database is killed between two of them.
+    // All replicas make changes until the database is killed.
     let is_over = Arc::new(AtomicBool::new(false));
     let lost = Arc::new(Mutex::new(Vec::new()));
     let changing: Vec<_> = (0..REPLICAS)
@@ -65,37 +65,40 @@ pub(super) async fn lose_changes(fleet: &Fleet, random: &mut Random) -> Told {
         })
         .collect();
     tokio::time::sleep(Duration::from_millis(300 + random.below(400))).await;
-    fleet.kill_the_database().await;
+    fleet.kill_database().await;
     is_over.store(true, Ordering::Relaxed);
     for changing in changing {
         changing.await.unwrap();
     }
-    fleet.start_the_copy().await;
+    fleet.start_copy().await;
     let lost = Arc::try_unwrap(lost).unwrap().into_inner();
-    assert!(!lost.is_empty(), "nothing was lost");
+    assert!(!lost.is_empty(), "the failover lost no change");
 
     // Each remaining key is revoked at some replica.
-    let mut told = Told { lost_keys: lost.len(), ..Told::default() };
+    let mut outcome = Outcome { lost_keys: lost.len(), ..Outcome::default() };
     let mut revoked = Vec::new();
     for (nth, (key, secret)) in kept.iter().enumerate() {
         let replica = (nth + usize::try_from(random.below(3)).unwrap()) % REPLICAS;
         revoke(fleet, replica, &key.id).await;
-        let answered = now();
+        let acknowledged = now();
         // The replica that acknowledged the revocation denies the key at once.
         let reason = validate(fleet, replica, secret).await;
-        assert!(matches!(reason, None | Some(pb::Reason::Revoked)), "{reason:?} where it was revoked");
-        told.revocations += 1;
-        revoked.push((secret, answered));
+        assert!(
+            matches!(reason, None | Some(pb::Reason::Revoked)),
+            "{reason:?} at the replica that revoked the key"
+        );
+        outcome.revocations += 1;
+        revoked.push((secret, acknowledged));
     }
     let all_revoked = now();
-    // All replicas deny the keys within the bound, and later. Keys of the lost history are denied as well.
+    // After the bound, all replicas deny the revoked keys and those whose creation was lost.
     while all_revoked.elapsed() < BOUND * 4 {
         for replica in 0..REPLICAS {
-            for (secret, answered) in &revoked {
+            for (secret, acknowledged) in &revoked {
                 let begun = now();
                 let reason = validate(fleet, replica, secret).await;
-                told.validations += 1;
-                let is_late = begun.duration_since(*answered) >= BOUND;
+                outcome.validations += 1;
+                let is_late = begun.duration_since(*acknowledged) >= BOUND;
                 assert!(
                     !is_late || matches!(reason, None | Some(pb::Reason::Revoked)),
                     "{reason:?} after the bound"
@@ -104,22 +107,22 @@ pub(super) async fn lose_changes(fleet: &Fleet, random: &mut Random) -> Told {
             for secret in lost.iter().step_by(lost.len().div_ceil(20)) {
                 let begun = now();
                 let reason = validate(fleet, replica, secret).await;
-                told.validations += 1;
+                outcome.validations += 1;
                 let is_late = begun.duration_since(all_revoked) >= BOUND;
                 assert!(
                     !is_late || matches!(reason, None | Some(pb::Reason::NotFound)),
-                    "{reason:?} of a lost key"
+                    "{reason:?} for a key whose creation was lost"
                 );
             }
         }
     }
-    // Validations are decided again, instead of failing.
+    // All replicas recover, so validations no longer fail.
     for replica in 0..REPLICAS {
         for (_, secret) in &kept {
-            assert_eq!(eventually_validates(fleet, replica, secret).await, pb::Reason::Revoked);
+            assert_eq!(validate_eventually(fleet, replica, secret).await, pb::Reason::Revoked);
         }
     }
-    told
+    outcome
 }
 
 /// Changes keys and creates others until it is stopped.
@@ -159,18 +162,18 @@ async fn validate(fleet: &Fleet, replica: usize, secret: &str) -> Option<pb::Rea
     answer.ok().map(|answer| answer.into_inner().reason())
 }
 
-async fn eventually_validates(fleet: &Fleet, replica: usize, secret: &str) -> pb::Reason {
+async fn validate_eventually(fleet: &Fleet, replica: usize, secret: &str) -> pb::Reason {
     let begun = now();
     loop {
         if let Some(reason) = validate(fleet, replica, secret).await {
             return reason;
         }
-        assert!(begun.elapsed() < RECOVERY, "replica {replica} decides nothing");
+        assert!(begun.elapsed() < RECOVERY, "replica {replica} does not decide");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-async fn until_it_creates(fleet: &Fleet, replica: usize) {
+async fn create_eventually(fleet: &Fleet, replica: usize) {
     let begun = now();
     while let Err(error) = fleet.api(replica).key_store().create_key(new_key()).await {
         assert!(begun.elapsed() < RECOVERY, "{error:?}");

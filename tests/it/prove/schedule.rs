@@ -1,4 +1,4 @@
-//! Random schedules, each of which is the life of one key.
+//! Random schedules. Each is a sequence of calls about one key and its successors.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use tonic::{Code, Request, Status};
 
 use super::BOUND;
 use super::fleet::{Fleet, REPLICAS};
-use super::history::{Answer, History};
+use super::history::{History, Response};
 
-/// Timeout of callers.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// Timeout of each call.
+const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Random numbers that are determined by a seed: `SplitMix64`.
 #[derive(Clone, Debug)]
@@ -33,18 +33,16 @@ impl Random {
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (mixed ^ (mixed >> 31)) % bound
     }
-}
 
-impl Random {
-    pub(super) fn one_of<'t, T>(&mut self, things: &'t [T]) -> &'t T {
-        let bound = u64::try_from(things.len()).unwrap();
-        &things[usize::try_from(self.below(bound)).unwrap()]
+    pub(super) fn one_of<'t, T>(&mut self, items: &'t [T]) -> &'t T {
+        let bound = u64::try_from(items.len()).unwrap();
+        &items[usize::try_from(self.below(bound)).unwrap()]
     }
 }
 
-/// Results of all schedules.
+/// Counts and violations of all schedules.
 #[derive(Debug, Default)]
-pub(super) struct Told {
+pub(super) struct Outcome {
     pub(super) schedules: u64,
     pub(super) allowed: u64,
     pub(super) denied: u64,
@@ -54,11 +52,11 @@ pub(super) struct Told {
     pub(super) violations: Vec<String>,
 }
 
-impl fmt::Display for Told {
+impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} schedules, {} changes answered and {} uncertain; {} validations allowed, {} denied, {} undecided; {} violations",
+            "{} schedules, {} changes acknowledged and {} uncertain; {} validations allowed, {} denied, {} undecided; {} violations",
             self.schedules,
             self.changes,
             self.uncertain,
@@ -80,23 +78,24 @@ struct Counts {
     violations: std::sync::Mutex<Vec<String>>,
 }
 
-pub(super) async fn run_all(fleet: &Fleet, schedules: u64, at_once: u64, seed: u64) -> Told {
+/// Runs `schedules`, of which `concurrency` at the same time.
+pub(super) async fn run_all(fleet: &Fleet, schedules: u64, concurrency: u64, seed: u64) -> Outcome {
     let counts = Arc::new(Counts::default());
-    let free = Arc::new(Semaphore::new(usize::try_from(at_once).unwrap()));
+    let slots = Arc::new(Semaphore::new(usize::try_from(concurrency).unwrap()));
     let mut running = Vec::new();
     for number in 0..schedules {
-        let place = Arc::clone(&free).acquire_owned().await.unwrap();
+        let slot = Arc::clone(&slots).acquire_owned().await.unwrap();
         let (fleet, counts) = (fleet.clone(), Arc::clone(&counts));
         running.push(tokio::spawn(async move {
-            Life::new(fleet, counts, Random::new(seed ^ (number + 1) << 20)).run().await;
-            drop(place);
+            Schedule::new(fleet, counts, Random::new(seed ^ (number + 1) << 20)).run().await;
+            drop(slot);
         }));
     }
     for schedule in running {
         schedule.await.unwrap();
     }
     let count = |it: &AtomicU64| it.load(Ordering::Relaxed);
-    Told {
+    Outcome {
         schedules,
         allowed: count(&counts.allowed),
         denied: count(&counts.denied),
@@ -107,26 +106,26 @@ pub(super) async fn run_all(fleet: &Fleet, schedules: u64, at_once: u64, seed: u
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the order of calls and answers is what is checked")]
+#[expect(clippy::disallowed_methods, reason = "the order of requests and responses is checked")]
 fn now() -> Instant {
     Instant::now()
 }
 
-/// A key, and the source of its random calls.
-struct Life {
+/// Makes random calls about one key.
+struct Schedule {
     fleet: Fleet,
     counts: Arc<Counts>,
     random: Random,
 }
 
-/// A key that was created, and its known changes.
-struct Known {
+/// A key, and its known changes.
+struct TrackedKey {
     id: String,
     secret: String,
     history: Mutex<History>,
 }
 
-impl Life {
+impl Schedule {
     fn new(fleet: Fleet, counts: Arc<Counts>, random: Random) -> Self {
         Self { fleet, counts, random }
     }
@@ -144,10 +143,7 @@ impl Life {
                     }
                 }
                 4 => self.wait().await,
-                // A revocation races with an update at another replica.
-                5 => {
-                    self.revoke_while_it_is_updated(&key).await;
-                }
+                5 => self.update_or_race(&key).await,
                 _ => {}
             }
         }
@@ -160,7 +156,7 @@ impl Life {
             }
             self.validate_some(&key).await;
         }
-        // After the bound, all replicas have to reflect the changes.
+        // After the bound, every replica has to reflect the changes.
         tokio::time::sleep(BOUND).await;
         for replica in 0..REPLICAS {
             self.validate(&key, replica).await;
@@ -175,78 +171,79 @@ impl Life {
         tokio::time::sleep(Duration::from_millis(self.random.below(1_200))).await;
     }
 
-    async fn create(&mut self) -> Option<Known> {
+    async fn create(&mut self) -> Option<TrackedKey> {
         let replica = self.replica();
-        let mut admin = self.fleet.api(replica).key_store();
-        let created = self.admin(admin.create_key(request(new_key())).await)?;
+        let mut key_store = self.fleet.api(replica).key_store();
+        let created = self.acknowledged(key_store.create_key(request(new_key())).await)?;
         let mut history = History::default();
         history.created(replica, now());
-        Some(Known { id: created.key?.id, secret: created.secret, history: Mutex::new(history) })
+        Some(TrackedKey { id: created.key?.id, secret: created.secret, history: Mutex::new(history) })
     }
 
-    async fn update(&mut self, key: &Known) {
+    async fn update(&mut self, key: &TrackedKey) {
         let replica = self.replica();
         let name = format!("name {}", self.random.below(1_000_000));
-        let mut admin = self.fleet.api(replica).key_store();
+        let mut key_store = self.fleet.api(replica).key_store();
         let update = pb::UpdateKeyRequest {
             key: Some(pb::Key { id: key.id.clone(), name, ..pb::Key::default() }),
             update_mask: Some(prost_types::FieldMask { paths: vec!["name".into()] }),
             expected_revision: None,
         };
-        if let Some(updated) = self.admin(admin.update_key(request(update)).await) {
+        if let Some(updated) = self.acknowledged(key_store.update_key(request(update)).await) {
             key.history.lock().await.updated(replica, now(), updated.key.unwrap().revision);
         }
     }
 
-    async fn rotate(&mut self, key: &Known) -> Option<Known> {
+    async fn rotate(&mut self, key: &TrackedKey) -> Option<TrackedKey> {
         let replica = self.replica();
-        let mut admin = self.fleet.api(replica).key_store();
+        let mut key_store = self.fleet.api(replica).key_store();
         key.history.lock().await.begin_revoke(now());
         let rotate = pb::RotateKeyRequest { id: key.id.clone(), ..pb::RotateKeyRequest::default() };
-        let rotated = self.admin(admin.rotate_key(request(rotate)).await)?;
+        let rotated = self.acknowledged(key_store.rotate_key(request(rotate)).await)?;
         key.history.lock().await.ended(replica, now());
         let mut history = History::default();
         history.created(replica, now());
-        Some(Known { id: rotated.key?.id, secret: rotated.secret, history: Mutex::new(history) })
+        Some(TrackedKey { id: rotated.key?.id, secret: rotated.secret, history: Mutex::new(history) })
     }
 
-    async fn revoke(&mut self, key: &Known) {
+    async fn revoke(&mut self, key: &TrackedKey) {
         let replica = self.replica();
         self.revoke_at(key, replica).await;
     }
 
-    async fn revoke_at(&self, key: &Known, replica: usize) {
+    async fn revoke_at(&self, key: &TrackedKey, replica: usize) {
         key.history.lock().await.begin_revoke(now());
-        let mut admin = self.fleet.api(replica).key_store();
+        let mut key_store = self.fleet.api(replica).key_store();
         let revoke = pb::RevokeKeyRequest { id: key.id.clone(), reason: "proof".into() };
-        if self.admin(admin.revoke_key(request(revoke)).await).is_some() {
+        if self.acknowledged(key_store.revoke_key(request(revoke)).await).is_some() {
             key.history.lock().await.ended(replica, now());
         }
     }
 
-    async fn revoke_while_it_is_updated(&mut self, key: &Known) {
+    /// Updates the key, or sometimes revokes, updates and validates it concurrently.
+    async fn update_or_race(&mut self, key: &TrackedKey) {
         if self.random.below(4) != 0 {
             return self.update(key).await;
         }
         let (one, other) = (self.replica(), self.replica());
-        let mut updater = Life::new(self.fleet.clone(), Arc::clone(&self.counts), self.random.clone());
+        let mut updater = Schedule::new(self.fleet.clone(), Arc::clone(&self.counts), self.random.clone());
         tokio::join!(self.revoke_at(key, one), updater.update(key), self.validate(key, other));
     }
 
-    async fn delete(&mut self, key: &Known) {
+    async fn delete(&mut self, key: &TrackedKey) {
         let replica = self.replica();
         key.history.lock().await.begin_delete(now());
-        let mut admin = self.fleet.api(replica).key_store();
+        let mut key_store = self.fleet.api(replica).key_store();
         let delete = pb::DeleteKeyRequest { id: key.id.clone(), expected_revision: None };
-        let deleted = admin.delete_key(request(delete)).await;
+        let deleted = key_store.delete_key(request(delete)).await;
         // A key that was not found is deleted as well.
         let is_gone = deleted.as_ref().is_err_and(|error| error.code() == Code::NotFound);
-        if self.admin(deleted).is_some() || is_gone {
+        if self.acknowledged(deleted).is_some() || is_gone {
             key.history.lock().await.ended(replica, now());
         }
     }
 
-    async fn validate_some(&mut self, key: &Known) {
+    async fn validate_some(&mut self, key: &TrackedKey) {
         for _ in 0..=self.random.below(6) {
             let replica = self.replica();
             self.validate(key, replica).await;
@@ -256,47 +253,47 @@ impl Life {
         }
     }
 
-    async fn validate(&self, key: &Known, replica: usize) {
-        let ask = pb::ValidateRequest { secret: key.secret.clone(), ..pb::ValidateRequest::default() };
-        let asked_at = now();
-        let answer = self.fleet.api(replica).validator().validate(request(ask)).await;
-        let answered_at = now();
-        let answer = match answer {
-            Ok(answer) => answer.into_inner(),
+    async fn validate(&self, key: &TrackedKey, replica: usize) {
+        let message = pb::ValidateRequest { secret: key.secret.clone(), ..pb::ValidateRequest::default() };
+        let sent_at = now();
+        let validated = self.fleet.api(replica).validator().validate(request(message)).await;
+        let received_at = now();
+        let verdict = match validated {
+            Ok(response) => response.into_inner(),
             Err(status) => {
                 self.counts.undecided.fetch_add(1, Ordering::Relaxed);
-                return self.check_undecided(&status);
+                return self.check_failure(&status);
             }
         };
-        let count = if answer.valid { &self.counts.allowed } else { &self.counts.denied };
+        let count = if verdict.valid { &self.counts.allowed } else { &self.counts.denied };
         count.fetch_add(1, Ordering::Relaxed);
-        let revision = answer.key.as_ref().map_or(0, |key| key.revision);
-        let answer = Answer { replica, asked_at, answered_at, reason: answer.reason(), revision };
-        if let Some(violation) = key.history.lock().await.violation(&answer) {
+        let revision = verdict.key.as_ref().map_or(0, |key| key.revision);
+        let response = Response { replica, sent_at, received_at, reason: verdict.reason(), revision };
+        if let Some(violation) = key.history.lock().await.violation(&response) {
             self.counts.violations.lock().unwrap().push(format!("{}: {violation}", key.id));
         }
     }
 
     /// Returns the response to a change, or `None` if the change failed or its outcome is unknown.
-    fn admin<T>(&self, answer: Result<tonic::Response<T>, Status>) -> Option<T> {
-        match answer {
-            Ok(answer) => {
+    fn acknowledged<T>(&self, outcome: Result<tonic::Response<T>, Status>) -> Option<T> {
+        match outcome {
+            Ok(response) => {
                 self.counts.changes.fetch_add(1, Ordering::Relaxed);
-                Some(answer.into_inner())
+                Some(response.into_inner())
             }
             Err(status) => {
                 self.counts.uncertain.fetch_add(1, Ordering::Relaxed);
                 if !matches!(status.code(), Code::NotFound | Code::Aborted | Code::FailedPrecondition) {
-                    self.check_undecided(&status);
+                    self.check_failure(&status);
                 }
                 None
             }
         }
     }
 
-    /// Checks that an undecided validation has one of the expected statuses.
-    fn check_undecided(&self, status: &Status) {
-        let is_honest = matches!(
+    /// Checks that a failed call has one of the statuses of an outage.
+    fn check_failure(&self, status: &Status) {
+        let is_outage = matches!(
             status.code(),
             Code::Unavailable
                 | Code::DeadlineExceeded
@@ -304,16 +301,17 @@ impl Life {
                 | Code::Cancelled
                 | Code::Unknown
         );
-        if !is_honest {
-            let log = self.fleet.faults_in_logs();
-            let told = format!("an outage was told as {}: {}; log: {log}", status.code(), status.message());
-            self.counts.violations.lock().unwrap().push(told);
+        if !is_outage {
+            let log = self.fleet.defects_in_logs();
+            let violation =
+                format!("an outage was reported as {}: {}; log: {log}", status.code(), status.message());
+            self.counts.violations.lock().unwrap().push(violation);
         }
     }
 }
 
 fn request<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
-    request.set_timeout(PATIENCE);
+    request.set_timeout(CALL_TIMEOUT);
     request
 }

@@ -37,7 +37,7 @@ async fn health_follows_the_store_service_by_service() {
     for service in &services[1..] {
         wait_for(&mut check, service, ServingStatus::NotServing).await;
     }
-    assert_eq!(check("").await.unwrap(), ServingStatus::Serving, "an outage is no reason for a restart");
+    assert_eq!(check("").await.unwrap(), ServingStatus::Serving, "an outage must not cause a restart");
     assert_eq!(check("nobody").await.unwrap_err().code(), tonic::Code::NotFound);
 }
 

@@ -1,5 +1,5 @@
-//! Runs the containers of the chart with exactly the commands, variables, `ConfigMap` and Secrets that it
-//! renders.
+//! Installs releases of the chart and runs their containers, with exactly the commands, variables, `ConfigMap`
+//! and Secrets that the chart renders.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::alerts::missing_metrics;
 use super::helm::{Helm, text};
-use super::kubelet::{Node, Secrets};
+use super::pods::{Node, Secrets};
 use crate::databases::Kind;
 use crate::process::program::{Home, wait_for};
 use crate::redis_servers::Redis;
@@ -42,7 +42,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
-fn told(output: &Output) -> String {
+fn text_of(output: &Output) -> String {
     [&output.stdout[..], &output.stderr].map(String::from_utf8_lossy).concat()
 }
 
@@ -79,7 +79,7 @@ fn postgres_and_redis() -> Node {
     )
 }
 
-/// Creates a key as an administrator does, and returns its secret.
+/// Creates a key with the admin token. Returns its secret.
 fn create_key(options: &[&str]) -> String {
     let home = Home::new();
     std::fs::write(home.path().join("token"), TOKEN).unwrap();
@@ -91,22 +91,26 @@ fn create_key(options: &[&str]) -> String {
 }
 
 #[test]
-fn on_postgres_and_redis() {
+fn a_release_on_postgres_and_redis_serves_calls() {
     let node = postgres_and_redis();
     let pod = node.pod();
     let migrate = pod.run(&pod.init_containers()[0]);
-    assert!(migrate.status.success(), "{}", told(&migrate));
+    assert!(migrate.status.success(), "{}", text_of(&migrate));
     let again = pod.run(&pod.init_containers()[0]);
-    assert!(again.status.success(), "another pod starts as well: {}", told(&again));
+    assert!(again.status.success(), "the migration of a second pod must succeed: {}", text_of(&again));
 
     let mut server = pod.start();
-    server.is_ready().unwrap();
+    server.wait_until_ready();
     let admin = format!("{}:50052", node.address);
     let secret = create_key(&["--addr", &admin]);
-    assert!(secret.starts_with("acme_"), "by config.keys.prefix");
+    assert!(secret.starts_with("acme_"), "config.keys.prefix must be used");
     assert!(!server.log().contains(&secret) && !server.log().contains(TOKEN));
     let public = Home::new().run(&["key", "list", "--addr", &format!("{}:50051", node.address)]);
-    assert!(public.stderr.contains("METHOD_UNKNOWN"), "KeyStore has a port of its own: {}", public.stderr);
+    assert!(
+        public.stderr.contains("METHOD_UNKNOWN"),
+        "KeyStore must be served only on its own port: {}",
+        public.stderr
+    );
 
     let mut tested = node.clone();
     let key = BTreeMap::from([("secret".to_owned(), secret)]);
@@ -115,7 +119,7 @@ fn on_postgres_and_redis() {
     assert_eq!(test.containers().len(), 2);
     for container in test.containers() {
         let outcome = test.run(container);
-        assert!(outcome.status.success(), "{}", told(&outcome));
+        assert!(outcome.status.success(), "{}", text_of(&outcome));
     }
     tested
         .secrets
@@ -123,13 +127,13 @@ fn on_postgres_and_redis() {
         .unwrap()
         .insert("secret".to_owned(), "acme_nothing".to_owned());
     let test = tested.test();
-    assert!(!test.run(&test.containers()[1]).status.success(), "helm test can fail");
+    assert!(!test.run(&test.containers()[1]).status.success(), "helm test must fail with an unknown key");
     server.end();
 }
 
-/// A pod does not start if the name of any variable lacks a letter.
+/// A pod fails to start if a letter is missing in the name of any variable.
 #[test]
-fn a_typo_in_a_variable_s_name_is_found() {
+fn a_misspelt_variable_is_an_error_that_names_the_setting() {
     let node = postgres_and_redis();
     let pod = node.pod();
     let migrate = &pod.init_containers()[0];
@@ -137,7 +141,7 @@ fn a_typo_in_a_variable_s_name_is_found() {
     let mut mistyped = migrate.clone();
     mistyped["env"][0]["name"] = json!("KEYVOUCH__STORE__UR");
     let outcome = pod.run(&mistyped);
-    assert!(!outcome.status.success() && told(&outcome).contains("store.ur"), "{}", told(&outcome));
+    assert!(!outcome.status.success() && text_of(&outcome).contains("store.ur"), "{}", text_of(&outcome));
     for index in [0, 1] {
         let mut pod = node.pod();
         let mut name = String::new();
@@ -148,34 +152,34 @@ fn a_typo_in_a_variable_s_name_is_found() {
             name.pop();
             *variable = json!(name);
         });
-        let log = pod.start().is_ready().unwrap_err();
+        let log = pod.start().try_wait_until_ready().unwrap_err();
         let setting = name.trim_start_matches("KEYVOUCH__").to_lowercase().replace("__", ".");
         assert!(log.contains(&setting), "{name}: {log}");
     }
 }
 
-/// The server is administered by `kubectl exec`, with nothing but the chart.
+/// Keys are administered through `kubectl exec`, without any further setting.
 #[test]
-fn on_sqlite_by_default() {
+fn a_default_release_on_sqlite_serves_calls() {
     let node = install("default", &[], &[]);
     let mut server = node.pod().start();
-    server.is_ready().unwrap_or_else(|log| panic!("{log}"));
+    server.wait_until_ready();
     let socket = ["--addr", "unix:/run/keyvouch/admin.sock"];
     let created =
         server.exec(&[&["-o", "json", "key", "create", "--name", "n", "--owner", "o"][..], &socket].concat());
-    assert!(created.status.success(), "{}", told(&created));
+    assert!(created.status.success(), "{}", text_of(&created));
     let created: Value = serde_json::from_slice(&created.stdout).unwrap();
     let address = format!("{}:50051", node.address);
     let done = Home::new().run_with_input(&["validate", "--addr", &address], text(&created["secret"]));
     assert_eq!(done.status, 0, "{}", done.stderr);
     let test = node.test();
     let outcome = test.run(&test.containers()[0]);
-    assert!(outcome.status.success(), "{}", told(&outcome));
+    assert!(outcome.status.success(), "{}", text_of(&outcome));
     server.end();
 }
 
 #[test]
-fn on_mariadb_with_a_migration_job() {
+fn a_release_on_mariadb_is_migrated_by_a_job() {
     let url = block_on(Kind::MariaDb.database());
     let node = install(
         "mysql",
@@ -186,19 +190,19 @@ fn on_mariadb_with_a_migration_job() {
             ("keyvouch-admin", "tokens", &format!("ops:{TOKEN}\n")),
         ],
     );
-    let log = node.pod().start().is_ready().unwrap_err();
-    assert!(log.contains("keyvouch migrate up"), "without the job it waits: {log}");
+    let log = node.pod().start().try_wait_until_ready().unwrap_err();
+    assert!(log.contains("keyvouch migrate up"), "the server must not start before the job: {log}");
     let job = node.job();
     let migrated = job.run(&job.containers()[0]);
-    assert!(migrated.status.success(), "{}", told(&migrated));
+    assert!(migrated.status.success(), "{}", text_of(&migrated));
     let mut server = node.pod().start();
-    server.is_ready().unwrap_or_else(|log| panic!("{log}"));
+    server.wait_until_ready();
     create_key(&["--addr", &format!("{}:50052", node.address)]);
     server.end();
 }
 
 #[test]
-fn on_a_redis_cluster_alone() {
+fn a_release_on_a_redis_cluster_serves_calls() {
     let servers = Redis::Cluster.start(&["--appendonly", "yes"]);
     let settings = [
         "--set",
@@ -217,14 +221,14 @@ fn on_a_redis_cluster_alone() {
         ],
     );
     let mut server = node.pod().start();
-    server.is_ready().unwrap_or_else(|log| panic!("{log}"));
+    server.wait_until_ready();
     create_key(&["--addr", &format!("{}:50052", node.address)]);
     server.end();
 }
 
-/// TLS has certificates on both sides. The server exports all metrics that alerts and panels query.
+/// A server with TLS and client certificates exports all metrics that alerts and panels query.
 #[test]
-fn with_certificates_on_both_sides() {
+fn a_release_with_mutual_tls_exports_all_queried_metrics() {
     const SERVICE: &str = "kv-keyvouch.prod.svc";
     let (servers, clients) = (Authority::new(), Authority::new());
     let Pair(certificate, key) = servers.issue(SERVICE, 4096);
@@ -252,7 +256,7 @@ fn with_certificates_on_both_sides() {
     assert!(migrate.run(&migrate.init_containers()[0]).status.success());
     let created = {
         let mut server = node.pod().start();
-        server.is_ready().unwrap_or_else(|log| panic!("{log}"));
+        server.wait_until_ready();
         let address = format!("https://{}:50052", node.address);
         let as_admin = ["--addr", &address, "--ca-file", "ca", "--server-name", SERVICE];
         let own = ["--cert-file", "admin", "--cert-key-file", "admin.key", "--scope", "keyvouch.validate"];
@@ -267,15 +271,15 @@ fn with_certificates_on_both_sides() {
         .insert("keyvouch-test-credential".to_owned(), BTreeMap::from([("token".to_owned(), secret)]));
 
     let mut server = node.pod().start();
-    server.is_ready().unwrap_or_else(|log| panic!("{log}"));
+    server.wait_until_ready();
     let test = node.test();
     let outcome = test.run(&test.containers()[0]);
-    assert!(outcome.status.success(), "{}", told(&outcome));
+    assert!(outcome.status.success(), "{}", text_of(&outcome));
     // Another replica makes a change, which this one reads, and a client connects without TLS.
     let mut other = node.clone();
     other.move_to(address());
     let mut second = other.pod().start();
-    second.is_ready().unwrap_or_else(|log| panic!("{log}"));
+    second.wait_until_ready();
     let address = format!("https://{}:50052", other.address);
     let as_admin = ["--addr", &address, "--ca-file", "ca", "--server-name", SERVICE];
     let own = ["--cert-file", "admin", "--cert-key-file", "admin.key"];
@@ -283,17 +287,17 @@ fn with_certificates_on_both_sides() {
     assert_eq!(home.run(&[&revoke[..], &as_admin, &own].concat()).status, 0);
     assert_ne!(home.run(&["healthcheck", "--addr", &format!("{}:50051", node.address)]).status, 0);
     let metrics = json!({ "path": "/metrics", "port": 9464 });
-    wait_for("all metrics that are asked for", || {
+    wait_for("all metrics that are queried", || {
         let missing = missing_metrics(&node.get(&metrics)?.1);
-        if missing.is_empty() { Some(()) } else { None }
+        missing.is_empty().then_some(())
     });
     second.end();
     server.end();
 }
 
-/// The certificate is provided by the user, and its root is in another file.
+/// The user provides the certificate, and its root is in another Secret.
 #[test]
-fn with_a_certificate_of_one_s_own() {
+fn a_release_with_a_provided_certificate_serves_tls_only() {
     let servers = Authority::new();
     let Pair(certificate, key) = servers.issue("kv-keyvouch.prod.svc", 4096);
     let url = block_on(Kind::Postgres.database());
@@ -311,22 +315,22 @@ fn with_a_certificate_of_one_s_own() {
     let pod = node.pod();
     assert!(pod.run(&pod.init_containers()[0]).status.success());
     let mut server = pod.start();
-    server.is_ready().unwrap_or_else(|log| panic!("{log}"));
+    server.wait_until_ready();
     let test = node.test();
     let outcome = test.run(&test.containers()[0]);
-    assert!(outcome.status.success(), "{}", told(&outcome));
+    assert!(outcome.status.success(), "{}", text_of(&outcome));
     let plain = Home::new().run(&["healthcheck", "--addr", &format!("{}:50051", node.address)]);
-    assert_ne!(plain.status, 0, "never plaintext");
+    assert_ne!(plain.status, 0, "plaintext must be rejected");
     server.end();
 }
 
 #[test]
-fn in_memory() {
+fn a_minimal_release_in_memory_serves_calls() {
     let node = install("minimal", &[], &[]);
     let mut server = node.pod().start();
-    server.is_ready().unwrap_or_else(|log| panic!("{log}"));
+    server.wait_until_ready();
     let test = node.test();
     let outcome = test.run(&test.containers()[0]);
-    assert!(outcome.status.success(), "{}", told(&outcome));
+    assert!(outcome.status.success(), "{}", text_of(&outcome));
     server.end();
 }

@@ -1,6 +1,8 @@
-//! Tests with clients of other projects.
+//! Tests that a generic client, `buf curl`, can call the server with nothing but its reflection service.
 
 use std::process::{Command, Output};
+
+use serde_json::{Value, json};
 
 use super::program::{Home, Server, tool};
 
@@ -15,8 +17,13 @@ fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// Calls a method that has to succeed. Returns the response.
+fn call(server: &Server, arguments: &[&str], path: &str) -> Value {
+    serde_json::from_str(&stdout(&curl(server, arguments, path))).unwrap()
+}
+
 #[test]
-fn reflection_is_all_that_a_client_needs() {
+fn buf_curl_calls_methods_by_reflection() {
     let home = Home::new();
     let server = home.serve(&[]);
     for version in ["grpc-v1", "grpc-v1alpha"] {
@@ -25,19 +32,18 @@ fn reflection_is_all_that_a_client_needs() {
             assert!(listed.lines().any(|line| line == service), "{version}: {listed}");
         }
     }
-    let method = "/keyvouch.v1.Validator/Validate";
-    let answer = stdout(&curl(&server, &["-d", "{\"secret\": \"nonsense\"}"], method));
-    assert!(answer.contains("REASON_MALFORMED"), "{answer}");
+    let validate = "/keyvouch.v1.Validator/Validate";
+    let denied = call(&server, &["-d", "{\"secret\": \"nonsense\"}"], validate);
+    assert_eq!(denied["reason"], "REASON_MALFORMED");
 
     let create = "/keyvouch.v1.KeyStore/CreateKey";
     let body = "{\"name\": \"n\", \"owner_id\": \"o\"}";
-    let refused = curl(&server, &["-d", body], create);
-    assert!(!refused.status.success());
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("unauthenticated"));
+    let rejected = curl(&server, &["-d", body], create);
+    assert!(!rejected.status.success());
+    let error: Value = serde_json::from_slice(&rejected.stderr).unwrap();
+    assert_eq!(error["code"], "unauthenticated");
     let header = format!("authorization: Bearer {}", home.read("keyvouch.admin-token").trim());
-    let created: serde_json::Value =
-        serde_json::from_str(&stdout(&curl(&server, &["-H", &header, "-d", body], create))).unwrap();
-    let ask = serde_json::json!({ "secret": created["secret"] }).to_string();
-    let answer = stdout(&curl(&server, &["-d", &ask], method));
-    assert!(answer.contains("REASON_VALID"), "{answer}");
+    let created = call(&server, &["-H", &header, "-d", body], create);
+    let request = json!({ "secret": created["secret"] }).to_string();
+    assert_eq!(call(&server, &["-d", &request], validate)["reason"], "REASON_VALID");
 }

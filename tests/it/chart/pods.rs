@@ -1,4 +1,9 @@
-//! A simulation of the kubelet, as far as the chart relies on it.
+//! Runs the pods of a rendered chart as processes, in place of a kubelet.
+//!
+//! A pod gets the rendered arguments, variables, `ConfigMap` and Secrets with their modes, and its probes,
+//! `preStop` and termination are run in the order of Kubernetes. So a chart whose settings the program rejects,
+//! whose files its user can't read, or whose probes it does not answer, fails here. What only a real cluster can
+//! show is not covered: scheduling, Services, network policies, and the thresholds of probes.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -15,7 +20,7 @@ use crate::process::program::wait_for;
 /// The Secrets of the cluster, by name and key.
 pub(super) type Secrets = BTreeMap<String, BTreeMap<String, String>>;
 
-/// The node of one release. All its pods have one address.
+/// A node on which the pods of one release run. All its pods have one address.
 #[derive(Clone)]
 pub(super) struct Node {
     pub(super) objects: Vec<Value>,
@@ -68,7 +73,7 @@ impl Node {
     }
 
     fn secret(&self, name: &str, key: &str) -> &str {
-        let secret = self.secrets.get(name).unwrap_or_else(|| panic!("there is no Secret {name}"));
+        let secret = self.secrets.get(name).unwrap_or_else(|| panic!("the Secret {name} does not exist"));
         secret.get(key).unwrap_or_else(|| panic!("the Secret {name} has no {key}"))
     }
 
@@ -78,9 +83,9 @@ impl Node {
         let mut stream = TcpStream::connect((self.address, port)).ok()?;
         let request = format!("GET {} HTTP/1.1\r\nhost: {}\r\n\r\n", text(&probe["path"]), self.address);
         stream.write_all(request.as_bytes()).ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        let (head, body) = answer.split_once("\r\n\r\n")?;
+        let mut response = String::new();
+        stream.read_to_string(&mut response).ok()?;
+        let (head, body) = response.split_once("\r\n\r\n")?;
         Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
     }
 }
@@ -107,7 +112,7 @@ impl<'n> Pod<'n> {
 
     /// Creates a container with its volumes. Returns it with its command and variables.
     pub(super) fn create(&self, spec: &Value) -> (Container, Command) {
-        assert!(spec["command"].is_null(), "the image's entry point is the command");
+        assert!(spec["command"].is_null(), "the pod must use the entry point of the image");
         let mut container = Container::new();
         assert_eq!(self.spec["securityContext"]["runAsUser"], container.image.user);
         assert_eq!(spec["securityContext"]["readOnlyRootFilesystem"], true);
@@ -115,7 +120,7 @@ impl<'n> Pod<'n> {
             let volume = &self.volumes[text(&mount["name"])];
             self.mount(&mut container, volume, text(&mount["mountPath"]), mount["readOnly"] == true);
         }
-        // The cluster's name server would resolve the Services like this.
+        // In place of the name server of the cluster.
         let services = of_kind(&self.node.objects, "Service").map(|service| &service["metadata"]);
         let hosts = services.map(|service| {
             format!("{} {}.{}.svc\n", self.node.address, text(&service["name"]), text(&service["namespace"]))
@@ -150,9 +155,9 @@ impl<'n> Pod<'n> {
                 container.restrict(&format!("{path}/{}", text(&item["path"])), mode, group);
             }
         } else {
-            let is_made =
+            let is_rendered =
                 |claim: &Value| volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"];
-            let is_claim = of_kind(&self.node.objects, "PersistentVolumeClaim").any(is_made);
+            let is_claim = of_kind(&self.node.objects, "PersistentVolumeClaim").any(is_rendered);
             assert!(is_claim || volume["emptyDir"].is_object(), "{volume}");
             assert!(!is_read_only);
             container.make_writable(path);
@@ -178,11 +183,14 @@ impl<'n> Pod<'n> {
 }
 
 impl Running<'_> {
-    /// Waits for the startup probe, and checks the other probes.
-    pub(super) fn is_ready(&mut self) -> Result<(), String> {
+    /// Waits until the startup probe and then the other probes succeed.
+    ///
+    /// # Errors
+    /// Returns the log if the server ended before the startup probe succeeded.
+    pub(super) fn try_wait_until_ready(&mut self) -> Result<(), String> {
         let startup = &self.spec["startupProbe"]["httpGet"];
         let node = self.node;
-        let outcome = wait_for("the start-up probe", || {
+        let outcome = wait_for("the startup probe", || {
             if self.child.try_wait().unwrap().is_some() {
                 return Some(false);
             }
@@ -198,6 +206,11 @@ impl Running<'_> {
         Ok(())
     }
 
+    /// Waits like [`try_wait_until_ready`](Self::try_wait_until_ready). Panics if the server ends.
+    pub(super) fn wait_until_ready(&mut self) {
+        self.try_wait_until_ready().unwrap_or_else(|log| panic!("the server ended: {log}"));
+    }
+
     pub(super) fn log(&self) -> String {
         std::fs::read_to_string(self.log.path().join("log")).unwrap()
     }
@@ -208,17 +221,18 @@ impl Running<'_> {
         self.container.command(&arguments, &[]).output().unwrap()
     }
 
-    /// Ends the container as the kubelet does: `preStop`, SIGTERM, and a kill after the grace period.
-    #[expect(clippy::disallowed_methods, reason = "the kubelet waits")]
+    /// Ends the container as the kubelet does: with `preStop` and then SIGTERM. Panics if the server is not ready
+    /// until SIGTERM, or has not ended after the grace period.
+    #[expect(clippy::disallowed_methods, reason = "`preStop` and the grace period are durations")]
     pub(super) fn end(mut self) {
-        let began = std::time::Instant::now();
+        let begun = std::time::Instant::now();
         let sleep = self.spec["lifecycle"]["preStop"]["sleep"]["seconds"].as_u64().unwrap_or_default();
         std::thread::sleep(Duration::from_secs(sleep));
         let readiness = &self.spec["readinessProbe"]["httpGet"];
-        assert_eq!(self.node.get(readiness).unwrap().0, 200, "it is still there for late calls");
+        assert_eq!(self.node.get(readiness).unwrap().0, 200, "the server must accept calls until SIGTERM");
         crate::signals::send(self.child.id(), rustix::process::Signal::TERM);
-        let status = wait_for("its end", || {
-            assert!(began.elapsed() < self.grace, "it would be killed now: {}", self.log());
+        let status = wait_for("the end of the server", || {
+            assert!(begun.elapsed() < self.grace, "the grace period is over: {}", self.log());
             self.child.try_wait().unwrap()
         });
         assert!(status.success(), "{status}: {}", self.log());

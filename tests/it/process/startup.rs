@@ -1,4 +1,4 @@
-//! Tests of startups that succeed, and of startups that are refused.
+//! Tests of startups that succeed and of those that fail, and of the log.
 
 use rustix::process::Signal;
 use std::net::TcpListener;
@@ -6,25 +6,36 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use keyvouch::conformance::api::Api;
 use keyvouch::grpc::pb;
+use rustix::io::Errno;
+use serde_json::{Value, json};
 
 use super::program::{Home, wait_for};
 use crate::redis_servers::Redis;
 
-fn refusal(home: &Home, arguments: &[&str]) -> String {
+const TOKEN: &str = "admin.tokens=t:a-token-of-enough-characters";
+
+/// Runs a server that has to fail at startup. Returns its log and its error.
+fn startup_error(home: &Home, arguments: &[&str]) -> String {
     let done = home.run(&[&["serve"], arguments].concat());
     assert_eq!(done.status, 1, "{}", done.stdout);
     done.stderr
 }
 
+/// Runs a command of `keyvouch migrate`. Returns its exit status and the JSON that it prints.
+fn migrate(home: &Home, arguments: &[&str]) -> (i32, Value) {
+    let done = home.run(&[&["-o", "json", "migrate"], arguments].concat());
+    (done.status, serde_json::from_str(&done.stdout).unwrap_or_else(|_| panic!("{}", done.stderr)))
+}
+
 #[test]
-fn the_first_start_makes_a_token_and_says_what_to_type_next() {
+fn the_first_start_creates_a_token_and_prints_the_next_commands() {
     let home = Home::new();
     let server = home.serve(&[]);
     let stdout = home.read("stdout");
     assert!(stdout.contains("the token in keyvouch.admin-token (created just now)"), "{stdout}");
     assert!(stdout.contains(&format!("key create --addr {}", server.address)), "{stdout}");
     let token = home.read("keyvouch.admin-token");
-    assert!(!stdout.contains(token.trim()), "it is printed to a terminal alone");
+    assert!(!stdout.contains(token.trim()), "the token is printed only to a terminal");
     for file in ["keyvouch.admin-token", "keyvouch.db", "keyvouch.db-wal"] {
         let mode = std::fs::metadata(home.path().join(file)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{file}");
@@ -36,64 +47,65 @@ fn the_first_start_makes_a_token_and_says_what_to_type_next() {
 }
 
 #[test]
-fn an_address_that_is_taken_is_named() {
+fn an_address_in_use_is_named() {
     let home = Home::new();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let stderr = refusal(&home, &["--set", &format!("server.listen={address}")]);
-    assert!(stderr.contains(&format!("can't listen on {address} (server.listen)")), "{stderr}");
-    assert!(stderr.contains("in use"), "{stderr}");
+    let stderr = startup_error(&home, &["--set", &format!("server.listen={address}")]);
+    let error = format!("os error {}", Errno::ADDRINUSE.raw_os_error());
+    for part in [&address, "server.listen", &error] {
+        assert!(stderr.contains(part), "{part}: {stderr}");
+    }
 }
 
 #[test]
-fn what_would_expose_the_key_store_does_not_start() {
+fn settings_that_expose_the_key_store_are_rejected() {
     let home = Home::new();
-    let stderr = refusal(&home, &["--set", "server.listen=0.0.0.0:0"]);
+    let stderr = startup_error(&home, &["--set", "server.listen=0.0.0.0:0"]);
     assert!(stderr.contains("admin.tokens_file"), "{stderr}");
-    let stderr = refusal(&home, &["--set", "server.listen=0.0.0.0:0", "--set", "admin.insecure=true"]);
+    let stderr = startup_error(&home, &["--set", "server.listen=0.0.0.0:0", "--set", "admin.insecure=true"]);
     assert!(stderr.contains("admin.insecure"), "{stderr}");
     assert!(!home.path().join("keyvouch.admin-token").exists());
 }
 
 #[test]
-fn beyond_this_machine_it_starts_with_a_configured_token() {
+fn a_server_on_all_addresses_requires_a_configured_token() {
     let home = Home::new();
     std::fs::write(home.path().join("tokens"), "ops:a-token-of-enough-characters\n").unwrap();
     std::fs::write(home.path().join("bare"), "a-token-of-enough-characters\n").unwrap();
     let server = home.serve(&["admin.tokens_file=tokens", "server.listen=0.0.0.0:0"]);
-    let arguments = ["key", "list", "--addr", &server.address];
-    assert_eq!(home.run(&[&arguments[..], &["--token-file", "bare"]].concat()).status, 0);
-    let without = home.run(&arguments);
+    assert_eq!(home.call(&server, &["key", "list", "--token-file", "bare"]).status, 0);
+    let without = home.call(&server, &["key", "list"]);
     assert_eq!(without.status, 1);
     assert!(without.stderr.contains("CREDENTIAL_REQUIRED"), "{}", without.stderr);
     assert!(!home.path().join("keyvouch.admin-token").exists());
 }
 
 #[test]
-fn a_schema_that_is_behind_is_refused_with_the_command() {
+fn an_outdated_schema_fails_the_startup_with_the_command_to_run() {
     let home = Home::new();
     let off = ["--set", "store.auto_migrate=false", "--set", "server.listen=127.0.0.1:0"];
-    let stderr = refusal(&home, &off);
+    let stderr = startup_error(&home, &off);
     assert!(stderr.contains("keyvouch migrate up"), "{stderr}");
-    assert!(stderr.contains("behind by 2 migrations (m20261123_000001_create_key_tables"), "{stderr}");
-    assert_eq!(home.run(&["migrate", "status"]).status, 3);
+    assert!(stderr.contains("m20261123_000001_create_key_tables"), "{stderr}");
+    assert_eq!(migrate(&home, &["status"]).0, 3);
     let plan = home.run(&["migrate", "up", "--dry-run"]);
     assert_eq!((plan.status, plan.stdout.contains("CREATE TABLE IF NOT EXISTS \"api_key\"")), (0, true));
-    assert_eq!(home.run(&["migrate", "status"]).status, 3, "a dry run changes nothing");
-    let up = home.run(&["migrate", "up"]);
-    assert_eq!((up.status, up.stdout.contains("applied m")), (0, true));
-    assert_eq!(home.run(&["migrate", "status"]).status, 0);
-    assert!(home.run(&["migrate", "up"]).stdout.contains("nothing to do"));
-    let down = home.run(&["migrate", "down", "--yes"]);
-    assert_eq!((down.status, down.stdout.contains("undone m")), (0, true));
-    assert_eq!(home.run(&["migrate", "status"]).status, 3);
-    assert_eq!(home.run(&["migrate", "up"]).status, 0);
+    let (status, before) = migrate(&home, &["status"]);
+    let pending = before["pending"].as_array().unwrap();
+    assert_eq!((status, pending.len()), (3, 2), "a dry run must change nothing");
+    assert_eq!(migrate(&home, &["up"]), (0, json!({ "applied": pending })));
+    assert_eq!(migrate(&home, &["status"]).0, 0);
+    assert_eq!(migrate(&home, &["up"]), (0, json!({ "applied": [] })));
+    assert_eq!(migrate(&home, &["down", "--yes"]), (0, json!({ "undone": [pending[1]] })));
+    assert_eq!(migrate(&home, &["status"]).0, 3);
+    assert_eq!(migrate(&home, &["up"]), (0, json!({ "applied": [pending[1]] })));
     home.serve(&["store.auto_migrate=false"]);
 }
 
 /// A rollback: an earlier release finds the schema of a later one.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_newer_schema_is_served_unless_it_took_something_away() {
+async fn a_newer_schema_is_served_unless_its_migration_is_breaking() {
     use sea_orm::ConnectionTrait as _;
     let home = Home::new();
     drop(home.serve(&[]));
@@ -102,114 +114,109 @@ async fn a_newer_schema_is_served_unless_it_took_something_away() {
     let apply = |name: &str| format!("INSERT INTO seaql_migrations VALUES ('{name}', 1)");
     database.execute_unprepared(&apply("m20991231_000001_add_a_column")).await.unwrap();
     let server = home.serve(&[]);
-    let created = home.json(&server, &["key", "create", "--name", "n", "--owner", "o"]);
+    let created = home.create_key(&server, &[]);
     assert_eq!(home.validate(&server, created["secret"].as_str().unwrap()).0, 0);
     assert!(home.read("stderr").contains("m20991231_000001_add_a_column"));
     drop(server);
-    let status = home.run(&["migrate", "status"]);
-    assert!(status.status == 0 && status.stdout.contains("unknown to this release"), "{}", status.stdout);
-    let up = home.run(&["migrate", "up"]);
-    assert_eq!(up.status, 0, "the init container of a rollback: {}", up.stderr);
+    let schema = json!({ "pending": [], "unknown": ["m20991231_000001_add_a_column"] });
+    assert_eq!(migrate(&home, &["status"]), (0, schema));
+    // The init container of a rollback runs this command.
+    assert_eq!(migrate(&home, &["up"]).0, 0);
     let down = home.run(&["migrate", "down", "--yes"]);
     assert!(down.status == 1 && down.stderr.contains("m20991231_000001_add_a_column"), "{}", down.stderr);
 
     database.execute_unprepared(&apply("m20991231_000002_keyvouch_contract_owners")).await.unwrap();
-    let refused = refusal(&home, &[]);
-    assert!(refused.contains("m20991231_000002_keyvouch_contract_owners"), "{refused}");
-    assert!(refused.contains("use a newer release"), "{refused}");
+    let stderr = startup_error(&home, &[]);
+    assert!(stderr.contains("m20991231_000002_keyvouch_contract_owners"), "{stderr}");
 }
 
 #[test]
-fn a_file_that_is_no_database_is_named() {
+fn an_invalid_database_file_is_named() {
     let home = Home::new();
-    std::fs::write(
-        home.path().join("keyvouch.db"),
-        "not a database, but long enough to be looked at".repeat(99),
-    )
-    .unwrap();
-    let stderr = refusal(&home, &["--set", "server.listen=127.0.0.1:0"]);
+    std::fs::write(home.path().join("keyvouch.db"), "not a database, but longer than a header".repeat(99))
+        .unwrap();
+    let stderr = startup_error(&home, &["--set", "server.listen=127.0.0.1:0"]);
     assert!(stderr.contains("keyvouch.db"), "{stderr}");
 }
 
 #[test]
-fn memory_warns_that_keys_are_lost() {
+fn a_backend_in_memory_is_logged_as_a_warning() {
     let home = Home::new();
-    home.serve(&["store.url=memory:"]);
-    assert!(home.read("stderr").contains("lost when the server ends"));
+    home.serve(&["store.url=memory:", "telemetry.log_format=json"]);
+    let is_warning = |entry: &Value| {
+        entry["level"] == "WARN" && entry["message"].as_str().is_some_and(|it| it.contains("memory:"))
+    };
+    assert!(home.log().iter().any(is_warning), "{}", home.read("stderr"));
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once() {
+fn a_second_signal_ends_the_drain() {
     let home = Home::new();
     let mut server = home.serve(&["server.drain_timeout=1h"]);
     let _silent = std::net::TcpStream::connect(&server.address).unwrap();
-    // A connection counts once the server has accepted it. A call on another connection shows that it has.
-    assert_eq!(home.run(&["healthcheck", "--addr", &server.address]).status, 0);
+    // The drain waits only for connections that were accepted. A call on a later connection shows that this one
+    // was.
+    let is_healthy = || home.call(&server, &["healthcheck"]).status == 0;
+    assert!(is_healthy());
     server.signal(Signal::TERM);
-    wait_for("the drain", || home.read("stderr").contains("send the signal again").then_some(()));
+    wait_for("the drain", || (!is_healthy()).then_some(()));
     server.signal(Signal::INT);
     assert_eq!(server.ended(), Some(1));
 }
 
 #[test]
-fn logs_are_json_for_machines() {
+fn log_entries_are_json_with_the_method_and_the_request_id() {
     let home = Home::new();
     let mut server = home.serve(&["telemetry.log_format=json", "telemetry.log_filter=info,keyvouch=debug"]);
     home.json(&server, &["key", "list"]);
     server.signal(Signal::TERM);
     assert_eq!(server.ended(), Some(0));
-    let log = home.read("stderr");
-    let lines: Vec<serde_json::Value> = log
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}")))
-        .collect();
-    let call = lines.iter().find(|line| line["span"]["method"] == "keyvouch.v1.KeyStore/ListKeys").unwrap();
+    let log = home.log();
+    let call = log.iter().find(|entry| entry["span"]["method"] == "keyvouch.v1.KeyStore/ListKeys").unwrap();
     assert!(!call["span"]["request_id"].as_str().unwrap().is_empty());
 }
 
+/// Returns the entries of the log about rejected callers.
+fn audit_log(home: &Home) -> Vec<Value> {
+    home.log().into_iter().filter(|entry| entry["target"] == "keyvouch::audit").collect()
+}
+
 #[test]
-fn who_was_refused_is_told_in_the_log() {
+fn rejected_callers_are_logged_with_their_method() {
     let home = Home::new();
     let server = home.serve(&["telemetry.log_format=json"]);
-    let writer =
-        home.json(&server, &["key", "create", "--name", "n", "--owner", "o", "--scope", "keyvouch.write"]);
+    let writer = home.create_key(&server, &["--scope", "keyvouch.write"]);
     let secret = writer["secret"].as_str().unwrap();
     std::fs::write(home.path().join("key"), secret).unwrap();
+    let with_key = |command: &[&str]| home.call(&server, &[command, &["--token-file", "key"]].concat());
     let create = ["key", "create", "--name", "n", "--owner", "o", "--scope", "keyvouch.admin"];
     for command in [&create[..], &["key", "list"]] {
-        let done = home.run(&[command, &["--addr", &server.address, "--token-file", "key"]].concat());
+        let done = with_key(command);
         assert_eq!(done.status, 1, "{}", done.stdout);
     }
-    let row = serde_json::json!({
+    let row = json!({
         "hash": "07".repeat(32), "name": "n", "owner_id": "o", "scopes": ["keyvouch.admin"],
     });
     std::fs::write(home.path().join("rows.jsonl"), format!("{row}\n")).unwrap();
-    let import = ["import", "--from", "rows.jsonl", "--addr", &server.address, "--token-file", "key"];
-    assert_eq!(home.run(&import).status, 3, "rejected");
-    let log = home.read("stderr");
-    let refusals: Vec<serde_json::Value> = log
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .filter(|line: &serde_json::Value| line["target"] == "keyvouch::audit")
-        .collect();
+    assert_eq!(with_key(&["import", "--from", "rows.jsonl"]).status, 3, "the row has to be rejected");
     let actor = format!("key:{}", writer["key"]["id"].as_str().unwrap());
-    let told: Vec<_> = refusals
+    let entries = audit_log(&home);
+    let logged: Vec<_> = entries
         .iter()
-        .map(|line| (line["actor"].as_str().unwrap(), line["method"].as_str().unwrap()))
+        .map(|entry| (entry["actor"].as_str().unwrap(), entry["method"].as_str().unwrap()))
         .collect();
     let expected = ["CreateKey", "ListKeys", "ImportKeys"].map(|it| format!("keyvouch.v1.KeyStore/{it}"));
     let expected = expected.each_ref().map(String::as_str);
-    assert_eq!(told, expected.map(|method| (actor.as_str(), method)), "{log}");
-    assert!(!log.contains(secret));
+    assert_eq!(logged, expected.map(|method| (actor.as_str(), method)));
+    assert!(!home.read("stderr").contains(secret));
 }
 
-/// The rejection is logged although the call itself was allowed.
+/// The call is allowed when it begins, and rejected after a scope was removed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refusal_in_an_open_stream_is_told_in_the_log() {
+async fn a_rejection_within_an_open_stream_is_logged() {
     let home = Home::new();
     let server = home.serve(&["telemetry.log_format=json", "cache.local.enabled=false"]);
-    let writer =
-        home.json(&server, &["key", "create", "--name", "n", "--owner", "o", "--scope", "keyvouch.write"]);
+    let writer = home.create_key(&server, &["--scope", "keyvouch.write"]);
     let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", server.address)).unwrap();
     let api = Api::new(endpoint.connect().await.unwrap(), writer["secret"].as_str().unwrap());
     let row = |number: u8| pb::ImportKeysRequest {
@@ -226,33 +233,28 @@ async fn a_refusal_in_an_open_stream_is_told_in_the_log() {
     home.json(&server, &["key", "update", id, "--scope", "keyvouch.read"]);
     rows.send(row(2)).await.unwrap();
     assert_eq!(answers.message().await.unwrap_err().code(), tonic::Code::PermissionDenied);
-    let log = home.read("stderr");
-    let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-    let told: Vec<_> = lines.filter(|line| line["target"] == "keyvouch::audit").collect();
-    assert_eq!(told.len(), 1, "{log}");
-    assert_eq!(told[0]["actor"], format!("key:{id}"));
-    assert_eq!(told[0]["method"], "keyvouch.v1.KeyStore/ImportKeys");
-    assert_eq!(told[0]["code"], "PermissionDenied");
-    assert_eq!(told[0]["peer"], "127.0.0.1");
+    let logged = audit_log(&home);
+    assert_eq!(logged.len(), 1, "{logged:?}");
+    assert_eq!(logged[0]["actor"], format!("key:{id}"));
+    assert_eq!(logged[0]["method"], "keyvouch.v1.KeyStore/ImportKeys");
+    assert_eq!(logged[0]["code"], "PermissionDenied");
+    assert_eq!(logged[0]["peer"], "127.0.0.1");
 }
 
 #[test]
-fn a_signal_ends_a_start_that_waits_for_its_database() {
+fn a_signal_ends_a_startup_that_waits_for_its_database() {
     let home = Home::new();
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("store.url=postgres://u:p@{}/d", silent.local_addr().unwrap());
-    let settings =
-        [url.as_str(), "store.connect_timeout=10min", "admin.tokens=t:a-token-of-enough-characters"];
-    let mut server = home.begin_to_serve(&settings);
+    let mut server = home.spawn_server(&[&url, "store.connect_timeout=10min", TOKEN]);
     let _connection = silent.accept().unwrap();
     server.signal(Signal::TERM);
     assert_eq!(server.ended(), Some(0), "{}", home.read("stderr"));
-    assert!(home.read("stderr").contains("stopped by a signal during startup"));
+    assert_eq!(home.read("stdout"), "", "the server must not announce an address");
 }
 
-/// The commands that the server prints can be run.
 #[test]
-fn what_to_type_next_fits_the_settings() {
+fn the_printed_commands_can_be_run() {
     let home = Home::new();
     let admin = format!("unix:{}", home.path().join("admin.sock").display());
     let listen = format!("server.admin_listen={admin}");
@@ -269,22 +271,22 @@ fn what_to_type_next_fits_the_settings() {
 }
 
 #[test]
-fn a_start_waits_for_its_store_and_says_so() {
+fn a_startup_waits_for_its_backend_and_logs_it() {
     let home = Home::new();
     let mut redis = Redis::Alone.start(&[]);
     redis.servers[0].kill();
     let url = format!("store.url={}", redis.url);
-    let settings =
-        [url.as_str(), "store.connect_timeout=10min", "admin.tokens=t:a-token-of-enough-characters"];
-    let mut server = home.begin_to_serve(&settings);
+    let settings = [url.as_str(), "store.connect_timeout=10min", TOKEN, "telemetry.log_format=json"];
+    let mut server = home.spawn_server(&settings);
     wait_for("the first attempt", || {
-        home.read("stderr").contains("the store can't be reached yet").then_some(())
+        let is_retry = |entry: &Value| entry["level"] == "WARN" && entry["patience"].is_string();
+        home.log().iter().any(is_retry).then_some(())
     });
     redis.servers[0].restart(&[]);
     server.wait_until_ready(&home);
     drop(server);
-    // With a short timeout, the error has the reason.
+    // With a short timeout, the startup fails and names the setting.
     redis.servers[0].kill();
-    let stderr = refusal(&home, &["--set", &url, "--set", "store.connect_timeout=1s", "--set", settings[2]]);
-    assert!(stderr.contains("can't use the Redis server (store.url)"), "{stderr}");
+    let stderr = startup_error(&home, &["--set", &url, "--set", "store.connect_timeout=1s", "--set", TOKEN]);
+    assert!(stderr.contains("store.url"), "{stderr}");
 }
