@@ -44,7 +44,7 @@ struct Cli {
 enum Command {
     /// Run the server.
     Serve(SettingsArgs),
-    /// Apply, undo or list database migrations.
+    /// Apply, undo or list migrations of the database schema.
     Migrate {
         #[command(subcommand)]
         command: migrate::MigrateCommand,
@@ -54,7 +54,7 @@ enum Command {
         #[command(subcommand)]
         command: key::KeyCommand,
     },
-    /// Show the audit trail, newest first: caller, key, time and kind of each change.
+    /// List the events of the audit trail, newest first: time, change, key, owner, actor and request id.
     Events(events::EventsArgs),
     /// Import hashed keys of another system into a running server. Exit status: 0 all keys are stored, 3 some were
     /// rejected, 1 the import failed.
@@ -63,7 +63,7 @@ enum Command {
     Prune(prune::PruneArgs),
     /// Validate a key with a running server. Exit status: 0 allowed, 3 denied, 1 undecided.
     Validate(validate::ValidateArgs),
-    /// Check the health of a running server. Exit status: 0 serving, 1 not serving.
+    /// Check the health of a running server. Exit status: 0 serving, 1 not serving or unreachable.
     Healthcheck(healthcheck::HealthcheckArgs),
     /// Check or show settings.
     Config {
@@ -85,7 +85,8 @@ struct SettingsArgs {
     /// TOML file with settings.
     #[arg(long, value_name = "FILE", env = "KEYVOUCH_CONFIG")]
     config: Option<PathBuf>,
-    /// A setting, for example `--set server.listen=127.0.0.1:6000`. Overrides the file and the environment. Repeatable.
+    /// Value of a setting, for example `--set server.listen=127.0.0.1:6000`. Overrides the file and the environment.
+    /// Repeatable.
     #[arg(long, value_name = "SECTION.FIELD=VALUE", value_parser = arguments::setting)]
     set: Vec<(String, String)>,
 }
@@ -99,7 +100,7 @@ impl SettingsArgs {
 }
 
 /// Parses the arguments, runs the command and returns the exit status: 0 success or allowed, 1 failure, 2 invalid
-/// arguments, 3 denied, pending or rejected.
+/// arguments, 3 denied, migrations pending, or rows rejected.
 #[must_use]
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();

@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn arguments_are_read_as_people_write_them() {
+    fn durations_times_and_pairs_are_parsed() {
         assert_eq!(duration("30d").unwrap().seconds, 30 * 86_400);
         assert!(duration("soon").is_err());
         assert_eq!(time("1970-01-01T00:01:00Z").unwrap().seconds, 60);

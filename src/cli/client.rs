@@ -35,7 +35,7 @@ pub(super) struct ClientArgs {
     /// Path to the profiles file [default: `$XDG_CONFIG_HOME/keyvouch/profiles.toml`].
     #[arg(long, env = "KEYVOUCH_PROFILES", value_name = "FILE")]
     profiles: Option<PathBuf>,
-    /// Timeout of the connection attempt and of each call. Streams have no timeout.
+    /// Timeout of the connection and of each unary call, for example 500ms or 10s. Streams have no timeout.
     #[arg(long, env = "KEYVOUCH_TIMEOUT", value_parser = humantime::parse_duration, default_value = "10s")]
     timeout: Duration,
 }
@@ -116,7 +116,9 @@ impl Target {
             format!("--addr: invalid address `{address}`; expected HOST:PORT, a URL or unix:/path")
         })?;
         if has_tls {
-            return endpoint.tls_config(self.tls()?).context("--ca-file, --cert-file: invalid certificates");
+            return endpoint
+                .tls_config(self.tls()?)
+                .context("--ca-file, --cert-file, --cert-key-file: invalid certificate or private key");
         }
         if self.ca_file.is_some() || self.cert_file.is_some() || self.server_name.is_some() {
             bail!("--ca-file, --cert-file and --server-name need TLS; use --addr https://HOST:PORT");
@@ -158,7 +160,7 @@ impl Target {
         };
         let header = format!("Bearer {}", token.trim());
         let mut header: MetadataValue<Ascii> =
-            header.parse().context("--token-file: the token has a character that can't be sent")?;
+            header.parse().context("--token-file: the token has a character that is not visible ASCII")?;
         header.set_sensitive(true);
         Ok(Credential(Some(header)))
     }
@@ -200,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_nobody_named_stays_on_this_machine() {
+    fn only_addresses_of_this_machine_are_local() {
         for local in
             ["127.0.0.1:1", "localhost:1", "http://127.0.0.1:1", "http://[::1]:1", "unix:/run/kv.sock"]
         {

@@ -11,16 +11,16 @@ use crate::grpc::pb;
 
 #[derive(Debug, Args)]
 pub(super) struct EventsArgs {
-    /// Show only changes to the key with this id, which may be deleted.
+    /// List only changes of the key with this id. The key can be deleted already. Empty lists changes of all keys.
     #[arg(long, default_value = "", value_name = "ID")]
     key: String,
-    /// Show only changes to keys of this owner.
+    /// List only changes of keys of this owner. Empty lists changes of all owners.
     #[arg(long, default_value = "")]
     owner: String,
-    /// Maximum number of events.
+    /// Maximum number of events in the page. Values above 1000 are lowered to 1000.
     #[arg(long, default_value_t = 100)]
     page_size: i32,
-    /// Token of the page, as printed after the previous page.
+    /// Token of the page, as printed after the previous page. Empty lists the first page.
     #[arg(long, default_value = "")]
     page_token: String,
     #[command(flatten)]

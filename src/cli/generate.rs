@@ -10,13 +10,13 @@ use clap_complete::Shell;
 
 #[derive(Debug, Args)]
 pub(super) struct CompletionsArgs {
-    /// Shell of the script.
+    /// Shell that the script is for.
     shell: Shell,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct ManArgs {
-    /// Directory of the pages, for example `/usr/local/share/man/man1`.
+    /// Directory for the pages, for example `/usr/local/share/man/man1`. It is created if it does not exist.
     #[arg(value_name = "FOLDER")]
     folder: PathBuf,
 }

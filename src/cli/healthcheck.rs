@@ -14,7 +14,7 @@ use super::output::Output;
 
 #[derive(Debug, Args)]
 pub(super) struct HealthcheckArgs {
-    /// Service to check: `keyvouch.v1.Validator` or `keyvouch.v1.KeyStore`. Empty checks the server as a whole.
+    /// Service to check: `keyvouch.v1.Validator` or `keyvouch.v1.KeyStore`. Empty checks the whole server.
     #[arg(long, default_value = "")]
     service: String,
     #[command(flatten)]

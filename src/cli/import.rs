@@ -38,10 +38,10 @@ pub(super) struct ImportArgs {
     /// Arguments are visible to all processes on the machine, so pass a URL with a password in `KEYVOUCH_IMPORT_FROM`.
     #[arg(long, env = "KEYVOUCH_IMPORT_FROM", hide_env_values = true, value_name = "FILE|URL")]
     from: String,
-    /// Format of the source. If unset, it follows from the file extension or the URL scheme.
+    /// Format of the source. By default, it follows from the file extension or the URL scheme.
     #[arg(long, value_enum)]
     format: Option<Format>,
-    /// Owner of keys whose rows have no owner.
+    /// Owner of keys whose rows have no owner. Required for litestar-api-auth.
     #[arg(long)]
     owner: Option<String>,
     /// Prefix of the key strings of litestar-api-auth, which its database does not contain.
@@ -50,10 +50,11 @@ pub(super) struct ImportArgs {
     /// Table of litestar-api-auth: TABLE or SCHEMA.TABLE.
     #[arg(long, default_value = "api_keys")]
     table: String,
-    /// Make keys valid again that were revoked and then deleted in Keyvouch. The audit trail records this.
+    /// Accept keys that were revoked and then deleted in Keyvouch, which makes them valid again. The audit trail records
+    /// this.
     #[arg(long)]
     allow_revoked: bool,
-    /// Check each row without storing it. Needs no server, and so does not detect keys that are already stored.
+    /// Check the rows without storing keys. This needs no server, so it does not detect keys that are already stored.
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -166,7 +167,7 @@ impl Report {
                 self.already_there += 1;
             }
             Some(Outcome::Error(error)) => self.reject(label, &error.message)?,
-            None => bail!("the server sent an empty response to {label}"),
+            None => bail!("the server sent a response without a result to {label}"),
         }
         Ok(())
     }

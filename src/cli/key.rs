@@ -42,10 +42,11 @@ pub(super) struct IdArgs {
 #[derive(Debug, Args)]
 #[group(multiple = false)]
 struct ExpiryArgs {
-    /// Lifetime, for example 30d, 12h or 90s.
+    /// Lifetime, for example 30d, 12h or 90s. By default, a new key never expires, and a successor has the lifetime of
+    /// the replaced key.
     #[arg(long, value_parser = arguments::duration)]
     ttl: Option<Duration>,
-    /// Time of expiry, for example 2030-01-31T12:00:00Z.
+    /// Time of expiry, for example 2030-01-31T12:00:00Z. An alternative to --ttl.
     #[arg(long, value_parser = arguments::time, value_name = "TIME")]
     expires: Option<Timestamp>,
 }
@@ -61,10 +62,10 @@ pub(super) struct CreateArgs {
     /// Purpose of the key.
     #[arg(long, default_value = "")]
     description: String,
-    /// Scope. Repeatable.
+    /// Scope of the key. Repeatable.
     #[arg(long = "scope", value_name = "SCOPE")]
     scopes: Vec<String>,
-    /// Custom data. Repeatable.
+    /// Metadata of the key. Repeatable.
     #[arg(long, value_name = "KEY=VALUE", value_parser = arguments::pair)]
     metadata: Vec<(String, String)>,
     /// Prefix of the key string: one of the server's `keys.prefix`. Defaults to the first of them.
@@ -99,7 +100,7 @@ impl From<State> for i32 {
 
 #[derive(Debug, Args)]
 pub(super) struct ListArgs {
-    /// List only keys of this owner.
+    /// List only keys of this owner. Empty lists the keys of all owners.
     #[arg(long, default_value = "")]
     owner: String,
     /// List only keys in this state. Repeatable.
@@ -108,13 +109,13 @@ pub(super) struct ListArgs {
     /// List only keys with this prefix.
     #[arg(long)]
     prefix: Option<String>,
-    /// Maximum number of keys.
+    /// Maximum number of keys in the page. Values above 1000 are lowered to 1000.
     #[arg(long, default_value_t = 100)]
     page_size: i32,
-    /// Token of the page, as printed after the previous page.
+    /// Token of the page, as printed after the previous page. Empty lists the first page.
     #[arg(long, default_value = "")]
     page_token: String,
-    /// List all keys. Each is printed as it arrives.
+    /// List the keys of all pages. Each is printed as it arrives.
     #[arg(long, conflicts_with_all = ["page_size", "page_token"])]
     all: bool,
     #[command(flatten)]
@@ -297,7 +298,8 @@ async fn update(arguments: UpdateArgs, output: &Output) -> Result<()> {
     name_path(arguments.never_expires || arguments.expires.is_some(), "expire_time");
     if paths.is_empty() {
         bail!(
-            "nothing to update; set --name, --description, --scope, --metadata, --expires or --never-expires"
+            "nothing to update; set --name, --description, --scope, --no-scopes, --metadata, --no-metadata, --expires or \
+             --never-expires"
         );
     }
     key.name = arguments.name.unwrap_or_default();

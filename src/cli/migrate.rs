@@ -31,7 +31,7 @@ pub(super) enum MigrateCommand {
         /// Print the statements without running them.
         #[arg(long)]
         dry_run: bool,
-        /// Proceed even if the database has keys.
+        /// Proceed even if the database has keys, which can be deleted.
         #[arg(long)]
         yes: bool,
         #[command(flatten)]
@@ -78,7 +78,7 @@ async fn execute(sql: &SqlRepository, command: &MigrateCommand, output: &Output)
             if sql.has_keys().await.context("can't check for keys")? =>
         {
             bail!(
-                "the database has keys, which can be permanently deleted by this; stop all servers, and set --yes to proceed"
+                "the database has keys, and undoing migrations can delete them permanently; stop all servers, then set --yes to proceed"
             )
         }
         MigrateCommand::Down { steps, .. } => {
@@ -117,6 +117,6 @@ fn show(plan: &[PlannedMigration], output: &Output) -> Result<ExitCode> {
 async fn open(settings: SettingsArgs) -> Result<SqlRepository> {
     match open_sql(&settings.load()?.store).await? {
         Some(sql) => Ok(sql),
-        None => bail!("store.url: this storage backend has no migrations"),
+        None => bail!("store.url: this backend has no migrations; set the URL of an SQL database"),
     }
 }

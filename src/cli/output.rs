@@ -118,7 +118,7 @@ mod tests {
     use crate::grpc::pb;
 
     #[test]
-    fn a_denial_is_spelt_out_in_json() {
+    fn json_includes_default_values() {
         let response = pb::ValidateResponse {
             valid: false,
             reason: pb::Reason::Revoked.into(),

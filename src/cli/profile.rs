@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_profile_stands_behind_what_is_given() {
+    fn flags_override_a_profile_and_its_credential_is_sent_only_to_its_address() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("profiles.toml");
         std::fs::write(
@@ -114,10 +114,10 @@ mod tests {
         assert_eq!(target.token_file.unwrap(), Path::new("mine"));
         let target = Target::default().or("prod", profile("prod")).unwrap();
         assert_eq!(target.token_file.unwrap(), folder.path().join("token"));
-        // Its token is not sent to another address.
+        // The token of the profile is not sent to another address.
         let elsewhere = Target { addr: Some("other:1".into()), ..Target::default() };
-        let refused = elsewhere.clone().or("prod", profile("prod")).unwrap_err().to_string();
-        assert!(refused.contains("https://kv:443") && refused.contains("other:1"), "{refused}");
+        let rejected = elsewhere.clone().or("prod", profile("prod")).unwrap_err().to_string();
+        assert!(rejected.contains("https://kv:443") && rejected.contains("other:1"), "{rejected}");
         assert_eq!(elsewhere.or("dev", profile("dev")).unwrap().addr.unwrap(), "other:1");
         assert!(read("test", Some(&file)).unwrap_err().to_string().contains("dev, prod"));
         std::fs::write(&file, "[prod]\naddress = 'x'\n").unwrap();

@@ -15,7 +15,7 @@ use crate::grpc::{pb, to_proto_time};
 
 #[derive(Debug, Args)]
 pub(super) struct PruneArgs {
-    /// Delete the keys that had expired at this time in the past, for example 2026-01-31T12:00:00Z.
+    /// Delete keys that expired at or before this time in the past, for example 2026-01-31T12:00:00Z.
     #[arg(long, value_name = "TIME", value_parser = arguments::time)]
     expired_before: Timestamp,
     /// Count the keys without deleting them.

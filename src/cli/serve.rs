@@ -43,7 +43,7 @@ pub(super) fn run(settings: SettingsArgs) -> Result<ExitCode> {
         };
         if let Err(error) = announce(&app) {
             // The server runs even if standard output is closed.
-            tracing::debug!(error = format!("{error:#}"), "the startup message could not be printed");
+            tracing::debug!(error = format!("{error:#}"), "can't print the startup message");
         }
         tracing::info!(version = env!("CARGO_PKG_VERSION"), store = %app.backend(), "started");
         app.run(signals.first()).await
@@ -70,11 +70,15 @@ fn raise_descriptor_limit(connections: usize) {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, "the limit of open files could not be raised");
+        tracing::warn!(%error, "can't raise the limit of open files");
     }
     let needed = u64::try_from(connections).unwrap_or(u64::MAX).saturating_add(OTHER_DESCRIPTORS);
     if let Some(current) = getrlimit(Resource::Nofile).current.filter(|&current| current < needed) {
-        tracing::warn!(current, needed, "the limit of open files is too low for server.max_connections");
+        tracing::warn!(
+            current,
+            needed,
+            "the limit of open files is too low for server.max_connections; raise it, or lower the setting"
+        );
     }
 }
 

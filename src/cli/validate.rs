@@ -21,19 +21,19 @@ pub(super) struct ValidateArgs {
     /// visible to all processes on the machine.
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
-    /// Validate a newly generated key that does not exist. Exit status 0 if the server reports it as not found.
+    /// Validate a generated key that does not exist. The exit status is 0 if the server denies it as not found.
     #[arg(long, conflicts_with_all = ["key_file", "scopes"])]
     probe: bool,
     /// Prefix of the generated key: one of the server's `keys.prefix`.
     #[arg(long, default_value = "kv_", requires = "probe")]
     prefix: String,
-    /// Required scope. Repeatable.
+    /// Required scope. Repeatable: all of the scopes are required.
     #[arg(long = "scope", value_name = "SCOPE")]
     scopes: Vec<String>,
-    /// Require only one of the scopes.
+    /// Require any of the scopes instead of all.
     #[arg(long)]
     any: bool,
-    /// Maximum staleness of the result, for example 500ms. 0s forces a read from the storage backend. Values below the
+    /// Maximum staleness of the result, for example 500ms. 0s forces a read from the backend. Values below the
     /// server's `cache.min_staleness` need a credential: an admin token, a key with the scope `keyvouch.validate` or
     /// `keyvouch.read`, or a client certificate.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
@@ -64,7 +64,7 @@ pub(super) async fn run(arguments: ValidateArgs, output: &Output) -> Result<Exit
         .into_inner();
     output.message(&response, describe)?;
     if arguments.probe {
-        return judge_probe(&response);
+        return check_probe(&response);
     }
     Ok(if response.valid { ExitCode::SUCCESS } else { ExitCode::from(DENIED) })
 }
@@ -75,7 +75,7 @@ fn unknown_key(prefix: &str) -> Result<Zeroizing<String>> {
     Ok(Zeroizing::new(secret.expose().to_owned()))
 }
 
-fn judge_probe(response: &ValidateResponse) -> Result<ExitCode> {
+fn check_probe(response: &ValidateResponse) -> Result<ExitCode> {
     match response.reason() {
         Reason::NotFound => Ok(ExitCode::SUCCESS),
         Reason::Malformed => {

@@ -203,7 +203,8 @@ mod tests {
         file
     }
 
-    fn told(mut next: impl FnMut() -> Result<Option<Row>>) -> Vec<(String, Result<String, String>)> {
+    /// Reads all rows. Returns their labels, with the name of the key or the field of the error.
+    fn outcomes(mut next: impl FnMut() -> Result<Option<Row>>) -> Vec<(String, Result<String, String>)> {
         let mut rows = Vec::new();
         while let Some(row) = next().unwrap() {
             let name = row.request.map(|it| it.key.unwrap().name).map_err(|error| error.field);
@@ -213,12 +214,12 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_line_of_json_is_told_and_the_next_is_read() {
+    fn an_invalid_json_line_is_reported_and_the_next_is_read() {
         let hash = "ab".repeat(32);
         let row = |name: &str| format!("{{\"hash\":\"{hash}\",\"name\":\"{name}\"}}");
         let (first, second, long) = (row("a"), row("b"), "x".repeat(3 * 1024 * 1024));
         let twice = "{\"name\": \"c\", \"name\": \"d\"}";
-        let text = format!("\u{feff}{first}\r\n\nno json\n{long}\n{second}\n{twice}");
+        let text = format!("\u{feff}{first}\r\n\nnot JSON\n{long}\n{second}\n{twice}");
         let file = written(&text);
         let mut lines = JsonLines::open(file.path()).unwrap();
         let expected = [
@@ -228,11 +229,11 @@ mod tests {
             ("line 5".to_owned(), Ok("b".to_owned())),
             ("line 6".to_owned(), Err("row".to_owned())),
         ];
-        assert_eq!(told(|| lines.next(None)), expected);
+        assert_eq!(outcomes(|| lines.next(None)), expected);
     }
 
     #[test]
-    fn csv_has_scopes_metadata_and_quotes() {
+    fn csv_cells_have_scopes_metadata_and_quotes() {
         let hash = "ab".repeat(32);
         let file = written(&format!(
             "hash,name,scopes,metadata\n{hash},\"a, \"\"b\"\"\",read  write,\"{{\"\"k\"\": 1}}\"\n{hash},short\n{hash},\"open,,\n{hash},c,,\n"
@@ -245,7 +246,7 @@ mod tests {
             (key.scopes, key.metadata["k"].as_str()),
             (vec!["read".to_owned(), "write".to_owned()], "1")
         );
-        let rest = told(|| rows.next(None));
+        let rest = outcomes(|| rows.next(None));
         let expected = [("line 3", Err("row")), ("line 4", Err("row")), ("line 5", Ok("c"))];
         let expected =
             expected.map(|(label, name)| (label.to_owned(), name.map(str::to_owned).map_err(str::to_owned)));
@@ -253,11 +254,10 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_column_is_refused_before_anything_is_sent() {
+    fn an_invalid_csv_header_is_rejected() {
         let error = CsvRows::open(written("hash,owner\n").path()).err().unwrap();
         assert!(format!("{error:#}").contains("`owner_id`"), "{error:#}");
         assert!(CsvRows::open(written("hash,name,name\n").path()).is_err());
-        let error = CsvRows::open(written("").path()).err().unwrap();
-        assert!(format!("{error:#}").contains("is empty"), "{error:#}");
+        assert!(CsvRows::open(written("").path()).is_err());
     }
 }

@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_text_keeps_its_digits() {
+    fn values_that_are_not_strings_keep_their_digits() {
         let text = |json: &str| as_text(&RawValue::from_string(json.to_owned()).unwrap());
         assert_eq!(text("\"a \\\"b\\\" \\u00fc\""), "a \"b\" ü");
         assert_eq!(text("12345678901234567890123"), "12345678901234567890123");
@@ -94,10 +94,10 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_there_twice_is_refused() {
+    fn duplicate_keys_are_rejected() {
         assert!(Object::parse("{\"a\": 1, \"b\": 2}").is_some());
-        for odd in ["{\"a\": 1, \"a\": 2}", "[]", "1", "", "{\"a\"}"] {
-            assert!(Object::parse(odd).is_none(), "{odd}");
+        for invalid in ["{\"a\": 1, \"a\": 2}", "[]", "1", "", "{\"a\"}"] {
+            assert!(Object::parse(invalid).is_none(), "{invalid}");
         }
     }
 }

@@ -184,16 +184,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_tables_can_not_break_out_of_the_statement() {
+    fn invalid_table_names_are_rejected() {
         assert_eq!(quoted("api_keys", DbBackend::Sqlite).unwrap(), "\"api_keys\"");
         assert_eq!(quoted("auth.api_keys", DbBackend::MySql).unwrap(), "`auth`.`api_keys`");
-        for odd in ["", "a.b.c", "a b", "a\"b", "a;b", ".a"] {
-            assert!(quoted(odd, DbBackend::Postgres).is_err(), "{odd}");
+        for invalid in ["", "a.b.c", "a b", "a\"b", "a;b", ".a"] {
+            assert!(quoted(invalid, DbBackend::Postgres).is_err(), "{invalid}");
         }
     }
 
     #[test]
-    fn urls_are_told_from_files() {
+    fn database_urls_are_distinguished_from_files() {
         assert!(is_url("sqlite:///app.db") && is_url("postgres://h/d") && is_url("mysql://h/d"));
         assert!(!is_url("keys.jsonl") && !is_url("/tmp/keys.csv") && !is_url("http://h"));
     }

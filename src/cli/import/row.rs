@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_becomes_a_request() {
+    fn a_row_is_converted_to_a_request() {
         let row = of(json!({
             "hash": "AB".repeat(32), "name": "n", "scopes": ["a", "b"], "owner_id": null,
             "metadata": {"text": "x", "number": 7, "list": [1, "y"]}, "expire_time": "1970-01-01T00:00:09Z",
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_without_its_value() {
+    fn errors_name_the_column_without_its_value() {
         let hash = "ab".repeat(32);
         for (field, row) in [
             ("hash", json!({ "name": "n" })),

@@ -43,7 +43,7 @@ impl Source {
             Format::Csv => Rows::Csv(CsvRows::open(Path::new(from))?),
             Format::Litestar => {
                 let owner = arguments.owner.as_deref().context(
-                    "--owner: missing; litestar-api-auth stores no owners, so set the owner of the keys",
+                    "--owner: required, because litestar-api-auth stores no owners; set the owner of the keys",
                 )?;
                 let now = to_proto_time(SystemClock.now());
                 let (table, prefix) = (&arguments.table, &arguments.key_prefix);
