@@ -1,5 +1,6 @@
-//! Checks of the wording, and of generated tables.
+//! Checks of the wording, of links, and of generated tables.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -64,6 +65,78 @@ fn no_banned_phrase_is_used() {
         }
     }
     assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+/// Returns the lines outside of code blocks.
+fn prose(document: &str) -> impl Iterator<Item = &str> {
+    let mut is_code = false;
+    document.lines().filter(move |line| {
+        let is_fence = line.trim_start().starts_with("```");
+        is_code ^= is_fence;
+        !is_code && !is_fence
+    })
+}
+
+/// Returns the targets of all links.
+fn links(document: &str) -> Vec<String> {
+    let text = prose(document).collect::<Vec<_>>().join("\n");
+    let targets = text.split("](").skip(1).map(|rest| rest.split_once(')').unwrap().0.to_owned());
+    targets.collect()
+}
+
+/// Returns the anchors of all headings, by the rules of GitHub.
+fn anchors(document: &str) -> BTreeSet<String> {
+    let headings = prose(document).filter(|line| line.starts_with('#'));
+    let is_kept = |&letter: &char| letter.is_alphanumeric() || "-_ ".contains(letter);
+    headings
+        .map(|heading| {
+            let text = heading.trim_start_matches('#').trim().to_lowercase();
+            text.chars().filter(is_kept).map(|letter| if letter == ' ' { '-' } else { letter }).collect()
+        })
+        .collect()
+}
+
+#[test]
+fn links_lead_to_files_and_headings() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut documents = Vec::new();
+    for place in ["docs", "helm", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"] {
+        files(&root.join(place), &["md"], &mut documents);
+    }
+    let (mut checked, mut broken) = (0, Vec::new());
+    for document in documents {
+        let text = fs::read_to_string(&document).unwrap();
+        for link in links(&text).into_iter().filter(|link| !link.contains("://")) {
+            let (path, anchor) = link.split_once('#').unwrap_or((&link, ""));
+            let target =
+                if path.is_empty() { document.clone() } else { document.parent().unwrap().join(path) };
+            let leads_there = target.exists()
+                && (anchor.is_empty() || anchors(&fs::read_to_string(&target).unwrap()).contains(anchor));
+            if !leads_there {
+                broken.push(format!("{}: {link}", document.display()));
+            }
+            checked += 1;
+        }
+    }
+    assert!(checked > 100, "{checked}");
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+#[test]
+fn the_indexes_list_every_page() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    for folder in [docs.clone(), docs.join("adr")] {
+        let listed = links(&fs::read_to_string(folder.join("README.md")).unwrap());
+        for entry in fs::read_dir(&folder).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let is_page = name.ends_with(".md") && name != "README.md";
+            assert!(
+                !is_page || listed.contains(&name),
+                "{}/README.md does not list {name}",
+                folder.display()
+            );
+        }
+    }
 }
 
 #[test]
