@@ -470,7 +470,7 @@ fn corrupt(error: serde_json::Error) -> RepositoryError {
 #[expect(clippy::print_stdout, reason = "an example talks to its reader")]
 async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let path = std::env::var_os("JOURNAL").map_or_else(|| "keys.jsonl".into(), PathBuf::from);
-    let config = Sources { environment: std::env::vars().collect(), ..Sources::default() }.load()?;
+    let config = Sources { environment: std::env::vars().collect(), ..Sources::default() }.load()?.config;
     let backend = Backend::complete(Journal::open(&path)?);
     let app = App::with_backend(&config, Surroundings::default(), backend).await?;
     for address in app.addresses() {

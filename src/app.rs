@@ -199,7 +199,7 @@ impl App {
             options: server_options(&config.server),
             tls,
             reloaded,
-            reload_interval: config.server.tls.reload_interval.0,
+            reload_interval: config.reload.interval.0,
             settle_delay: config.server.settle_delay.0,
             backend,
             feed: follower,

@@ -17,6 +17,7 @@ mod serve;
 mod validate;
 
 use std::ffi::OsString;
+use std::io::{Write as _, stderr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -27,7 +28,7 @@ use self::client::ClientArgs;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::import::read_line as read_import_line;
 use self::output::{Output, OutputFormat};
-use crate::config::{Config, Sources};
+use crate::config::{Config, Loaded, Sources};
 
 /// Issues and validates API keys for other services.
 #[derive(Debug, Parser)]
@@ -92,10 +93,21 @@ struct SettingsArgs {
 }
 
 impl SettingsArgs {
-    fn load(self) -> Result<Config> {
+    /// Reads the settings.
+    fn load(self) -> Result<Loaded> {
         let utf8 = |text: OsString| text.to_string_lossy().into_owned();
         let environment = std::env::vars_os().map(|(name, value)| (utf8(name), utf8(value))).collect();
         Sources { file: self.config, environment, flags: self.set }.load().context("invalid settings")
+    }
+
+    /// Reads the settings, and prints a warning for each one that has its old name. For commands without a log.
+    fn load_and_warn(self) -> Result<Config> {
+        let Loaded { config, renamed } = self.load()?;
+        for renamed in renamed {
+            // If standard error is closed, the command still runs.
+            let _ = writeln!(stderr(), "warning: {renamed}");
+        }
+        Ok(config)
     }
 }
 

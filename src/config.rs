@@ -10,6 +10,8 @@ mod json;
 mod keys;
 mod layers;
 mod prune;
+mod reload;
+mod renamed;
 mod schema;
 mod secret_text;
 mod server;
@@ -31,12 +33,14 @@ pub use events::EventsConfig;
 pub use feed::FeedConfig;
 pub use human_duration::HumanDuration;
 pub use keys::{ForeignConfig, KeysConfig};
-pub use layers::{ENV_PREFIX, Sources};
+pub use layers::{ENV_PREFIX, Loaded, Sources};
 pub use prune::PruneConfig;
+pub use reload::ReloadConfig;
+pub use renamed::RenamedSetting;
 pub use schema::json_schema;
 pub use secret_text::SecretText;
 pub use server::ServerConfig;
-pub use store::{StoreConfig, StorePlace};
+pub use store::{RedisStoreConfig, SqlStoreConfig, StoreConfig, StorePlace};
 pub use store_url::StoreUrl;
 pub use telemetry::TelemetryConfig;
 pub use tls::TlsConfig;
@@ -70,6 +74,8 @@ pub struct Config {
     pub prune: PruneConfig,
     /// Recording of the last use of keys.
     pub usage: UsageConfig,
+    /// Reloading of files while the server runs.
+    pub reload: ReloadConfig,
     /// Metrics, logs and traces.
     pub telemetry: TelemetryConfig,
 }
@@ -89,6 +95,7 @@ impl Config {
         self.events.check()?;
         self.prune.check()?;
         self.usage.check()?;
+        self.reload.check()?;
         self.telemetry.check()?;
         let asks_clients = self.server.tls.asks_clients();
         self.validator.check(asks_clients)?;

@@ -4,7 +4,7 @@
 //! DATABASE_URL=sqlite://app.db?mode=rwc cargo run -p keyvouch-migration --example own_migrator
 //! ```
 //!
-//! A server finds the tables with `store.table_prefix = "vouch_"` and `store.migrations_table = "migration"`.
+//! A server finds the tables with `store.sql.table_prefix = "vouch_"` and `store.sql.migrations_table = "migration"`.
 
 use keyvouch_migration::Names;
 use keyvouch_migration::sea_orm_migration::prelude::*;

@@ -23,7 +23,7 @@ use self::sql_migration::SqlMigration;
 
 /// Returns the migrations for tables with these `names`, in the order in which they are applied, for the
 /// `Migrator` of another program. That migrator then stores the history. Set the server's
-/// `store.migrations_table` to the name of its table.
+/// `store.sql.migrations_table` to the name of its table.
 #[must_use]
 pub fn migrations(names: &Names) -> Vec<Box<dyn MigrationTrait>> {
     all(names).into_iter().map(|migration| Box::new(migration) as Box<dyn MigrationTrait>).collect()

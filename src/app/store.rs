@@ -73,12 +73,12 @@ async fn connect(config: &StoreConfig, entropy: Arc<dyn Entropy>) -> Result<SqlR
         let opened = patiently(config.connect_timeout.0, open).await;
         opened.context("can't connect to the database (store.url)")?
     };
-    match config.replica_url.expose() {
+    match config.sql.replica_url.expose() {
         "" => Ok(sql),
         url => {
             let open = async || sql.clone().with_replica(url).await;
             let opened = patiently(config.connect_timeout.0, open).await;
-            opened.context("can't connect to the replica (store.replica_url)")
+            opened.context("can't connect to the replica (store.sql.replica_url)")
         }
     }
 }

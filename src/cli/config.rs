@@ -23,12 +23,12 @@ pub(super) enum ConfigCommand {
 pub(super) fn run(command: ConfigCommand, output: &Output) -> Result<ExitCode> {
     match command {
         ConfigCommand::Check(settings) => {
-            let config = settings.load()?;
+            let config = settings.load_and_warn()?;
             config.admin.load_tokens()?;
             output.value("the settings are valid", &json!({ "good": true }))
         }
         ConfigCommand::Show(settings) => {
-            let config = settings.load()?;
+            let config = settings.load_and_warn()?;
             output.value(toml::to_string(&config)?.trim_end(), &json_of(&config)?)
         }
         ConfigCommand::Schema => {

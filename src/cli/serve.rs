@@ -12,6 +12,7 @@ use super::SettingsArgs;
 use super::client::DEFAULT_ADDRESS;
 use super::output::print;
 use crate::app::{AdminDoor, App, Surroundings};
+use crate::config::{Loaded, RenamedSetting};
 use crate::server::ListenAddr;
 use crate::telemetry::{Traces, init_logs};
 
@@ -21,7 +22,7 @@ const OTHER_DESCRIPTORS: u64 = 100;
 const RUNTIME_SHUTDOWN: Duration = Duration::from_secs(1);
 
 pub(super) fn run(settings: SettingsArgs) -> Result<ExitCode> {
-    let config = settings.load()?;
+    let Loaded { config, renamed } = settings.load()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -31,6 +32,7 @@ pub(super) fn run(settings: SettingsArgs) -> Result<ExitCode> {
         config.telemetry.trace_options().map(|options| Traces::start(&options)).transpose()?.flatten()
     };
     init_logs(config.telemetry.log_format, &config.telemetry.log_filter, traces.as_ref())?;
+    warn_of_old_names(&renamed);
     raise_descriptor_limit(config.server.max_connections);
     let outcome = runtime.block_on(async {
         let mut signals = Signals::install()?;
@@ -63,6 +65,13 @@ pub(super) fn run(settings: SettingsArgs) -> Result<ExitCode> {
             ExitCode::FAILURE
         }
     })
+}
+
+/// Logs a warning for each setting that has its old name.
+fn warn_of_old_names(renamed: &[RenamedSetting]) {
+    for RenamedSetting { old, new, origin } in renamed {
+        tracing::warn!(old, new, origin, "a setting has its old name, which the next release rejects");
+    }
 }
 
 /// Raises the limit of open files to its maximum, because each connection needs a file descriptor.

@@ -74,11 +74,11 @@ pub struct RedisCacheConfig {
     pub timeout: HumanDuration,
     /// PEM file with the root certificates for a Redis cache with TLS. Empty: the roots of the system.
     pub ca_file: PathBuf,
-    /// PEM file of a client certificate, as `store.redis_cert_file`.
+    /// PEM file of a client certificate, as `store.redis.cert_file`.
     pub cert_file: PathBuf,
     /// PEM file of the private key of `cache.redis.cert_file`.
     pub key_file: PathBuf,
-    /// File with the password, as `store.redis_password_file`.
+    /// File with the password, as `store.redis.password_file`.
     pub password_file: PathBuf,
 }
 

@@ -1,5 +1,7 @@
 //! Errors in the settings.
 
+use super::RenamedSetting;
+
 /// A setting that can't be used. The message names the setting and says how to fix it. It never contains a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -32,8 +34,13 @@ pub enum ConfigError {
         nearest: Option<String>,
     },
     /// The value has the wrong type.
-    #[error("{0}")]
-    Type(String),
+    #[error("{name}: {problem}")]
+    Type {
+        /// The setting, as `section.field`, or a description of the whole configuration.
+        name: String,
+        /// The expected type.
+        problem: String,
+    },
     /// The value breaks a rule.
     #[error("{name}: {problem}")]
     Invalid {
@@ -42,12 +49,53 @@ pub enum ConfigError {
         /// The problem, and how to fix it.
         problem: String,
     },
+    /// A setting has a value under its old name and another one under its new name.
+    #[error("{origin}: `{old}` is the old name of `{new}`, and both are set; remove `{old}`")]
+    BothNames {
+        /// The source that has the old name.
+        origin: String,
+        /// The old name.
+        old: &'static str,
+        /// The new name.
+        new: &'static str,
+    },
+    /// A setting that has its old name in one of the sources can't be used.
+    #[error("{error} ({origin} has it under its old name `{old}`)")]
+    InOldName {
+        /// The source that has the old name.
+        origin: String,
+        /// The old name.
+        old: &'static str,
+        /// The error, which has the new name.
+        error: Box<ConfigError>,
+    },
 }
 
 impl ConfigError {
     /// Creates an error of the setting `name`.
     pub fn invalid(name: impl Into<String>, problem: impl ToString) -> Self {
         Self::Invalid { name: name.into(), problem: problem.to_string() }
+    }
+
+    /// Returns the current name of the setting to fix, as `section.field`. `None` if the error is not in one setting.
+    #[must_use]
+    pub fn setting(&self) -> Option<&str> {
+        match self {
+            Self::Unreadable { .. } | Self::Syntax { .. } => None,
+            Self::Unknown { name, .. } | Self::Type { name, .. } | Self::Invalid { name, .. } => Some(name),
+            Self::BothNames { new, .. } => Some(new),
+            Self::InOldName { error, .. } => error.setting(),
+        }
+    }
+
+    /// Adds the old name of the setting to fix, if a source has the setting under its old name.
+    pub(super) fn with_old_name(self, renamed: &[RenamedSetting]) -> Self {
+        let Some(RenamedSetting { old, origin, .. }) =
+            renamed.iter().rev().find(|renamed| self.setting() == Some(renamed.new))
+        else {
+            return self;
+        };
+        Self::InOldName { origin: origin.clone(), old, error: Box::new(self) }
     }
 }
 

@@ -17,7 +17,7 @@ const MIN_RETENTION: Duration = Duration::from_hours(1);
 #[serde(default, deny_unknown_fields)]
 pub struct EventsConfig {
     /// Retention of the audit trail, at least 1h. Every hour, one replica at a time deletes older events. On Redis,
-    /// `store.redis_max_events_per_shard` can delete them earlier. `"0s"` keeps events without limit.
+    /// `store.redis.max_events_per_shard` can delete them earlier. `"0s"` keeps events without limit.
     pub retention: HumanDuration,
 }
 

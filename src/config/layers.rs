@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize as _;
 use toml::{Table, Value};
 
+use super::renamed::{self, OldNames, insert};
 use super::schema::{Kind, nearest, settings};
-use super::{Config, ConfigError, json};
+use super::{Config, ConfigError, RenamedSetting, json};
 
 /// Prefix of the environment variables of all settings: `KEYVOUCH__SECTION__FIELD`.
 pub const ENV_PREFIX: &str = "KEYVOUCH__";
@@ -28,29 +29,47 @@ impl Sources {
     /// Returns the merged and checked settings.
     ///
     /// # Errors
-    /// The file can't be read or parsed, a setting is unknown, or a value has the wrong type or breaks a rule.
-    pub fn load(&self) -> Result<Config, ConfigError> {
+    /// The file can't be read or parsed, a setting is unknown or has two names, or a value has the wrong type or breaks
+    /// a rule.
+    pub fn load(&self) -> Result<Loaded, ConfigError> {
         let settings = settings();
+        let mut old_names = OldNames::default();
         let mut table = match &self.file {
             None => Table::new(),
-            Some(path) => read_file(path, &settings)?,
+            Some(path) => read_file(path, &settings, &mut old_names)?,
         };
         for (variable, text) in &self.environment {
             if let Some(name) = variable.strip_prefix(ENV_PREFIX) {
                 let name = name.to_ascii_lowercase().replace("__", ".");
-                set(&mut table, &name, text, &format!("the variable {variable}"), &settings)?;
+                let origin = format!("the variable {variable}");
+                set(&mut table, &name, text, &origin, &settings, &mut old_names)?;
             }
         }
         for (name, text) in &self.flags {
-            set(&mut table, name, text, "the command line", &settings)?;
+            set(&mut table, name, text, "the command line", &settings, &mut old_names)?;
         }
-        let config = Config::deserialize(table).map_err(|error| ConfigError::Type(without_values(&error)))?;
-        config.check()?;
-        Ok(config)
+        let renamed = old_names.apply(&mut table)?;
+        let config = Config::deserialize(table).map_err(|error| wrong_type(&error));
+        let checked = config.and_then(|config| config.check().map(|()| config));
+        let config = checked.map_err(|error| error.with_old_name(&renamed))?;
+        Ok(Loaded { config, renamed })
     }
 }
 
-fn read_file(path: &Path, settings: &BTreeMap<String, Kind>) -> Result<Table, ConfigError> {
+/// The settings of all sources.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The merged settings.
+    pub config: Config,
+    /// Settings that a source has under their old names. Log each of them as a warning.
+    pub renamed: Vec<RenamedSetting>,
+}
+
+fn read_file(
+    path: &Path,
+    settings: &BTreeMap<String, Kind>,
+    old_names: &mut OldNames,
+) -> Result<Table, ConfigError> {
     let origin = path.display().to_string();
     let text = fs::read_to_string(path)
         .map_err(|source| ConfigError::Unreadable { path: origin.clone(), source })?;
@@ -60,7 +79,7 @@ fn read_file(path: &Path, settings: &BTreeMap<String, Kind>) -> Result<Table, Co
         let Some(fields) = fields.as_table() else {
             return Err(unknown(section, &origin, settings));
         };
-        check_section(section, fields, &origin, settings)?;
+        check_section(section, fields, &origin, settings, old_names)?;
     }
     Ok(table)
 }
@@ -87,6 +106,7 @@ fn check_section(
     fields: &Table,
     origin: &str,
     settings: &BTreeMap<String, Kind>,
+    old_names: &mut OldNames,
 ) -> Result<(), ConfigError> {
     let is_section = |name: &str| settings.keys().any(|known| known.starts_with(&format!("{name}.")));
     if fields.is_empty() && !is_section(section) {
@@ -95,8 +115,11 @@ fn check_section(
     for (field, value) in fields {
         let name = format!("{section}.{field}");
         match value.as_table() {
-            Some(fields) if is_section(&name) => check_section(&name, fields, origin, settings)?,
-            _ => check_known(&name, origin, settings).map(drop)?,
+            Some(fields) if is_section(&name) => check_section(&name, fields, origin, settings, old_names)?,
+            _ => {
+                kind_of(&name, origin, settings)?;
+                old_names.note(&name, origin);
+            }
         }
     }
     Ok(())
@@ -108,24 +131,17 @@ fn set(
     text: &str,
     origin: &str,
     settings: &BTreeMap<String, Kind>,
+    old_names: &mut OldNames,
 ) -> Result<(), ConfigError> {
-    let kind = check_known(name, origin, settings)?;
-    let value = value(name, text, kind)?;
-    let (sections, field) = name.rsplit_once('.').unwrap_or(("", name));
-    let mut table = table;
-    for section in sections.split('.') {
-        let section = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
-        let Some(section) = section.as_table_mut() else {
-            return Err(ConfigError::invalid(name, "its parent is not a table in the configuration file"));
-        };
-        table = section;
-    }
-    table.insert(field.to_owned(), value);
-    Ok(())
+    let kind = kind_of(name, origin, settings)?;
+    old_names.note(name, origin);
+    insert(table, name, value(name, text, kind)?)
 }
 
-fn check_known(name: &str, origin: &str, settings: &BTreeMap<String, Kind>) -> Result<Kind, ConfigError> {
-    settings.get(name).copied().ok_or_else(|| unknown(name, origin, settings))
+/// Returns the type of the setting `name`, which can be an old name.
+fn kind_of(name: &str, origin: &str, settings: &BTreeMap<String, Kind>) -> Result<Kind, ConfigError> {
+    let current = renamed::find(name).map_or(name, |renaming| renaming.new);
+    settings.get(current).copied().ok_or_else(|| unknown(name, origin, settings))
 }
 
 fn unknown(name: &str, origin: &str, settings: &BTreeMap<String, Kind>) -> ConfigError {
@@ -159,8 +175,8 @@ fn value(name: &str, text: &str, kind: Kind) -> Result<Value, ConfigError> {
     }
 }
 
-/// Returns the message for a value of the wrong type: the setting's name and the expected type, without the value.
-fn without_values(error: &toml::de::Error) -> String {
+/// Returns the error for a value of the wrong type: the setting's name and the expected type, without the value.
+fn wrong_type(error: &toml::de::Error) -> ConfigError {
     let text = error.to_string();
     let mut lines = text.lines();
     let problem = lines.next().unwrap_or_default();
@@ -169,7 +185,7 @@ fn without_values(error: &toml::de::Error) -> String {
         Some((_, expected)) => format!("wrong type of value; expected {expected}"),
         None => problem.to_owned(),
     };
-    format!("{}: {problem}", name.unwrap_or("the configuration"))
+    ConfigError::Type { name: name.unwrap_or("the configuration").to_owned(), problem }
 }
 
 #[cfg(test)]
@@ -196,12 +212,12 @@ mod tests {
             pairs.iter().map(|&(name, text)| (name.into(), text.into())).collect()
         };
         let sources = Sources { file: Some(path), environment: own(environment), flags: own(flags) };
-        sources.load().map_err(|error| error.to_string())
+        sources.load().map(|loaded| loaded.config).map_err(|error| error.to_string())
     }
 
     #[test]
     fn without_any_source_the_defaults_work() {
-        let config = Sources::default().load().unwrap();
+        let config = Sources::default().load().unwrap().config;
         assert_eq!(config.server.listen, ["127.0.0.1:50051"]);
         assert_eq!(config.store.url.expose(), "sqlite://keyvouch.db");
         assert_eq!(config.keys.prefix, ["kv_"]);

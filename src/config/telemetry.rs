@@ -74,7 +74,7 @@ impl TelemetryConfig {
         }
         match parse_filter(&self.log_filter) {
             Ok(_) => Ok(()),
-            Err(error) => Err(ConfigError::Type(error.to_string())),
+            Err(error) => Err(ConfigError::invalid("telemetry.log_filter", error)),
         }
     }
 }

@@ -1,17 +1,16 @@
 //! `[server.tls]`
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, HumanDuration};
+use super::ConfigError;
 use crate::redis::{ClientCertificate, RedisFiles};
 use crate::server::{ClientAuth, TlsFiles};
 
 /// TLS.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TlsConfig {
     /// PEM file with the certificate of the server and the intermediate certificates up to its root. If set, every TCP
@@ -24,21 +23,6 @@ pub struct TlsConfig {
     /// Effect of `server.tls.client_ca_file`: `required` (connections without a certificate are rejected) or
     /// `optional`.
     pub client_auth: ClientAuth,
-    /// Interval at which the certificate files and `admin.tokens_file` are checked for changes. Changed files apply to
-    /// new connections and calls. Invalid files are logged, and the previous values stay in use. Must be more than 0.
-    pub reload_interval: HumanDuration,
-}
-
-impl Default for TlsConfig {
-    fn default() -> Self {
-        Self {
-            cert_file: PathBuf::new(),
-            key_file: PathBuf::new(),
-            client_ca_file: PathBuf::new(),
-            client_auth: ClientAuth::default(),
-            reload_interval: HumanDuration(Duration::from_secs(10)),
-        }
-    }
 }
 
 impl TlsConfig {
@@ -67,9 +51,6 @@ impl TlsConfig {
     }
 
     pub(super) fn check(&self) -> Result<(), ConfigError> {
-        if self.reload_interval.0.is_zero() {
-            return Err(ConfigError::invalid("server.tls.reload_interval", "must be more than zero"));
-        }
         let Some(files) = self.files()? else {
             return Ok(());
         };

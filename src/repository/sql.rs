@@ -108,7 +108,7 @@ impl SqlRepository {
             // Startup must not depend on the replica. It only serves listings, which fail until it is
             // available.
             Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => {
-                tracing::warn!(error = %error_chain(&error), "can't reach the read replica for listings (store.replica_url)");
+                tracing::warn!(error = %error_chain(&error), "can't reach the read replica for listings (store.sql.replica_url)");
             }
             reached => reached?,
         }
@@ -116,7 +116,7 @@ impl SqlRepository {
         if lister.connection.get_database_backend() != self.tables.backend {
             return Err(RepositoryError::new(
                 ErrorKind::Refused,
-                "store.replica_url: the replica is a different kind of database than the primary",
+                "store.sql.replica_url: the replica is a different kind of database than the primary",
             ));
         }
         Ok(Self { lister, ..self })

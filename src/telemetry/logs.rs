@@ -27,7 +27,7 @@ pub enum LogFormat {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LogFilterError {
     /// The filter is not valid.
-    #[error("telemetry.log_filter: not a valid log filter; examples: \"info\", \"info,keyvouch=debug\"")]
+    #[error("not a valid log filter; examples: \"info\", \"info,keyvouch=debug\"")]
     Filter(#[source] ParseError),
     /// A log was initialized before.
     #[error("the log was set up before")]

@@ -15,7 +15,7 @@
   "admin.client_certificates" "the chart sets it; use admin.clientCertificates"
   "admin.insecure" "the chart sets it; use admin"
   "store.url" "it can contain a password; put it in a Secret and set store.existingSecret"
-  "store.replica_url" "it can contain a password; put it in a Secret and set store.replica.existingSecret"
+  "store.sql.replica_url" "it can contain a password; put it in a Secret and set store.replica.existingSecret"
   "cache.redis.url" "it can contain a password; put it in a Secret and set redisCache.existingSecret"
   "admin.tokens" "tokens are secret; put them in a Secret and set admin.existingSecret" -}}
 {{- $at := $values.config -}}

@@ -5,13 +5,26 @@
 {{ include "keyvouch.secretVariable" (dict "name" "KEYVOUCH__STORE__URL" "secret" $secret "key" $key) }}
 {{- end }}
 
+{{/* Environment variables of the settings in `settings` and its sections, with names that begin with `prefix`. */}}
+{{- define "keyvouch.settingVariables" -}}
+{{- $prefix := .prefix -}}
+{{- range $name, $value := .settings }}
+{{- if kindIs "map" $value }}
+{{- include "keyvouch.settingVariables" (dict "prefix" (printf "%s%s__" $prefix (upper $name)) "settings" $value) }}
+{{- else }}
+- name: {{ $prefix }}{{ upper $name }}
+  value: {{ ternary $value (toJson $value) (kindIs "string" $value) | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* Environment variables of the server. */}}
 {{- define "keyvouch.variables" -}}
 {{- if not (include "keyvouch.isSingle" .) }}
 {{ include "keyvouch.secretVariable" (dict "name" "KEYVOUCH__STORE__URL" "secret" .Values.store.existingSecret "key" .Values.store.key) }}
 {{- end }}
 {{- if .Values.store.replica.existingSecret }}
-{{ include "keyvouch.secretVariable" (dict "name" "KEYVOUCH__STORE__REPLICA_URL" "secret" .Values.store.replica.existingSecret "key" .Values.store.replica.key) }}
+{{ include "keyvouch.secretVariable" (dict "name" "KEYVOUCH__STORE__SQL__REPLICA_URL" "secret" .Values.store.replica.existingSecret "key" .Values.store.replica.key) }}
 {{- end }}
 {{- if .Values.redisCache.existingSecret }}
 {{ include "keyvouch.secretVariable" (dict "name" "KEYVOUCH__CACHE__REDIS__URL" "secret" .Values.redisCache.existingSecret "key" .Values.redisCache.key) }}

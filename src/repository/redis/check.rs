@@ -99,7 +99,7 @@ pub(super) async fn permissions(connection: &Connection, keyspace: &Keyspace) ->
     }
     let commands: Vec<_> = forbidden.into_iter().collect();
     let problem = format!(
-        "the Redis user lacks permission for {} on names that begin with store.redis_prefix; grant the commands listed in docs/configuration.md#redis",
+        "the Redis user lacks permission for {} on names that begin with store.redis.prefix; grant the commands listed in docs/configuration.md#redis",
         commands.join(" ")
     );
     Err(RepositoryError::new(ErrorKind::Refused, problem))
@@ -146,7 +146,7 @@ fn problems(
     let wants_replicas = settings.get("min-replicas-to-write").is_some_and(|count| count != "0");
     if replication.is_replicated && replication.min_replicas_ack == 0 && !wants_replicas {
         problems.push(
-            "a primary that resumes after a hang accepts changes that the failover loses; set `store.redis_min_replicas_ack = 1`, \
+            "a primary that resumes after a hang accepts changes that the failover loses; set `store.redis.min_replicas_ack = 1`, \
              or `min-replicas-to-write 1` and `min-replicas-max-lag 2` on the servers",
         );
     }
@@ -204,7 +204,7 @@ mod tests {
             problems(&info, &own(settings), replication).join("; ")
         };
         assert!(replicated(0, &[]).contains("min-replicas-to-write"));
-        assert!(replicated(0, &[("min-replicas-to-write", "0")]).contains("redis_min_replicas_ack"));
+        assert!(replicated(0, &[("min-replicas-to-write", "0")]).contains("store.redis.min_replicas_ack"));
         assert_eq!(replicated(0, &[("min-replicas-to-write", "1")]), "");
         assert_eq!(replicated(1, &[]), "");
         assert_eq!(version_of("7.0.15"), Some((7, 0)));

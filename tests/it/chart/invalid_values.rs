@@ -58,7 +58,7 @@ fn unknown_values_and_wrong_types_are_rejected() {
 fn passwords_in_plain_text_are_rejected() {
     for (value, instead) in [
         ("config.store.url=postgres://user:hunter2@host/db", "store.existingSecret"),
-        ("config.store.replica_url=postgres://user:hunter2@host/db", "store.replica.existingSecret"),
+        ("config.store.sql.replica_url=postgres://user:hunter2@host/db", "store.replica.existingSecret"),
         ("config.cache.redis.url=redis://:hunter2@host", "redisCache.existingSecret"),
         ("config.admin.tokens={ops:hunter2-hunter2-hunter2}", "admin.existingSecret"),
     ] {

@@ -206,7 +206,7 @@ fn a_release_on_a_redis_cluster_serves_calls() {
     let servers = Redis::Cluster.start(&["--appendonly", "yes"]);
     let settings = [
         "--set",
-        "config.store.redis_ca_file=",
+        "config.store.redis.ca_file=",
         "--set-json",
         "extraVolumes=[]",
         "--set-json",
@@ -237,7 +237,7 @@ fn a_release_with_mutual_tls_exports_all_queried_metrics() {
     let url = block_on(Kind::Postgres.database());
     let mut node = install(
         "mtls-cert-manager",
-        &["--set", "config.server.tls.reload_interval=50ms"],
+        &["--set", "config.reload.interval=50ms"],
         &[
             ("keyvouch-database", "url", &url),
             ("kv-keyvouch-tls", "tls.crt", &certificate),

@@ -167,7 +167,7 @@ fn values_keep_their_types() {
         "commonLabels.app\\.kubernetes\\.io/instance=other",
         "podAnnotations.checksum/config=mine",
         "metrics.serviceMonitor.labels.team=c",
-        "config.store.max_readers=1000000",
+        "config.store.sql.max_readers=1000000",
         "resources.limits.memory=536870912",
         "image.digest=sha256:0000000000000000000000000000000000000000000000000000000000000000",
         "extraContainers[0].name=side",
@@ -190,7 +190,7 @@ fn values_keep_their_types() {
         assert_eq!(config(&objects).cache.local.max_bytes, 536_870_912 / 2);
         let job = of_kind(&objects, "Job").next().unwrap();
         let variables = items(&job["spec"]["template"]["spec"]["containers"][0]["env"]);
-        let readers = variables.iter().find(|it| it["name"] == "KEYVOUCH__STORE__MAX_READERS").unwrap();
+        let readers = variables.iter().find(|it| it["name"] == "KEYVOUCH__STORE__SQL__MAX_READERS").unwrap();
         assert_eq!(readers["value"], "1000000");
         let container = &pod["spec"]["containers"];
         assert!(text(&container[0]["image"]).ends_with(&format!("@sha256:{}", "0".repeat(64))));

@@ -11,6 +11,23 @@ fn field<'o>(stdout: &'o str, name: &str) -> Option<&'o str> {
 }
 
 #[test]
+fn an_old_name_of_a_setting_is_accepted_with_a_warning() {
+    let home = Home::new();
+    std::fs::write(home.path().join("kv.toml"), "[store]\nmax_readers = 7\n").unwrap();
+    let shown = home.run(&["config", "show", "--config", "kv.toml", "-o", "json"]);
+    assert_eq!(shown.status, 0, "{}", shown.stderr);
+    let settings: serde_json::Value = serde_json::from_str(&shown.stdout).unwrap();
+    assert_eq!(settings["store"]["sql"]["max_readers"], 7);
+    for part in ["warning: kv.toml: ", "`store.max_readers`", "`store.sql.max_readers`"] {
+        assert_eq!(shown.stderr.matches(part).count(), 1, "{}", shown.stderr);
+    }
+    let both = ["config", "check", "--config", "kv.toml", "--set", "store.sql.max_readers=8"];
+    let both = home.run(&both);
+    assert_eq!(both.status, 1);
+    assert!(both.stderr.contains("`store.max_readers`") && both.stderr.contains("`store.sql.max_readers`"));
+}
+
+#[test]
 fn validate_reports_the_verdict_by_its_exit_status() {
     let home = Home::new();
     let server = home.serve(&[]);

@@ -113,8 +113,8 @@ async fn a_server_uses_the_tables_of_the_own_migrator_example() {
         database.execute_unprepared("SELECT * FROM note").await.unwrap();
         let settings = [
             format!("store.url={url}"),
-            "store.table_prefix=vouch_".into(),
-            "store.migrations_table=migration".into(),
+            "store.sql.table_prefix=vouch_".into(),
+            "store.sql.migrations_table=migration".into(),
         ];
         tokio::task::spawn_blocking(move || {
             let home = Home::new();

@@ -28,6 +28,26 @@ fn migrate(home: &Home, arguments: &[&str]) -> (i32, Value) {
 }
 
 #[test]
+fn an_old_name_of_a_setting_is_logged_once_with_its_new_name() {
+    let home = Home::new();
+    let settings = ["server.tls.reload_interval=7s", "telemetry.log_format=json"];
+    drop(home.serve(&settings));
+    let log = home.read("stderr");
+    let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let warnings: Vec<_> = lines.filter(|line| !line["old"].is_null()).collect();
+    assert_eq!(warnings.len(), 1, "{log}");
+    assert_eq!(
+        (&warnings[0]["level"], &warnings[0]["old"]),
+        (&"WARN".into(), &"server.tls.reload_interval".into())
+    );
+    assert_eq!(
+        (&warnings[0]["new"], &warnings[0]["origin"]),
+        (&"reload.interval".into(), &"the command line".into())
+    );
+    assert!(!warnings[0].to_string().contains("7s"), "{log}");
+}
+
+#[test]
 fn the_first_start_creates_a_token_and_prints_the_next_commands() {
     let home = Home::new();
     let server = home.serve(&[]);

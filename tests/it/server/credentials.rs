@@ -254,7 +254,7 @@ async fn tokens_are_read_again_when_their_file_changes() {
     let mut config = config();
     config.admin.tokens_file = folder.path().join("tokens");
     config.telemetry.listen = "127.0.0.1:0".into();
-    config.server.tls.reload_interval = keyvouch::config::HumanDuration(std::time::Duration::from_millis(20));
+    config.reload.interval = keyvouch::config::HumanDuration(std::time::Duration::from_millis(20));
     let (old, new) = ("the-old-token-of-this-test", "the-new-token-of-this-test");
     std::fs::write(&config.admin.tokens_file, format!("old:{old}\n")).unwrap();
     let server = TestServer::start_with(MemoryRepository::new(), &config).await;

@@ -81,12 +81,8 @@ fn write(folder: &Path, pair: &Pair) -> (PathBuf, PathBuf) {
 fn with_tls(folder: &Path, pair: &Pair, client_ca: Option<&Authority>) -> Config {
     let (cert_file, key_file) = write(folder, pair);
     let mut config = config();
-    config.server.tls = TlsConfig {
-        cert_file,
-        key_file,
-        reload_interval: HumanDuration(Duration::from_millis(20)),
-        ..TlsConfig::default()
-    };
+    config.server.tls = TlsConfig { cert_file, key_file, ..TlsConfig::default() };
+    config.reload.interval = HumanDuration(Duration::from_millis(20));
     if let Some(authority) = client_ca {
         config.server.tls.client_ca_file = folder.join("clients.pem");
         std::fs::write(&config.server.tls.client_ca_file, authority.pem()).unwrap();

@@ -64,7 +64,7 @@ async fn ten_replicas_start_concurrently(kind: Kind) {
                 let settings = [
                     format!("store.url={url}"),
                     "store.auto_migrate=true".to_owned(),
-                    "store.max_readers=2".to_owned(),
+                    "store.sql.max_readers=2".to_owned(),
                     "admin.insecure=true".to_owned(),
                 ];
                 let settings: Vec<_> = settings.iter().map(String::as_str).collect();

@@ -1,0 +1,121 @@
+//! `[store.sql]`
+
+use std::sync::Arc;
+
+use keyvouch_migration::{InvalidName, Names};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::StoreConfig;
+use crate::config::{ConfigError, HumanDuration, StoreUrl};
+use crate::domain::Entropy;
+use crate::repository::{PoolOptions, SqlOptions};
+
+/// SQL databases. The settings have no effect with other backends. SQLite has fixed numbers of connections and keeps
+/// them open, so it ignores those of connections.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct SqlStoreConfig {
+    /// PostgreSQL schema of the tables. `migrate up` creates it. Empty: the default schema of the user.
+    pub schema: String,
+    /// Prefix of all table names, for a database that is shared with other applications.
+    pub table_prefix: String,
+    /// Table with the history of migrations. Empty: `seaql_migrations`, with the table prefix. For applications that
+    /// run Keyvouch's migrations in a `Migrator` of their own.
+    pub migrations_table: String,
+    /// URL of a database replica for listings, which may lag behind. All other operations, including validation, use
+    /// `store.url`. Empty: listings use `store.url` too.
+    pub replica_url: StoreUrl,
+    /// Maximum time that a change waits for locks of other changes. PostgreSQL and MariaDB also end a transaction that
+    /// is idle for this time. MySQL and MariaDB round it up to seconds. Must be more than 0.
+    pub lock_timeout: HumanDuration,
+    /// Maximum number of connections to a database server for reads.
+    pub max_readers: u32,
+    /// Maximum number of connections to a database server for changes. They are separate from those for reads, so that
+    /// reads don't wait for changes.
+    pub max_writers: u32,
+    /// Maximum time that a call waits for a free or new connection to a database server. Must be more than 0.
+    pub acquire_timeout: HumanDuration,
+    /// Maximum idle time of a connection to a database server. Must be more than 0.
+    pub idle_timeout: HumanDuration,
+    /// Maximum lifetime of a connection to a database server. Connections are renewed up to a quarter earlier, so that
+    /// never many are renewed at once. Must be more than 0.
+    pub max_lifetime: HumanDuration,
+}
+
+impl Default for SqlStoreConfig {
+    fn default() -> Self {
+        let SqlOptions { lock_timeout, pool, .. } = SqlOptions::default();
+        Self {
+            schema: String::new(),
+            table_prefix: String::new(),
+            migrations_table: String::new(),
+            replica_url: StoreUrl::from(String::new()),
+            lock_timeout: HumanDuration(lock_timeout),
+            max_readers: pool.max_readers,
+            max_writers: pool.max_writers,
+            acquire_timeout: HumanDuration(pool.acquire_timeout),
+            idle_timeout: HumanDuration(pool.idle_timeout),
+            max_lifetime: HumanDuration(pool.max_lifetime),
+        }
+    }
+}
+
+impl SqlStoreConfig {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        for (name, duration) in [
+            ("store.sql.lock_timeout", self.lock_timeout),
+            ("store.sql.acquire_timeout", self.acquire_timeout),
+            ("store.sql.idle_timeout", self.idle_timeout),
+            ("store.sql.max_lifetime", self.max_lifetime),
+        ] {
+            if duration.0.is_zero() {
+                return Err(ConfigError::invalid(name, "must be more than zero"));
+            }
+        }
+        for (name, count) in
+            [("store.sql.max_readers", self.max_readers), ("store.sql.max_writers", self.max_writers)]
+        {
+            if count == 0 {
+                return Err(ConfigError::invalid(name, "must be at least 1"));
+            }
+        }
+        self.names().map(drop)
+    }
+
+    /// Returns the options of the backend of `store`, which has the time limits.
+    pub(super) fn options(
+        &self,
+        store: &StoreConfig,
+        entropy: Arc<dyn Entropy>,
+    ) -> Result<SqlOptions, ConfigError> {
+        Ok(SqlOptions {
+            timeout: store.timeout.0,
+            lock_timeout: self.lock_timeout.0,
+            names: self.names()?,
+            schema: (!self.schema.is_empty()).then(|| self.schema.clone()),
+            pool: PoolOptions {
+                max_readers: self.max_readers,
+                max_writers: self.max_writers,
+                acquire_timeout: self.acquire_timeout.0,
+                connect_timeout: store.connect_timeout.0,
+                idle_timeout: self.idle_timeout.0,
+                max_lifetime: self.max_lifetime.0,
+            },
+            entropy,
+        })
+    }
+
+    fn names(&self) -> Result<Names, ConfigError> {
+        let invalid = |name| move |error: InvalidName| ConfigError::invalid(name, error.to_string());
+        if !self.schema.is_empty() {
+            // Names of schemas follow the same rules as names of tables.
+            Names::prefixed(&self.schema).map_err(invalid("store.sql.schema"))?;
+        }
+        let names = Names::prefixed(&self.table_prefix).map_err(invalid("store.sql.table_prefix"))?;
+        if self.migrations_table.is_empty() {
+            return Ok(names);
+        }
+        names.with_history(&self.migrations_table).map_err(invalid("store.sql.migrations_table"))
+    }
+}
