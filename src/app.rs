@@ -32,7 +32,9 @@ use crate::domain::{BootClock, Clock, Entropy, Stopwatch, SystemClock, SystemEnt
 use crate::grpc::pb;
 use crate::grpc::{KeyStoreHandler, ValidatorHandler};
 use crate::repository::{AuditTrail, Backend};
-use crate::server::{self, CallLayer, CallLimits, Listener, OpsListener, Role, ServerOptions, Services, Tls};
+use crate::server::{
+    CallLayer, CallLimits, Clocks, Listener, OpsListener, Role, Server, ServerOptions, Services, Tls,
+};
 use crate::service::{
     ChangeWatcher, EventPruner, KeyPruner, KeyStoreService, UsageRecorder, ValidatorService,
 };
@@ -63,6 +65,7 @@ pub struct App {
     health: HealthMonitor,
     ops: Option<(OpsListener, Exposition)>,
     connections: ConnectionMetrics,
+    clocks: Clocks,
     reloads: ReloadMetrics,
 }
 
@@ -134,7 +137,7 @@ impl App {
         warn_without_feed(&stack, config);
         let limits = CallLimits { max_calls: config.server.max_calls, timeout: config.server.call_timeout.0 };
         let mut reloaded = Vec::new();
-        let (admin_door, tokens) = door.door(config);
+        let (accepted, tokens) = door.accepted(config);
         if let Some(tokens) = tokens.filter(|_| !config.admin.tokens_file.as_os_str().is_empty()) {
             reloaded.push(Reloaded::Tokens(config.admin.clone(), tokens));
         }
@@ -167,7 +170,7 @@ impl App {
             Box::new(move || sources.read()),
         );
         let ops = ops.map(|listener| (listener, exposition));
-        let calls = CallLayer::new(entropy.as_ref(), limits, metrics.calls.clone())?;
+        let calls = CallLayer::new(entropy.as_ref(), Arc::clone(&stopwatch), limits, metrics.calls.clone())?;
         let validator = ValidatorService::new(
             source,
             Arc::clone(&knowledge),
@@ -179,12 +182,14 @@ impl App {
         .with_metrics(metrics.validations.clone());
         let watcher = ChangeWatcher::new(backend.feed.clone(), feed, knowledge);
         let (pruner, key_pruner) = pruners(config, audit, &backend, &clock);
+        let clocks = Clocks { clock: Arc::clone(&clock), stopwatch };
         let key_store = KeyStoreService::new(&backend, format, clock, entropy);
-        let (key_store_auth, validator_auth) = admin::authenticators(config, admin_door, &validator)?;
+        let (key_store_auth, validator_auth) = admin::authenticators(config, accepted, &validator)?;
         let min_staleness = config.cache.min_staleness.0;
         let services = Services {
             validator: ValidatorHandler::new(validator, watcher, validator_auth.clone(), min_staleness),
-            key_store: KeyStoreHandler::new(key_store).with_refused_imports(metrics.refused_imports),
+            key_store: KeyStoreHandler::new(key_store, Arc::clone(&clocks.stopwatch))
+                .with_rejected_imports(metrics.rejected_imports),
             key_store_auth,
             validator_auth,
             validator_access: config.validator.access,
@@ -212,6 +217,7 @@ impl App {
             health,
             ops,
             connections: metrics.connections,
+            clocks,
             reloads: metrics.reloads,
         })
     }
@@ -242,7 +248,7 @@ impl App {
     /// Returns the services, for calls without a connection.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn routes(&self) -> Result<tonic::service::Routes> {
-        Ok(server::routes(&self.services, Role::Both)?)
+        Ok(crate::server::routes(&self.services, Role::Both)?)
     }
 
     /// Returns the backend with the caches in front of it. Its `Display` implementation lists the layers.
@@ -283,8 +289,10 @@ impl App {
             );
         }
         if let Some((listener, exposition)) = self.ops {
-            let fitness = self.health.fitness();
-            tasks.spawn("answers probes", async move { match listener.serve(fitness, exposition).await {} });
+            let (fitness, stopwatch) = (self.health.fitness(), Arc::clone(&self.clocks.stopwatch));
+            tasks.spawn("answers probes", async move {
+                match listener.serve(fitness, exposition, stopwatch).await {}
+            });
         }
         let mut flusher = Flusher::start(self.usage, self.flush_interval);
 
@@ -295,17 +303,17 @@ impl App {
             health.stop().await;
             tokio::time::sleep(settle_delay).await;
         };
-        let serving = server::serve(
-            self.listeners,
-            self.services,
-            self.calls,
-            self.options,
-            self.tls,
-            &self.connections,
-            shutdown,
-        );
+        let server = Server {
+            listeners: self.listeners,
+            services: self.services,
+            calls: self.calls,
+            options: self.options,
+            tls: self.tls,
+            connections: self.connections,
+            clocks: self.clocks,
+        };
         let outcome = tokio::select! {
-            served = serving => served.context("the server failed"),
+            served = server.serve(shutdown) => served.context("the server failed"),
             error = tasks.failed() => Err(error),
             error = flusher.failed() => Err(error),
         };

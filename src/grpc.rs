@@ -1,6 +1,8 @@
 //! The gRPC services. Converts requests to domain types, results to messages, and errors to statuses.
 
 mod auth;
+mod cache_only;
+mod call_handler;
 mod codec;
 mod convert;
 mod field_limit;
@@ -16,7 +18,11 @@ mod validator;
 
 pub(crate) use crate::service::Actor;
 pub(crate) use auth::rejected_actor;
-pub use auth::{AdminToken, AdminTokenError, Authenticator, CertificateNames, Door, Guard, ValidatorAccess};
+pub use auth::{
+    AcceptedCredentials, AdminToken, AdminTokenError, Authenticator, CertificateNames, Guard, ValidatorAccess,
+};
+pub(crate) use cache_only::CacheOnly;
+pub(crate) use call_handler::{CallFuture, CallHandler};
 pub(crate) use convert::to_proto_time;
 pub(crate) use import::imported_key;
 pub use key_store::KeyStoreHandler;
@@ -29,5 +35,4 @@ pub(crate) use status::{
     connection_ends, deadline_exceeded, from_transport, message_too_large, overloaded, panicked,
     too_many_header_fields,
 };
-pub(crate) use validator::FromCacheAlone;
 pub use validator::ValidatorHandler;

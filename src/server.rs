@@ -40,6 +40,7 @@ use self::acceptor::Acceptor;
 use self::connection::{ConnectionDriver, ConnectionLimiter};
 use self::lifecycle::{Phase, WorkerLifecycle};
 use self::worker::Worker;
+use crate::domain::{Clock, Stopwatch};
 use crate::grpc::{Authenticator, KeyStoreHandler, ValidatorAccess, ValidatorHandler};
 use crate::telemetry::ConnectionMetrics;
 
@@ -87,6 +88,15 @@ pub(crate) struct ServerOptions {
     pub drain_timeout: Duration,
 }
 
+/// The clocks of a server.
+#[derive(Clone, Debug)]
+pub(crate) struct Clocks {
+    /// Time of day, by which client certificates expire.
+    pub clock: Arc<dyn Clock>,
+    /// Elapsed time, by which idle connections and stalled clients are detected.
+    pub stopwatch: Arc<dyn Stopwatch>,
+}
+
 /// The reason why serving ended without a shutdown.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServeError {
@@ -104,82 +114,86 @@ pub(crate) enum ServeError {
     AcceptorEnded,
 }
 
-/// Serves until `shutdown` completes. Then the server accepts no more connections, sends GOAWAY to clients,
-/// and completes calls in flight. It cuts connections that are still open after the drain timeout. `calls`
-/// wraps every call. A TCP connection uses the TLS configuration that is in `tls` when the connection begins,
-/// and is not encrypted if `tls` is `None`.
-///
-/// # Errors
-/// Returns an error if a worker can't be started, or if a worker or an acceptor ends unexpectedly.
-pub(crate) async fn serve(
-    listeners: Vec<Listener>,
-    services: Services,
-    calls: CallLayer,
-    options: ServerOptions,
-    tls: Option<watch::Receiver<Arc<Tls>>>,
-    connections: &ConnectionMetrics,
-    shutdown: impl Future<Output = ()>,
-) -> Result<(), ServeError> {
-    let (phase, _) = watch::channel(Phase::Serve);
-    // Each worker holds a sender until its thread ends. When all senders are dropped, the receiver completes.
-    let (ended, mut all_ended) = mpsc::channel::<usize>(1);
-    let workers = start_workers(&services, &calls, options, tls.as_ref(), connections, &phase, &ended)?;
-    drop(ended);
-    let limiter = ConnectionLimiter::new(
-        options.max_connections,
-        options.max_connections_per_peer,
-        options.max_streams,
-    );
-    let mut acceptors = Acceptor::spawn_all(listeners, &workers, &limiter, connections);
-
-    tokio::select! {
-        () = shutdown => {}
-        Some(worker) = all_ended.recv() => return Err(ServeError::WorkerEnded(worker)),
-        _ = acceptors.join_next() => return Err(ServeError::AcceptorEnded),
-    }
-
-    acceptors.shutdown().await;
-    drop(workers);
-    phase.send_replace(Phase::Drain);
-    let mut drained = Box::pin(async { while all_ended.recv().await.is_some() {} });
-    if tokio::time::timeout(options.drain_timeout, &mut drained).await.is_err() {
-        tracing::warn!(timeout = ?options.drain_timeout, "connections that did not end in time are cut");
-        phase.send_replace(Phase::Cut);
-        drained.await;
-    }
-    Ok(())
+/// A server that is ready to serve.
+#[derive(Debug)]
+pub(crate) struct Server {
+    /// The bound addresses.
+    pub listeners: Vec<Listener>,
+    /// The services, and their access rules.
+    pub services: Services,
+    /// Wraps every call.
+    pub calls: CallLayer,
+    /// Limits and timeouts.
+    pub options: ServerOptions,
+    /// The current TLS configuration, which applies to TCP connections that begin from then on. `None` means
+    /// that connections are not encrypted.
+    pub tls: Option<watch::Receiver<Arc<Tls>>>,
+    /// Metrics of connections.
+    pub connections: ConnectionMetrics,
+    /// The clocks.
+    pub clocks: Clocks,
 }
 
-fn start_workers(
-    services: &Services,
-    calls: &CallLayer,
-    options: ServerOptions,
-    tls: Option<&watch::Receiver<Arc<Tls>>>,
-    connections: &ConnectionMetrics,
-    phase: &watch::Sender<Phase>,
-    ended: &mpsc::Sender<usize>,
-) -> Result<Vec<Worker>, ServeError> {
-    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-    let count = if options.workers == 0 { cores() } else { options.workers };
-    (0..count)
-        .map(|number| {
-            let serving = |role| {
-                let routes = routes(services, role).map_err(ServeError::Reflection)?;
-                Ok((
-                    role,
-                    ConnectionDriver::new(
-                        routes,
-                        calls,
-                        options,
-                        connections,
-                        tls.cloned(),
-                        phase.subscribe(),
-                    ),
-                ))
-            };
-            let drivers = Role::ALL.into_iter().map(serving).collect::<Result<_, ServeError>>()?;
-            let life = WorkerLifecycle { number, phase: phase.subscribe(), ended: ended.clone() };
-            Worker::start(drivers, connections.of_worker(number), life).map_err(ServeError::Start)
-        })
-        .collect()
+impl Server {
+    /// Serves until `shutdown` completes. Then the server accepts no more connections, sends GOAWAY to
+    /// clients, and completes calls in flight. It closes connections that are still open after the drain
+    /// timeout.
+    ///
+    /// # Errors
+    /// Returns an error if a worker can't be started, or if a worker or an acceptor ends unexpectedly.
+    pub(crate) async fn serve(mut self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
+        let (phase, _) = watch::channel(Phase::Serve);
+        // Each worker holds a sender until its thread ends. When all senders are dropped, the receiver
+        // completes.
+        let (ended, mut all_ended) = mpsc::channel::<usize>(1);
+        let workers = self.start_workers(&phase, &ended)?;
+        drop(ended);
+        let limiter = ConnectionLimiter::new(
+            self.options.max_connections,
+            self.options.max_connections_per_peer,
+            self.options.max_streams,
+            Arc::clone(&self.clocks.stopwatch),
+        );
+        let listeners = std::mem::take(&mut self.listeners);
+        let mut acceptors = Acceptor::spawn_all(listeners, &workers, &limiter, &self.connections);
+
+        tokio::select! {
+            () = shutdown => {}
+            Some(worker) = all_ended.recv() => return Err(ServeError::WorkerEnded(worker)),
+            _ = acceptors.join_next() => return Err(ServeError::AcceptorEnded),
+        }
+
+        acceptors.shutdown().await;
+        drop(workers);
+        phase.send_replace(Phase::Drain);
+        let mut drained = Box::pin(async { while all_ended.recv().await.is_some() {} });
+        let timeout = self.options.drain_timeout;
+        if tokio::time::timeout(timeout, &mut drained).await.is_err() {
+            tracing::warn!(?timeout, "closing the connections that are still open after the drain timeout");
+            phase.send_replace(Phase::Cut);
+            drained.await;
+        }
+        Ok(())
+    }
+
+    fn start_workers(
+        &self,
+        phase: &watch::Sender<Phase>,
+        ended: &mpsc::Sender<usize>,
+    ) -> Result<Vec<Worker>, ServeError> {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let count = if self.options.workers == 0 { cores() } else { self.options.workers };
+        (0..count)
+            .map(|number| {
+                let driver = |role| {
+                    let routes = routes(&self.services, role).map_err(ServeError::Reflection)?;
+                    Ok((role, ConnectionDriver::new(self, routes, phase.subscribe())))
+                };
+                let drivers = Role::ALL.into_iter().map(driver).collect::<Result<_, ServeError>>()?;
+                let lifecycle = WorkerLifecycle { number, phase: phase.subscribe(), ended: ended.clone() };
+                Worker::start(drivers, self.connections.of_worker(number), lifecycle)
+                    .map_err(ServeError::Start)
+            })
+            .collect()
+    }
 }

@@ -9,16 +9,15 @@ mod traces;
 use std::error::Error;
 use std::fmt;
 
-pub(crate) use audit::{Refusal, refused};
+pub(crate) use audit::{Rejection, log_rejection};
 pub(crate) use log_limit::LogLimit;
 pub use logs::LogFormat;
 pub(crate) use logs::{init_logs, parse_filter};
 pub(crate) use metrics::{
-    CallMetrics, ConnectionMetrics, Exposition, Metrics, ReloadMetrics, ValidationMetrics,
+    CallMetrics, ConnectionClosure, ConnectionMetrics, ConnectionRejection, Exposition, MethodMetrics,
+    Metrics, Reading, ReloadMetrics, ValidationMetrics, seconds,
 };
-pub(crate) use metrics::{ConnectionClosure, ConnectionRefusal, MethodMetrics, Reading, seconds};
-pub(crate) use traces::{TraceOptions, Traces};
-pub(crate) use traces::{continue_trace, note_status};
+pub(crate) use traces::{TraceOptions, Traces, continue_trace, record_status};
 
 /// Returns `error` and its causes in one line, for the log.
 pub(crate) fn error_chain(error: &dyn Error) -> impl fmt::Display {

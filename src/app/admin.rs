@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use crate::config::{Config, StorePlace};
 use crate::domain::{Entropy, KeyPrefix, SecretKey};
-use crate::grpc::{AdminToken, Authenticator, CertificateNames, Door};
+use crate::grpc::{AcceptedCredentials, AdminToken, Authenticator, CertificateNames};
 use crate::service::ValidatorService;
 use crate::telemetry::ValidationMetrics;
 
@@ -80,20 +80,23 @@ impl AdminDoor {
         Ok(Self::FirstStart { token, file, is_new })
     }
 
-    /// Returns the door, and the sender for new tokens when they are reloaded. The sender is `None` if no
-    /// credential is required.
-    pub(super) fn door(&self, config: &Config) -> (Door, Option<watch::Sender<Arc<[AdminToken]>>>) {
+    /// Returns the accepted credentials, and the sender for new tokens when they are reloaded. The sender is
+    /// `None` if no credential is required.
+    pub(super) fn accepted(
+        &self,
+        config: &Config,
+    ) -> (AcceptedCredentials, Option<watch::Sender<Arc<[AdminToken]>>>) {
         let tokens = match self {
             Self::Configured(tokens) => tokens.clone(),
             Self::FirstStart { token, .. } => vec![token.clone()],
-            Self::Open => return (Door::Open, None),
+            Self::Open => return (AcceptedCredentials::NotNeeded, None),
         };
         let (sender, tokens) = watch::channel(tokens.into());
         let certificates = CertificateNames {
             admin: config.admin.client_certificates.clone(),
             validator: config.validator.client_certificates.clone(),
         };
-        (Door::Credentials { tokens, certificates }, Some(sender))
+        (AcceptedCredentials::Listed { tokens, certificates }, Some(sender))
     }
 }
 
@@ -101,14 +104,14 @@ impl AdminDoor {
 /// no credential, callers of `Validator` on other machines still do.
 pub(super) fn authenticators(
     config: &Config,
-    door: Door,
+    accepted: AcceptedCredentials,
     validator: &ValidatorService,
 ) -> Result<(Authenticator, Authenticator)> {
     // Authentication with a key does not count as a validation.
     let keys = || validator.clone().with_metrics(ValidationMetrics::default());
-    let is_open_to_others = door.is_open() && !config.server.is_local()?;
-    let of_validator = if is_open_to_others { Door::default() } else { door.clone() };
-    Ok((Authenticator::new(door, keys()), Authenticator::new(of_validator, keys())))
+    let is_open_to_others = accepted.is_open() && !config.server.is_local()?;
+    let of_validator = if is_open_to_others { AcceptedCredentials::default() } else { accepted.clone() };
+    Ok((Authenticator::new(accepted, keys()), Authenticator::new(of_validator, keys())))
 }
 
 /// Returns the path of the token file: beside the database, or in the working directory for the memory

@@ -15,22 +15,22 @@ use crate::domain::{
     RevokeReason, ScopeSet,
 };
 use crate::service::{Actor, Caller, ImportedKey, KeyStoreService, ServiceError};
-use crate::telemetry::{Refusal, refused};
+use crate::telemetry::{Rejection, log_rejection};
 
 /// Maximum number of keys per batch. A batch consists of the keys that have arrived when it starts.
 const BATCH: usize = 500;
 
-type Answer = Result<pb::ImportKeysResponse, Status>;
+type ImportResponse = Result<pb::ImportKeysResponse, Status>;
 
 /// Stores the keys of `requests` as they arrive, and returns a response to each, in the same order. The stream ends
 /// with an error if the backend fails, if the caller's credential is no longer valid, or if `requests` ends with an
 /// error. In the last case, the keys that arrived before the error are stored and get their responses first.
-pub(super) fn answers(
+pub(super) fn responses(
     service: KeyStoreService,
     recheck: Recheck,
-    refused_keys: Counter,
+    rejected_imports: Counter,
     requests: impl Stream<Item = Result<pb::ImportKeysRequest, Status>> + Send + 'static,
-) -> BoxStream<'static, Answer> {
+) -> BoxStream<'static, ImportResponse> {
     // The stream is polled after the handler has returned. Its log entries belong to the span of the call nevertheless.
     let call = Span::current();
     // The error that ends the requests is returned together with the messages that were read before it.
@@ -38,25 +38,27 @@ pub(super) fn answers(
         Ok(batch) => stream::iter([Some(Ok(batch)), None]),
         Err(stream::TryReadyChunksError(batch, error)) => stream::iter([Some(Ok(batch)), Some(Err(error))]),
     });
-    let answered = stream::try_unfold(
+    let responses = stream::try_unfold(
         (Box::pin(batches.filter_map(std::future::ready)), 0_i64),
         move |(mut batches, first)| {
-            let (service, recheck, refused_keys) = (service.clone(), recheck.clone(), refused_keys.clone());
-            let answer = async move {
+            let (service, recheck, rejected_imports) =
+                (service.clone(), recheck.clone(), rejected_imports.clone());
+            let response = async move {
                 let Some(batch) = batches.next().await.transpose()? else {
                     return Ok::<_, Status>(None);
                 };
                 // The credential may have been revoked, or may have lost a scope, since the previous batch.
                 let caller = recheck.caller().await?;
-                let answers = import(&service, batch, first, &caller, &refused_keys).await;
-                let answers = answers.map_err(|error| status::from_change(error, Repeat::AlreadyExists))?;
-                let next = first + i64::try_from(answers.len()).unwrap_or(0);
-                Ok(Some((stream::iter(answers.into_iter().map(Ok)), (batches, next))))
+                let responses = import(&service, batch, first, &caller, &rejected_imports).await;
+                let responses =
+                    responses.map_err(|error| status::from_change(error, Repeat::AlreadyExists))?;
+                let next = first + i64::try_from(responses.len()).unwrap_or(0);
+                Ok(Some((stream::iter(responses.into_iter().map(Ok)), (batches, next))))
             };
-            answer.instrument(call.clone())
+            response.instrument(call.clone())
         },
     );
-    answered.try_flatten().boxed()
+    responses.try_flatten().boxed()
 }
 
 /// Stores a batch whose first message has the index `first`.
@@ -65,30 +67,30 @@ async fn import(
     batch: Vec<pb::ImportKeysRequest>,
     first: i64,
     caller: &Caller,
-    refused_keys: &Counter,
+    rejected_imports: &Counter,
 ) -> Result<Vec<pb::ImportKeysResponse>, ServiceError> {
     use pb::import_keys_response::Result as Outcome;
     let outcomes = service.import(batch.into_iter().map(imported_key).collect(), caller).await?;
-    let answers = (first..).zip(outcomes).map(|(index, outcome)| {
+    let responses = (first..).zip(outcomes).map(|(index, outcome)| {
         let outcome = match outcome {
             Ok(record) => Outcome::Key(convert::key_message(record)),
-            Err(refusal) => {
-                if matches!(refusal, ServiceError::ScopeNotGrantable(_)) {
-                    refused_keys.inc();
-                    tell_refusal(caller, &refusal);
+            Err(rejection) => {
+                if matches!(rejection, ServiceError::ScopeNotGrantable(_)) {
+                    rejected_imports.inc();
+                    log_rejected_row(caller, &rejection);
                 }
-                Outcome::Error(status::into_message(&status::from_service(refusal)))
+                Outcome::Error(status::into_message(&status::from_service(rejection)))
             }
         };
         pb::ImportKeysResponse { index, result: Some(outcome) }
     });
-    Ok(answers.collect())
+    Ok(responses.collect())
 }
 
 /// Logs an import row that the caller may not create. The RPC itself succeeds, so the call layer does not log it.
-fn tell_refusal(caller: &Caller, refusal: &ServiceError) {
-    let (Actor(actor), reason) = (caller.actor(), refusal.to_string());
-    refused(&Refusal {
+fn log_rejected_row(caller: &Caller, rejection: &ServiceError) {
+    let (Actor(actor), reason) = (caller.actor(), rejection.to_string());
+    log_rejection(&Rejection {
         method: name(IMPORT_KEYS),
         peer: None,
         actor: Some(&actor),

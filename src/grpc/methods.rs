@@ -1,5 +1,6 @@
 //! Table of the methods that are served, with everything that the server needs to know before it reads a message.
 
+use super::ValidatorAccess;
 use crate::service::Permission;
 
 /// Maximum size of a message to `Validator` in bytes: larger than a key and 64 scopes of 128 characters.
@@ -23,6 +24,7 @@ pub(crate) struct Method {
     pub(crate) path: &'static str,
     pub(crate) service: Service,
     pub(super) access: Access,
+    pub(crate) effect: Effect,
     /// Whether its stream ends only with its connection.
     pub(crate) is_long_lived: bool,
     pub(crate) message: Message,
@@ -50,6 +52,27 @@ pub(super) enum Access {
     Restricted(Permission),
 }
 
+impl Access {
+    /// Returns the permission that a caller needs. `None` if every client may call the method. `configured` is the rule
+    /// for methods whose access is configured.
+    pub(super) fn permission(self, configured: ValidatorAccess) -> Option<Permission> {
+        match (self, configured) {
+            (Self::Public, _) | (Self::Configured(_), ValidatorAccess::Open) => None,
+            (Self::Configured(permission), ValidatorAccess::Credential)
+            | (Self::Restricted(permission), _) => Some(permission),
+        }
+    }
+}
+
+/// Effect of the calls of a method on stored keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// Calls only read.
+    Reads,
+    /// Calls create, change or delete keys.
+    Changes,
+}
+
 /// When the message of a call is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Message {
@@ -65,16 +88,16 @@ pub(crate) enum Message {
 pub(crate) static METHODS: [Method; 16] = [
     validator(VALIDATE, Access::Configured(Permission::Validate)),
     validator(WATCH_CHANGES, Access::Restricted(Permission::Read)).long_lived(),
-    key_store("/keyvouch.v1.KeyStore/CreateKey", Permission::Write),
-    key_store("/keyvouch.v1.KeyStore/GetKey", Permission::Read),
-    key_store("/keyvouch.v1.KeyStore/ListKeys", Permission::Read),
-    key_store(STREAM_KEYS, Permission::Read),
-    key_store("/keyvouch.v1.KeyStore/UpdateKey", Permission::Write),
-    key_store("/keyvouch.v1.KeyStore/RotateKey", Permission::Write),
-    key_store("/keyvouch.v1.KeyStore/RevokeKey", Permission::Write),
-    key_store("/keyvouch.v1.KeyStore/DeleteKey", Permission::Write),
-    key_store(IMPORT_KEYS, Permission::Write).streamed(),
-    key_store("/keyvouch.v1.KeyStore/ListEvents", Permission::Read),
+    key_store("/keyvouch.v1.KeyStore/CreateKey", Permission::Write, Effect::Changes),
+    key_store("/keyvouch.v1.KeyStore/GetKey", Permission::Read, Effect::Reads),
+    key_store("/keyvouch.v1.KeyStore/ListKeys", Permission::Read, Effect::Reads),
+    key_store(STREAM_KEYS, Permission::Read, Effect::Reads),
+    key_store("/keyvouch.v1.KeyStore/UpdateKey", Permission::Write, Effect::Changes),
+    key_store("/keyvouch.v1.KeyStore/RotateKey", Permission::Write, Effect::Changes),
+    key_store("/keyvouch.v1.KeyStore/RevokeKey", Permission::Write, Effect::Changes),
+    key_store("/keyvouch.v1.KeyStore/DeleteKey", Permission::Write, Effect::Changes),
+    key_store(IMPORT_KEYS, Permission::Write, Effect::Changes).streamed(),
+    key_store("/keyvouch.v1.KeyStore/ListEvents", Permission::Read, Effect::Reads),
     public("/grpc.health.v1.Health/Check", Service::Health),
     public("/grpc.health.v1.Health/Watch", Service::Health).long_lived(),
     reflection("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"),
@@ -82,16 +105,22 @@ pub(crate) static METHODS: [Method; 16] = [
 ];
 
 const fn validator(path: &'static str, access: Access) -> Method {
-    Method { path, service: Service::Validator, access, is_long_lived: false, message: Message::BeforeCall }
+    read_only(path, Service::Validator, access)
 }
 
-const fn key_store(path: &'static str, permission: Permission) -> Method {
+const fn key_store(path: &'static str, permission: Permission, effect: Effect) -> Method {
     let (service, access) = (Service::KeyStore, Access::Restricted(permission));
-    Method { path, service, access, is_long_lived: false, message: Message::AfterAuthorization }
+    let message = Message::AfterAuthorization;
+    Method { path, service, access, effect, is_long_lived: false, message }
 }
 
 const fn public(path: &'static str, service: Service) -> Method {
-    Method { path, service, access: Access::Public, is_long_lived: false, message: Message::BeforeCall }
+    read_only(path, service, Access::Public)
+}
+
+const fn read_only(path: &'static str, service: Service, access: Access) -> Method {
+    let (effect, message) = (Effect::Reads, Message::BeforeCall);
+    Method { path, service, access, effect, is_long_lived: false, message }
 }
 
 const fn reflection(path: &'static str) -> Method {
@@ -105,11 +134,6 @@ impl Method {
 
     const fn streamed(self) -> Self {
         Self { message: Message::Streamed, ..self }
-    }
-
-    /// Returns whether its calls change keys.
-    pub(crate) fn makes_changes(&self) -> bool {
-        self.access == Access::Restricted(Permission::Write)
     }
 
     /// Returns the method that `path` calls. `None` if no service has it.
@@ -170,6 +194,33 @@ mod tests {
             .map(|method| (method.path.to_owned(), method.message == Message::Streamed))
             .collect();
         assert_eq!(table, described);
+    }
+
+    /// The name of a method begins with a verb of <https://google.aip.dev/130>, or with one of this API, and says
+    /// whether the method makes changes.
+    #[test]
+    fn methods_that_make_changes_are_marked_and_need_the_permission_to_write() {
+        for method in &METHODS {
+            let name = method.path.rsplit('/').next().unwrap();
+            let begins_with = |verbs: &[&str]| verbs.iter().any(|verb| name.starts_with(verb));
+            let changes = begins_with(&["Create", "Update", "Rotate", "Revoke", "Delete", "Import"]);
+            let reads =
+                begins_with(&["Validate", "Get", "List", "Stream", "Watch", "Check", "ServerReflectionInfo"]);
+            assert!(changes != reads, "{name}: add its verb to one of the lists");
+            assert_eq!(method.effect == Effect::Changes, changes, "{name}");
+            assert_eq!(method.access == Access::Restricted(Permission::Write), changes, "{name}");
+        }
+    }
+
+    #[test]
+    fn only_configured_methods_depend_on_the_access_rule() {
+        for access in [ValidatorAccess::Open, ValidatorAccess::Credential] {
+            assert_eq!(Access::Public.permission(access), None);
+            assert_eq!(Access::Restricted(Permission::Read).permission(access), Some(Permission::Read));
+        }
+        let configured = Access::Configured(Permission::Validate);
+        assert_eq!(configured.permission(ValidatorAccess::Open), None);
+        assert_eq!(configured.permission(ValidatorAccess::Credential), Some(Permission::Validate));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The client of a connection.
+//! The client of a connection: its address, and the names in its certificate.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
-use crate::domain::{Clock as _, SystemClock, Timestamp};
+use crate::domain::Timestamp;
 
 /// The client of a connection.
 #[derive(Clone, Debug, Default)]
@@ -20,7 +20,7 @@ pub struct Peer {
 #[derive(Debug)]
 struct PeerCertificate {
     names: Vec<CertificateName>,
-    /// The first instant at which it is no longer valid. `None` if that is later than any [`Timestamp`].
+    /// The first instant at which the certificate is no longer valid. `None` if that is later than any [`Timestamp`].
     expires_at: Option<Timestamp>,
 }
 
@@ -47,7 +47,7 @@ impl CertificateName {
     /// Returns whether `configured`, a name in the settings, is this name. With a colon it is a URI, and otherwise a
     /// DNS name.
     #[must_use]
-    pub fn is_meant_by(&self, configured: &str) -> bool {
+    pub fn matches_configured(&self, configured: &str) -> bool {
         match self {
             Self::Dns(name) => !configured.contains(':') && name == configured,
             Self::Uri(name) => configured.contains(':') && name == configured,
@@ -60,14 +60,14 @@ impl Peer {
         Self { address, certificate: certificate.and_then(|it| PeerCertificate::read(it)).map(Arc::new) }
     }
 
-    /// Returns its IP address. `None` on a Unix socket.
+    /// Returns the client's IP address. `None` on a Unix socket.
     #[must_use]
     pub fn address(&self) -> Option<IpAddr> {
         self.address
     }
 
-    /// Returns the names of its certificate at `now`. Empty if it has no certificate, or if the certificate has expired
-    /// since the handshake.
+    /// Returns the names in the client's certificate. Empty without a certificate, or if the certificate has expired at
+    /// `now`.
     #[must_use]
     pub fn names(&self, now: Timestamp) -> &[CertificateName] {
         match self.certificate.as_deref() {
@@ -78,10 +78,11 @@ impl Peer {
         }
     }
 
-    /// Returns the remaining validity of its certificate. `None` if it has none.
-    pub(crate) fn remaining_lifetime(&self) -> Option<Duration> {
+    /// Returns the remaining validity of its certificate at `now`. `None` without a certificate, or if the certificate
+    /// expires later than any [`Timestamp`].
+    pub(crate) fn remaining_lifetime(&self, now: Timestamp) -> Option<Duration> {
         let expires_at = self.certificate.as_ref()?.expires_at?;
-        Some(expires_at.since(SystemClock.now()))
+        Some(expires_at.since(now))
     }
 }
 
@@ -117,15 +118,15 @@ mod tests {
     fn names_are_compared_by_their_type() {
         let dns = CertificateName::Dns("ops.example.com".into());
         let uri = CertificateName::Uri("spiffe://example.com/ops".into());
-        assert!(dns.is_meant_by("ops.example.com"));
-        assert!(uri.is_meant_by("spiffe://example.com/ops"));
+        assert!(dns.matches_configured("ops.example.com"));
+        assert!(uri.matches_configured("spiffe://example.com/ops"));
         for (name, configured) in [
             (CertificateName::Uri("ops.example.com".into()), "ops.example.com"),
             (CertificateName::Dns("spiffe://example.com/ops".into()), "spiffe://example.com/ops"),
             (dns, "spiffe://example.com/ops"),
             (uri, "ops.example.com"),
         ] {
-            assert!(!name.is_meant_by(configured), "{name:?} {configured}");
+            assert!(!name.matches_configured(configured), "{name:?} {configured}");
         }
     }
 }

@@ -10,16 +10,12 @@ use super::auth::{Recheck, lacks_permission};
 use super::methods::WATCH_CHANGES;
 use super::pb::validator_server::Validator;
 use super::pb::{ErrorReason, ValidateRequest, ValidateResponse, WatchChangesRequest, WatchChangesResponse};
-use super::{Authenticator, convert, status};
+use super::{Authenticator, CacheOnly, convert, status};
 use crate::domain::{InvalidField, ScopeSet};
 use crate::repository::FeedPosition;
 use crate::service::{ChangeWatcher, Lookups, News, Permission, ServiceError, ValidatorService};
 
 const FRESHNESS_NEEDS_CREDENTIAL: &str = "max_staleness: values below the server's cache.min_staleness need a credential: the metadata `authorization: Bearer <admin token or key>`, or a client certificate that the server accepts";
-
-/// Request extension of a call that is rejected if it can't be answered from memory.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct FromCacheAlone;
 
 /// Implements the service `Validator`.
 #[derive(Clone, Debug)]
@@ -76,9 +72,8 @@ impl Validator for ValidatorHandler {
         request: Request<ValidateRequest>,
     ) -> Result<Response<ValidateResponse>, Status> {
         let max_staleness = self.max_staleness(&request).await?;
-        let from_cache_alone = request.extensions().get::<FromCacheAlone>().is_some();
+        let lookups = CacheOnly::lookups(request.extensions(), Lookups::Unlimited);
         let request = request.into_inner();
-        let lookups = if from_cache_alone { Lookups::Rejected } else { Lookups::Unlimited };
         let scope_match = convert::scope_match(request.scope_match).map_err(status::invalid_field)?;
         let required =
             ScopeSet::parse("required_scopes", request.required_scopes).map_err(status::invalid_field)?;

@@ -9,7 +9,7 @@ use super::connection::{Client, ConnectionLimiter, LimitReached};
 use super::listener::Listener;
 use super::routes::Role;
 use super::worker::{Worker, WorkerHandle};
-use crate::telemetry::{ConnectionMetrics, ConnectionRefusal, LogLimit};
+use crate::telemetry::{ConnectionMetrics, ConnectionRejection, LogLimit};
 
 /// Delay after a failed accept. Without it, the loop would spin while file descriptors are exhausted.
 pub(super) const BACK_OFF: Duration = Duration::from_millis(50);
@@ -20,7 +20,7 @@ pub(super) struct Acceptor {
     workers: Vec<WorkerHandle>,
     limiter: Arc<ConnectionLimiter>,
     connections: ConnectionMetrics,
-    refusals: LogLimit,
+    rejections: LogLimit,
 }
 
 impl Acceptor {
@@ -39,7 +39,7 @@ impl Acceptor {
                 workers,
                 limiter: Arc::clone(limiter),
                 connections: connections.clone(),
-                refusals: LogLimit::new(),
+                rejections: LogLimit::new(),
             };
             tasks.spawn(acceptor.run());
         }
@@ -51,7 +51,7 @@ impl Acceptor {
             match self.accept().await {
                 Ok(()) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
+                    tracing::warn!(%error, "could not accept a connection");
                     tokio::time::sleep(BACK_OFF).await;
                 }
             }
@@ -63,16 +63,16 @@ impl Acceptor {
         let address = accepted.address();
         let is_for_administrators = address.is_none() || self.listener.role() == Role::KeyStore;
         let client =
-            if is_for_administrators { Client::Administrator(address) } else { Client::Anybody(address) };
+            if is_for_administrators { Client::Administrator(address) } else { Client::Public(address) };
         let permit = match self.limiter.take(client) {
             Ok(permit) => permit,
             Err(limit) => {
-                let (refusal, setting) = match limit {
-                    LimitReached::All => (ConnectionRefusal::All, "server.max_connections"),
-                    LimitReached::Peer => (ConnectionRefusal::Peer, "server.max_connections_per_peer"),
+                let (rejection, setting) = match limit {
+                    LimitReached::All => (ConnectionRejection::All, "server.max_connections"),
+                    LimitReached::Peer => (ConnectionRejection::Peer, "server.max_connections_per_peer"),
                 };
-                self.connections.refused(refusal).inc();
-                if let Some(left_out) = self.refusals.admit() {
+                self.connections.rejected(rejection).inc();
+                if let Some(left_out) = self.rejections.admit() {
                     let peer = address.map(tracing::field::display);
                     tracing::warn!(peer, left_out, "rejected a connection: {setting} is reached");
                 }

@@ -10,8 +10,6 @@ mod request_id;
 mod trace;
 
 use std::convert::Infallible;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -29,9 +27,9 @@ pub(crate) use self::request_buffer::BufferedBody;
 use self::request_buffer::buffered;
 pub(super) use self::request_buffer::{BufferMessage, BufferQuota};
 use self::request_id::RequestIds;
-use crate::domain::{Entropy, EntropyError};
+use crate::domain::{Entropy, EntropyError, Stopwatch};
 use crate::grpc::methods::{Message, Method, VALIDATE};
-use crate::grpc::{FromCacheAlone, Peer, RequestId, from_transport};
+use crate::grpc::{CacheOnly, CallFuture, CallHandler, Peer, RequestId, from_transport};
 use crate::telemetry::CallMetrics;
 
 /// Assigns each call a request id, a span, a slot and a deadline, counts it, and turns panics into statuses.
@@ -43,6 +41,7 @@ pub(crate) struct CallLayer {
     ids: Arc<RequestIds>,
     slots: CallSlots,
     timeout: Duration,
+    stopwatch: Arc<dyn Stopwatch>,
     metrics: CallMetrics,
 }
 
@@ -58,17 +57,20 @@ pub(crate) struct CallLimits {
 }
 
 impl CallLayer {
-    /// Creates a layer. `entropy` makes the request ids of this process differ from those of others.
+    /// Creates a layer. `entropy` makes the request ids of this process differ from those of others, and
+    /// `stopwatch` measures the durations of calls.
     ///
     /// # Errors
     /// Returns an error if the random number generator of the system fails.
     pub(crate) fn new(
         entropy: &dyn Entropy,
+        stopwatch: Arc<dyn Stopwatch>,
         limits: CallLimits,
         metrics: CallMetrics,
     ) -> Result<Self, EntropyError> {
         let slots = CallSlots::new(limits.max_calls, &metrics);
-        Ok(Self { ids: Arc::new(RequestIds::new(entropy)?), slots, timeout: limits.timeout, metrics })
+        let ids = Arc::new(RequestIds::new(entropy)?);
+        Ok(Self { ids, slots, timeout: limits.timeout, stopwatch, metrics })
     }
 }
 
@@ -87,13 +89,7 @@ pub(crate) struct CallService<S> {
     layer: CallLayer,
 }
 
-type CallFuture = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-
-impl<S> Service<Request<Body>> for CallService<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send + 'static,
-{
+impl<S: CallHandler> Service<Request<Body>> for CallService<S> {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = CallFuture;
@@ -104,7 +100,7 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> CallFuture {
         let id = self.layer.ids.of(request.headers());
-        let counted = CountedCall::begin(&self.layer.metrics, request.uri().path());
+        let counted = CountedCall::begin(&self.layer.metrics, &self.layer.stopwatch, request.uri().path());
         let name = counted.method();
         let span = trace::span(name.name(), &id, request.headers());
         let id_header = request_id::header(&id);
@@ -130,14 +126,11 @@ where
 
 /// Reads the message, takes a slot and calls `inner`. A call takes its slot only once its message has
 /// arrived, so that idle requests can't exhaust the limit.
-async fn respond<S>(
-    mut inner: S,
+async fn respond(
+    mut inner: impl CallHandler,
     slots: CallSlots,
     request: Request<Body>,
-) -> Result<Response<Body>, Infallible>
-where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
-{
+) -> Result<Response<Body>, Infallible> {
     let method = Method::of(request.uri().path());
     let request = match method.filter(|method| method.message == Message::BeforeCall) {
         Some(method) => buffered(request, method.service.max_message_bytes()).await,
@@ -149,9 +142,9 @@ where
     };
     let _slot = match slots.take(method) {
         Ok(slot) => slot,
-        // A cache hit needs no slot, because it does not wait.
+        // An answer from the cache needs no slot, because it does not wait.
         Err(_) if method.is_some_and(|method| method.path == VALIDATE) => {
-            request.extensions_mut().insert(FromCacheAlone);
+            request.extensions_mut().insert(CacheOnly);
             None
         }
         Err(rejection) => return Ok(rejection.into_http()),

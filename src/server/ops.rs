@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -20,6 +21,7 @@ use tower::ServiceExt as _;
 
 use super::acceptor::BACK_OFF;
 use super::connection::{Client, ConnectionLimiter, ConnectionPermit};
+use crate::domain::Stopwatch;
 use crate::telemetry::Exposition;
 
 /// Maximum number of concurrent connections, in total and per address. They are enough for probes and many
@@ -63,20 +65,25 @@ impl OpsListener {
     }
 
     /// Serves forever, with one request per connection.
-    pub(crate) async fn serve(self, fitness: watch::Receiver<Fitness>, metrics: Exposition) -> Infallible {
+    pub(crate) async fn serve(
+        self,
+        fitness: watch::Receiver<Fitness>,
+        metrics: Exposition,
+        stopwatch: Arc<dyn Stopwatch>,
+    ) -> Infallible {
         let router = router(fitness, metrics);
-        let limiter = ConnectionLimiter::for_probes(MAX_CONNECTIONS, MAX_CONNECTIONS_PER_PEER);
+        let limiter = ConnectionLimiter::for_probes(MAX_CONNECTIONS, MAX_CONNECTIONS_PER_PEER, stopwatch);
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
                 accepted = self.0.accept() => match accepted {
                     Ok((stream, peer)) => {
-                        if let Ok(permit) = limiter.take(Client::Anybody(Some(peer.ip()))) {
+                        if let Ok(permit) = limiter.take(Client::Public(Some(peer.ip()))) {
                             connections.spawn(answer(stream, router.clone(), permit));
                         }
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "a connection for metrics or probes could not be accepted");
+                        tracing::warn!(%error, "could not accept a connection for metrics or probes");
                         tokio::time::sleep(BACK_OFF).await;
                     }
                 },
@@ -114,10 +121,10 @@ async fn answer(stream: TcpStream, router: Router, permit: ConnectionPermit) {
     tokio::select! {
         ended = connection => {
             if let Err(error) = ended {
-                tracing::debug!(%error, "a connection for metrics or probes ended");
+                tracing::debug!(%error, "a connection for metrics or probes failed");
             }
         }
-        () = tokio::time::sleep(TIMEOUT) => tracing::debug!("a connection for metrics or probes took too long"),
+        () = tokio::time::sleep(TIMEOUT) => tracing::debug!("closed a connection for metrics or probes after its timeout"),
         _ = state.closed() => tracing::debug!("closed a slow connection for metrics or probes to make room for a new one"),
     }
 }

@@ -13,9 +13,9 @@ pub(super) struct Quota {
     of_peer: Option<Arc<AtomicUsize>>,
 }
 
-/// A part of a [`Quota`]. Dropping it gives the part back.
+/// An amount that was taken from a [`Quota`]. Dropping it returns the amount.
 #[derive(Debug)]
-pub(super) struct Taken {
+pub(super) struct QuotaPermit {
     quota: Quota,
     amount: usize,
 }
@@ -33,30 +33,30 @@ impl Quota {
     }
 
     /// Takes `amount`. Returns `None` if the quota is used up.
-    pub(super) fn take(&self, amount: usize) -> Option<Taken> {
-        self.add(amount).then(|| Taken { quota: self.clone(), amount })
+    pub(super) fn take(&self, amount: usize) -> Option<QuotaPermit> {
+        self.add(amount).then(|| QuotaPermit { quota: self.clone(), amount })
     }
 
     /// Takes `amount` even if the quota is used up.
-    pub(super) fn take_anyway(&self, amount: usize) -> Taken {
+    pub(super) fn take_beyond_limit(&self, amount: usize) -> QuotaPermit {
         self.of_all.fetch_add(amount, Ordering::Relaxed);
         if let Some(of_peer) = &self.of_peer {
             of_peer.fetch_add(amount, Ordering::Relaxed);
         }
-        Taken { quota: self.clone(), amount }
+        QuotaPermit { quota: self.clone(), amount }
     }
 
     fn add(&self, amount: usize) -> bool {
         let of_all = self.of_all.fetch_add(amount, Ordering::Relaxed);
         let of_peer = self.of_peer.as_ref().map_or(0, |of_peer| of_peer.fetch_add(amount, Ordering::Relaxed));
-        let is_free = of_all < self.max / 2 || (of_all < self.max && of_peer < self.max / 4);
-        if !is_free {
-            self.give_back(amount);
+        let fits = of_all < self.max / 2 || (of_all < self.max && of_peer < self.max / 4);
+        if !fits {
+            self.release(amount);
         }
-        is_free
+        fits
     }
 
-    fn give_back(&self, amount: usize) {
+    fn release(&self, amount: usize) {
         self.of_all.fetch_sub(amount, Ordering::Relaxed);
         if let Some(of_peer) = &self.of_peer {
             of_peer.fetch_sub(amount, Ordering::Relaxed);
@@ -64,7 +64,7 @@ impl Quota {
     }
 }
 
-impl Taken {
+impl QuotaPermit {
     /// Takes `amount` more. Returns false, and takes nothing, if the quota is used up.
     pub(super) fn grow(&mut self, amount: usize) -> bool {
         let has_grown = self.quota.add(amount);
@@ -75,9 +75,9 @@ impl Taken {
     }
 }
 
-impl Drop for Taken {
+impl Drop for QuotaPermit {
     fn drop(&mut self) {
-        self.quota.give_back(self.amount);
+        self.quota.release(self.amount);
     }
 }
 
@@ -86,19 +86,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_address_leaves_some_for_others() {
+    fn one_address_can_not_use_up_the_quota() {
         let of_all = Arc::default();
         let [first, second] = [(); 2].map(|()| Arc::default());
         let quota = |of_peer| Quota::new(8, &of_all, of_peer);
-        let mut taken = quota(Some(&first)).take(1).unwrap();
-        assert!(taken.grow(3));
-        assert!(quota(Some(&first)).take(1).is_none(), "half of all, and more than its quarter");
+        let mut permit = quota(Some(&first)).take(1).unwrap();
+        assert!(permit.grow(3));
+        assert!(
+            quota(Some(&first)).take(1).is_none(),
+            "half of the quota is taken, and this address has more than a quarter"
+        );
         let _second = [(); 2].map(|()| quota(Some(&second)).take(1).unwrap());
-        assert!(quota(Some(&second)).take(1).is_none(), "its quarter");
+        assert!(quota(Some(&second)).take(1).is_none(), "this address has a quarter");
         let _socket = [(); 2].map(|()| quota(None).take(1).unwrap());
-        assert!(quota(None).take(1).is_none(), "all");
+        assert!(quota(None).take(1).is_none(), "the whole quota is taken");
         assert!(Quota::unlimited().take(1_000_000).is_some());
-        drop(taken);
+        drop(permit);
         assert!(quota(Some(&first)).take(1).is_some());
     }
 }

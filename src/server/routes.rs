@@ -32,13 +32,13 @@ pub(crate) fn routes(services: &Services, role: Role) -> Result<Routes, tonic_re
     if role != Role::KeyStore {
         let validator =
             ValidatorServer::new(services.validator.clone()).max_decoding_message_size(MAX_VALIDATOR_BYTES);
-        routes.add_service(Guard::new(validator, services.validator_auth.clone(), services.validator_access));
+        let guard = Guard::new(validator, services.validator_auth.clone());
+        routes.add_service(guard.with_access(services.validator_access));
     }
     if role != Role::Validator {
         let key_store =
             KeyStoreServer::new(services.key_store.clone()).max_decoding_message_size(MAX_KEY_STORE_BYTES);
-        let auth = services.key_store_auth.clone();
-        routes.add_service(Guard::new(BufferMessage(key_store), auth, services.validator_access));
+        routes.add_service(Guard::new(BufferMessage(key_store), services.key_store_auth.clone()));
     }
     let health = tonic_health::server::HealthService::from_health_reporter(services.health.clone());
     let health = tonic_health::pb::health_server::HealthServer::new(health);

@@ -7,24 +7,24 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::{Actor, Caller};
-use crate::domain::{BootClock, Moment, Stopwatch as _};
+use crate::domain::Moment;
 
 /// The open streams of one kind.
 #[derive(Debug)]
 pub(crate) struct CallerSlots {
     max: usize,
-    max_of_one: usize,
+    max_per_caller: usize,
     unread_for: Option<Duration>,
-    taken: Mutex<Taken>,
+    taken: Mutex<OpenSlots>,
 }
 
 #[derive(Debug, Default)]
-struct Taken {
+struct OpenSlots {
     last: u64,
     slots: BTreeMap<u64, Slot>,
 }
 
-impl Taken {
+impl OpenSlots {
     /// Returns the number of slots of `caller`.
     fn count(&self, caller: &str) -> usize {
         self.slots.values().filter(|slot| slot.caller == caller).count()
@@ -47,31 +47,28 @@ pub(crate) struct CallerSlot {
 }
 
 impl CallerSlots {
-    /// Creates `max` slots, of which one caller can take `max_of_one`. A stream that nobody has read for
+    /// Creates `max` slots, of which one caller can take `max_per_caller`. A stream that nobody has read for
     /// `unread_for` loses its slot when another stream needs it. If `unread_for` is `None`, streams keep
     /// their slots.
-    pub(crate) fn new(max: usize, max_of_one: usize, unread_for: Option<Duration>) -> Arc<Self> {
-        Arc::new(Self { max, max_of_one, unread_for, taken: Mutex::default() })
+    pub(crate) fn new(max: usize, max_per_caller: usize, unread_for: Option<Duration>) -> Arc<Self> {
+        Arc::new(Self { max, max_per_caller, unread_for, taken: Mutex::default() })
     }
 
-    /// Takes a slot for `caller`. Returns `None` if a limit is reached.
-    pub(crate) fn take(self: &Arc<Self>, caller: &Caller) -> Option<CallerSlot> {
+    /// Takes a slot for a stream of `caller` that begins at `now`. Returns `None` if a limit is reached.
+    pub(crate) fn take(self: &Arc<Self>, caller: &Caller, now: Moment) -> Option<CallerSlot> {
         let Actor(caller) = caller.actor();
-        self.take_at(caller, BootClock.moment())
-    }
-
-    fn take_at(self: &Arc<Self>, caller: String, now: Moment) -> Option<CallerSlot> {
         let mut taken = self.lock();
         if !self.has_room(&taken, &caller) {
             let unread_for = self.unread_for?;
             // Streams of other callers make no room for one that has reached its own limit.
-            let is_at_own_limit = taken.count(&caller) >= self.max_of_one;
+            let is_at_own_limit = taken.count(&caller) >= self.max_per_caller;
             taken.slots.retain(|_, slot| {
-                let stays = now.since(slot.read_at) < unread_for || is_at_own_limit && slot.caller != caller;
-                if !stays {
+                let is_kept =
+                    now.since(slot.read_at) < unread_for || is_at_own_limit && slot.caller != caller;
+                if !is_kept {
                     slot.lost.notify_one();
                 }
-                stays
+                is_kept
             });
             if !self.has_room(&taken, &caller) {
                 return None;
@@ -84,13 +81,13 @@ impl CallerSlots {
         Some(CallerSlot { slots: Arc::clone(self), number, lost })
     }
 
-    fn has_room(&self, taken: &Taken, caller: &str) -> bool {
-        taken.slots.len() < self.max && taken.count(caller) < self.max_of_one
+    fn has_room(&self, taken: &OpenSlots, caller: &str) -> bool {
+        taken.slots.len() < self.max && taken.count(caller) < self.max_per_caller
     }
 
     // Each change of the slots is complete before anything can panic, so they are consistent even after a
     // panic.
-    fn lock(&self) -> MutexGuard<'_, Taken> {
+    fn lock(&self) -> MutexGuard<'_, OpenSlots> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -101,12 +98,8 @@ impl CallerSlot {
         self.lost.notified().await;
     }
 
-    /// Records that the stream is read. Returns false if it has lost its slot.
-    pub(crate) fn is_read(&self) -> bool {
-        self.is_read_at(BootClock.moment())
-    }
-
-    fn is_read_at(&self, now: Moment) -> bool {
+    /// Records that the stream was read at `now`. Returns false if it has lost its slot.
+    pub(crate) fn record_read(&self, now: Moment) -> bool {
         let mut taken = self.slots.lock();
         taken.slots.get_mut(&self.number).map(|slot| slot.read_at = now).is_some()
     }
@@ -124,30 +117,34 @@ mod tests {
 
     const UNREAD: Duration = Duration::from_secs(15);
 
+    fn caller(name: &str) -> Caller {
+        Caller::admin(name.to_owned(), "r")
+    }
+
     #[test]
     fn one_caller_leaves_slots_for_others() {
         let slots = CallerSlots::new(3, 2, None);
-        let take = |caller: &str| slots.take_at(caller.into(), Moment::START);
+        let take = |caller| slots.take(&self::caller(caller), Moment::START);
         let first = [take("a").unwrap(), take("a").unwrap()];
         assert!(take("a").is_none());
         let _other = take("b").unwrap();
         assert!(take("c").is_none());
         drop(first);
         assert!(take("c").is_some());
-        assert_eq!(slots.lock().slots.len(), 1, "nothing is kept of what was dropped");
+        assert_eq!(slots.lock().slots.len(), 1, "dropped slots are removed");
     }
 
     #[test]
     fn unread_streams_lose_their_slots_to_others() {
         let slots = CallerSlots::new(2, 2, Some(UNREAD));
         let now = Moment::START;
-        let [unread, read] = ["a", "b"].map(|caller| slots.take_at(caller.into(), now).unwrap());
+        let [unread, read] = ["a", "b"].map(|caller| slots.take(&self::caller(caller), now).unwrap());
         let later = now.after(UNREAD);
-        assert!(read.is_read_at(later) && unread.is_read_at(now));
-        let _new = slots.take_at("c".into(), later).unwrap();
-        assert!(read.is_read_at(later));
-        assert!(!unread.is_read_at(later));
-        assert!(slots.take_at("c".into(), later).is_none(), "all are read");
+        assert!(read.record_read(later) && unread.record_read(now));
+        let _new = slots.take(&caller("c"), later).unwrap();
+        assert!(read.record_read(later));
+        assert!(!unread.record_read(later));
+        assert!(slots.take(&caller("c"), later).is_none(), "all streams are read");
     }
 
     #[test]
@@ -155,11 +152,11 @@ mod tests {
         let slots = CallerSlots::new(4, 2, Some(UNREAD));
         let now = Moment::START;
         let [other, _first, second] =
-            ["b", "a", "a"].map(|caller| slots.take_at(caller.into(), now).unwrap());
+            ["b", "a", "a"].map(|caller| slots.take(&self::caller(caller), now).unwrap());
         let later = now.after(UNREAD);
-        assert!(second.is_read_at(later));
-        let _third = slots.take_at("a".into(), later).unwrap();
-        assert!(other.is_read_at(later), "a slot of its own was free for that");
-        assert!(second.is_read_at(later));
+        assert!(second.record_read(later));
+        let _third = slots.take(&caller("a"), later).unwrap();
+        assert!(other.record_read(later), "the caller has lost a slot of its own instead");
+        assert!(second.record_read(later));
     }
 }

@@ -100,7 +100,7 @@ impl ChangeWatcher {
         let followed = self.followed.clone().ok_or_else(|| RepositoryError::not_offered("a change feed"))?;
         let too_many =
             || RepositoryError::new(ErrorKind::Overloaded, "too many concurrent WatchChanges streams");
-        let slot = self.slots.take(caller).ok_or_else(too_many)?;
+        let slot = self.slots.take(caller, self.knowledge.moment()).ok_or_else(too_many)?;
         // Subscribed before the position is read, so that no update is missed in between.
         let updates = followed.handle.updates();
         let seen = followed.handle.seen();
@@ -129,7 +129,7 @@ impl Watching {
     async fn next(&mut self) -> Result<News> {
         let ended =
             || RepositoryError::new(ErrorKind::Unavailable, "the server no longer reads the change feed");
-        if !self.slot.is_read() {
+        if !self.slot.record_read(self.knowledge.moment()) {
             return Err(RepositoryError::new(
                 ErrorKind::Overloaded,
                 "the client did not read the stream, and another one needed its slot",

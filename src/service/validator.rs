@@ -8,7 +8,9 @@ use tracing::Instrument as _;
 
 use super::{ServiceError, UsageRecorder};
 use crate::cache::{Demand, KeySource, Knowledge, Tier};
-use crate::domain::{ApiKey, Clock, Denial, KeyFormat, Revision, ScopeMatch, ScopeSet, Verdict, judge};
+use crate::domain::{
+    ApiKey, Clock, Denial, KeyFormat, Moment, Revision, ScopeMatch, ScopeSet, Timestamp, Verdict, judge,
+};
 use crate::repository::{ErrorKind, RepositoryError};
 use crate::telemetry::ValidationMetrics;
 
@@ -90,6 +92,18 @@ impl ValidatorService {
         Self { metrics, ..self }
     }
 
+    /// Returns the current time, by which expiry is judged.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Returns the current moment, by which staleness is measured.
+    #[must_use]
+    pub fn moment(&self) -> Moment {
+        self.knowledge.moment()
+    }
+
     /// Judges the key string `secret`. A malformed string is not looked up. The staleness of the record is at
     /// most `max_staleness`, and never more than the server allows.
     ///
@@ -130,7 +144,7 @@ impl ValidatorService {
         let found = if let Some(found) = self.source.peek(&hash, &demand) {
             found
         } else {
-            let _slot = lookups.begin()?;
+            let _permit = lookups.begin()?;
             let found = self.source.find(&hash, &demand).instrument(tracing::debug_span!("lookup")).await?;
             self.metrics.looked_up(self.knowledge.moment().since(demand.asked_at));
             found

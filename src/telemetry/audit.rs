@@ -4,7 +4,7 @@ use super::LogLimit;
 
 /// A rejected call or import row.
 #[derive(Debug)]
-pub(crate) struct Refusal<'r> {
+pub(crate) struct Rejection<'r> {
     /// Name of the method that was called.
     pub(crate) method: &'r str,
     /// Address of the peer. `None` for a Unix socket.
@@ -20,19 +20,19 @@ pub(crate) struct Refusal<'r> {
 /// Logs a rejected call. Rejections are not stored as events, because callers without a credential could fill
 /// the table, and the number of log entries is limited. Authenticated callers have a limit of their own, so
 /// that anonymous traffic can't crowd them out.
-pub(crate) fn refused(refusal: &Refusal<'_>) {
-    static OF_KNOWN: LogLimit = LogLimit::new();
-    static OF_UNKNOWN: LogLimit = LogLimit::new();
-    let limit = if refusal.actor.is_some() { &OF_KNOWN } else { &OF_UNKNOWN };
+pub(crate) fn log_rejection(rejection: &Rejection<'_>) {
+    static AUTHENTICATED: LogLimit = LogLimit::new();
+    static ANONYMOUS: LogLimit = LogLimit::new();
+    let limit = if rejection.actor.is_some() { &AUTHENTICATED } else { &ANONYMOUS };
     let Some(left_out) = limit.admit() else { return };
     tracing::warn!(
         target: "keyvouch::audit",
-        method = refusal.method,
-        peer = refusal.peer.map(tracing::field::display),
-        actor = refusal.actor,
-        code = ?refusal.code,
-        reason = refusal.reason,
+        method = rejection.method,
+        peer = rejection.peer.map(tracing::field::display),
+        actor = rejection.actor,
+        code = ?rejection.code,
+        reason = rejection.reason,
         left_out,
-        "a call was refused"
+        "rejected a call because of its caller"
     );
 }

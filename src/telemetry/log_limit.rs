@@ -12,8 +12,8 @@ pub(crate) struct LogLimit {
     max: u64,
     /// Number of the current period.
     current: AtomicU64,
-    lines: AtomicU64,
-    left_out: AtomicU64,
+    written: AtomicU64,
+    suppressed: AtomicU64,
 }
 
 impl Default for LogLimit {
@@ -36,8 +36,8 @@ impl LogLimit {
             period,
             max,
             current: AtomicU64::new(0),
-            lines: AtomicU64::new(0),
-            left_out: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            suppressed: AtomicU64::new(0),
         }
     }
 
@@ -51,12 +51,12 @@ impl LogLimit {
         let period = u64::try_from(now.as_nanos() / self.period.as_nanos().max(1)).unwrap_or(u64::MAX);
         // Threads that race at the beginning of a period may write an extra entry, which is harmless.
         if self.current.swap(period, Ordering::Relaxed) != period {
-            self.lines.store(0, Ordering::Relaxed);
+            self.written.store(0, Ordering::Relaxed);
         }
-        if self.lines.fetch_add(1, Ordering::Relaxed) < self.max {
-            return Some(self.left_out.swap(0, Ordering::Relaxed));
+        if self.written.fetch_add(1, Ordering::Relaxed) < self.max {
+            return Some(self.suppressed.swap(0, Ordering::Relaxed));
         }
-        self.left_out.fetch_add(1, Ordering::Relaxed);
+        self.suppressed.fetch_add(1, Ordering::Relaxed);
         None
     }
 }
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_many_lines_some_are_written_and_the_others_counted() {
+    fn entries_above_the_limit_are_suppressed_and_counted() {
         let limit = LogLimit::new();
         let admitted = |seconds| {
             (0..25).filter_map(|_| limit.admit_at(Duration::from_secs(seconds))).collect::<Vec<_>>()

@@ -25,59 +25,55 @@ pub enum LogFormat {
 
 /// The reason why the log can't be initialized.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum LogFilterError {
+pub(crate) enum LogError {
     /// The filter is not valid.
     #[error("not a valid log filter; examples: \"info\", \"info,keyvouch=debug\"")]
     Filter(#[source] ParseError),
     /// A log was initialized before.
-    #[error("the log was set up before")]
-    Again(#[source] TryInitError),
+    #[error("the log is already initialized")]
+    AlreadyInitialized(#[source] TryInitError),
 }
 
 /// Parses a filter without applying it.
 ///
 /// # Errors
 /// Returns an error if the filter is not valid.
-pub(crate) fn parse_filter(filter: &str) -> Result<EnvFilter, LogFilterError> {
+pub(crate) fn parse_filter(filter: &str) -> Result<EnvFilter, LogError> {
     EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
         // Keyvouch logs the applied migrations itself. Clients can cause HTTP/2 protocol errors at will.
         .parse(format!("sea_orm_migration=warn,h2=error,{filter}"))
-        .map_err(LogFilterError::Filter)
+        .map_err(LogError::Filter)
 }
 
 /// Logs panics in the format of the log, within the span of their call.
 fn log_panics() {
     panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        tracing::error!(place, message = panic.payload_as_str().unwrap_or_default(), "panicked");
+        let location = panic.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(location, message = panic.payload_as_str().unwrap_or_default(), "panicked");
     }));
 }
 
 /// Initializes the log with `filter`, which is a level or a list such as `info,keyvouch=debug,h2=warn`. Sends
-/// the spans of this crate through `traces`, if that is set.
+/// the spans of this crate to `traces`, if that is set.
 ///
 /// # Errors
 /// Returns an error if the filter is not valid, or if a log was initialized before.
-pub(crate) fn init_logs(
-    format: LogFormat,
-    filter: &str,
-    traces: Option<&Traces>,
-) -> Result<(), LogFilterError> {
+pub(crate) fn init_logs(format: LogFormat, filter: &str, traces: Option<&Traces>) -> Result<(), LogError> {
     let filter = parse_filter(filter)?;
-    let lines = fmt::layer().with_writer(stderr);
-    let lines = match format {
-        LogFormat::Text => lines.with_ansi(stderr().is_terminal()).boxed(),
-        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    let entries = fmt::layer().with_writer(stderr);
+    let entries = match format {
+        LogFormat::Text => entries.with_ansi(stderr().is_terminal()).boxed(),
+        LogFormat::Json => entries.json().flatten_event(true).boxed(),
     };
     tracing_subscriber::registry()
-        .with(lines.with_filter(filter))
+        .with(entries.with_filter(filter))
         .with(traces.map(|traces| {
-            let ours = Targets::new().with_target("keyvouch", LevelFilter::DEBUG);
-            tracing_opentelemetry::layer().with_tracer(traces.tracer()).with_filter(ours)
+            let own_spans = Targets::new().with_target("keyvouch", LevelFilter::DEBUG);
+            tracing_opentelemetry::layer().with_tracer(traces.tracer()).with_filter(own_spans)
         }))
         .try_init()
-        .map_err(LogFilterError::Again)?;
+        .map_err(LogError::AlreadyInitialized)?;
     log_panics();
     Ok(())
 }

@@ -23,7 +23,7 @@ use super::error_chain;
 const SERVICE: &str = "keyvouch";
 
 /// Set if spans are exported. Attributes that only spans need are omitted otherwise.
-static IS_ON: OnceLock<()> = OnceLock::new();
+static IS_EXPORTING: OnceLock<()> = OnceLock::new();
 
 /// Options of the export.
 #[derive(Clone, Debug)]
@@ -45,18 +45,18 @@ pub(crate) struct Traces(SdkTracerProvider);
 pub(crate) enum TraceError {
     /// The exporter can't be created with these options.
     #[error(
-        "telemetry.traces: spans can't be sent: check telemetry.otlp_endpoint and the variables OTEL_EXPORTER_OTLP_*"
+        "telemetry.traces: can't create the exporter of spans; check telemetry.otlp_endpoint and the variables OTEL_EXPORTER_OTLP_*"
     )]
     Exporter(#[source] opentelemetry_otlp::ExporterBuildError),
     /// A variable has an unsupported value.
-    #[error("{variable}: `{given}` is not offered: give {offered}, or leave it out")]
-    NotOffered {
+    #[error("{variable}: unsupported value `{value}`; use {supported}, or unset the variable")]
+    UnsupportedValue {
         /// Name of the variable.
         variable: &'static str,
         /// Value of the variable.
-        given: String,
+        value: String,
         /// Supported values.
-        offered: &'static str,
+        supported: &'static str,
     },
 }
 
@@ -68,7 +68,7 @@ impl Traces {
     /// Returns an error if a variable has an unsupported value, or if the exporter can't be created.
     pub(crate) fn start(options: &TraceOptions) -> Result<Option<Self>, TraceError> {
         let variables = Variables(&|name| std::env::var(name).ok());
-        if variables.switch_off()? {
+        if variables.disable_traces()? {
             return Ok(None);
         }
         let mut exporter = opentelemetry_otlp::SpanExporter::builder().with_tonic();
@@ -77,7 +77,7 @@ impl Traces {
         }
         let mut resource = Resource::builder()
             .with_attribute(opentelemetry::KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
-        if !variables.name_the_service() {
+        if !variables.set_service_name() {
             resource = resource.with_service_name(SERVICE);
         }
         let mut provider = SdkTracerProvider::builder()
@@ -87,7 +87,7 @@ impl Traces {
             let by_ratio = Sampler::TraceIdRatioBased(options.ratio);
             provider = provider.with_sampler(Sampler::ParentBased(Box::new(by_ratio)));
         }
-        IS_ON.get_or_init(|| ());
+        IS_EXPORTING.get_or_init(|| ());
         Ok(Some(Self(provider.build())))
     }
 
@@ -98,7 +98,7 @@ impl Traces {
     /// Exports the remaining spans, and stops. Blocks for at most the timeout of the exporter.
     pub(crate) fn shutdown(self) {
         if let Err(error) = self.0.shutdown() {
-            tracing::warn!(error = %error_chain(&error), "the last spans were not sent");
+            tracing::warn!(error = %error_chain(&error), "could not export the last spans");
         }
     }
 }
@@ -113,7 +113,7 @@ impl Variables<'_> {
     }
 
     /// Returns whether the variables disable traces. Returns an error for unsupported values.
-    fn switch_off(&self) -> Result<bool, TraceError> {
+    fn disable_traces(&self) -> Result<bool, TraceError> {
         if self.value("OTEL_SDK_DISABLED").is_some_and(|it| it.eq_ignore_ascii_case("true")) {
             return Ok(true);
         }
@@ -124,19 +124,19 @@ impl Variables<'_> {
             (
                 "OTEL_TRACES_SAMPLER",
                 &SAMPLERS,
-                "always_on, always_off, traceidratio, or one of them behind parentbased_",
+                "always_on, always_off, traceidratio, or one of them with the prefix parentbased_",
             ),
         ];
-        for (variable, accepted, offered) in checks {
-            if let Some(given) = self.value(variable).filter(|given| !accepted.contains(&given.as_str())) {
-                return Err(TraceError::NotOffered { variable, given, offered });
+        for (variable, accepted, supported) in checks {
+            if let Some(value) = self.value(variable).filter(|value| !accepted.contains(&value.as_str())) {
+                return Err(TraceError::UnsupportedValue { variable, value, supported });
             }
         }
         Ok(self.value("OTEL_TRACES_EXPORTER").as_deref() == Some("none"))
     }
 
     /// Returns whether the variables set the name of the service.
-    fn name_the_service(&self) -> bool {
+    fn set_service_name(&self) -> bool {
         let attributes = self.value("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
         let mut names = attributes.split(',').filter_map(|attribute| attribute.split('=').next());
         self.value("OTEL_SERVICE_NAME").is_some() || names.any(|name| name.trim() == "service.name")
@@ -157,7 +157,7 @@ const SAMPLERS: [&str; 6] = [
 /// [conventions](https://opentelemetry.io/docs/specs/semconv/rpc/grpc/), and continues the caller's trace
 /// from its [`traceparent`](https://www.w3.org/TR/trace-context/).
 pub(crate) fn continue_trace(span: &Span, method: &str, headers: &HeaderMap) {
-    if IS_ON.get().is_none() {
+    if IS_EXPORTING.get().is_none() {
         return;
     }
     span.record("otel.name", method);
@@ -169,8 +169,8 @@ pub(crate) fn continue_trace(span: &Span, method: &str, headers: &HeaderMap) {
 }
 
 /// Records the status of the call of `span`.
-pub(crate) fn note_status(span: &Span, status: Code) {
-    if IS_ON.get().is_some() {
+pub(crate) fn record_status(span: &Span, status: Code) {
+    if IS_EXPORTING.get().is_some() {
         span.set_attribute("rpc.grpc.status_code", i64::from(i32::from(status)));
     }
 }
@@ -192,10 +192,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn variables_switch_traces_off_or_are_refused_by_name() {
+    fn variables_disable_traces_and_unsupported_values_are_rejected() {
         let outcome = |variable: &'static str, value: &'static str| {
             let variables = |asked: &str| (asked == variable).then(|| value.to_owned());
-            Variables(&variables).switch_off().map_err(|it| it.to_string())
+            Variables(&variables).disable_traces().map_err(|it| it.to_string())
         };
         for (variable, value, is_off) in [
             ("PATH", "/bin", false),
@@ -222,9 +222,9 @@ mod tests {
     }
 
     #[test]
-    fn the_service_has_our_name_unless_they_give_another() {
+    fn the_default_service_name_applies_unless_a_variable_sets_it() {
         let is_named = |variable: &'static str, value: &'static str| {
-            Variables(&|asked: &str| (asked == variable).then(|| value.to_owned())).name_the_service()
+            Variables(&|asked: &str| (asked == variable).then(|| value.to_owned())).set_service_name()
         };
         assert!(is_named("OTEL_SERVICE_NAME", "x") && !is_named("OTEL_SERVICE_NAME", ""));
         assert!(is_named("OTEL_RESOURCE_ATTRIBUTES", "a=b, service.name=x"));

@@ -7,13 +7,12 @@ use http::{Request, Response};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tonic::body::Body;
-use tonic::codegen::BoxFuture;
 use tonic::server::NamedService;
 use tower::Service;
 
 use super::Authenticator;
-use crate::grpc::RequestId;
-use crate::grpc::methods::{Access, Method};
+use crate::grpc::methods::Method;
+use crate::grpc::{CallFuture, CallHandler, RequestId};
 use crate::service::Permission;
 
 /// Callers that may call `Validator/Validate`.
@@ -27,8 +26,7 @@ pub enum ValidatorAccess {
     Credential,
 }
 
-/// A service that only authorized callers can call. The handler finds the `Caller` in the
-/// request's extensions.
+/// A service that only authorized callers can call. It adds the `Caller` to the extensions of the request.
 #[derive(Clone, Debug)]
 pub struct Guard<S> {
     inner: S,
@@ -37,22 +35,23 @@ pub struct Guard<S> {
 }
 
 impl<S> Guard<S> {
-    /// Creates a guard that forwards calls to `inner` if `auth` authorizes their caller, or if `access` permits every
-    /// client.
-    pub fn new(inner: S, auth: Authenticator, access: ValidatorAccess) -> Self {
-        Self { inner, auth, access }
+    /// Creates a guard that forwards calls to `inner` if `auth` authorizes their caller. Only public methods need no
+    /// credential.
+    pub fn new(inner: S, auth: Authenticator) -> Self {
+        Self { inner, auth, access: ValidatorAccess::Credential }
+    }
+
+    /// Returns the guard with another access rule for the methods whose access is configured, which only `Validator`
+    /// has.
+    #[must_use]
+    pub fn with_access(self, access: ValidatorAccess) -> Self {
+        Self { access, ..self }
     }
 
     /// Returns the permission that a call of `path` needs. `None` if every client may call it.
     fn needed(&self, path: &str) -> Option<Permission> {
         // The service itself rejects calls of unknown methods.
-        match Method::of(path)?.access {
-            Access::Public => None,
-            Access::Configured(permission) => {
-                (self.access == ValidatorAccess::Credential).then_some(permission)
-            }
-            Access::Restricted(permission) => Some(permission),
-        }
+        Method::of(path)?.access.permission(self.access)
     }
 }
 
@@ -60,32 +59,22 @@ impl<S: NamedService> NamedService for Guard<S> {
     const NAME: &'static str = S::NAME;
 }
 
-impl<S> Service<Request<Body>> for Guard<S>
-where
-    S: Service<
-            Request<Body>,
-            Response = Response<Body>,
-            Error = Infallible,
-            Future = BoxFuture<Response<Body>, Infallible>,
-        > + Clone
-        + Send
-        + 'static,
-{
+impl<S: CallHandler<Future = CallFuture>> Service<Request<Body>> for Guard<S> {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = BoxFuture<Response<Body>, Infallible>;
+    type Future = CallFuture;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, request: Request<Body>) -> CallFuture {
         let Some(permission) = self.needed(request.uri().path()) else {
             return self.inner.call(request);
         };
-        // Call the clone that `poll_ready` was called on: a fresh clone may not be ready.
-        let ready = self.inner.clone();
-        let mut inner = std::mem::replace(&mut self.inner, ready);
+        // Only the instance that was polled ready may be called, so its clone stays here.
+        let not_ready = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, not_ready);
         let auth = self.auth.clone();
         Box::pin(async move {
             let (mut head, body) = request.into_parts();
@@ -96,11 +85,11 @@ where
             };
             let actor = caller.actor();
             head.extensions.insert(caller);
-            // Streams need it to authorize again while they are open.
+            // Streams authorize their caller again while they are open.
             head.extensions.insert(auth);
-            let mut answer = inner.call(Request::from_parts(head, body)).await?;
-            answer.extensions_mut().insert(actor);
-            Ok(answer)
+            let mut response = inner.call(Request::from_parts(head, body)).await?;
+            response.extensions_mut().insert(actor);
+            Ok(response)
         })
     }
 }

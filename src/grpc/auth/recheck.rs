@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use futures_util::stream::{BoxStream, StreamExt as _};
 use http::{Extensions, HeaderMap};
-use tokio::time::Instant;
 use tonic::{Request, Status};
 
 use super::{Authenticator, rejected_actor};
@@ -13,9 +12,9 @@ use crate::service::{Actor, Caller, Permission};
 use crate::telemetry;
 
 /// Maximum number of responses between two authorizations.
-const ANSWERS: u32 = 100;
+const MAX_RESPONSES: u32 = 100;
 /// Maximum time between two authorizations while responses are sent.
-const PAUSE: Duration = Duration::from_secs(1);
+const MAX_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Authorizes the caller of an open stream again: its credential may have been revoked or have expired since the call
 /// began.
@@ -29,10 +28,10 @@ pub(crate) struct Recheck {
 }
 
 impl Recheck {
-    /// Creates one for the call `request` of the method at `path`, which needs the permission `needed`.
+    /// Creates the recheck of the call `request` of the method at `path`, which needs the permission `needed`.
     ///
     /// # Errors
-    /// Fails with an internal error if the guard did not handle the request, and so did not add its extensions.
+    /// Returns `INTERNAL` if the guard did not handle the request, and so did not add its extensions.
     pub(crate) fn of<T>(
         request: &Request<T>,
         path: &'static str,
@@ -53,8 +52,8 @@ impl Recheck {
     /// Returns the caller with its current permissions.
     ///
     /// # Errors
-    /// The credential is no longer valid, or lacks the permission now. This is written to the audit log, because the
-    /// call layer only logs calls that are rejected when they begin.
+    /// Fails if the credential is no longer valid, or no longer has the permission. The rejection is logged here, because
+    /// the call layer only logs calls that are rejected when they begin.
     pub(crate) async fn caller(&self) -> Result<Caller, Status> {
         let request_id = self.extensions.get().map_or("", RequestId::as_str);
         let caller = self.auth.authorize(&self.headers, &self.extensions, request_id, self.needed).await;
@@ -62,7 +61,7 @@ impl Recheck {
     }
 
     fn report(&self, status: &Status) {
-        telemetry::refused(&telemetry::Refusal {
+        telemetry::log_rejection(&telemetry::Rejection {
             method: self.method,
             peer: self.extensions.get().and_then(Peer::address),
             actor: rejected_actor(status).map(|Actor(name)| name.as_str()),
@@ -72,24 +71,84 @@ impl Recheck {
     }
 
     /// Forwards the responses of a stream, and authorizes its caller again between them. Ends with the first error.
-    pub(crate) fn every_so_often<T: Send + 'static>(
+    pub(crate) fn between_responses<T: Send + 'static>(
         self,
-        answers: BoxStream<'static, Result<T, Status>>,
+        responses: BoxStream<'static, Result<T, Status>>,
     ) -> BoxStream<'static, Result<T, Status>> {
-        let begin = (answers, self, ANSWERS, Instant::now());
+        let checked_at = self.auth.keys.moment();
+        let begin = (responses, self, MAX_RESPONSES, checked_at);
         let checked = futures_util::stream::unfold(Some(begin), |state| async {
-            let (mut answers, recheck, mut left, mut checked_at) = state?;
-            let answer = answers.next().await?;
-            if left == 0 || checked_at.elapsed() > PAUSE {
-                if let Err(refusal) = recheck.caller().await {
-                    return Some((Err(refusal), None));
+            let (mut responses, recheck, mut left, mut checked_at) = state?;
+            let response = responses.next().await?;
+            let now = recheck.auth.keys.moment();
+            if left == 0 || now.since(checked_at) > MAX_INTERVAL {
+                if let Err(rejection) = recheck.caller().await {
+                    return Some((Err(rejection), None));
                 }
-                (left, checked_at) = (ANSWERS, Instant::now());
+                (left, checked_at) = (MAX_RESPONSES, now);
             }
-            let is_last = answer.is_err();
-            let next = (answers, recheck, left - 1, checked_at);
-            Some((answer, (!is_last).then_some(next)))
+            let is_last = response.is_err();
+            let next = (responses, recheck, left - 1, checked_at);
+            Some((response, (!is_last).then_some(next)))
         });
         checked.boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use futures_util::stream;
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::domain::{ManualClock, ManualStopwatch, Timestamp};
+    use crate::grpc::auth::tests::authenticator;
+    use crate::grpc::{AcceptedCredentials, AdminToken, CertificateNames};
+
+    const TOKEN: &str = "a-token-of-enough-characters";
+
+    /// The recheck of a stream whose caller has a token, and the means to remove the token and to move time.
+    struct Stream {
+        responses: BoxStream<'static, Result<u32, Status>>,
+        tokens: watch::Sender<Arc<[AdminToken]>>,
+        stopwatch: Arc<ManualStopwatch>,
+    }
+
+    fn stream() -> Stream {
+        let (tokens, accepted) = watch::channel(Arc::from([AdminToken::new("ops", TOKEN).unwrap()]));
+        let stopwatch = Arc::new(ManualStopwatch::default());
+        let certificates = CertificateNames::default();
+        let accepted = AcceptedCredentials::Listed { tokens: accepted, certificates };
+        let clock = Arc::new(ManualClock::new(Timestamp::MIN));
+        let mut request = Request::new(());
+        request.metadata_mut().insert("authorization", format!("Bearer {TOKEN}").parse().unwrap());
+        request.extensions_mut().insert(authenticator(accepted, &clock, &stopwatch));
+        let recheck = Recheck::of(&request, methods::STREAM_KEYS, Permission::Read).unwrap();
+        let responses = recheck.between_responses(stream::iter((0..).map(Ok)).boxed());
+        Stream { responses, tokens, stopwatch }
+    }
+
+    #[tokio::test]
+    async fn the_caller_is_authorized_again_after_the_interval() {
+        let Stream { mut responses, tokens, stopwatch } = stream();
+        responses.next().await.unwrap().unwrap();
+        tokens.send_replace(Arc::default());
+        stopwatch.advance(MAX_INTERVAL);
+        responses.next().await.unwrap().unwrap();
+        stopwatch.advance(Duration::from_nanos(1));
+        assert_eq!(responses.next().await.unwrap().unwrap_err().code(), tonic::Code::Unauthenticated);
+        assert!(responses.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn the_caller_is_authorized_again_after_many_responses() {
+        let Stream { mut responses, tokens, .. } = stream();
+        tokens.send_replace(Arc::default());
+        for _ in 0..MAX_RESPONSES {
+            responses.next().await.unwrap().unwrap();
+        }
+        assert_eq!(responses.next().await.unwrap().unwrap_err().code(), tonic::Code::Unauthenticated);
     }
 }

@@ -7,7 +7,7 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 
 use crate::grpc::{Actor, rejected_actor};
-use crate::telemetry::{Refusal, refused};
+use crate::telemetry::{Rejection, log_rejection};
 
 /// Logs the response to a call of `method` by `peer` if it rejects the caller.
 pub(super) fn answered(method: &str, peer: Option<IpAddr>, code: Code, response: &Response<Body>) {
@@ -16,7 +16,7 @@ pub(super) fn answered(method: &str, peer: Option<IpAddr>, code: Code, response:
     }
     let status = Status::from_header_map(response.headers());
     let reason = status.as_ref().map(Status::message).unwrap_or_default();
-    refused(&Refusal { method, peer, actor: actor(response), code, reason });
+    log_rejection(&Rejection { method, peer, actor: actor(response), code, reason });
 }
 
 /// Returns the name of the caller, if it was authenticated.
@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_callers_name_is_found() {
+    fn the_name_of_an_authenticated_caller_is_found() {
         let mut response = Status::permission_denied("no").into_http::<Body>();
         assert_eq!(actor(&response), None);
         response.extensions_mut().insert(Actor("token:ops".to_owned()));

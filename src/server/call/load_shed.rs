@@ -6,25 +6,26 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use prometheus_client::metrics::gauge::Gauge;
 use tonic::Status;
 
-use crate::grpc::methods::{Method, Service};
+use crate::grpc::methods::{Effect, Method, Service};
 use crate::grpc::overloaded;
 use crate::telemetry::CallMetrics;
 
 /// Divisor of the maximum number of calls. `KeyStore` has the quotient as slots for changes, and as many
 /// again for reads.
-const ADMINISTRATION_SHARE: usize = 10;
+const KEY_STORE_DIVISOR: usize = 10;
 
 /// The slots of calls in flight. Validations can't exhaust the slots of administrators, and calls that read
 /// can't exhaust the slots for changes.
 #[derive(Clone, Debug)]
 pub(super) struct CallSlots {
-    changes: Lane,
-    readings: Lane,
-    others: Lane,
+    changes: SlotLimit,
+    reads: SlotLimit,
+    others: SlotLimit,
 }
 
+/// The slots of one kind of calls.
 #[derive(Clone, Debug)]
-struct Lane {
+struct SlotLimit {
     in_flight: Arc<AtomicUsize>,
     max: usize,
     gauge: Gauge,
@@ -37,7 +38,7 @@ pub(super) struct CallSlot {
     gauge: Gauge,
 }
 
-impl Lane {
+impl SlotLimit {
     fn new(max: usize, gauge: &Gauge) -> Self {
         Self { in_flight: Arc::default(), max, gauge: gauge.clone() }
     }
@@ -47,11 +48,11 @@ impl CallSlots {
     /// Creates slots for `max` calls. In addition, calls of `KeyStore` that make changes get a tenth of that
     /// number, and those that read get another tenth. `metrics` has gauges of the slots in use.
     pub(super) fn new(max: usize, metrics: &CallMetrics) -> Self {
-        let share = (max / ADMINISTRATION_SHARE).max(1);
+        let share = (max / KEY_STORE_DIVISOR).max(1);
         Self {
-            changes: Lane::new(share, metrics.administering()),
-            readings: Lane::new(share, metrics.administering()),
-            others: Lane::new(max, metrics.running()),
+            changes: SlotLimit::new(share, metrics.key_store_running()),
+            reads: SlotLimit::new(share, metrics.key_store_running()),
+            others: SlotLimit::new(max, metrics.running()),
         }
     }
 
@@ -60,16 +61,18 @@ impl CallSlots {
     /// # Errors
     /// Returns `RESOURCE_EXHAUSTED` if all slots are taken.
     pub(super) fn take(&self, method: Option<&Method>) -> Result<Option<CallSlot>, Status> {
-        let lane = match method.map(|method| method.service) {
+        let limit = match method.map(|method| method.service) {
             Some(Service::Health) => return Ok(None),
-            Some(Service::KeyStore) if method.is_some_and(Method::makes_changes) => &self.changes,
-            Some(Service::KeyStore) => &self.readings,
+            Some(Service::KeyStore) => match method.map(|method| method.effect) {
+                Some(Effect::Changes) => &self.changes,
+                Some(Effect::Reads) | None => &self.reads,
+            },
             Some(Service::Validator | Service::Reflection) | None => &self.others,
         };
-        let before = lane.in_flight.fetch_add(1, Ordering::Relaxed);
-        lane.gauge.inc();
-        let slot = CallSlot { in_flight: Arc::clone(&lane.in_flight), gauge: lane.gauge.clone() };
-        if before < lane.max { Ok(Some(slot)) } else { Err(overloaded()) }
+        let before = limit.in_flight.fetch_add(1, Ordering::Relaxed);
+        limit.gauge.inc();
+        let slot = CallSlot { in_flight: Arc::clone(&limit.in_flight), gauge: limit.gauge.clone() };
+        if before < limit.max { Ok(Some(slot)) } else { Err(overloaded()) }
     }
 }
 
@@ -87,9 +90,9 @@ mod tests {
 
     #[test]
     fn each_service_has_its_own_slots() {
-        let [gauge, administering] = [(); 2].map(|()| Gauge::default());
-        let lane = |max| Lane::new(max, &administering);
-        let slots = CallSlots { changes: lane(1), readings: lane(1), others: Lane::new(2, &gauge) };
+        let [gauge, key_store] = [(); 2].map(|()| Gauge::default());
+        let limit = |max| SlotLimit::new(max, &key_store);
+        let slots = CallSlots { changes: limit(1), reads: limit(1), others: SlotLimit::new(2, &gauge) };
         let validate = Method::of(VALIDATE);
         let [reads, changes] =
             ["GetKey", "RevokeKey"].map(|it| Method::of(&format!("/keyvouch.v1.KeyStore/{it}")));
@@ -104,6 +107,6 @@ mod tests {
         assert!(slots.take(health).unwrap().is_none());
         drop(first);
         slots.take(validate).unwrap();
-        assert_eq!((gauge.get(), administering.get()), (1, 2));
+        assert_eq!((gauge.get(), key_store.get()), (1, 2));
     }
 }

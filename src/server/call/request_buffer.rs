@@ -11,13 +11,12 @@ use hyper::body::{Body as HttpBody, Bytes, Frame};
 use prost::bytes::BytesMut;
 use tonic::Status;
 use tonic::body::Body;
-use tonic::codegen::BoxFuture;
 use tonic::server::NamedService;
 use tower::Service;
 
 use crate::grpc::methods::{Message, Method};
-use crate::grpc::{message_too_large, overloaded};
-use crate::server::quota::{Quota, Taken};
+use crate::grpc::{CallFuture, CallHandler, message_too_large, overloaded};
+use crate::server::quota::{Quota, QuotaPermit};
 
 /// Size of the header of a message in bytes: the compression flag and the length.
 const FRAME_HEADER_BYTES: usize = 5;
@@ -27,7 +26,7 @@ const FRAME_HEADER_BYTES: usize = 5;
 pub(super) async fn buffered(request: Request<Body>, limit: usize) -> Result<Request<Body>, Status> {
     let (parts, mut rest) = request.into_parts();
     let quota = parts.extensions.get::<BufferQuota>();
-    let mut held: Option<Taken> = None;
+    let mut permit: Option<QuotaPermit> = None;
     // Copied, because even a single byte would keep the whole receive buffer allocated.
     let mut message = BytesMut::new();
     let mut pieces = VecDeque::new();
@@ -52,15 +51,15 @@ pub(super) async fn buffered(request: Request<Body>, limit: usize) -> Result<Req
         if message.len() + data.len() > limit + FRAME_HEADER_BYTES {
             return Err(message_too_large());
         }
-        let is_free = match (&mut held, quota) {
+        let fits = match (&mut permit, quota) {
             (_, None) => true,
-            (Some(held), _) => held.grow(data.len()),
-            (held, Some(BufferQuota(quota))) => {
-                *held = quota.take(data.len());
-                held.is_some()
+            (Some(permit), _) => permit.grow(data.len()),
+            (permit, Some(BufferQuota(quota))) => {
+                *permit = quota.take(data.len());
+                permit.is_some()
             }
         };
-        if !is_free {
+        if !fits {
             return Err(overloaded());
         }
         message.extend_from_slice(&data);
@@ -87,36 +86,26 @@ impl<S: NamedService> NamedService for BufferMessage<S> {
     const NAME: &'static str = S::NAME;
 }
 
-impl<S> Service<Request<Body>> for BufferMessage<S>
-where
-    S: Service<
-            Request<Body>,
-            Response = Response<Body>,
-            Error = Infallible,
-            Future = BoxFuture<Response<Body>, Infallible>,
-        > + Clone
-        + Send
-        + 'static,
-{
+impl<S: CallHandler<Future = CallFuture>> Service<Request<Body>> for BufferMessage<S> {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = BoxFuture<Response<Body>, Infallible>;
+    type Future = CallFuture;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.0.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, request: Request<Body>) -> CallFuture {
         let method = Method::of(request.uri().path()).filter(|it| it.message == Message::AfterAuthorization);
         let Some(method) = method else { return self.0.call(request) };
         // Only the instance that was polled ready may be called, so its clone stays here.
-        let ready = self.0.clone();
-        let mut inner = std::mem::replace(&mut self.0, ready);
+        let not_ready = self.0.clone();
+        let mut inner = std::mem::replace(&mut self.0, not_ready);
         let limit = method.service.max_message_bytes();
         Box::pin(async move {
             match buffered(request, limit).await {
                 Ok(request) => inner.call(request).await,
-                Err(refusal) => Ok(refusal.into_http()),
+                Err(rejection) => Ok(rejection.into_http()),
             }
         })
     }

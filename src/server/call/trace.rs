@@ -18,6 +18,6 @@ pub(super) fn span(method: &str, id: &RequestId, headers: &HeaderMap) -> Span {
 
 /// Records the status of the call whose span is the current one.
 pub(super) fn answered(code: Code) {
-    telemetry::note_status(&Span::current(), code);
-    tracing::debug!(status = i32::from(code), "answered");
+    telemetry::record_status(&Span::current(), code);
+    tracing::debug!(status = i32::from(code), "responded");
 }

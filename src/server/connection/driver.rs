@@ -1,4 +1,5 @@
-//! Drives HTTP/2 on a connection, from its first byte to its graceful shutdown.
+//! The driver of a connection: runs HTTP/2 from the first byte to the graceful shutdown, and decides when the
+//! connection ends.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -14,18 +15,19 @@ use tower::Layer as _;
 use super::activity::ConnectionActivity;
 use super::io::{Accepted, Connection, WorkerSlot};
 use super::service::ConnectionService;
+use crate::domain::Clock;
 use crate::grpc::Peer;
-use crate::server::ServerOptions;
-use crate::server::call::{CallLayer, CallService};
+use crate::server::call::CallService;
 use crate::server::lifecycle::{Phase, reaches};
 use crate::server::tls::Tls;
-use crate::telemetry::{ConnectionClosure, ConnectionMetrics, ConnectionRefusal, LogLimit};
+use crate::server::{Server, ServerOptions};
+use crate::telemetry::{ConnectionClosure, ConnectionMetrics, ConnectionRejection, LogLimit};
 
 /// A peer that has vanished without closing the connection is detected after the interval plus the timeout.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Time for the GOAWAY exchange of a connection that is closed to make room.
-const GIVES_WAY_WITHIN: Duration = Duration::from_secs(1);
+const GOAWAY_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum size of the header list of a call in bytes.
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
 /// Flow-control window per stream in bytes (RFC 9113, section 5.2).
@@ -40,7 +42,7 @@ const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 const MAX_RESET_STREAMS: usize = 20;
 const MAX_FAULTY_STREAMS: usize = 1024;
 
-/// Serves the connections of one listen address.
+/// Serves the connections of the listeners of one role, on one worker.
 #[derive(Clone)]
 pub(in crate::server) struct ConnectionDriver {
     calls: CallService<Routes>,
@@ -48,26 +50,23 @@ pub(in crate::server) struct ConnectionDriver {
     failed_handshakes: Counter,
     connections: ConnectionMetrics,
     closures: Arc<LogLimit>,
+    clock: Arc<dyn Clock>,
     tls: Option<watch::Receiver<Arc<Tls>>>,
     phase: watch::Receiver<Phase>,
 }
 
 impl ConnectionDriver {
-    pub(in crate::server) fn new(
-        routes: Routes,
-        layer: &CallLayer,
-        options: ServerOptions,
-        connections: &ConnectionMetrics,
-        tls: Option<watch::Receiver<Arc<Tls>>>,
-        phase: watch::Receiver<Phase>,
-    ) -> Self {
+    /// Creates a driver of connections whose calls `routes` handles.
+    pub(in crate::server) fn new(server: &Server, routes: Routes, phase: watch::Receiver<Phase>) -> Self {
+        let connections = server.connections.clone();
         Self {
-            calls: layer.layer(routes),
-            options,
-            failed_handshakes: connections.refused(ConnectionRefusal::Handshake),
-            connections: connections.clone(),
+            calls: server.calls.layer(routes),
+            options: server.options,
+            failed_handshakes: connections.rejected(ConnectionRejection::Handshake),
+            connections,
             closures: Arc::default(),
-            tls,
+            clock: Arc::clone(&server.clocks.clock),
+            tls: server.tls.clone(),
             phase,
         }
     }
@@ -89,7 +88,7 @@ impl ConnectionDriver {
         let connection = match adopted {
             Ok(connection) => connection,
             Err(error) => {
-                tracing::debug!(%error, "a connection did not come about");
+                tracing::debug!(%error, "a connection failed during its handshake");
                 return;
             }
         };
@@ -114,8 +113,8 @@ impl ConnectionDriver {
         jitter: f64,
     ) {
         let (peer, state) = (connection.peer(), activity.state());
-        let lifetime = peer.remaining_lifetime();
-        let mut patience = None;
+        let lifetime = peer.remaining_lifetime(self.clock.now());
+        let mut timeout = None;
         let serving = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_concurrent_streams(self.options.max_streams_per_connection)
@@ -137,14 +136,14 @@ impl ConnectionDriver {
                 outcome = serving.as_mut() => return ended(outcome),
                 () = drains => {}
                 () = is_old => {}
-                () = has_expired => tracing::debug!("a connection ends: its client certificate has expired"),
+                () = has_expired => tracing::debug!("closing a connection, because its client certificate has expired"),
                 () = is_idle => {}
                 closure = state.closed() => {
                     self.report(closure, &peer);
-                    if closure == ConnectionClosure::UnreadAnswers {
+                    if closure == ConnectionClosure::UnreadResponses {
                         return;
                     }
-                    patience = Some(GIVES_WAY_WITHIN);
+                    timeout = Some(GOAWAY_TIMEOUT);
                 }
             }
         }
@@ -152,10 +151,10 @@ impl ConnectionDriver {
         ends.send_replace(true);
         tokio::select! {
             outcome = serving => ended(outcome),
-            () = after(patience) => {}
+            () = after(timeout) => {}
             closure = state.closed() => self.report(closure, &peer),
             () = activity.stalls(self.options.drain_timeout) => {
-                tracing::debug!("a connection was cut: its client does not read its answers");
+                tracing::debug!("closed a connection, because its client does not read responses");
             }
         }
     }
@@ -168,12 +167,12 @@ impl ConnectionDriver {
         self.connections.closed(closure).inc();
         let problem = match closure {
             ConnectionClosure::Idle => return,
-            ConnectionClosure::UnreadAnswers => "does not read its answers",
-            ConnectionClosure::HeldStreams => "holds streams that others need",
+            ConnectionClosure::UnreadResponses => "does not read responses",
+            ConnectionClosure::HeldStreams => "holds streams that other clients need",
         };
         if let Some(left_out) = self.closures.admit() {
             let peer = peer.address().map(tracing::field::display);
-            tracing::warn!(peer, left_out, "closed a connection: its client {problem}");
+            tracing::warn!(peer, left_out, "closed a connection, because its client {problem}");
         }
     }
 }
@@ -181,7 +180,7 @@ impl ConnectionDriver {
 /// Logs an error at debug level only, because clients break connections all the time.
 fn ended(outcome: Result<(), hyper::Error>) {
     if let Err(error) = outcome {
-        tracing::debug!(%error, "a connection ended");
+        tracing::debug!(%error, "a connection failed");
     }
 }
 

@@ -94,11 +94,11 @@ enum Stream {
 
 /// Applies an expression to the stream, whatever its kind.
 macro_rules! each {
-    ($stream:expr, $name:ident => $what:expr) => {
+    ($stream:expr, $name:ident => $operation:expr) => {
         match $stream {
-            Stream::Tcp($name) => $what,
-            Stream::Unix($name) => $what,
-            Stream::Tls($name) => $what,
+            Stream::Tcp($name) => $operation,
+            Stream::Unix($name) => $operation,
+            Stream::Tls($name) => $operation,
         }
     };
 }
@@ -141,11 +141,11 @@ impl Connection {
     }
 
     /// Counts received bytes, and fails if the preface is incomplete when its deadline has passed.
-    fn poll_handshake(&mut self, cx: &mut Context<'_>, came: usize) -> io::Result<()> {
+    fn poll_handshake(&mut self, cx: &mut Context<'_>, received: usize) -> io::Result<()> {
         let Some(handshake) = &mut self.handshake else {
             return Ok(());
         };
-        handshake.missing_bytes = handshake.missing_bytes.saturating_sub(came);
+        handshake.missing_bytes = handshake.missing_bytes.saturating_sub(received);
         if handshake.missing_bytes == 0 {
             self.handshake = None;
         } else if handshake.deadline.as_mut().poll(cx).is_ready() {

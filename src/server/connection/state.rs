@@ -1,4 +1,5 @@
-//! The state that a connection shares with the limits.
+//! The state of one connection: its open streams, the calls that wait for this server, and its unread
+//! responses. The calls of the connection update it, and the limiter reads it to choose a connection to close.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -9,9 +10,9 @@ use tokio::sync::Notify;
 
 use super::limiter::ConnectionLimiter;
 use super::unread::UnreadData;
-use crate::domain::{BootClock, Moment, Stopwatch as _};
+use crate::domain::{Moment, Stopwatch};
 use crate::grpc::methods::{Method, Service};
-use crate::server::quota::{Quota, Taken};
+use crate::server::quota::{Quota, QuotaPermit};
 use crate::telemetry::ConnectionClosure;
 
 /// Number of streams that a reflection stream counts as. It can hold about 64 KiB of requests that its
@@ -21,12 +22,13 @@ pub(super) const REFLECTION_WEIGHT: usize = 16;
 /// streams.
 const MIN_COUNTED_BYTES: usize = 2 * 1024;
 
-/// The state of a connection.
+/// The state of a connection. It is shared by the calls of the connection, its driver and the limiter.
 #[derive(Debug)]
 pub(in crate::server) struct ConnectionState {
     /// The network address that the connection is counted by, or `None` for a Unix socket.
     peer: Option<IpAddr>,
     limits: StreamLimits,
+    stopwatch: Arc<dyn Stopwatch>,
     /// Number of open streams, by weight.
     open: AtomicUsize,
     /// Number of calls that wait for this server.
@@ -58,16 +60,17 @@ pub(super) struct StreamLimits {
 pub(super) struct OpenStream {
     state: Arc<ConnectionState>,
     weight: usize,
-    _taken: Option<Taken>,
+    _permit: Option<QuotaPermit>,
 }
 
 impl ConnectionState {
     /// Creates the state of a connection of `peer`. The connection counts as idle from now on.
-    pub(super) fn new(peer: Option<IpAddr>, limits: StreamLimits) -> Self {
-        let now = BootClock.moment().as_nanos();
+    pub(super) fn new(peer: Option<IpAddr>, limits: StreamLimits, stopwatch: Arc<dyn Stopwatch>) -> Self {
+        let now = stopwatch.moment().as_nanos();
         Self {
             peer,
             limits,
+            stopwatch,
             open: AtomicUsize::new(0),
             at_work: AtomicUsize::new(0),
             idle_since: AtomicU64::new(now),
@@ -87,15 +90,15 @@ impl ConnectionState {
     pub(super) fn open_stream(self: &Arc<Self>, method: Option<&Method>) -> Option<OpenStream> {
         let service = method.map(|method| method.service);
         let weight = if service == Some(Service::Reflection) { REFLECTION_WEIGHT } else { 1 };
-        let taken = self.limits.streams.take(weight).or_else(|| {
+        let permit = self.limits.streams.take(weight).or_else(|| {
             let limiter = self.limits.limiter.upgrade()?;
-            limiter.close_holder(self.peer).then(|| self.limits.streams.take_anyway(weight))
+            limiter.close_holder(self.peer).then(|| self.limits.streams.take_beyond_limit(weight))
         });
-        if taken.is_none() && service != Some(Service::Health) {
+        if permit.is_none() && service != Some(Service::Health) {
             return None;
         }
         self.open.fetch_add(weight, Ordering::Relaxed);
-        Some(OpenStream { state: Arc::clone(self), weight, _taken: taken })
+        Some(OpenStream { state: Arc::clone(self), weight, _permit: permit })
     }
 
     /// Returns the number of open streams that don't wait for this server: incomplete requests, responses
@@ -116,7 +119,7 @@ impl ConnectionState {
 
     /// Records that a call no longer waits for this server.
     pub(super) fn end_work(&self) {
-        self.idle_since.store(BootClock.moment().as_nanos(), Ordering::Relaxed);
+        self.idle_since.store(self.stopwatch.moment().as_nanos(), Ordering::Relaxed);
         self.at_work.fetch_sub(1, Ordering::Relaxed);
     }
 
@@ -161,7 +164,7 @@ impl ConnectionState {
 
     /// Records that the client took a part of a response.
     pub(super) fn note_taken(&self) {
-        self.taken_at.store(BootClock.moment().as_nanos(), Ordering::Relaxed);
+        self.taken_at.store(self.stopwatch.moment().as_nanos(), Ordering::Relaxed);
     }
 
     /// Returns the time at which the client last took a part of a response.

@@ -10,13 +10,13 @@ use prometheus_client::registry::Registry;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ConnectionMetrics {
     open: Family<WorkerLabel, Gauge>,
-    refused: Family<ReasonLabel, Counter>,
+    rejected: Family<ReasonLabel, Counter>,
     closed: Family<ReasonLabel, Counter>,
 }
 
 /// Reason for not serving a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ConnectionRefusal {
+pub(crate) enum ConnectionRejection {
     /// The total limit was reached.
     All,
     /// The limit of the address was reached.
@@ -31,8 +31,8 @@ pub(crate) enum ConnectionClosure {
     /// The connection was idle, and a new connection needed its slot.
     Idle,
     /// The client did not read its responses, and their memory was needed.
-    UnreadAnswers,
-    /// The client held streams without need, and another client needed one.
+    UnreadResponses,
+    /// The client held streams that did not wait for this server, and another client needed one.
     HeldStreams,
 }
 
@@ -47,7 +47,7 @@ impl ConnectionMetrics {
         registry.register(
             "connections_refused",
             "Rejected connections, by the limit that was reached, or because of a failed handshake",
-            self.refused.clone(),
+            self.rejected.clone(),
         );
         registry.register(
             "connections_closed",
@@ -61,21 +61,21 @@ impl ConnectionMetrics {
         self.open.get_or_create_owned(&WorkerLabel { worker: u64::try_from(worker).unwrap_or(u64::MAX) })
     }
 
-    /// Returns the counter of connections that were not served for the reason `refusal`.
-    pub(crate) fn refused(&self, refusal: ConnectionRefusal) -> Counter {
-        let reason = match refusal {
-            ConnectionRefusal::All => "max_connections",
-            ConnectionRefusal::Peer => "max_connections_per_peer",
-            ConnectionRefusal::Handshake => "handshake",
+    /// Returns the counter of connections that were not served for the reason `rejection`.
+    pub(crate) fn rejected(&self, rejection: ConnectionRejection) -> Counter {
+        let reason = match rejection {
+            ConnectionRejection::All => "max_connections",
+            ConnectionRejection::Peer => "max_connections_per_peer",
+            ConnectionRejection::Handshake => "handshake",
         };
-        self.refused.get_or_create_owned(&ReasonLabel { reason })
+        self.rejected.get_or_create_owned(&ReasonLabel { reason })
     }
 
     /// Returns the counter of connections that were closed for the reason `closure`.
     pub(crate) fn closed(&self, closure: ConnectionClosure) -> Counter {
         let reason = match closure {
             ConnectionClosure::Idle => "idle",
-            ConnectionClosure::UnreadAnswers => "unread_answers",
+            ConnectionClosure::UnreadResponses => "unread_answers",
             ConnectionClosure::HeldStreams => "held_streams",
         };
         self.closed.get_or_create_owned(&ReasonLabel { reason })

@@ -21,7 +21,7 @@ impl Default for ReloadMetrics {
     fn default() -> Self {
         let reloads = Family::default();
         for files in [Self::CERTIFICATES, Self::ADMIN_TOKENS] {
-            for outcome in [Self::USED, Self::REFUSED] {
+            for outcome in [Self::USED, Self::REJECTED] {
                 drop(reloads.get_or_create(&ReloadLabels { files, outcome }));
             }
         }
@@ -39,11 +39,11 @@ impl ReloadMetrics {
     /// Label of administrators' tokens.
     pub(crate) const ADMIN_TOKENS: &str = "admin_tokens";
     const USED: &str = "used";
-    const REFUSED: &str = "refused";
+    const REJECTED: &str = "refused";
 
     /// Counts a reload of `files`, and whether they were usable.
     pub(crate) fn reloaded(&self, files: &'static str, is_usable: bool) {
-        let outcome = if is_usable { Self::USED } else { Self::REFUSED };
+        let outcome = if is_usable { Self::USED } else { Self::REJECTED };
         self.0.get_or_create(&ReloadLabels { files, outcome }).inc();
     }
 }
