@@ -17,7 +17,7 @@ pub use self::guard::{Guard, ValidatorAccess};
 pub(crate) use self::recheck::Recheck;
 pub use self::token::{AdminToken, AdminTokenError};
 use super::pb::ErrorReason;
-use super::{CertificateName, Peer, RequestId, status};
+use super::{CacheOnly, CertificateName, Peer, RequestId, status};
 use crate::domain::{KeyHash, ScopeMatch, ScopeSet, Verdict};
 use crate::service::{Actor, Caller, Lookups, Permission, ValidatorService};
 
@@ -106,7 +106,8 @@ impl Authenticator {
     /// `extensions`.
     ///
     /// # Errors
-    /// Returns `UNAUTHENTICATED` without a valid credential. Returns another status if a key could not be looked up.
+    /// Returns `UNAUTHENTICATED` without a valid credential. Returns another status if a key could not be looked up:
+    /// `RESOURCE_EXHAUSTED` if the call may not look it up, because too many calls are in flight.
     pub(super) async fn authenticate(
         &self,
         headers: &HeaderMap,
@@ -133,9 +134,8 @@ impl Authenticator {
         if let Some(caller) = by_token(&tokens.borrow(), credential, request_id) {
             return Ok(caller);
         }
-        self.by_key(credential, request_id, Lookups::Limited(&self.lookups))
-            .await?
-            .ok_or_else(|| invalid(UNKNOWN))
+        let lookups = CacheOnly::lookups(extensions, Lookups::Limited(&self.lookups));
+        self.by_key(credential, request_id, lookups).await?.ok_or_else(|| invalid(UNKNOWN))
     }
 
     /// Returns the caller of `request`. If the method needs a permission, the [`Guard`] has authenticated it already.

@@ -7,7 +7,9 @@ use rcgen::{CertificateParams, KeyPair};
 
 use super::*;
 use crate::cache::{Demand, Found, KeySource, Knowledge};
-use crate::domain::{Clock as _, KeyFormat, KeyPrefix, ManualClock, ManualStopwatch, Timestamp};
+use crate::domain::{
+    Clock as _, KeyFormat, KeyPrefix, ManualClock, ManualStopwatch, SecretKey, SystemEntropy, Timestamp,
+};
 use crate::service::UsageRecorder;
 
 /// A source without a cache, which must not be asked.
@@ -71,6 +73,20 @@ async fn a_certificate_authenticates_until_it_expires() {
     clock.advance(Duration::from_secs(1));
     let rejected = auth.authenticate(&headers, &extensions, "r").await.unwrap_err();
     assert_eq!(rejected.code(), tonic::Code::Unauthenticated);
+}
+
+/// Whether the key is valid is unknown, so the call is not answered with `UNAUTHENTICATED`.
+#[tokio::test]
+async fn a_cache_only_call_looks_up_no_credential() {
+    let clock = Arc::new(ManualClock::new(seconds(0)));
+    let auth = authenticator(AcceptedCredentials::default(), &clock, &Arc::default());
+    let secret = SecretKey::generate(&KeyPrefix::parse("prefix", "kv_").unwrap(), &SystemEntropy).unwrap();
+    let mut headers = HeaderMap::new();
+    headers.insert("authorization", format!("Bearer {}", secret.expose()).parse().unwrap());
+    let mut extensions = Extensions::new();
+    extensions.insert(CacheOnly);
+    let rejected = auth.authenticate(&headers, &extensions, "r").await.unwrap_err();
+    assert_eq!(rejected.code(), tonic::Code::ResourceExhausted);
 }
 
 #[test]
