@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinError, JoinSet};
 use tonic_health::server::HealthReporter;
 
 #[cfg(any(test, feature = "fuzzing"))]
@@ -112,6 +113,9 @@ pub(crate) enum ServeError {
     /// An acceptor ended unexpectedly.
     #[error("the task that accepts connections ended unexpectedly")]
     AcceptorEnded,
+    /// An acceptor panicked.
+    #[error("the task that accepts connections failed")]
+    AcceptorFailed(#[source] JoinError),
 }
 
 /// A server that is ready to serve.
@@ -160,7 +164,7 @@ impl Server {
         tokio::select! {
             () = shutdown => {}
             Some(worker) = all_ended.recv() => return Err(ServeError::WorkerEnded(worker)),
-            _ = acceptors.join_next() => return Err(ServeError::AcceptorEnded),
+            error = acceptor_failure(&mut acceptors) => return Err(error),
         }
 
         acceptors.shutdown().await;
@@ -195,5 +199,32 @@ impl Server {
                     .map_err(ServeError::Start)
             })
             .collect()
+    }
+}
+
+/// Completes when an acceptor ends or panics, which is unexpected before they are shut down.
+async fn acceptor_failure(acceptors: &mut JoinSet<()>) -> ServeError {
+    match acceptors.join_next().await {
+        Some(Err(panicked)) => ServeError::AcceptorFailed(panicked),
+        Some(Ok(())) | None => ServeError::AcceptorEnded,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::error_chain;
+
+    #[tokio::test]
+    async fn the_panic_of_an_acceptor_is_reported_as_the_cause() {
+        let mut acceptors = JoinSet::new();
+        acceptors.spawn(std::future::pending());
+        acceptors.spawn(async { panic!("a fault of the test") });
+        let error = error_chain(&acceptor_failure(&mut acceptors).await).to_string();
+        assert!(error.starts_with("the task that accepts connections failed: "), "{error}");
+        assert!(error.contains("a fault of the test"), "{error}");
+        acceptors.spawn(async {});
+        let error = acceptor_failure(&mut acceptors).await;
+        assert!(matches!(error, ServeError::AcceptorEnded), "{error:?}");
     }
 }
