@@ -10,7 +10,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::protocol::Rewound;
 use super::{Breaker, KeyCache, Knowledge, RedisCache, Tier};
-use crate::domain::{Clock as _, KeyEvent, Moment, SystemClock};
+use crate::domain::{Clock as _, Moment, SystemClock};
 use crate::repository::{
     Backend, ChangeFeed, Changes, ErrorKind, FeedPosition, KeyRepository, Listed, RecentChanges,
     RepositoryError, Result, within,
@@ -64,11 +64,11 @@ pub struct FeedHandle {
     updates: broadcast::Sender<FeedUpdate>,
 }
 
-/// An update from the follower. It is sent before [`Seen`] changes.
+/// An update from the follower.
 #[derive(Clone, Debug)]
 pub enum FeedUpdate {
-    /// Events, and the position after them.
-    Changes(Arc<(Vec<KeyEvent>, FeedPosition)>),
+    /// Events, among them those that can't be read, and the position after them.
+    Changes(Arc<Changes>),
     /// The follower restarted. Events may have been missed, or belong to another epoch.
     Restarted,
 }
@@ -121,17 +121,16 @@ impl FeedHandle {
         self.propagation.clone()
     }
 
-    /// Returns a receiver of the updates from now on. A receiver that falls behind by more than 64 updates
-    /// loses the oldest.
+    /// Returns a receiver of the follower's progress, and one of all updates after that progress. A receiver
+    /// that falls behind by more than 64 updates loses the oldest.
     #[must_use]
-    pub fn updates(&self) -> broadcast::Receiver<FeedUpdate> {
-        self.updates.subscribe()
-    }
-
-    /// Returns a receiver of the follower's progress.
-    #[must_use]
-    pub fn seen(&self) -> watch::Receiver<Seen> {
-        self.seen.clone()
+    pub fn subscribe(&self) -> (watch::Receiver<Seen>, broadcast::Receiver<FeedUpdate>) {
+        let mut seen = self.seen.clone();
+        // While the progress is borrowed, the follower can't publish an update: see `FeedFollower::publish`.
+        let current = seen.borrow_and_update();
+        let updates = self.updates.subscribe();
+        drop(current);
+        (seen, updates)
     }
 }
 
@@ -284,12 +283,10 @@ impl FeedFollower {
             }
             let is_known = is_all && changes.unanswered.is_empty();
             let as_of = if is_known { Some(sent.at) } else { known };
-            if !changes.events.is_empty() {
-                let update = Arc::new((changes.events, changes.position.clone()));
-                // Sending fails only if there are no receivers.
-                let _ = self.updates.send(FeedUpdate::Changes(update));
-            }
-            self.seen.send_replace(Seen { position: changes.position, as_of });
+            let changes = Arc::new(changes);
+            let has_changes = !changes.events.is_empty() || !changes.unreadable.is_empty();
+            let update = has_changes.then(|| FeedUpdate::Changes(Arc::clone(&changes)));
+            self.publish(update, Seen { position: changes.position.clone(), as_of });
             if is_all {
                 self.breaker.poll_answered(&changes.unanswered);
                 return match changes.unanswered.first() {
@@ -297,7 +294,7 @@ impl FeedFollower {
                     Some(part) => Err(RepositoryError::new(
                         ErrorKind::Unavailable,
                         format!(
-                            "{} parts of the change feed did not answer, part {part} first",
+                            "{} partitions of the change feed did not answer, partition {part} first",
                             changes.unanswered.len()
                         ),
                     )),
@@ -363,8 +360,8 @@ impl FeedFollower {
             match Self::read_recent(self.source.as_ref(), self.options.deadline).await {
                 Ok(recent) => {
                     self.knowledge.start(&recent);
-                    let _ = self.updates.send(FeedUpdate::Restarted);
-                    self.seen.send_replace(Seen { position: recent.position, as_of: None });
+                    let seen = Seen { position: recent.position, as_of: None };
+                    self.publish(Some(FeedUpdate::Restarted), seen);
                     return;
                 }
                 Err(error) => {
@@ -373,6 +370,18 @@ impl FeedFollower {
                 }
             }
         }
+    }
+
+    /// Publishes an update and the progress after it at once, so that each [subscriber](FeedHandle::subscribe)
+    /// either begins after the update or receives it.
+    fn publish(&self, update: Option<FeedUpdate>, after: Seen) {
+        self.seen.send_modify(|seen| {
+            if let Some(update) = update {
+                // Sending fails only if there are no receivers.
+                let _ = self.updates.send(update);
+            }
+            *seen = after;
+        });
     }
 
     fn local_caches(&self) -> impl Iterator<Item = &Arc<dyn KeyCache>> {

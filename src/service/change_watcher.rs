@@ -15,7 +15,9 @@ use super::Caller;
 use super::caller_slots::{CallerSlot, CallerSlots};
 use crate::cache::{FeedHandle, FeedUpdate, Knowledge, Seen};
 use crate::domain::{KeyEvent, Moment};
-use crate::repository::{ChangeFeed, ErrorKind, FeedPosition, RepositoryError, Result, partition_of, within};
+use crate::repository::{
+    ChangeFeed, Changes, ErrorKind, FeedPosition, RepositoryError, Result, UnreadableEvent, partition_of, within,
+};
 
 /// Maximum number of events per read.
 const BATCH: usize = 500;
@@ -90,7 +92,7 @@ impl ChangeWatcher {
     /// # Errors
     /// Returns [`ErrorKind::NotOffered`] without a feed, and [`ErrorKind::Overloaded`] if there are too many
     /// streams. The stream ends with [`ErrorKind::Overloaded`] if it was not read and others need its slot,
-    /// with [`ErrorKind::PositionLost`] if events may be missing, and with [`ErrorKind::Unavailable`] when
+    /// with [`ErrorKind::PositionLost`] if events are missing or can't be read, and with [`ErrorKind::Unavailable`] when
     /// the server shuts down.
     pub fn watch(
         &self,
@@ -101,9 +103,7 @@ impl ChangeWatcher {
         let too_many =
             || RepositoryError::new(ErrorKind::Overloaded, "too many concurrent WatchChanges streams");
         let slot = self.slots.take(caller, self.knowledge.moment()).ok_or_else(too_many)?;
-        // Subscribed before the position is read, so that no update is missed in between.
-        let updates = followed.handle.updates();
-        let seen = followed.handle.seen();
+        let (seen, updates) = followed.handle.subscribe();
         let is_behind = position.is_some();
         let now = seen.borrow().clone();
         let watching = Watching {
@@ -143,9 +143,8 @@ impl Watching {
             }
             tokio::select! {
                 update = self.updates.recv(), if !self.is_behind => match update {
-                    Ok(FeedUpdate::Changes(update)) => {
-                        let (events, position) = &*update;
-                        if let Some(news) = self.deliver(events, position) {
+                    Ok(FeedUpdate::Changes(changes)) => {
+                        if let Some(news) = self.deliver(&changes)? {
                             return Ok(news);
                         }
                     }
@@ -164,21 +163,28 @@ impl Watching {
     }
 
     /// Returns the events of an update that were not delivered yet, or `None` if all were.
-    fn deliver(&mut self, events: &[KeyEvent], position: &FeedPosition) -> Option<News> {
+    ///
+    /// # Errors
+    /// [`ErrorKind::PositionLost`] if one of them can't be read.
+    fn deliver(&mut self, changes: &Changes) -> Result<Option<News>> {
+        let is_new = |event: &&UnreadableEvent| !self.position.includes(event.partition, event.revision);
+        if let Some(event) = changes.unreadable.iter().find(is_new) {
+            return Err(position_lost(event));
+        }
         let partitions = usize::from(self.followed.source.partitions().max(1));
         let is_new = |event: &&KeyEvent| {
             let partition = u8::try_from(partition_of(event.hash.as_bytes()[0], partitions)).unwrap_or(0);
             !self.position.includes(partition, event.revision)
         };
-        let new: Vec<_> = events.iter().filter(is_new).cloned().collect();
-        self.position.advance_to(position);
+        let new: Vec<_> = changes.events.iter().filter(is_new).cloned().collect();
+        self.position.advance_to(&changes.position);
         self.refresh();
-        (!new.is_empty()).then(|| self.news(new))
+        Ok((!new.is_empty()).then(|| self.news(new)))
     }
 
     /// Takes over the follower's `as_of` if everything that the follower has read was delivered.
     fn refresh(&mut self) {
-        // Read in this order, because the follower sends an update before it publishes its `as_of`.
+        // Read in this order, because the follower publishes its `as_of` together with an update.
         let as_of = self.seen.borrow_and_update().as_of;
         if !self.is_behind && self.updates.is_empty() {
             self.as_of = self.as_of.max(as_of);
@@ -191,6 +197,9 @@ impl Watching {
         let asked = self.followed.source.changes(Some(&self.position), BATCH);
         match within(HEARTBEAT, asked).await {
             Ok(changes) => {
+                if let Some(event) = changes.unreadable.first() {
+                    return Err(position_lost(event));
+                }
                 self.is_behind = changes.is_full(BATCH) || !changes.unanswered.is_empty();
                 self.position = changes.position;
                 if !self.is_behind {
@@ -212,4 +221,13 @@ impl Watching {
         let staleness = self.as_of.map(|as_of| self.knowledge.moment().since(as_of));
         News { position: self.position.clone(), events, staleness }
     }
+}
+
+/// Returns the error that ends a stream at an event that can't be read. Any key may have changed, so the client
+/// has to empty its cache. A stream that it then begins without a position begins after the event. Resuming at a
+/// position before the event fails again, for as long as the event is stored.
+fn position_lost(event: &UnreadableEvent) -> RepositoryError {
+    let UnreadableEvent { part, revision } = event;
+    let cause = format!("the event with revision {revision} in partition {part} can't be read");
+    RepositoryError::new(ErrorKind::PositionLost, cause)
 }
