@@ -26,7 +26,7 @@ use tracing::Instrument as _;
 
 use self::flights::{Flight, Flights, Load};
 use self::queue::LoadQueue;
-use super::{Breaker, Demand, Entry, Found, KeyCache, KeySource, Knowledge, Tier};
+use super::{Breaker, Demand, Entry, Found, KeyCache, KeySource, Knowledge, Noted, Tier};
 use crate::domain::{ApiKey, KeyHash, Moment};
 use crate::repository::{ErrorKind, KeyRepository, RepositoryError, Result, within};
 
@@ -106,11 +106,7 @@ impl Loader {
             queue.push(load);
         } else {
             let tiers = Arc::clone(&self.tiers);
-            let run = async move {
-                for (load, outcome) in tiers.run(vec![load]).await {
-                    load.land(outcome);
-                }
-            };
+            let run = async move { drop(tiers.run(vec![load]).await) };
             self.handle.spawn(run.in_current_span());
         }
         Ok(flight)
@@ -161,32 +157,36 @@ impl fmt::Display for Loader {
 }
 
 impl Tiers {
-    /// Runs loads, and returns the outcomes of loads that required the backend. The others have landed.
-    async fn run(&self, mut loads: Vec<Load>) -> Vec<(Load, Result<Found>)> {
-        let mut outcomes = Vec::with_capacity(loads.len());
-        if tokio::time::timeout(self.deadline, self.find_all(&mut loads, &mut outcomes)).await.is_err() {
-            let timeout = || RepositoryError::new(ErrorKind::Timeout, "the load did not complete in time");
-            outcomes.extend(loads.into_iter().map(|load| (load, Err(timeout()))));
+    /// Runs loads, and returns those that required the backend, with their outcomes. They land when they are
+    /// dropped. The others have landed.
+    async fn run(&self, mut loads: Vec<Load>) -> Vec<Load> {
+        let mut completed = Vec::with_capacity(loads.len());
+        if tokio::time::timeout(self.deadline, self.find_all(&mut loads, &mut completed)).await.is_err() {
+            for mut load in loads {
+                let timeout = RepositoryError::new(ErrorKind::Timeout, "the load did not complete in time");
+                load.complete(Err(timeout));
+                completed.push(load);
+            }
         }
-        outcomes
+        completed
     }
 
-    /// Moves each of `loads` to `outcomes` once its outcome is known, or lands it.
-    async fn find_all(&self, loads: &mut Vec<Load>, outcomes: &mut Vec<(Load, Result<Found>)>) {
+    /// Moves each of `loads` to `completed` once its outcome is known, or lands it.
+    async fn find_all(&self, loads: &mut Vec<Load>, completed: &mut Vec<Load>) {
         if !self.caches.is_empty() {
             let found = join_all(loads.iter().map(|load| self.find_in_caches(load))).await;
             let mut found = found.into_iter();
             loads.retain_mut(|load| match found.next().flatten() {
                 Some(found) => {
-                    // Land it now, so that the backend, which the rest of the batch waits for, does not delay
-                    // it.
-                    load.land_early(Ok(found));
+                    // Drop it, and thus land it, now, so that the backend, which the rest of the batch waits
+                    // for, does not delay it.
+                    load.complete(Ok(found));
                     false
                 }
                 None => true,
             });
         }
-        self.find_in_repository(loads, outcomes).await;
+        self.find_in_repository(loads, completed).await;
     }
 
     async fn find_in_caches(&self, load: &Load) -> Option<Found> {
@@ -205,45 +205,54 @@ impl Tiers {
         None
     }
 
-    async fn find_in_repository(&self, loads: &mut Vec<Load>, outcomes: &mut Vec<(Load, Result<Found>)>) {
-        let mut asked = Vec::with_capacity(loads.len());
-        for load in std::mem::take(loads) {
+    async fn find_in_repository(&self, loads: &mut Vec<Load>, completed: &mut Vec<Load>) {
+        let mut attempt = self.breaker.attempt();
+        let mut starts = Vec::with_capacity(loads.len());
+        for mut load in std::mem::take(loads) {
             // Note the cursor before anything is read, so that the result reflects everything up to it.
-            let began = self.breaker.check(&load.hash).and_then(|asked| {
-                let noted = self.knowledge.note(&load.hash).ok_or_else(|| {
-                    RepositoryError::new(ErrorKind::Unavailable, "the store's change feed was not read yet")
-                })?;
-                Ok((asked, noted))
+            let noted = self.knowledge.note(&load.hash).ok_or_else(|| {
+                RepositoryError::new(ErrorKind::Unavailable, "the backend's change feed was not read yet")
             });
-            match began {
-                Ok(began) => {
+            match noted.and_then(|noted| attempt.admit(&load.hash).map(|()| noted)) {
+                Ok(noted) => {
                     loads.push(load);
-                    asked.push(began);
+                    starts.push(noted);
                 }
-                Err(error) => outcomes.push((load, Err(error))),
+                Err(error) => {
+                    load.complete(Err(error));
+                    completed.push(load);
+                }
             }
         }
         let hashes: Vec<_> = loads.iter().map(|load| load.hash).collect();
         let records = self.read(&hashes).instrument(tracing::debug_span!("store")).await;
-        for (((load, record), (asked, noted)), hash) in
-            std::mem::take(loads).into_iter().zip(records).zip(asked).zip(hashes)
-        {
-            asked.ended(&record);
-            let outcome = match record {
-                // The response to another lookup must never decide about a key.
-                Ok(Some(record)) if record.hash != hash => {
-                    Err(RepositoryError::new(ErrorKind::Corrupt, "the record of another key"))
-                }
-                Ok(record) => {
-                    let entry = self.knowledge.loaded(&hash, &noted, record);
-                    // Caches reject entries that don't meet the fences. Each call checks the entry for
-                    // itself.
-                    self.put(&self.caches, &hash, &entry).await;
-                    Ok(Found { entry, tier: Tier::Store, as_of: noted.began })
-                }
-                Err(error) => Err(error),
-            };
-            outcomes.push((load, outcome));
+        for (hash, record) in hashes.iter().zip(&records) {
+            attempt.ended(hash, record);
+        }
+        drop(attempt);
+        let mut entries = Vec::with_capacity(hashes.len());
+        for (((load, record), noted), hash) in loads.iter_mut().zip(records).zip(starts).zip(hashes) {
+            let outcome = self.outcome(&hash, &noted, record);
+            entries.extend(outcome.as_ref().ok().map(|found| (hash, found.entry.clone())));
+            load.complete(outcome);
+        }
+        // From here on, the loads keep their outcomes, even if a cache takes longer than the deadline.
+        completed.append(loads);
+        // Caches reject entries that don't meet the fences. Each call checks its entry for itself.
+        join_all(entries.iter().map(|(hash, entry)| self.put(&self.caches, hash, entry))).await;
+    }
+
+    /// Returns the outcome of a load that noted `noted` and read `record`.
+    fn outcome(&self, hash: &KeyHash, noted: &Noted, record: Result<Option<ApiKey>>) -> Result<Found> {
+        match record? {
+            // The response to another lookup must never decide about a key.
+            Some(record) if record.hash != *hash => {
+                Err(RepositoryError::new(ErrorKind::Corrupt, "the record of another key"))
+            }
+            record => {
+                let entry = self.knowledge.loaded(hash, noted, record);
+                Ok(Found { entry, tier: Tier::Store, as_of: noted.began })
+            }
         }
     }
 

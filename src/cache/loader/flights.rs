@@ -32,14 +32,16 @@ pub(super) struct Flight {
     waiters: Arc<()>,
 }
 
-/// The load of a flight. It lands with an error if it is dropped.
+/// The load of a flight. When it is dropped, it lands with its outcome, or with an error if it has none.
 #[derive(Debug)]
 pub(super) struct Load {
     pub(super) hash: KeyHash,
     /// The demand of the call that began the flight, with the moment at which the flight began.
     pub(super) demand: Demand,
     number: u64,
-    outcome: watch::Sender<Option<Result<Found>>>,
+    landing: watch::Sender<Option<Result<Found>>>,
+    /// The outcome of a load that has not landed yet.
+    outcome: Option<Result<Found>>,
     waiters: Arc<()>,
     flights: Flights,
     _permit: OwnedSemaphorePermit,
@@ -85,7 +87,7 @@ impl InProgress {
         flights: &Flights,
     ) -> (Flight, Load) {
         self.last += 1;
-        let (number, (sender, outcome)) = (self.last, watch::channel(None));
+        let (number, (landing, outcome)) = (self.last, watch::channel(None));
         let waiters = Arc::default();
         let flight = Flight { number, demand, outcome, waiters: Arc::clone(&waiters) };
         self.by_hash.insert(hash, flight.clone());
@@ -93,7 +95,8 @@ impl InProgress {
             hash,
             demand,
             number,
-            outcome: sender,
+            landing,
+            outcome: None,
             waiters,
             flights: flights.clone(),
             _permit: permit,
@@ -123,29 +126,27 @@ impl Load {
         is_abandoned
     }
 
-    /// Sends the outcome to all waiting calls.
-    pub(super) fn land(mut self, outcome: Result<Found>) {
-        self.land_early(outcome);
+    /// Sets the outcome, with which the load lands when it is dropped.
+    pub(super) fn complete(&mut self, outcome: Result<Found>) {
+        self.outcome = Some(outcome);
     }
 
-    /// Sends the outcome to all waiting calls, before the load is dropped.
-    pub(super) fn land_early(&mut self, outcome: Result<Found>) {
+    fn land(&self, outcome: Result<Found>) {
         // Once it is removed, no call can join. Each call that has joined gets the outcome.
         let mut in_progress = self.flights.lock();
         if in_progress.is_listed(self) {
             in_progress.by_hash.remove(&self.hash);
         }
         drop(in_progress);
-        self.outcome.send_replace(Some(outcome));
+        self.landing.send_replace(Some(outcome));
     }
 }
 
 impl Drop for Load {
     fn drop(&mut self) {
-        if self.outcome.borrow().is_none() {
-            // The task panicked, which is logged, or its runtime shut down.
-            self.land_early(Err(lost()));
-        }
+        // Without an outcome, the task panicked, which is logged, or its runtime shut down.
+        let outcome = self.outcome.take().unwrap_or_else(|| Err(lost()));
+        self.land(outcome);
     }
 }
 

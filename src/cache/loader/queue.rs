@@ -5,12 +5,17 @@
 //! threads once, instead of once per lookup. No load waits for others to join it. While fewer than
 //! [`MAX_BATCHES`] batches of its thread are in flight, a load leaves with those that arrived in the same
 //! turn of its runtime, alone if need be.
+//!
+//! Calls of other threads can join the loads of a thread, and must get their outcomes even if that thread's
+//! runtime shuts down. So a batch in flight, which runs on the runtime of the backend, lands there if its
+//! thread does not take it back, and loads that are still queued are run there.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use thread_local::ThreadLocal;
 use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 use tracing::Instrument as _;
 
 use super::Tiers;
@@ -54,25 +59,16 @@ impl LoadQueue {
     /// Schedules a batch if loads are waiting and a slot is free.
     fn schedule(self: &Arc<Self>, queue: &Arc<Mutex<ThreadQueue>>) {
         if lock(queue).try_reserve_batch() {
-            let slot = BatchSlot { queue: Arc::clone(queue), is_held: true };
-            let batches = Arc::clone(self).run_batches(slot);
+            let slot = BatchSlot { loads: Arc::clone(self), queue: Arc::clone(queue), is_held: true };
             // The span is that of the call that scheduled the first batch.
-            tokio::spawn(batches.in_current_span());
+            tokio::spawn(slot.run_batches().in_current_span());
         }
     }
 
-    /// Runs batches until no load is waiting.
-    async fn run_batches(self: Arc<Self>, mut slot: BatchSlot) {
-        while let Some(batch) = slot.next() {
-            // Schedule the remaining loads as another batch.
-            self.schedule(&slot.queue);
-            let tiers = Arc::clone(&self.tiers);
-            let ran = self.handle.spawn(async move { tiers.run(batch).await }.in_current_span());
-            // A panic, which is logged, only fails the loads of this batch, which are dropped.
-            for (load, outcome) in ran.await.unwrap_or_default() {
-                load.land(outcome);
-            }
-        }
+    /// Runs a batch on the runtime of the backend. It completes even if the returned handle is dropped.
+    fn run(&self, batch: Vec<Load>) -> JoinHandle<Vec<Load>> {
+        let tiers = Arc::clone(&self.tiers);
+        self.handle.spawn(async move { tiers.run(batch).await }.in_current_span())
     }
 }
 
@@ -87,48 +83,72 @@ impl ThreadQueue {
         }
         is_needed
     }
+
+    /// Takes the loads of the next batch, and those before and among them that no call waits for any more.
+    fn take_batch(&mut self) -> (Vec<Load>, Vec<Load>) {
+        let (mut batch, mut abandoned) = (Vec::new(), Vec::new());
+        while batch.len() < MAX_BATCH && !self.waiting.is_empty() {
+            let next = self.waiting.len().min(MAX_BATCH - batch.len());
+            let (gone, waited): (Vec<_>, Vec<_>) = self.waiting.drain(..next).partition(Load::is_abandoned);
+            abandoned.extend(gone);
+            batch.extend(waited);
+        }
+        (batch, abandoned)
+    }
 }
 
 /// The slot of a batch in the queue of its thread.
 struct BatchSlot {
+    loads: Arc<LoadQueue>,
     queue: Arc<Mutex<ThreadQueue>>,
     is_held: bool,
 }
 
 impl BatchSlot {
+    /// Runs batches until no load is waiting.
+    async fn run_batches(mut self) {
+        while let Some(batch) = self.next() {
+            // Schedule the remaining loads as another batch.
+            self.loads.schedule(&self.queue);
+            // The loads land when they are dropped: on this thread, or on the runtime of the backend if this
+            // future is dropped first. A panic, which is logged, only fails the loads of this batch.
+            drop(self.loads.run(batch).await);
+        }
+    }
+
     /// Takes the loads of the next batch. If none is waiting, frees the slot at once and returns `None`. The
     /// next load then schedules a batch.
     fn next(&mut self) -> Option<Vec<Load>> {
         let mut queue = lock(&self.queue);
         queue.is_scheduled = false;
-        let mut abandoned = Vec::new();
-        let mut batch = Vec::new();
-        while batch.len() < MAX_BATCH && !queue.waiting.is_empty() {
-            let next = queue.waiting.len().min(MAX_BATCH - batch.len());
-            let (gone, waited): (Vec<_>, Vec<_>) = queue.waiting.drain(..next).partition(Load::is_abandoned);
-            abandoned.extend(gone);
-            batch.extend(waited);
-        }
+        let (batch, abandoned) = queue.take_batch();
         if batch.is_empty() {
             queue.batches -= 1;
             self.is_held = false;
         }
         drop(queue);
+        drop(abandoned);
         (!batch.is_empty()).then_some(batch)
     }
 }
 
-/// Frees a slot that is still held because its runtime shut down. If it was the last one, the thread's
-/// waiting loads are dropped.
+/// Frees a slot that is still held because its runtime shut down. If it was the last one, the thread will run no
+/// more batches, so the runtime of the backend runs its waiting loads.
 impl Drop for BatchSlot {
     fn drop(&mut self) {
         if self.is_held {
             let mut queue = lock(&self.queue);
             queue.is_scheduled = false;
             queue.batches -= 1;
-            let lost = if queue.batches == 0 { std::mem::take(&mut queue.waiting) } else { Vec::new() };
+            let mut batches = Vec::new();
+            while queue.batches == 0 && !queue.waiting.is_empty() {
+                batches.push(queue.take_batch());
+            }
             drop(queue);
-            drop(lost);
+            for (batch, _abandoned) in batches {
+                // Nobody takes the batch back, so it lands on the runtime of the backend.
+                drop(self.loads.run(batch));
+            }
         }
     }
 }

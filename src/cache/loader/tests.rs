@@ -150,28 +150,58 @@ async fn loads_without_room_in_a_batch_leave_with_another_one() {
     assert_eq!(slow.calls.load(Ordering::SeqCst), 2);
 }
 
-/// Loads that remain in the queue of a thread whose runtime has shut down must not block later loads.
+/// A thread whose runtime shuts down takes no load with it that a call of another thread waits for, whether the
+/// load is in flight or still queued. Later loads are not blocked.
 #[test]
-fn a_runtime_that_ends_takes_its_loads_with_it() {
+fn loads_outlive_the_runtime_that_began_them() {
     let slow = Arc::new(Slow::default());
     let home = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
     let loader = loader(&slow, NEVER, home.handle().clone());
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let first = runtime();
+    let (first, second) = (runtime(), runtime());
+    let queued: Vec<_> = (0..=MAX_BATCH).map(|number| format!("queued {number}")).collect();
     first.block_on(async {
         for calls in 1..=MAX_BATCHES {
             let _hangs = find(&loader, &format!("unknown {calls}"));
             until_asked(&slow, calls).await;
         }
-        let _waits = find(&loader, "unknown");
-        while loader.flights.lock().len() <= MAX_BATCHES {
+        for secret in &queued {
+            let _waits = find(&loader, secret);
+        }
+        while loader.flights.lock().len() < MAX_BATCHES + queued.len() {
             tokio::task::yield_now().await;
         }
     });
+    let joined = second.block_on(async {
+        let flights = loader.flights.lock().len();
+        // A demand that the loads in progress meet.
+        let demand =
+            Demand { asked_at: loader.tiers.knowledge.moment(), max_staleness: Duration::from_mins(1) };
+        let secrets = (1..=MAX_BATCHES).map(|calls| format!("unknown {calls}")).chain(queued);
+        let joined: Vec<_> = secrets
+            .map(|secret| loader.flight(&KeyHash::of(&secret), &demand).unwrap())
+            .collect();
+        assert_eq!(loader.flights.lock().len(), flights, "all calls joined a load");
+        joined
+    });
     drop(first);
-    runtime().block_on(async {
-        let answered = find(&loader, "unknown");
-        // The load runs on another thread, and may not wait for the notification yet.
+    second.block_on(async {
+        let (landed, mut released) = (join_all(joined.into_iter().map(Flight::landed)), 0);
+        tokio::pin!(landed);
+        // The loads run on another thread, and may not wait for the notification yet.
+        let outcomes = loop {
+            slow.released.notify_waiters();
+            released += 1;
+            assert!(released < 60_000, "the loads are never run");
+            tokio::select! {
+                outcomes = &mut landed => break outcomes,
+                () = tokio::time::sleep(Duration::from_millis(1)) => {}
+            }
+        };
+        for outcome in outcomes {
+            assert!(outcome.unwrap().entry.key.is_none());
+        }
+        let answered = find(&loader, "later");
         while !answered.is_finished() {
             slow.released.notify_waiters();
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -210,4 +240,17 @@ async fn a_load_without_an_answer_times_out_and_gives_its_slot_back() {
     until_asked(&slow, before + 1).await;
     slow.released.notify_waiters();
     assert_eq!(answered.await.unwrap(), Ok(Some(KeyHash::of("secret"))));
+}
+
+/// One failed call of the backend does not open the breaker, however many loads share it.
+#[tokio::test]
+async fn a_failed_batch_counts_as_one_failure() {
+    let slow = Arc::new(Slow::default());
+    let loader = loader(&slow, Duration::from_millis(50), Handle::current());
+    let loads: Vec<_> = (0..MAX_BATCH).map(|number| find(&loader, &format!("unknown {number}"))).collect();
+    for load in loads {
+        assert_eq!(load.await.unwrap(), Err(ErrorKind::Timeout));
+    }
+    assert_eq!(slow.calls.load(Ordering::SeqCst), 1);
+    assert!(!loader.tiers.breaker.is_open());
 }
