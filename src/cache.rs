@@ -40,7 +40,7 @@ pub use self::loader::{LoadLimits, Loader};
 pub use self::moka::{Capacity, MokaCache, MokaOptions};
 pub use self::redis::{RedisCache, RedisCacheOptions};
 pub use self::stack::{CacheStack, CustomCache, StackOptions};
-use crate::domain::{ApiKey, ChangeId, KeyHash, Moment};
+use crate::domain::{ApiKey, ChangeId, KeyHash, KeyId, Moment};
 use crate::repository::Result;
 use protocol::Kind;
 
@@ -169,6 +169,16 @@ pub trait KeyCache: Send + Sync + Debug + Display {
     /// The default implementation returns `None`.
     fn peek(&self, hash: &KeyHash) -> Option<Entry> {
         let _ = hash;
+        None
+    }
+
+    /// Returns the hash of the cached record with this id. `None` if there is none, or if the cache can't find
+    /// it. Only called without a change feed, after a change of a key whose hash is unknown, so it may search
+    /// all entries.
+    ///
+    /// The default implementation returns `None`. The record is then served until it expires.
+    fn find_hash(&self, id: KeyId) -> Option<KeyHash> {
+        let _ = id;
         None
     }
 

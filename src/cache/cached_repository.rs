@@ -95,9 +95,7 @@ impl CachedRepository {
         self.run(|backend| {
             let change = change(backend.clone());
             async move {
-                // The change was not attempted.
-                let known =
-                    target.look_up(backend.keys.as_ref()).await.map_err(RepositoryError::unapplied)?;
+                let known = target.look_up(backend.keys.as_ref()).await;
                 let outcome = change.await;
                 match &outcome {
                     Ok(changed) => effects.changed(changed_keys(changed, &known), &begun).await?,

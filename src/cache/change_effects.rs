@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use super::knowledge::{ChangeBegun, Made};
+use super::protocol::{Certainty, Novelty};
 use super::{Entry, FeedHandle, KeyCache, Knowledge, RedisCache};
 use crate::domain::{ApiKey, ChangeId, KeyHash, KeyId, Moment};
 use crate::repository::{ErrorKind, KeyRepository, RepositoryError, Result};
+use crate::telemetry::error_chain;
 
 /// Applies changes of this replica to its caches.
 #[derive(Debug)]
@@ -23,8 +25,7 @@ pub(super) struct Effect {
     /// The hash of the changed key, or `None` if it is unknown.
     hash: Option<KeyHash>,
     change: ChangeId,
-    /// Whether the change was made after the call began. Otherwise it had been made before.
-    is_new: bool,
+    novelty: Novelty,
     /// The record to be cached.
     key: Option<ApiKey>,
 }
@@ -32,7 +33,7 @@ pub(super) struct Effect {
 impl Effect {
     /// Returns the effect of a change whose record is to be cached.
     pub(super) fn of(key: &ApiKey) -> Self {
-        Self { hash: Some(key.hash), change: key.last_change(), is_new: true, key: Some(key.clone()) }
+        Self { hash: Some(key.hash), change: key.last_change(), novelty: Novelty::New, key: Some(key.clone()) }
     }
 
     /// Returns the effect of a change whose record is not to be cached.
@@ -42,13 +43,20 @@ impl Effect {
 
     /// Returns the effect of a revocation, made by this call or by an earlier one.
     pub(super) fn revoked(key: &ApiKey, known: &KnownKeys) -> Self {
-        let is_new = known.last_change.is_some_and(|before| before != key.last_change());
-        Self { is_new, ..Self::of(key) }
+        let novelty = match known {
+            KnownKeys::Read { last_change: Some(before), .. } if *before == key.last_change() => {
+                Novelty::Earlier
+            }
+            KnownKeys::Read { .. } => Novelty::New,
+            // The key was created, or could be read again, between the two calls.
+            KnownKeys::Missing(_) | KnownKeys::Unreadable(_) | KnownKeys::Unanswered(_) => Novelty::Unknown,
+        };
+        Self { novelty, ..Self::of(key) }
     }
 
     /// Returns the effect of a deletion.
     pub(super) fn deleted(hash: Option<KeyHash>, change: ChangeId) -> Self {
-        Self { hash, change, is_new: true, key: None }
+        Self { hash, change, novelty: Novelty::New, key: None }
     }
 }
 
@@ -60,42 +68,48 @@ pub(super) enum Target {
     Hashes(Vec<KeyHash>),
 }
 
-/// The keys of a change, read before the change.
-pub(super) struct KnownKeys {
-    /// `None` if the key does not exist or its record can't be read.
-    hashes: Option<Vec<KeyHash>>,
-    /// The last change of the one key, if its record was read.
-    last_change: Option<ChangeId>,
+/// The keys of a change, as known before the change.
+pub(super) enum KnownKeys {
+    /// The keys have these hashes. `last_change` is the last change of the one key if its record was read.
+    Read { hashes: Vec<KeyHash>, last_change: Option<ChangeId> },
+    /// There was no key with this id.
+    Missing(KeyId),
+    /// The record of this key is invalid.
+    Unreadable(KeyId),
+    /// The backend did not return the record of this key.
+    Unanswered(KeyId),
 }
 
 impl KnownKeys {
-    /// Returns the hash of the one key.
+    /// Returns the hash of the one key. `None` if it is unknown.
     pub(super) fn hash(&self) -> Option<KeyHash> {
-        self.hashes.as_ref().and_then(|hashes| hashes.first().copied())
+        match self {
+            Self::Read { hashes, .. } => hashes.first().copied(),
+            Self::Missing(_) | Self::Unreadable(_) | Self::Unanswered(_) => None,
+        }
     }
 }
 
 impl Target {
-    /// Reads the keys of a change.
-    ///
-    /// # Errors
-    /// The errors of the backend. The change must not be attempted then.
-    pub(super) async fn look_up(self, keys: &dyn KeyRepository) -> Result<KnownKeys> {
+    /// Reads the keys of a change. The change does not depend on the outcome: an unreadable record can be
+    /// revoked and deleted, and a backend that fails a read may accept a change.
+    pub(super) async fn look_up(self, keys: &dyn KeyRepository) -> KnownKeys {
         let id = match self {
-            Self::Hashes(hashes) => return Ok(KnownKeys { hashes: Some(hashes), last_change: None }),
+            Self::Hashes(hashes) => return KnownKeys::Read { hashes, last_change: None },
             Self::Id(id) => id,
         };
-        let key = match keys.get(id).await {
-            Ok(key) => key,
-            // Unreadable records can be revoked and deleted, and an exhausted pool of readers does not affect
-            // the writers.
-            Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Overloaded) => None,
-            Err(error) => return Err(error),
-        };
-        Ok(KnownKeys {
-            hashes: key.as_ref().map(|key| vec![key.hash]),
-            last_change: key.as_ref().map(ApiKey::last_change),
-        })
+        match keys.get(id).await {
+            Ok(Some(key)) => {
+                KnownKeys::Read { hashes: vec![key.hash], last_change: Some(key.last_change()) }
+            }
+            Ok(None) => KnownKeys::Missing(id),
+            Err(error) if error.kind() == ErrorKind::Corrupt => KnownKeys::Unreadable(id),
+            Err(error) => {
+                let error = error_chain(&error);
+                tracing::debug!(%error, %id, "the key can't be read before it is changed");
+                KnownKeys::Unanswered(id)
+            }
+        }
     }
 }
 
@@ -129,17 +143,19 @@ impl ChangeEffects {
     /// # Errors
     /// The errors of a poll of the feed, if one was needed.
     pub(super) async fn changed(&self, effects: Vec<Effect>, begun: &ChangeBegun) -> Result<()> {
-        for Effect { hash, change, is_new, key } in effects {
+        let mut needs_poll = false;
+        for Effect { hash, change, novelty, key } in effects {
             let Some(hash) = hash else {
                 self.any_key_changed().await?;
                 continue;
             };
-            let Made::Here(through) = self.knowledge.raise(begun, &hash, change, is_new) else {
+            let Made::Here(through, certainty) = self.knowledge.raise(begun, &hash, change, novelty) else {
                 // The backend's epoch ended meanwhile. The feed reports whether the change is part of the new
                 // one.
                 self.poll_feed().await?;
                 continue;
             };
+            needs_poll |= certainty == Certainty::NeedsPoll;
             let entry = key.map(|key| Entry {
                 key: Some(Arc::new(key)),
                 through,
@@ -159,7 +175,7 @@ impl ChangeEffects {
         if let Some(redis) = &self.redis {
             redis.wake_others().await;
         }
-        Ok(())
+        if needs_poll { self.poll_feed().await } else { Ok(()) }
     }
 
     /// Applies the effects of a change that failed: it was not made, or its outcome is unknown.
@@ -172,15 +188,22 @@ impl ChangeEffects {
         match error.kind() {
             // Another replica may have deleted the key. It must not be served here any more.
             ErrorKind::NotFound => {
-                self.forget(known.hashes.as_deref().unwrap_or_default()).await;
+                match known {
+                    KnownKeys::Read { hashes, .. } => self.forget(hashes).await,
+                    KnownKeys::Missing(id) | KnownKeys::Unreadable(id) | KnownKeys::Unanswered(id) => {
+                        self.forget_id(*id).await;
+                    }
+                }
                 self.poll_feed().await
             }
             ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Internal => {
-                match &known.hashes {
-                    Some(hashes) => self.forget(hashes).await,
+                match known {
+                    KnownKeys::Read { hashes, .. } => self.forget(hashes).await,
+                    // An outage must not cost the entries of other keys.
+                    KnownKeys::Missing(id) | KnownKeys::Unanswered(id) => self.forget_id(*id).await,
                     // The feed reports which key was changed.
-                    None if self.feed.is_some() => {}
-                    None => self.clear().await,
+                    KnownKeys::Unreadable(_) if self.feed.is_some() => {}
+                    KnownKeys::Unreadable(_) => self.clear().await,
                 }
                 Ok(())
             }
@@ -209,6 +232,15 @@ impl ChangeEffects {
             self.clear().await;
         }
         self.poll_feed().await
+    }
+
+    /// Evicts the record of a key whose hash is unknown, if a cache can find it. With a feed, the event of the
+    /// change has the hash, so no cache is searched.
+    async fn forget_id(&self, id: KeyId) {
+        if self.feed.is_none() {
+            let hashes: Vec<_> = self.caches.iter().filter_map(|cache| cache.find_hash(id)).collect();
+            self.forget(&hashes).await;
+        }
     }
 
     async fn forget(&self, hashes: &[KeyHash]) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::Entry;
-use super::protocol::{Cause, Kind, Part, Rewound, through};
+use super::protocol::{Cause, Certainty, Kind, Novelty, Part, Rewound, through};
 use crate::domain::{ApiKey, ChangeId, ChangeKind, KeyEvent, KeyHash, Moment, Revision, Stopwatch};
 use crate::repository::{FeedPosition, RecentChanges, UnreadableEvent, part_of};
 
@@ -84,7 +84,7 @@ pub(crate) struct ChangeBegun {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Made {
     /// The change belongs to the current epoch. Contains the applied revision of a record that reflects it.
-    Here(ChangeId),
+    Here(ChangeId, Certainty),
     /// The change belongs to another epoch. The feed reports it once that epoch is followed.
     Elsewhere,
 }
@@ -260,10 +260,15 @@ impl Knowledge {
     }
 
     /// Raises the fence of `hash` to `change`, which this replica made (rules 2 and 11). From now on nothing
-    /// is served for `hash` that does not reflect it. `is_new` means that the change was made after `begun`;
-    /// otherwise it is an older change, which was found to be in effect already. The caller has to evict
+    /// is served for `hash` that does not reflect it. `novelty` is relative to `begun`. The caller has to evict
     /// entries *after* this call.
-    pub(crate) fn raise(&self, begun: &ChangeBegun, hash: &KeyHash, change: ChangeId, is_new: bool) -> Made {
+    pub(crate) fn raise(
+        &self,
+        begun: &ChangeBegun,
+        hash: &KeyHash,
+        change: ChangeId,
+        novelty: Novelty,
+    ) -> Made {
         let number = part_of(hash.as_bytes()[0], self.parts.len());
         let made = self.parts[number].change(|part| {
             // A new epoch is read after the old one ended. If that has not happened yet, the new epoch will
@@ -272,19 +277,15 @@ impl Knowledge {
                 return Ok(Made::Elsewhere);
             }
             let Some(by_revision) = &self.alone else {
-                if is_new {
-                    part.see_own(begun.seen[number], change)?;
-                } else {
-                    part.see(ChangeId::NONE, change)?;
-                }
+                let certainty = part.see_own(begun.seen[number], change, novelty)?;
                 part.raise(*hash, Cause::Change, change);
-                return Ok(Made::Here(change));
+                return Ok(Made::Here(change, certainty));
             };
             lock(by_revision).raise(*hash, Cause::Change, ChangeId::of_revision(change.revision));
             let next = ChangeId::of_revision(Revision::new(part.cursor().revision.get() + 1));
             part.raise(*hash, Cause::Change, next);
             part.advance(next);
-            Ok(Made::Here(next))
+            Ok(Made::Here(next, Certainty::Certain))
         });
         made.unwrap_or_else(|Rewound| {
             self.rewind();

@@ -11,7 +11,7 @@ use moka::sync::Cache;
 
 use super::protocol::{Kind, may_replace};
 use super::{Entry, KeyCache, Knowledge, Tier};
-use crate::domain::{ApiKey, KeyHash, Moment, Stopwatch};
+use crate::domain::{ApiKey, KeyHash, KeyId, Moment, Stopwatch};
 
 /// Approximate size of an entry in bytes without the texts of its record. Measured.
 const ENTRY_BYTES: usize = 700;
@@ -173,6 +173,11 @@ impl KeyCache for MokaCache {
 
     fn peek(&self, hash: &KeyHash) -> Option<Entry> {
         self.present.get(hash).or_else(|| self.absent.get(hash))
+    }
+
+    fn find_hash(&self, id: KeyId) -> Option<KeyHash> {
+        let is_record = |entry: &Entry| entry.key.as_ref().is_some_and(|key| key.id == id);
+        self.present.iter().find_map(|(hash, entry)| is_record(&entry).then_some(*hash))
     }
 
     async fn get(&self, hash: &KeyHash) -> Option<Entry> {

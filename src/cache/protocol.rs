@@ -56,6 +56,28 @@ pub enum Cause {
     Change,
 }
 
+/// When a change that this replica made, or found to be made already, was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Novelty {
+    /// During the call.
+    New,
+    /// Before the call. The call found it in effect.
+    Earlier,
+    /// Unknown, because the key could not be read before the change.
+    Unknown,
+}
+
+/// Whether a change that this replica made certainly belongs to the current epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Certainty {
+    /// It does, as far as this replica can know.
+    Certain,
+    /// It does, or it was assigned a revision that was used before. A poll has to be completed before the change is
+    /// acknowledged.
+    NeedsPoll,
+}
+
 /// History was rewound. The backend lost changes that were seen, so its epoch is not the one that this
 /// replica follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,16 +200,25 @@ impl<K: Ord + Clone> Part<K> {
     }
 
     /// Compares a change that this replica made with the current epoch (rule 11). `seen_before` is the
-    /// [largest change seen](Self::seen) when the change began. A change that is not larger has a revision
+    /// [largest change seen](Self::seen) when the change began. A new change that is not larger has a revision
     /// that was used before.
     ///
     /// # Errors
     /// The change was made in another epoch.
-    pub fn see_own(&mut self, seen_before: ChangeId, change: ChangeId) -> Result<(), Rewound> {
-        if change.revision <= seen_before.revision {
-            return Err(Rewound);
-        }
-        self.see(ChangeId::NONE, change)
+    pub fn see_own(
+        &mut self,
+        seen_before: ChangeId,
+        change: ChangeId,
+        novelty: Novelty,
+    ) -> Result<Certainty, Rewound> {
+        let is_larger = change.revision > seen_before.revision;
+        let certainty = match novelty {
+            Novelty::New if !is_larger => return Err(Rewound),
+            Novelty::Unknown if !is_larger => Certainty::NeedsPoll,
+            Novelty::New | Novelty::Earlier | Novelty::Unknown => Certainty::Certain,
+        };
+        self.see(ChangeId::NONE, change)?;
+        Ok(certainty)
     }
 
     /// Applies an event of a poll (rule 8). It is compared with the current epoch (rule 10), and then it
@@ -480,9 +511,14 @@ mod tests {
     fn a_change_with_a_revision_that_was_used_before_is_of_another_history() {
         let mut part = following(3);
         part.see(change(3), change(5)).unwrap();
-        assert_eq!(part.see_own(change(5), other(4)), Err(Rewound));
+        assert_eq!(part.see_own(change(5), other(4), Novelty::New), Err(Rewound));
+        // It can't be distinguished from a change that was made before the call.
+        assert_eq!(part.see_own(change(5), other(4), Novelty::Unknown), Ok(Certainty::NeedsPoll));
+        assert_eq!(part.see_own(change(5), change(4), Novelty::Earlier), Ok(Certainty::Certain));
         // The change began before the other one was seen.
-        assert_eq!(part.see_own(change(3), change(4)), Ok(()));
+        for novelty in [Novelty::New, Novelty::Unknown] {
+            assert_eq!(part.see_own(change(3), change(4), novelty), Ok(Certainty::Certain));
+        }
     }
 
     #[test]

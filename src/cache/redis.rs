@@ -26,7 +26,7 @@ use fred::types::{Expiration, SetOptions};
 use futures_util::stream::BoxStream;
 
 use super::{Entry, KeyCache, Knowledge, Tier};
-use crate::domain::{ApiKey, ChangeId, Entropy, KeyHash, Revision};
+use crate::domain::{ApiKey, ChangeId, Entropy, KeyHash, KeyId, Revision};
 use crate::redis::{RedisFiles, Watch, client, config, place};
 use crate::repository::{ErrorKind, RepositoryError, Result, StoreIdentity, StoredKey};
 
@@ -327,6 +327,11 @@ impl KeyCache for RedisCache {
     }
 
     fn peek(&self, _: &KeyHash) -> Option<Entry> {
+        None
+    }
+
+    // The entries are named by hash, and replicas share too many of them to search them all.
+    fn find_hash(&self, _: KeyId) -> Option<KeyHash> {
         None
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cache::knowledge::Made;
-use crate::cache::protocol::Kind;
+use crate::cache::protocol::{Certainty, Kind, Novelty};
 use crate::cache::{Entry, KeyCache, Knowledge};
 use crate::conformance::repository::fixture::{hash, key};
 use crate::domain::{ApiKey, ChangeContext, ChangeId, ChangeKind, KeyEvent, Moment, Revision};
@@ -85,7 +85,9 @@ pub async fn what_does_not_fit_is_taken_out_and_not_let_in(subject: Subject) {
     subject.cache.put(&hash(1), &old).await;
     let change = ChangeId::new(Revision::new(old.through.revision.get() + 1), 7);
     let begun = subject.knowledge.change_begins();
-    let Made::Here(through) = subject.knowledge.raise(&begun, &hash(1), change, true) else {
+    let Made::Here(through, Certainty::Certain) =
+        subject.knowledge.raise(&begun, &hash(1), change, Novelty::New)
+    else {
         panic!("the change is one of another history");
     };
     subject.cache.remove(&hash(1)).await;

@@ -37,6 +37,8 @@ struct Bounds {
     capacity: usize,
     /// Number of applied changes that are remembered.
     history: usize,
+    /// Whether this replica also revokes the key without having read it before.
+    revokes_unread: bool,
 }
 
 /// The guards, each of which can be disabled.
@@ -80,6 +82,9 @@ enum Guard {
     SeenIsCompared,
     /// Rule 11: a change that this replica made is compared with the largest change seen.
     OwnChangeIsCompared,
+    /// Rule 11: a change that may have been made before the call, or have a revision that was used before, is
+    /// acknowledged after a poll.
+    UnknownChangePolls,
     /// Rule 12: an entry that another replica wrote has to belong to the current epoch.
     EntriesAreVerified,
 }
@@ -131,8 +136,18 @@ fn fingerprint(world: &World) -> u64 {
     hasher.finish().max(1)
 }
 
-const SMALL: Bounds =
-    Bounds { changes: 2, other_changes: 0, loads: 1, rewinds: 0, restarts: 0, capacity: 1, history: 2 };
+const SMALL: Bounds = Bounds {
+    changes: 2,
+    other_changes: 0,
+    loads: 1,
+    rewinds: 0,
+    restarts: 0,
+    capacity: 1,
+    history: 2,
+    revokes_unread: false,
+};
+/// A revocation of an unread key can only contradict changes that this replica made, which are at least two.
+const UNREAD: Bounds = Bounds { changes: 3, loads: 0, rewinds: 1, revokes_unread: true, ..SMALL };
 
 #[test]
 fn no_promise_is_broken_whatever_happens_in_whichever_order() {
@@ -143,6 +158,7 @@ fn no_promise_is_broken_whatever_happens_in_whichever_order() {
         Bounds { changes: 1, other_changes: 1, restarts: 1, ..SMALL },
         Bounds { rewinds: 1, ..SMALL },
         Bounds { changes: 1, other_changes: 1, rewinds: 1, ..SMALL },
+        UNREAD,
     ];
     let (all_bounds, limit) = match std::env::var("KEYVOUCH_CHECKER").as_deref() {
         Ok("deep") => (deep, 40_000_000),
@@ -150,7 +166,7 @@ fn no_promise_is_broken_whatever_happens_in_whichever_order() {
         Err(_) => {
             let restart = Bounds { changes: 1, restarts: 1, ..SMALL };
             let overflow = Bounds { changes: 1, other_changes: 1, ..SMALL };
-            (vec![SMALL, restart, overflow, Bounds { rewinds: 1, ..SMALL }], 300_000)
+            (vec![SMALL, restart, overflow, Bounds { rewinds: 1, ..SMALL }, UNREAD], 300_000)
         }
     };
     for bounds in all_bounds {
@@ -191,6 +207,7 @@ fn each_guard_is_needed() {
         (Guard::AbsenceCountsForItself, rewind),
         (Guard::SeenIsCompared, rewind),
         (Guard::OwnChangeIsCompared, rewind),
+        (Guard::UnknownChangePolls, UNREAD),
         (Guard::EntriesAreVerified, rewind),
     ] {
         match (Checker { bounds, without: Some(guard) }).explore(3_000_000) {

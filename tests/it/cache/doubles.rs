@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 
 use async_trait::async_trait;
-use keyvouch::domain::{ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, Revision};
+use keyvouch::domain::{ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, Revision, RevokeReason};
 use keyvouch::repository::{
     Backend, BackendIdentity, ChangeFeed, Changes, ErrorKind, FeedPosition, KeyRepository, KeyStream,
     MemoryRepository, RecentChanges, Result,
@@ -126,23 +126,28 @@ double!(SlowLookups, self => self.inner, self.inner, hash => {
     found
 });
 
-/// A backend without a change feed.
+/// A backend whose answers a test controls. Without a change feed, unless one is added.
 #[derive(Clone, Debug, Default)]
 pub(super) struct WithoutFeed {
     inner: Arc<MemoryRepository>,
     loses_answers: Arc<AtomicBool>,
-    is_unreadable: Arc<AtomicBool>,
+    failure_of_reads: Arc<RwLock<Option<ErrorKind>>>,
 }
 
 impl WithoutFeed {
+    /// Returns the backend with its change feed.
+    pub(super) fn with_feed(&self) -> Backend {
+        Backend::new(self.clone()).with_feed(MemoryRepository::clone(&self.inner))
+    }
+
     /// Makes all later changes take effect but fail with a timeout.
     pub(super) fn lose_answers(&self) {
         self.loses_answers.store(true, Ordering::SeqCst);
     }
 
-    /// Makes all later reads by id fail.
-    pub(super) fn break_records(&self) {
-        self.is_unreadable.store(true, Ordering::SeqCst);
+    /// Makes all later reads by id fail. Changes work.
+    pub(super) fn fail_reads(&self, kind: ErrorKind) {
+        *self.failure_of_reads.write().unwrap() = Some(kind);
     }
 
     fn answer<T>(&self, made: T) -> Result<T> {
@@ -169,10 +174,11 @@ impl KeyRepository for WithoutFeed {
     }
 
     async fn get(&self, id: KeyId) -> Result<Option<ApiKey>> {
-        if self.is_unreadable.load(Ordering::SeqCst) {
-            return Err(ErrorKind::Corrupt.into());
+        let failure = *self.failure_of_reads.read().unwrap();
+        match failure {
+            Some(kind) => Err(kind.into()),
+            None => self.inner.get(id).await,
         }
-        self.inner.get(id).await
     }
 
     async fn create(&self, key: ApiKey, context: &ChangeContext) -> Result<ApiKey> {
@@ -185,6 +191,10 @@ impl KeyRepository for WithoutFeed {
 
     async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<ChangeId> {
         self.inner.delete(id, context).await.and_then(|made| self.answer(made))
+    }
+
+    async fn revoke(&self, id: KeyId, reason: RevokeReason, context: &ChangeContext) -> Result<ApiKey> {
+        self.inner.revoke(id, reason, context).await.and_then(|made| self.answer(made))
     }
 
     fn list_by_owner(&self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream {

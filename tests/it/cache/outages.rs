@@ -91,7 +91,7 @@ async fn an_uncertain_change_leaves_nothing_old_behind_without_a_feed() {
             assert!(!replica.is_active(&first.hash).await);
             assert_eq!(replica.find(&second.hash).await.tier, Tier::Local, "it costs no other key");
         } else {
-            store.break_records();
+            store.fail_reads(ErrorKind::Corrupt);
         }
         let deleted = replica.backend.delete(second.id, &context()).await;
         assert_eq!(deleted.unwrap_err().kind(), ErrorKind::Timeout);
@@ -105,9 +105,66 @@ async fn a_record_that_can_not_be_read_is_deleted_from_the_caches_too() {
     let replica = Replica::start(store.clone(), &options()).await;
     let key = replica.create("secret").await;
     assert!(replica.is_active(&key.hash).await);
-    store.break_records();
+    store.fail_reads(ErrorKind::Corrupt);
     replica.backend.delete(key.id, &context()).await.unwrap();
     assert!(replica.find(&key.hash).await.entry.key.is_none());
+}
+
+/// A revocation and a deletion don't depend on the lookup of the key before them, and take effect at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_does_not_depend_on_the_lookup_before_it() {
+    for (has_feed, kind) in [
+        (true, ErrorKind::Timeout),
+        (true, ErrorKind::Unavailable),
+        (false, ErrorKind::Timeout),
+        (false, ErrorKind::Internal),
+    ] {
+        let store = WithoutFeed::default();
+        let backend = if has_feed { store.with_feed() } else { store.clone().into() };
+        let replica = Replica::start(backend, &unpolled(options())).await;
+        let mut keys = Vec::new();
+        for name in ["revoked", "deleted", "kept"] {
+            let key = replica.create(name).await;
+            assert!(replica.is_active(&key.hash).await);
+            keys.push(key);
+        }
+        let epoch = replica.knowledge.history();
+        store.fail_reads(kind);
+        // The second revocation finds the first one in effect.
+        for _ in 0..2 {
+            replica.revoke(keys[0].id).await;
+            assert!(!replica.is_active(&keys[0].hash).await);
+        }
+        assert_eq!(replica.find(&keys[2].hash).await.tier, Tier::Local, "it evicts no other key");
+        replica.backend.delete(keys[1].id, &context()).await.unwrap();
+        assert!(replica.find(&keys[1].hash).await.entry.key.is_none());
+        assert!(replica.is_active(&keys[2].hash).await);
+        assert_eq!(replica.knowledge.history(), epoch);
+    }
+}
+
+/// Without a feed, a replica learns from `NOT_FOUND` that another one has deleted the key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn not_found_evicts_the_key_without_a_feed() {
+    let store = WithoutFeed::default();
+    let a = Replica::start(store.clone(), &options()).await;
+    let b = Replica::start(store.clone(), &options()).await;
+    let (key, other) = (a.create("deleted").await, a.create("other").await);
+    let again = a.create("deleted, too").await;
+    for key in [&key, &other, &again] {
+        assert!(b.is_active(&key.hash).await);
+    }
+    a.backend.delete(key.id, &context()).await.unwrap();
+    a.backend.delete(again.id, &context()).await.unwrap();
+    assert!(b.is_active(&key.hash).await, "nothing reports the deletion to the other replica");
+    let missing = b.backend.revoke(key.id, RevokeReason::default(), &context()).await.unwrap_err();
+    assert_eq!(missing.kind(), ErrorKind::NotFound);
+    assert!(b.find(&key.hash).await.entry.key.is_none());
+    store.fail_reads(ErrorKind::Timeout);
+    let missing = b.backend.delete(again.id, &context()).await.unwrap_err();
+    assert_eq!(missing.kind(), ErrorKind::NotFound);
+    assert!(b.find(&again.hash).await.entry.key.is_none());
+    assert_eq!(b.find(&other.hash).await.tier, Tier::Local, "it evicts no other key");
 }
 
 /// A second revocation in the same microsecond changes nothing, and does not indicate another history.

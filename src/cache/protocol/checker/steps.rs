@@ -1,6 +1,6 @@
 //! All possible next steps.
 
-use super::super::{Cause, Kind, Part, Rewound, may_replace, through};
+use super::super::{Cause, Certainty, Kind, Novelty, Part, Rewound, may_replace, through};
 use super::world::{Change, Event, Fact, Found, Happening, Load, Poll, Step, Value, World};
 use super::{Checker, Guard, KEY, OTHER};
 use crate::domain::{ChangeId, Revision};
@@ -63,11 +63,12 @@ impl Checker {
             Value::Active => vec![Value::Revoked, Value::Absent],
             Value::Revoked => vec![Value::Absent],
         };
-        let begin = |world: &World, id: ChangeId, time: usize, is_new: bool, step: Step| Change {
+        let begin = |world: &World, id: ChangeId, time: usize, novelty: Novelty, step: Step| Change {
             id,
             time,
             seen: world.part.seen(),
-            is_new,
+            novelty,
+            needs_poll: false,
             epoch: if world.is_closed { u8::MAX } else { world.epoch },
             state: world.states.len() - 1,
             step,
@@ -79,7 +80,13 @@ impl Checker {
                 changed.changes -= 1;
                 steps.push((format!("another makes it {value:?}"), Ok(changed.clone())));
                 if world.change.is_none() {
-                    changed.change = Some(begin(&changed, id, changed.now(), true, Step::Committed));
+                    let made = begin(&changed, id, changed.now(), Novelty::New, Step::Committed);
+                    if value == Value::Revoked && self.bounds.revokes_unread {
+                        let change = Some(Change { novelty: Novelty::Unknown, ..made });
+                        let unread = World { change, ..changed.clone() };
+                        steps.push(("this revokes it without having read it".into(), Ok(unread)));
+                    }
+                    changed.change = Some(made);
                     steps.push((format!("this makes it {value:?}"), Ok(changed)));
                 }
             }
@@ -88,7 +95,13 @@ impl Checker {
             let mut changed = world.clone();
             let made = world.log.iter().find(|event| event.id == current.id).copied().unwrap();
             if self.has(Guard::RepeatedRevokeCounts) {
-                changed.change = Some(begin(world, current.id, made.time, false, Step::Committed));
+                let again = begin(world, current.id, made.time, Novelty::Earlier, Step::Committed);
+                if self.bounds.revokes_unread {
+                    let change = Some(Change { novelty: Novelty::Unknown, ..again });
+                    let unread = World { change, ..world.clone() };
+                    steps.push(("this revokes it again without having read it".into(), Ok(unread)));
+                }
+                changed.change = Some(again);
                 steps.push(("this revokes it again".into(), Ok(changed)));
             } else {
                 changed.answered |= 1 << made.time;
@@ -99,7 +112,7 @@ impl Checker {
             let mut changed = world.clone();
             let made = world.log.iter().find(|event| event.id == current.id).copied();
             let time = made.map_or(0, |made| made.time);
-            changed.change = Some(begin(world, current.id, time, false, Step::NotFound(world.now())));
+            changed.change = Some(begin(world, current.id, time, Novelty::Earlier, Step::NotFound(world.now())));
             steps.push(("this finds nothing to change".into(), Ok(changed)));
         }
         if world.other_changes > 0 {
@@ -109,7 +122,7 @@ impl Checker {
             changed.other_changes -= 1;
             steps.push(("another changes the other key".into(), Ok(changed.clone())));
             if !world.is_closed {
-                if self.see_own(&mut changed, seen, id).is_ok() {
+                if self.see_own(&mut changed, seen, id, Novelty::New).is_ok() {
                     self.raise(&mut changed, OTHER, Cause::Change, id);
                 }
                 steps.push(("this changes the other key".into(), Ok(changed)));
@@ -140,36 +153,41 @@ impl Checker {
 
     /// Compares a change of this replica with the current epoch (rule 11). If history was rewound, the world
     /// is closed.
-    fn see_own(&self, world: &mut World, seen: ChangeId, id: ChangeId) -> Result<(), Rewound> {
+    fn see_own(
+        &self,
+        world: &mut World,
+        seen: ChangeId,
+        id: ChangeId,
+        novelty: Novelty,
+    ) -> Result<Certainty, Rewound> {
         if !self.has(Guard::OwnChangeIsCompared) {
-            return Ok(());
+            return Ok(Certainty::Certain);
         }
-        world.part.see_own(seen, id).inspect_err(|_| world.close())
+        world.part.see_own(seen, id, novelty).inspect_err(|_| world.close())
     }
 
     fn own_change(&self, world: &World, steps: &mut Steps) {
         let Some(change) = world.change else { return };
         let mut next = world.clone();
         let step = |step| Some(Change { step, ..change });
+        let mut needs_poll = change.needs_poll;
         let fence_first = self.has(Guard::FenceGoesFirst);
         match change.step {
             Step::Committed | Step::Fenced => {
                 let is_first = change.step == Step::Committed;
                 if is_first == fence_first {
                     let is_here = !world.is_closed && change.epoch == world.epoch;
-                    let seen = match (is_here, change.is_new) {
-                        (false, _) => Err(Rewound),
-                        (true, true) => self.see_own(&mut next, change.seen, change.id),
-                        (true, false) if self.has(Guard::OwnChangeIsCompared) => {
-                            next.part.see(ChangeId::NONE, change.id).inspect_err(|_| next.close())
-                        }
-                        (true, false) => Ok(()),
+                    let certainty = if is_here {
+                        self.see_own(&mut next, change.seen, change.id, change.novelty)
+                    } else {
+                        Err(Rewound)
                     };
-                    if seen.is_err() {
+                    let Ok(certainty) = certainty else {
                         next.change = step(Step::AwaitsPoll(world.now()));
                         steps.push(("this changed another history".into(), Ok(next)));
                         return;
-                    }
+                    };
+                    needs_poll = certainty == Certainty::NeedsPoll && self.has(Guard::UnknownChangePolls);
                     if self.has(Guard::ChangeRaises) {
                         // A creation raises the fence, too, because this replica may not have read the
                         // deletion of the key before it.
@@ -179,7 +197,8 @@ impl Checker {
                     // Without a fence to compare with, the entry is evicted in any case.
                     if fence_first { next.take_out() } else { next.cache = None }
                 }
-                next.change = step(if is_first { Step::Fenced } else { Step::TakenOut });
+                let step = if is_first { Step::Fenced } else { Step::TakenOut };
+                next.change = Some(Change { step, needs_poll, ..change });
             }
             Step::TakenOut => {
                 let fact = Fact { state: change.state, through: change.id, began: 0 };
@@ -189,6 +208,7 @@ impl Checker {
                 }
                 next.change = step(Step::Put);
             }
+            Step::Put if needs_poll => next.change = step(Step::AwaitsPoll(world.now())),
             Step::Put => {
                 next.answered |= 1 << change.time;
                 next.change = None;

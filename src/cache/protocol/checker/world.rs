@@ -5,7 +5,7 @@
 
 use std::hash::{Hash, Hasher};
 
-use super::super::{Cause, Kind, Part};
+use super::super::{Cause, Kind, Novelty, Part};
 use super::{Bounds, KEY};
 use crate::domain::{ChangeId, Revision};
 
@@ -76,7 +76,9 @@ pub(super) struct Change {
     pub(super) time: usize,
     /// The largest change seen when the change began.
     pub(super) seen: ChangeId,
-    pub(super) is_new: bool,
+    pub(super) novelty: Novelty,
+    /// Whether a poll has to be completed before the change is acknowledged.
+    pub(super) needs_poll: bool,
     pub(super) epoch: u8,
     /// The state of the key that is put into the cache.
     pub(super) state: usize,
