@@ -39,6 +39,8 @@
 //!    ```
 //! 7. **Offer capabilities.** A backend that reports changes to other replicas, stores events or records last
 //!    uses implements [`ChangeFeed`], [`AuditTrail`] or [`UsageStore`], and adds them to its [`Backend`].
+//!    [`StoredEvent`] converts an event into a document. [`Changes::of`] and [`RecentChanges::of`] build the
+//!    answers of a feed with one partition. `examples/journal_backend` offers all capabilities.
 //! 8. **Serve it.** [`App::with_backend`](crate::app::App::with_backend) serves any [`Backend`]. All its
 //!    calls run on the runtime that created the app, not on the threads that serve clients.
 //!
@@ -65,8 +67,8 @@ pub use capabilities::{AuditTrail, Backend, ChangeFeed, UsageStore};
 pub(crate) use deadline::within;
 pub use error::{ErrorKind, RepositoryError, Result};
 pub(crate) use feed::partition_of;
-pub use feed::{Changes, FeedPosition, RecentChanges, UnreadableEvent};
-use feed::{Cursor, FeedItem, split};
+pub use feed::{Changes, FeedItem, FeedPosition, RecentChanges, UnreadableEvent};
+use feed::{Cursor, split};
 pub use identity::BackendIdentity;
 use key_repository::REQUEST_RETENTION;
 pub use key_repository::{KeyRepository, KeyStream};

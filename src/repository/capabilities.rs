@@ -37,12 +37,15 @@ pub trait ChangeFeed: Send + Sync + Debug {
     ///
     /// # Errors
     /// [`ErrorKind::PositionLost`](super::ErrorKind::PositionLost) if events after the position may be
-    /// missing. They were pruned, or history was rewound, so that the event at the position is a different
-    /// one.
+    /// missing. They were pruned, or the backend was rewound, so that the event at the position is a
+    /// different one. Otherwise the errors of a read of [`KeyRepository`].
     async fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes>;
 
     /// Returns at most `limit` of the newest events, and the position after the newest of all. A follower
     /// begins here.
+    ///
+    /// # Errors
+    /// The errors of a read of [`KeyRepository`]. All partitions have to answer.
     async fn recent_changes(&self, limit: usize) -> Result<RecentChanges>;
 
     /// Returns a stream that yields after changes of any replica, so that followers need not wait for the
@@ -59,11 +62,19 @@ pub trait ChangeFeed: Send + Sync + Debug {
 #[async_trait]
 pub trait AuditTrail: Send + Sync + Debug {
     /// Returns at most `request.limit` of the events that `request` selects, newest first, beginning after
-    /// the event `request.after`. Events outlive their keys.
+    /// the event `request.after`. Events outlive their keys. An empty page means that no event follows.
+    ///
+    /// # Errors
+    /// The errors of a read of [`KeyRepository`].
     async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<ListedEvent>>;
 
     /// Deletes events from before `before` and returns their number. It never deletes the newest event of a
     /// partition. If several replicas prune at the same time, one of them may do all the work. Idempotent.
+    ///
+    /// Dropping the future may leave some of the events deleted. A later call deletes the others.
+    ///
+    /// # Errors
+    /// The errors of a change of [`KeyRepository`]. Some of the events may have been deleted.
     async fn prune_events(&self, before: Timestamp) -> Result<u64>;
 }
 
@@ -73,10 +84,18 @@ pub trait AuditTrail: Send + Sync + Debug {
 pub trait UsageStore: Send + Sync + Debug {
     /// Records that keys were used. Idempotent: the latest time of each key is stored, whatever the order of
     /// calls. Ids of keys that don't exist are ignored.
+    ///
+    /// Dropping the future may leave some of the uses recorded. A later call records the others.
+    ///
+    /// # Errors
+    /// The errors of a change of [`KeyRepository`]. Some of the uses may have been recorded.
     async fn record_usage(&self, usage: &[(KeyId, Timestamp)]) -> Result<()>;
 
     /// Returns the last recorded use of each of `ids`, in the same order. `None` for a key that was never
     /// used or does not exist.
+    ///
+    /// # Errors
+    /// The errors of a read of [`KeyRepository`].
     async fn usage(&self, ids: &[KeyId]) -> Result<Vec<Option<Timestamp>>>;
 }
 

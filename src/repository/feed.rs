@@ -8,18 +8,22 @@ use crate::domain::{ChangeId, KeyEvent, Revision};
 pub(in crate::repository) use position::Cursor;
 pub use position::FeedPosition;
 
+/// The number of the partition in a feed with one partition.
+const ONLY_PARTITION: u8 = 0;
+
 /// Returns the partition of a key whose hash begins with `byte`, in a feed with `partitions` partitions: see
 /// [`ChangeFeed::partitions`](super::ChangeFeed::partitions).
 pub(crate) fn partition_of(byte: u8, partitions: usize) -> usize {
     usize::from(byte) % partitions
 }
 
-/// An event of the feed. The revision of an event is readable even if the rest is not.
-pub(super) type FeedItem = Listed<KeyEvent, Revision>;
+/// A stored event of the feed. The revision of an event is readable even if the rest is not.
+pub type FeedItem = Listed<KeyEvent, Revision>;
 
 impl FeedItem {
     /// Returns the identity of the event's change. The nonce of an unreadable event is unknown.
-    pub(super) fn change(&self) -> ChangeId {
+    #[must_use]
+    pub fn change(&self) -> ChangeId {
         match self {
             Self::Read(event) => event.change(),
             Self::Unreadable(revision) => ChangeId::of_revision(*revision),
@@ -67,6 +71,28 @@ pub struct Changes {
 }
 
 impl Changes {
+    /// Returns the changes after a position in a feed with one partition. `items` are the stored events that
+    /// follow the position, in their order. Without any, the position does not change.
+    ///
+    /// ```
+    /// # use keyvouch::domain::{ChangeId, Revision};
+    /// # use keyvouch::repository::{Changes, FeedPosition, Listed};
+    /// let after = FeedPosition::of(ChangeId::new(Revision::new(7), 1));
+    /// assert_eq!(Changes::of(Some(&after), Vec::new()).position, after);
+    /// // An event that can't be read.
+    /// let changes = Changes::of(Some(&after), vec![Listed::Unreadable(Revision::new(8))]);
+    /// assert_eq!(changes.position.last_change(0).revision, Revision::new(8));
+    /// ```
+    #[must_use]
+    pub fn of(after: Option<&FeedPosition>, items: Vec<FeedItem>) -> Self {
+        let position = match items.last() {
+            Some(last) => FeedPosition::of(last.change()),
+            None => after.cloned().unwrap_or_default(),
+        };
+        let (events, unreadable) = split(items.into_iter().map(|item| (ONLY_PARTITION, item)));
+        Self { events, unreadable, position, unanswered: Vec::new() }
+    }
+
     /// Returns whether there may be more events after these, which were read with this `limit`.
     pub(crate) fn is_full(&self, limit: usize) -> bool {
         self.events.len() + self.unreadable.len() >= limit
@@ -85,14 +111,15 @@ pub struct RecentChanges {
 }
 
 impl RecentChanges {
-    /// Returns the newest events of a backend with one partition, oldest first. `head` is the newest
-    /// revision.
-    pub(super) fn of(items: Vec<FeedItem>, head: Revision) -> Self {
+    /// Returns the end of a feed with one partition. `items` are its newest stored events, oldest first. `head`
+    /// is the last revision that was assigned, even if its event is not stored any more.
+    #[must_use]
+    pub fn of(items: Vec<FeedItem>, head: Revision) -> Self {
         let position = match items.last() {
             Some(last) => FeedPosition::of(last.change()),
             None => FeedPosition::after_missing(head),
         };
-        let (events, unreadable) = split(items.into_iter().map(|item| (0, item)));
+        let (events, unreadable) = split(items.into_iter().map(|item| (ONLY_PARTITION, item)));
         Self { events, unreadable, position }
     }
 }

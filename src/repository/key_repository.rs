@@ -28,6 +28,14 @@ pub(super) const REQUEST_RETENTION: Duration = Duration::from_hours(24);
 /// nothing was stored, except that the outcome is unknown after `Timeout`, `Unavailable` and `Internal`, unless
 /// the error is declared [`unapplied`](RepositoryError::unapplied).
 ///
+/// # Cancellation
+///
+/// Dropping the future of a read has no effect. After the future of a write was dropped, it is unknown whether
+/// the write was made, as after `Timeout`. The server therefore runs each write in a task that it never aborts.
+/// No method leaves a write partially made, except where the documentation of a default implementation says so.
+///
+/// # Consistency
+///
 /// An acknowledged write is seen by every read that begins afterwards, through any handle of the same
 /// backend. It survives all failures that the backend is designed to survive.
 #[async_trait]
@@ -122,8 +130,9 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
     /// Stores both records of `rotation`: it creates the successor and updates the replaced key, whose stored
     /// revision has to equal the one in `rotation.replaced`. Returns both with their new revisions.
     ///
-    /// The default implementation creates the successor first, and deletes it if the update fails. Built-in
-    /// backends make one atomic change.
+    /// The default implementation creates the successor first, and deletes it if the update fails. If the
+    /// outcome of the update is unknown, or the future is dropped, the successor remains. Nobody has its secret.
+    /// Built-in backends make one atomic change.
     ///
     /// # Errors
     /// The errors of [`create`](Self::create) and [`update`](Self::update). Neither record is stored then.
@@ -193,6 +202,9 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
     ///
     /// The default implementation returns `None`. Only the prefix then separates the entries of installations
     /// that share a Redis cache.
+    ///
+    /// # Errors
+    /// The errors of a read, and on the first call those of a write.
     async fn identity(&self) -> Result<Option<BackendIdentity>> {
         Ok(None)
     }
@@ -212,6 +224,9 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
     /// Checks whether the backend answers reads.
     ///
     /// The default implementation looks up a key that can't exist.
+    ///
+    /// # Errors
+    /// The error of a read.
     async fn ping(&self) -> Result<()> {
         self.get_by_hash(&KeyHash::from_bytes([0; KeyHash::BYTES])).await.map(drop)
     }
@@ -220,6 +235,9 @@ pub trait KeyRepository: Send + Sync + Debug + Display {
     /// [`ErrorKind::Unavailable`].
     ///
     /// The default implementation does nothing.
+    ///
+    /// # Errors
+    /// A connection could not be closed in order. It is closed with the process nevertheless.
     async fn close(&self) -> Result<()> {
         Ok(())
     }

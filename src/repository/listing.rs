@@ -13,6 +13,15 @@ pub struct PageRequest {
     pub limit: usize,
 }
 
+impl PageRequest {
+    /// Returns whether the page may contain `key`: it has the owner, and comes after the position.
+    #[must_use]
+    pub fn selects(&self, key: &ApiKey) -> bool {
+        self.owner_id.as_ref().is_none_or(|owner| *owner == key.owner_id)
+            && self.after.is_none_or(|after| after.precedes(PagePosition::of(key)))
+    }
+}
+
 /// A position in a listing, directly after the key with this creation time and id. The key need not exist any
 /// more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +57,17 @@ pub struct EventPageRequest {
     pub after: Option<EventPosition>,
     /// Maximum number of events.
     pub limit: usize,
+}
+
+impl EventPageRequest {
+    /// Returns whether the page may contain `event`: it has the key and the owner, and comes after the
+    /// position, newest first.
+    #[must_use]
+    pub fn selects(&self, event: &KeyEvent) -> bool {
+        self.key_id.is_none_or(|id| id == event.key_id)
+            && self.owner_id.as_ref().is_none_or(|owner| *owner == event.owner_id)
+            && self.after.is_none_or(|after| EventPosition::of(event) < after)
+    }
 }
 
 /// A position in the audit trail, directly after this event. The event need not exist any more.

@@ -15,7 +15,7 @@ mod documents;
 mod fixtures;
 mod gateways;
 mod imports;
-#[path = "../../examples/journal_backend.rs"]
+#[path = "../../examples/journal_backend/main.rs"]
 #[expect(dead_code, unreachable_pub, reason = "its `main` is run as a program")]
 mod journal_backend;
 mod plans;

@@ -147,7 +147,7 @@ mod folder_of_files {
 mod journal {
     use super::*;
     use crate::cached::{Replica, options};
-    use crate::journal_backend::Journal;
+    use crate::journal_backend::journal::Journal;
     use crate::support::until;
 
     fn open(folder: &TempDir) -> Backend {

@@ -179,13 +179,7 @@ impl State {
     pub(super) fn event_page(&self, request: &EventPageRequest) -> Vec<ListedEvent> {
         let end = request.after.map_or(Bound::Unbounded, |after| Bound::Excluded(after.revision));
         let events = self.events.range((Bound::Unbounded, end)).rev().map(|(_, event)| event);
-        events
-            .filter(|event| request.key_id.is_none_or(|id| id == event.key_id))
-            .filter(|event| request.owner_id.as_ref().is_none_or(|owner| *owner == event.owner_id))
-            .take(request.limit)
-            .cloned()
-            .map(Listed::Read)
-            .collect()
+        events.filter(|event| request.selects(event)).take(request.limit).cloned().map(Listed::Read).collect()
     }
 
     pub(super) fn changes(&self, after: Option<&FeedPosition>, limit: usize) -> Result<Changes> {
@@ -197,15 +191,8 @@ impl State {
             },
             Some(_) => return Err(ErrorKind::PositionLost.into()),
         };
-        let events: Vec<_> = self
-            .events
-            .range((begin, Bound::Unbounded))
-            .take(limit)
-            .map(|(_, event)| event.clone())
-            .collect();
-        let start = || after.cloned().unwrap_or_else(FeedPosition::beginning);
-        let position = events.last().map_or_else(start, |last| FeedPosition::of(last.change()));
-        Ok(Changes { events, unreadable: Vec::new(), position, unanswered: Vec::new() })
+        let events = self.events.range((begin, Bound::Unbounded)).take(limit);
+        Ok(Changes::of(after, events.map(|(_, event)| Listed::Read(event.clone())).collect()))
     }
 
     pub(super) fn recent_changes(&self, limit: usize) -> RecentChanges {

@@ -47,21 +47,15 @@ impl RedisRepository {
     /// Returns the newest events of one shard that `request` selects, at most `request.limit`.
     async fn newest_events(&self, shard: Shard, request: &EventPageRequest) -> Result<Vec<ListedEvent>> {
         let mut end = request.after.map_or_else(|| "+".to_owned(), |after| entry_id(after.revision));
-        // Positions descend, because the newest events come first.
-        let is_after = |position: EventPosition| request.after.is_none_or(|after| position < after);
-        let asked_for = |item: FeedItem| match item {
-            FeedItem::Read(event) => {
-                let is_asked_for = request.key_id.is_none_or(|id| id == event.key_id)
-                    && request.owner_id.as_ref().is_none_or(|owner| *owner == event.owner_id)
-                    && is_after(EventPosition::of(&event));
-                is_asked_for.then_some(ListedEvent::Read(event))
-            }
+        let selected = |item: FeedItem| match item {
+            FeedItem::Read(event) => request.selects(&event).then_some(ListedEvent::Read(event)),
             // The key of an unreadable event is unknown, so only listings without a filter contain it.
             FeedItem::Unreadable(revision) => {
                 let position = EventPosition { revision, key_id: KeyId::from_uuid(Uuid::nil()) };
-                let is_asked_for =
-                    request.key_id.is_none() && request.owner_id.is_none() && is_after(position);
-                is_asked_for.then_some(ListedEvent::Unreadable(position))
+                let is_selected = request.key_id.is_none()
+                    && request.owner_id.is_none()
+                    && request.after.is_none_or(|after| position < after);
+                is_selected.then_some(ListedEvent::Unreadable(position))
             }
         };
         let count = if request.key_id.is_none() && request.owner_id.is_none() {
@@ -76,7 +70,7 @@ impl RedisRepository {
             let Some((last, _)) = entries.last() else { break };
             end = format!("({last}");
             for entry in entries {
-                found.extend(asked_for(parse(entry)?));
+                found.extend(selected(parse(entry)?));
             }
             if found.len() >= request.limit || u64::try_from(read).is_ok_and(|read| read < count) {
                 break;
@@ -193,7 +187,7 @@ impl RedisRepository {
         let mut events: Vec<_> = entries.into_iter().map(parse).collect::<Result<_>>()?;
         match cursor {
             // Read the event at the cursor again. If it is missing or another one, events were trimmed or
-            // history was rewound.
+            // the backend was rewound.
             Cursor::Event { .. } => match events.first() {
                 Some(first) if cursor.is(first.change()) => {
                     events.remove(0);

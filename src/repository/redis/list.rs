@@ -59,7 +59,7 @@ impl RedisRepository {
             let is_last = members.len() < wanted;
             let keys = self.keys_of(&members).await?;
             page.extend(keys.into_iter().filter(|listed| match listed {
-                ListedKey::Read(key) => request.owner_id.as_ref().is_none_or(|owner| *owner == key.owner_id),
+                ListedKey::Read(key) => request.selects(key),
                 ListedKey::Unreadable(_) => true,
             }));
             if is_last || page.len() >= request.limit {

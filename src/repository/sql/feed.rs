@@ -14,11 +14,9 @@ use crate::domain::{Revision, Timestamp};
 use crate::repository::stored::timestamp;
 use crate::repository::{
     Changes, Cursor, ErrorKind, EventPageRequest, FeedItem, FeedPosition, ListedEvent, RecentChanges,
-    RepositoryError, Result, split,
+    RepositoryError, Result,
 };
 
-/// The only partition of this feed.
-const PARTITION: u8 = 0;
 /// Maximum number of events that one transaction deletes.
 const PRUNE_BATCH: usize = 1_000;
 
@@ -91,7 +89,7 @@ pub(super) async fn recent_changes(
 }
 
 /// Returns the events after `position`. The event at the position is read again. If it is missing or another
-/// one, events after it were pruned or history was rewound.
+/// one, events after it were pruned or the backend was rewound.
 pub(super) async fn changes(
     connection: &impl ConnectionTrait,
     tables: &Tables,
@@ -100,7 +98,7 @@ pub(super) async fn changes(
 ) -> Result<Changes> {
     let Some(position) = position else {
         let items = read(connection, &query::events_from(tables, Revision::NONE, limit)).await?;
-        return Ok(behind(&FeedPosition::beginning(), items));
+        return Ok(Changes::of(None, items));
     };
     let events = match position.cursor(0) {
         Cursor::Start { missing } => {
@@ -121,14 +119,7 @@ pub(super) async fn changes(
             events
         }
     };
-    Ok(behind(position, events))
-}
-
-/// Returns the changes in `items`, which come after `position`.
-fn behind(position: &FeedPosition, items: Vec<FeedItem>) -> Changes {
-    let position = items.last().map_or_else(|| position.clone(), |last| FeedPosition::of(last.change()));
-    let (events, unreadable) = split(items.into_iter().map(|item| (PARTITION, item)));
-    Changes { events, unreadable, position, unanswered: Vec::new() }
+    Ok(Changes::of(Some(position), events))
 }
 
 /// Deletes one batch of the events from before `before`, oldest first, but never the newest of all, by which
