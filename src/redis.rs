@@ -72,9 +72,9 @@ pub(crate) fn config(url: &str, files: &RedisFiles) -> Result<Config> {
 fn parse(url: &str, files: &RedisFiles) -> Result<Config> {
     // The parser's own error can quote the URL, so it is discarded.
     let parse = |url: &str| {
-        let unreadable = "the URL can't be read, or the system's certificates: special characters in a password are \
-                          written as %XX";
-        Config::from_url(url).map_err(|_| InvalidSettings::new(unreadable))
+        let problem = "malformed URL, or the system's certificates can't be read; special characters in a password \
+                       must be written as %XX";
+        Config::from_url(url).map_err(|_| InvalidSettings::new(problem))
     };
     if !files.need_tls() {
         return parse(url);
@@ -82,7 +82,7 @@ fn parse(url: &str, files: &RedisFiles) -> Result<Config> {
     // Parse the URL without TLS: fred would otherwise read the system's certificates, which may be missing.
     let Some(rest) = url.strip_prefix("rediss").or_else(|| url.strip_prefix("valkeys")) else {
         return Err(InvalidSettings::new(
-            "files of certificates are for URLs with TLS: rediss:, rediss-sentinel: or rediss-cluster:",
+            "certificate files need a URL with TLS; use rediss:, rediss-sentinel: or rediss-cluster:",
         ));
     };
     let mut config = parse(&format!("redis{rest}"))?;
@@ -119,7 +119,7 @@ pub(crate) fn client(config: Config, timeout: Duration) -> Result<Client> {
         })
         .set_policy(reconnects())
         .build()
-        .map_err(|_| InvalidSettings::new("the URL does not fit together"))
+        .map_err(|_| InvalidSettings::new("the URL has options that can't be combined"))
 }
 
 /// Returns the addresses of the servers, without credentials.

@@ -44,13 +44,13 @@ pub struct PlannedMigration {
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
     /// The database returned an error.
-    #[error("the database refused")]
+    #[error("the database reported an error")]
     Database(#[from] DbErr),
     /// Another process has held the migration lock for an hour. Returned only for MySQL and MariaDB.
     #[error("another process holds the migration lock")]
     Locked,
     /// The history has migrations of a newer release.
-    #[error("the schema has migrations that this release does not know ({}): use the release that made them", .0.join(", "))]
+    #[error("the schema has migrations that this release does not support ({}); use the release that applied them", .0.join(", "))]
     Newer(Vec<String>),
 }
 

@@ -32,7 +32,7 @@ pub struct KeyEvent {
     /// The revision that the change gave to the key.
     pub revision: Revision,
     /// A random number, drawn for this event. It distinguishes this event from another one that gets the same
-    /// revision after history was rewound.
+    /// revision after the backend was rewound.
     pub nonce: u64,
     /// The id of the changed key.
     pub key_id: KeyId,
@@ -53,7 +53,8 @@ pub struct KeyEvent {
 }
 
 impl KeyEvent {
-    /// Returns the event of a change that made `key` what it is, or deleted it. Its revision and nonce are those of `key`.
+    /// Returns the event of the change that resulted in `key`, or that deleted it. Its revision and nonce are
+    /// those of `key`.
     #[must_use]
     pub fn of(
         key: &ApiKey,

@@ -2,11 +2,11 @@
 
 use super::{Entropy, EntropyError, Revision};
 
-/// Identifies one change in the history of a backend by its revision and a random nonce.
+/// Identifies one change of a backend by its revision and a random nonce.
 ///
 /// A revision alone is not sufficient. After a failover that lost changes, or in a restored backup, the
-/// revisions of the lost changes are used again. Two histories that diverge have different nonces at every
-/// revision from there on.
+/// revisions of the lost changes are used again. The changes of two epochs have different
+/// nonces at every revision from the first lost change on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChangeId {
     /// The revision that the change was assigned.
@@ -34,8 +34,8 @@ impl ChangeId {
         Self { revision, nonce: Self::UNKNOWN_NONCE }
     }
 
-    /// Returns whether both changes can't belong to one history, because they have the same revision and
-    /// different nonces. An unknown nonce contradicts none.
+    /// Returns whether both changes can't belong to one epoch of the backend, because they have the same
+    /// revision and different nonces. An unknown nonce contradicts none.
     #[must_use]
     pub fn contradicts(self, other: Self) -> bool {
         self.revision == other.revision

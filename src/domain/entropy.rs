@@ -13,7 +13,7 @@ pub trait Entropy: Send + Sync + Debug {
 
 /// The operating system's random number generator failed.
 #[derive(Debug, thiserror::Error)]
-#[error("the operating system gave no random bytes")]
+#[error("the operating system returned no random bytes")]
 pub struct EntropyError(#[source] pub Box<dyn std::error::Error + Send + Sync>);
 
 /// The operating system's generator (`getrandom(2)` on Linux).

@@ -34,13 +34,13 @@ pub struct KeyIdentity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RotationRefused {
     /// The key was revoked.
-    #[error("a revoked key can't be rotated: create a new one")]
+    #[error("a revoked key can't be rotated; create a new one")]
     Revoked,
     /// The key has expired.
-    #[error("an expired key can't be rotated: create a new one")]
+    #[error("an expired key can't be rotated; create a new one")]
     Expired,
     /// The key already has this successor.
-    #[error("the key was rotated before: rotate its successor {0}")]
+    #[error("the key was rotated before; rotate its successor {0}")]
     Replaced(KeyId),
 }
 

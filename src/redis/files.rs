@@ -72,7 +72,7 @@ fn roots(ca: Option<&Path>) -> std::result::Result<RootCertStore, Failure> {
         roots.add(certificate)?;
     }
     if roots.is_empty() {
-        return Err("the file of certificates has none".into());
+        return Err("the file contains no certificates".into());
     }
     Ok(roots)
 }

@@ -73,7 +73,7 @@ pub(super) async fn rotate<R: KeyRepository + ?Sized>(
             if let Err(left) = repository.delete(successor.id, context).await {
                 // The successor's secret was not returned to anyone, so the key is harmless. The caller gets
                 // the error that made the rotation fail.
-                tracing::warn!(error = %error_chain(&left), key = %successor.id, "a successor was left behind");
+                tracing::warn!(error = %error_chain(&left), key = %successor.id, "the successor of a failed rotation could not be deleted");
             }
             Err(error)
         }

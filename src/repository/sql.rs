@@ -1,9 +1,9 @@
 //! Keys in a SQL database, through SeaORM: SQLite, PostgreSQL, MySQL and MariaDB.
 //!
-//! Every change is one transaction ([`transaction::ChangeTransaction`]). It first takes the next revision from the row of
-//! `revision_head`, which it locks until it commits, so the order of revisions is the order of commits. It
-//! writes the record and its event together. Reads use a pool of their own, so that they never wait for a
-//! writer.
+//! Every change is one transaction ([`transaction::ChangeTransaction`]). It first takes the next revision from
+//! the row of `revision_head`, which it locks until it commits, so the order of revisions is the order of
+//! commits. It writes the record and its event together. Reads use a pool of their own, so that they never wait
+//! for a writer.
 
 mod capabilities;
 mod database;

@@ -145,7 +145,7 @@ impl Server {
         self.watched.kill();
         let (begun, address) = (Instant::now(), (Ipv4Addr::LOCALHOST, self.port));
         while std::net::TcpStream::connect(address).is_ok() {
-            assert!(begun.elapsed() < NEVER, "the server goes on");
+            assert!(begun.elapsed() < NEVER, "the server still accepts connections");
             std::thread::sleep(Duration::from_millis(5));
         }
     }

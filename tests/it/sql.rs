@@ -93,9 +93,37 @@ async fn every_change_writes_its_event() {
         ]
     );
     let sql = "select cast(revision as text) from key_event order by revision";
-    assert_eq!(texts(&database, sql).await, ["1", "2", "3", "4", "5", "6"], "no revision is used up in vain");
+    assert_eq!(texts(&database, sql).await, ["1", "2", "3", "4", "5", "6"], "failed changes use no revision");
     let nonces = texts(&database, "select distinct cast(nonce as text) from key_event").await;
     assert_eq!(nonces.len(), 6);
+}
+
+/// The values of a row as every release with nonces has written them.
+#[tokio::test]
+async fn rows_of_keys_keep_their_form() {
+    let (repository, database, _folder) = open().await;
+    let bare = key("a");
+    let full = ApiKey {
+        scopes: ScopeSet::parse("scopes", ["write", "read"]).unwrap(),
+        metadata: Metadata::parse([("k".into(), "\"🔑\"".into())].into()).unwrap(),
+        expires_at: Some(at(8)),
+        created_at: at(-5),
+        ..key("b")
+    };
+    repository.create(bare, &context(1)).await.unwrap();
+    let full = repository.create(full, &context(2)).await.unwrap();
+    repository.revoke(full.id, RevokeReason::parse("reason", "leaked").unwrap(), &context(9)).await.unwrap();
+    let sql = "select prefix || ' ' || name || ' ' || owner_id || ' ' || scopes || ' ' || metadata || ' ' || created_at \
+               || ' ' || updated_at || ' ' || coalesce(expires_at, '-') || ' ' || coalesce(revoked_at, '-') || ' ' \
+               || coalesce(revoke_reason, '-') || ' ' || revision || ' ' || (nonce_revision = revision) || ' ' \
+               || typeof(id) || length(id) || ' ' || typeof(hash) || length(hash) from api_key order by revision";
+    assert_eq!(
+        texts(&database, sql).await,
+        [
+            "kv_ name Owner [] {} 1 1 - - - 1 1 blob16 blob32",
+            r#"kv_ name Owner ["read","write"] {"k":"\"🔑\""} -5 9 8 9 leaked 3 1 blob16 blob32"#,
+        ]
+    );
 }
 
 #[tokio::test]
@@ -106,7 +134,7 @@ async fn the_file_is_a_write_ahead_log_with_foreign_keys() {
     repository.record_usage(&[(created.id, at(5))]).await.unwrap();
     repository.delete(created.id, &context(2)).await.unwrap();
     let left = texts(&database, "select cast(count(*) as text) from api_key_usage").await;
-    assert_eq!(left, ["0"], "usage goes with its key");
+    assert_eq!(left, ["0"], "the usage is deleted with its key");
 }
 
 #[tokio::test]
@@ -137,7 +165,7 @@ async fn invalid_rows_are_corrupt() {
         );
     }
     repository.delete(created.id, &context(2)).await.unwrap();
-    assert_eq!(repository.get(created.id).await.unwrap(), None, "what is corrupt can be deleted");
+    assert_eq!(repository.get(created.id).await.unwrap(), None, "corrupt records can be deleted");
 }
 
 #[tokio::test]

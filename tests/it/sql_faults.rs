@@ -32,11 +32,11 @@ async fn a_frozen_server_fails_calls_in_time(kind: Kind) {
     let created = repository.create(key("a"), &context()).await.unwrap();
     server.freeze();
     for _ in 0..3 {
-        let honest = [ErrorKind::Timeout, ErrorKind::Unavailable];
+        let expected = [ErrorKind::Timeout, ErrorKind::Unavailable];
         let read = repository.get_by_hash(&created.hash).await.unwrap_err();
-        assert!(honest.contains(&read.kind()), "{read:?}");
+        assert!(expected.contains(&read.kind()), "{read:?}");
         let change = repository.revoke(created.id, RevokeReason::default(), &context()).await.unwrap_err();
-        assert!(honest.contains(&change.kind()), "{change:?}");
+        assert!(expected.contains(&change.kind()), "{change:?}");
         repository.ping().await.unwrap_err();
     }
     server.thaw();

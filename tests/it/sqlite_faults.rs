@@ -76,7 +76,7 @@ async fn a_replaced_file_is_not_read() {
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     }
     let error = repository.changes(Some(&position), 10).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::PositionLost, "what was cached of it is worth nothing");
+    assert_eq!(error.kind(), ErrorKind::PositionLost, "caches have to drop their entries");
 }
 
 /// SQLite accepts values of any type in a column.

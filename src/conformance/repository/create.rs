@@ -76,10 +76,10 @@ pub async fn many_keys_are_created_independently(subject: Subject) {
     let same_id = with_id_of(3, 4);
     let keys = vec![key(0), key(1), key(3), same_id, key(5)];
     let outcomes = subject.create_many(keys, &context()).await.unwrap();
-    let told: Vec<_> =
+    let ids: Vec<_> =
         outcomes.iter().map(|it| it.as_ref().map(|key| key.id).map_err(RepositoryError::kind)).collect();
     let exists = || Err(ErrorKind::AlreadyExists);
-    assert_eq!(told, [Ok(id(0)), exists(), Ok(id(3)), exists(), Ok(id(5))]);
+    assert_eq!(ids, [Ok(id(0)), exists(), Ok(id(3)), exists(), Ok(id(5))]);
     for created in outcomes.into_iter().flatten() {
         assert!(created.revision > taken.revision);
         assert_eq!(subject.get_by_hash(&created.hash).await.unwrap(), Some(created));

@@ -24,9 +24,9 @@ pub async fn every_change_is_in_the_audit_trail(subject: Subject) {
     subject.revoke(id(1), RevokeReason::default(), &context()).await.unwrap();
     let deleted = subject.delete(id(1), &context()).await.unwrap();
     let events = page(&subject, &everything()).await;
-    let told: Vec<_> = events.iter().map(|event| (event.change(), event.kind)).collect();
+    let reported: Vec<_> = events.iter().map(|event| (event.change(), event.kind)).collect();
     assert_eq!(
-        told,
+        reported,
         [
             (deleted, ChangeKind::Deleted),
             (revoked.last_change(), ChangeKind::Revoked),
@@ -67,14 +67,14 @@ pub async fn records_contain_the_identity_of_their_last_change(subject: Subject)
     changes.extend(many.into_iter().map(|key| key.unwrap().last_change()));
     changes.push(deleted);
     assert!(changes.iter().all(|change| change.nonce != ChangeId::UNKNOWN_NONCE), "{changes:?}");
-    let mut told: Vec<_> = page(&subject, &everything()).await.iter().map(KeyEvent::change).collect();
+    let mut reported: Vec<_> = page(&subject, &everything()).await.iter().map(KeyEvent::change).collect();
     changes.sort();
-    told.sort();
-    assert_eq!(told, changes);
+    reported.sort();
+    assert_eq!(reported, changes);
     for number in [1, number, 20_001] {
         let stored = subject.get_by_hash(&hash(number)).await.unwrap().unwrap();
         assert_eq!(subject.get(id(number)).await.unwrap(), Some(stored.clone()));
-        assert!(told.contains(&stored.last_change()), "{number}");
+        assert!(reported.contains(&stored.last_change()), "{number}");
     }
 }
 
@@ -186,7 +186,11 @@ pub async fn pruned_events_are_reported_to_followers(subject: Subject) {
     let all = feed(&subject).changes(None, 1_000).await.unwrap();
     assert_eq!(all.events.len(), 3);
     assert_eq!(feed(&subject).changes(Some(&all.position), 10).await.unwrap().events, []);
-    assert_eq!(audit(&subject).prune_events(context().now).await.unwrap(), 0, "what is not older is kept");
+    assert_eq!(
+        audit(&subject).prune_events(context().now).await.unwrap(),
+        0,
+        "only older events are deleted"
+    );
     assert_eq!(audit(&subject).prune_events(at(NOW + 1_000_000)).await.unwrap(), 2);
     assert_eq!(
         kind(feed(&subject).changes(Some(&FeedPosition::beginning()), 10).await),
@@ -217,7 +221,7 @@ pub async fn the_end_of_the_feed_has_the_newest_events(subject: Subject) {
     assert_eq!(recent.position.last_change(part), updated.last_change());
     assert_eq!(feed(&subject).changes(Some(&recent.position), 10).await.unwrap().events, []);
     let deleted = subject.delete(id(1), &context()).await.unwrap();
-    let told = feed(&subject).changes(Some(&recent.position), 10).await.unwrap();
-    assert_eq!(told.events.iter().map(KeyEvent::change).collect::<Vec<_>>(), [deleted]);
-    assert!(told.unanswered.is_empty());
+    let reported = feed(&subject).changes(Some(&recent.position), 10).await.unwrap();
+    assert_eq!(reported.events.iter().map(KeyEvent::change).collect::<Vec<_>>(), [deleted]);
+    assert!(reported.unanswered.is_empty());
 }

@@ -189,15 +189,15 @@ mod tests {
             settings.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()
         };
         let alone = Replication { is_replicated: false, min_replicas_ack: 0, is_clustered: false };
-        let told = |policy, aof, settings: &[(&str, &str)]| {
+        let problems_of = |policy, aof, settings: &[(&str, &str)]| {
             let info = HashMap::from([("maxmemory_policy", policy), ("aof_enabled", aof)]);
             problems(&info, &own(settings), alone).join("; ")
         };
-        assert_eq!(told("noeviction", "1", &[("save", ""), ("appendfsync", "always")]), "");
-        assert!(told("allkeys-lru", "1", &[]).contains("noeviction"));
-        assert!(told("noeviction", "0", &[("save", "")]).contains("appendonly yes"));
-        assert!(told("noeviction", "0", &[("save", "3600 1")]).contains("only snapshots"));
-        assert!(told("noeviction", "1", &[("appendfsync", "no")]).contains("appendfsync always"));
+        assert_eq!(problems_of("noeviction", "1", &[("save", ""), ("appendfsync", "always")]), "");
+        assert!(problems_of("allkeys-lru", "1", &[]).contains("noeviction"));
+        assert!(problems_of("noeviction", "0", &[("save", "")]).contains("appendonly yes"));
+        assert!(problems_of("noeviction", "0", &[("save", "3600 1")]).contains("only snapshots"));
+        assert!(problems_of("noeviction", "1", &[("appendfsync", "no")]).contains("appendfsync always"));
         let replicated = |min_replicas_ack, settings: &[(&str, &str)]| {
             let info = HashMap::from([("aof_enabled", "1")]);
             let replication = Replication { is_replicated: true, min_replicas_ack, is_clustered: false };

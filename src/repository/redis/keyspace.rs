@@ -68,9 +68,9 @@ impl Keyspace {
         format!("{}changes", self.prefix)
     }
 
-    fn name(&self, shard: Shard, what: &str) -> String {
-        let mut name = self.begin(shard, what.len());
-        name.push_str(what);
+    fn name(&self, shard: Shard, suffix: &str) -> String {
+        let mut name = self.begin(shard, suffix.len());
+        name.push_str(suffix);
         name
     }
 

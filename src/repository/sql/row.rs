@@ -26,7 +26,7 @@ pub(super) struct KeyRow {
     prefix: String,
     name: String,
     description: String,
-    pub owner_id: Exact,
+    pub owner_id: BinaryText,
     scopes: String,
     metadata: String,
     created_at: i64,
@@ -47,7 +47,7 @@ pub(super) struct KeyRow {
 pub(super) struct KeyStub {
     pub id: Uuid,
     pub hash: Vec<u8>,
-    pub owner_id: Exact,
+    pub owner_id: BinaryText,
     pub revoked_at: Option<i64>,
     pub revision: i64,
     pub nonce: Option<i64>,
@@ -59,7 +59,7 @@ impl KeyStub {
         Ok(Self {
             id: row.try_get("", "id").map_err(from_db)?,
             hash: row.try_get("", "hash").unwrap_or_default(),
-            owner_id: row.try_get("", "owner_id").unwrap_or(Exact(UNREADABLE.to_owned())),
+            owner_id: row.try_get("", "owner_id").unwrap_or(BinaryText(UNREADABLE.to_owned())),
             // An invalid time is treated as unset.
             revoked_at: time.unwrap_or_default(),
             revision: row.try_get("", "revision").unwrap_or_default(),
@@ -91,7 +91,7 @@ pub(super) struct EventRow {
     nonce: i64,
     key_id: Uuid,
     hash: Vec<u8>,
-    owner_id: Exact,
+    owner_id: BinaryText,
     kind: String,
     changed_fields: String,
     actor: String,
@@ -100,9 +100,9 @@ pub(super) struct EventRow {
 }
 
 /// A text that the database compares byte by byte: see [`Tables::exact`].
-pub(super) struct Exact(pub String);
+pub(super) struct BinaryText(pub String);
 
-impl TryGetable for Exact {
+impl TryGetable for BinaryText {
     fn try_get_by<I: ColIdx>(row: &QueryResult, index: I) -> std::result::Result<Self, TryGetError> {
         if let Ok(text) = row.try_get_by::<String, _>(index) {
             return Ok(Self(text));

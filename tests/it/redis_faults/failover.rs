@@ -73,7 +73,7 @@ async fn check_failover(kind: Redis) {
     for _ in 0..40 {
         create_another(&mut acknowledged).await;
     }
-    assert!(acknowledged.len() < 140, "nobody noticed");
+    assert!(acknowledged.len() < 140, "no change failed during the failover");
     // The new primary has no replica to confirm changes.
     let alone = open(&servers, quick()).await;
     let begun = tokio::time::Instant::now();
@@ -109,7 +109,7 @@ async fn a_demoted_primary_is_unavailable() {
     assert_eq!(cli(port, &["REPLICAOF", "127.0.0.1", &other.servers[0].port.to_string()]), "OK");
     assert_eq!(repository.ping().await.unwrap_err().kind(), ErrorKind::Unavailable);
     let found = repository.get_by_hash(&created.hash).await.unwrap_err();
-    assert_eq!(found.kind(), ErrorKind::Unavailable, "its past counts for nothing");
+    assert_eq!(found.kind(), ErrorKind::Unavailable, "records of a replica are not used");
     let found = repository.get_many_by_hash(&[created.hash]).await.unwrap().remove(0).unwrap_err();
     assert_eq!(found.kind(), ErrorKind::Unavailable);
     let change = repository.revoke(created.id, RevokeReason::default(), &context()).await;
@@ -176,7 +176,7 @@ async fn a_frozen_primary_behind_sentinel_is_replaced() {
         repository.create(other, &context()).await.is_ok()
     })
     .await;
-    println!("reads and changes went on {:?} after the failover", failover.elapsed());
+    println!("reads and changes succeeded {:?} after the failover", failover.elapsed());
     reads.abort();
     primary.watched.thaw();
 }

@@ -22,14 +22,14 @@ async fn a_lookup_is_one_round_trip() {
     }
     let stats = cli(port, &["INFO", "commandstats"]);
     let calls = |line: &str| line.split("calls=").nth(1).unwrap().split(',').next().unwrap().to_owned();
-    let told: Vec<_> = stats
+    let commands: Vec<_> = stats
         .lines()
         .filter(|line| line.starts_with("cmdstat_") && !line.contains("config|resetstat"))
         .map(|line| (line.split(':').next().unwrap(), calls(line)))
         .collect();
     // The role is read in the same round trip, because answers of a replica must not be used.
     let both = [("cmdstat_mget", "50".to_owned()), ("cmdstat_role", "50".to_owned())];
-    assert!(told.len() == 2 && both.iter().all(|command| told.contains(command)), "{stats}");
+    assert!(commands.len() == 2 && both.iter().all(|command| commands.contains(command)), "{stats}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -82,8 +82,8 @@ async fn strict_options_require_protection_from_lost_changes() {
     let strict = || RedisOptions { strict: true, ..quick() };
     let error = RedisRepository::open(&servers.url, strict()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Refused);
-    let told = format!("{error:?}");
-    assert!(told.contains("min-replicas-to-write") && told.contains("store.redis.min_replicas_ack"), "{told}");
+    let text = format!("{error:?}");
+    assert!(text.contains("min-replicas-to-write") && text.contains("store.redis.min_replicas_ack"), "{text}");
     RedisRepository::open(&servers.url, RedisOptions { min_replicas_ack: 1, ..strict() }).await.unwrap();
     for server in &servers.servers[..2] {
         cli(server.port, &["CONFIG", "SET", "min-replicas-to-write", "1"]);
@@ -139,8 +139,8 @@ async fn a_user_without_a_required_command_is_rejected_at_startup() {
         }
         let error = RedisRepository::open(&servers.url, quick()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Refused);
-        let told = format!("{error:?}");
-        assert!(told.contains("HMGET TIME XTRIM"), "{told}");
+        let text = format!("{error:?}");
+        assert!(text.contains("HMGET TIME XTRIM"), "{text}");
         for server in &servers.servers {
             assert_eq!(cli(server.port, &["ACL", "SETUSER", "default", "+@all"]), "OK");
         }

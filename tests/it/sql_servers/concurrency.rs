@@ -31,8 +31,12 @@ async fn a_hanging_writer_fails_changes_and_not_reads(kind: Kind) {
     let begun = Instant::now();
     let error = repository.revoke(created.id, RevokeReason::default(), &context()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
-    assert!(begun.elapsed() < timeout, "the lock timeout ends it, not that of the call");
-    assert_eq!(repository.get_by_hash(&created.hash).await.unwrap(), Some(created.clone()), "reads go on");
+    assert!(begun.elapsed() < timeout, "the lock timeout ends the change, not the timeout of the call");
+    assert_eq!(
+        repository.get_by_hash(&created.hash).await.unwrap(),
+        Some(created.clone()),
+        "reads do not wait"
+    );
     repository.record_usage(&[(created.id, now())]).await.unwrap();
     held.rollback().await.unwrap();
     repository.revoke(created.id, RevokeReason::default(), &context()).await.unwrap();

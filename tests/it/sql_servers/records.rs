@@ -144,7 +144,7 @@ async fn only_listings_are_read_from_the_replica() {
     assert_eq!(repository.get_by_hash(&created.hash).await.unwrap(), Some(created.clone()));
     assert_eq!(repository.get(created.id).await.unwrap(), Some(created));
     let request = PageRequest { owner_id: None, after: None, limit: 10 };
-    assert_eq!(repository.list_page(&request).await.unwrap(), [], "the other database has none");
+    assert_eq!(repository.list_page(&request).await.unwrap(), [], "the other database has no keys");
 }
 
 on_each_server!(

@@ -99,7 +99,7 @@ impl Connection {
             return Ok(());
         }
         self.look_for_primary().await;
-        Err(RepositoryError::new(ErrorKind::Unavailable, "the server is a replica, and not the primary"))
+        Err(RepositoryError::new(ErrorKind::Unavailable, "the server is a replica and not the primary"))
     }
 
     /// Looks for the primary by reconnecting: Sentinel, or the name of the server, may lead to another
