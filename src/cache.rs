@@ -8,12 +8,17 @@
 //!
 //! Caches store records, never verdicts. Replicas can't depend on any order of events among each other,
 //! because loads can be slow, writes of other replicas can be late, and messages can be lost. So every
-//! [`Entry`] has an applied revision (`through`), and [`Knowledge`] has the smallest applied revisions that
-//! may be served. They grow with this replica's own changes and with the change feed. [`protocol`] has the
+//! [`Entry`] has an applied revision, and [`Knowledge`] has the smallest applied revisions that
+//! may be served. They grow with this replica's own changes and with the change feed. `protocol` lists the
 //! rules, and `docs/consistency.md` describes the guarantees.
 //!
 //! Any number of caches can be stacked, in any order, in front of any backend. To add a cache, implement
 //! [`KeyCache`].
+
+#![cfg_attr(
+    not(feature = "test-support"),
+    allow(unreachable_pub, reason = "without this feature, the types behind `CacheStack` are internal")
+)]
 
 mod breaker;
 mod cached_repository;
@@ -22,8 +27,9 @@ mod feed_follower;
 pub(crate) mod knowledge;
 mod loader;
 mod moka;
-pub mod protocol;
+pub(crate) mod protocol;
 mod redis;
+mod source;
 mod stack;
 
 use std::fmt::{Debug, Display};
@@ -32,17 +38,30 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-pub use self::breaker::Breaker;
-pub use self::cached_repository::CachedRepository;
-pub use self::feed_follower::{FeedFollower, FeedHandle, FeedOptions, FeedUpdate, Seen};
-pub use self::knowledge::{Knowledge, Noted};
-pub use self::loader::{LoadLimits, Loader};
-pub use self::moka::{Capacity, MokaCache, MokaOptions};
-pub use self::redis::{RedisCache, RedisCacheOptions};
-pub use self::stack::{CacheStack, CustomCache, StackOptions};
+pub(crate) use self::breaker::Breaker;
+use self::cached_repository::CachedRepository;
+pub use self::feed_follower::FeedOptions;
+pub(crate) use self::feed_follower::{FeedFollower, FeedHandle, FeedProgress, FeedUpdate};
+pub use self::knowledge::Knowledge;
+use self::knowledge::LoadStart;
+pub use self::loader::LoadLimits;
+use self::loader::Loader;
+pub(crate) use self::moka::MokaCache;
+pub use self::moka::{Capacity, MokaOptions};
+pub use self::protocol::EntryKind;
+pub(crate) use self::redis::RedisCache;
+pub use self::redis::RedisCacheOptions;
+pub(crate) use self::source::KeySource;
+#[cfg(not(feature = "test-support"))]
+pub(crate) use self::source::{Demand, Found};
+#[cfg(feature = "test-support")]
+pub use self::source::{Demand, Found};
+#[cfg(not(feature = "test-support"))]
+pub(crate) use self::stack::CacheStack;
+#[cfg(feature = "test-support")]
+pub use self::stack::CacheStack;
+pub use self::stack::{CustomCache, StackOptions};
 use crate::domain::{ApiKey, ChangeId, KeyHash, KeyId, Moment};
-use crate::repository::Result;
-use protocol::Kind;
 
 /// A cache entry: a key record, or a negative entry, and the revision up to which it reflects all changes.
 #[derive(Clone, Debug)]
@@ -50,9 +69,9 @@ pub struct Entry {
     /// The record. `None` in a negative entry: no key with this hash exists.
     pub key: Option<Arc<ApiKey>>,
     /// The applied revision. The entry reflects every change up to this one.
-    pub through: ChangeId,
+    pub applied_revision: ChangeId,
     /// The epoch that the entry belongs to, as this process counts epochs.
-    pub history: u64,
+    pub epoch: u64,
     /// The moment at which the load of the entry began. `None` if another process loaded it, whose clock is
     /// not comparable.
     pub began: Option<Moment>,
@@ -74,8 +93,8 @@ impl Entry {
 
     /// Returns whether this is a record or a negative entry.
     #[must_use]
-    pub fn kind(&self) -> Kind {
-        if self.key.is_some() { Kind::Present } else { Kind::Absent }
+    pub fn kind(&self) -> EntryKind {
+        if self.key.is_some() { EntryKind::Record } else { EntryKind::Negative }
     }
 }
 
@@ -84,10 +103,10 @@ impl Entry {
 pub enum Tier {
     /// The cache in this process.
     Local,
-    /// The cache in Redis.
-    Redis,
+    /// A cache that replicas share.
+    Shared,
     /// The backend.
-    Store,
+    Backend,
 }
 
 impl Tier {
@@ -96,59 +115,10 @@ impl Tier {
     pub fn name(self) -> &'static str {
         match self {
             Self::Local => "local",
-            Self::Redis => "redis",
-            Self::Store => "store",
+            Self::Shared => "redis",
+            Self::Backend => "store",
         }
     }
-}
-
-/// The result of a lookup and its origin.
-#[derive(Clone, Debug)]
-pub struct Found {
-    /// The entry that was found.
-    pub entry: Entry,
-    /// The origin of the entry.
-    pub tier: Tier,
-    /// The moment from which the staleness counts: the entry reflects the state of the backend at this moment
-    /// or later.
-    pub as_of: Moment,
-}
-
-/// The maximum staleness of an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Demand {
-    /// The moment of the call.
-    pub asked_at: Moment,
-    /// Maximum staleness of the answer at that moment. 0 requires a read of the backend.
-    pub max_staleness: Duration,
-}
-
-impl Demand {
-    /// Returns the earliest moment whose state of the backend the answer may reflect.
-    #[must_use]
-    pub fn oldest(&self) -> Moment {
-        self.asked_at.before(self.max_staleness)
-    }
-}
-
-/// Looks up entries, in a backend or in caches in front of one. `Display` shows the stack.
-#[async_trait]
-pub trait KeySource: Send + Sync + Debug + Display {
-    /// Returns an entry that is available without waiting. It may be served, because it meets the fences and
-    /// `demand`. `None` means that [`find`](Self::find) has to be called.
-    ///
-    /// The default implementation returns `None`.
-    fn peek(&self, hash: &KeyHash, demand: &Demand) -> Option<Found> {
-        let _ = (hash, demand);
-        None
-    }
-
-    /// Looks up the entry of `hash`. A hash without a key results in a negative entry. The caller has to
-    /// check the staleness again before it serves the entry, because time has passed.
-    ///
-    /// # Errors
-    /// The errors of the backend. Failures of caches are never returned.
-    async fn find(&self, hash: &KeyHash, demand: &Demand) -> Result<Found>;
 }
 
 /// Stores entries. A cache makes no decisions, and it never fails. A broken cache, or one that has evicted an
@@ -158,7 +128,7 @@ pub trait KeySource: Send + Sync + Debug + Display {
 #[async_trait]
 pub trait KeyCache: Send + Sync + Debug + Display {
     /// Returns the origin of answers from this cache: [`Tier::Local`] if it belongs to this process alone,
-    /// [`Tier::Redis`] if other replicas use it too. Caches of the first kind are emptied after changes that this
+    /// [`Tier::Shared`] if other replicas use it too. Caches of the first kind are emptied after changes that this
     /// replica could not read.
     fn tier(&self) -> Tier;
 

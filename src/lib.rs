@@ -55,7 +55,7 @@
 //!    span.
 //! 2. `grpc::ValidatorHandler` converts the message into domain types.
 //! 3. `service::ValidatorService` checks prefix, length and checksum, without I/O. It hashes the key and
-//!    looks the hash up in a [`cache::KeySource`], which is the caches and the repository behind them. Then
+//!    looks the hash up in a `cache::KeySource`, which is the caches and the repository behind them. Then
 //!    it judges the record with [`domain::judge`] at the current time.
 //! 4. The verdict becomes a response. A failure becomes an error status, never a verdict.
 

@@ -144,7 +144,7 @@ impl HealthMonitor {
 
     /// Returns whether the feed was read, or the backend has none.
     fn has_read_feed(&self) -> bool {
-        !self.knowledge.has_feed() || self.knowledge.history() > 0
+        !self.knowledge.has_feed() || self.knowledge.epoch() > 0
     }
 
     fn answers_from_cache(&self) -> bool {

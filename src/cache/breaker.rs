@@ -31,9 +31,14 @@ pub struct Breaker {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    Closed { failures: u32 },
+    Closed {
+        failures: u32,
+    },
     /// Loads are rejected until this moment. Then the next load is a probe, for which the moment is set again.
-    Open { until: Moment, pause: Duration },
+    Open {
+        until: Moment,
+        pause: Duration,
+    },
 }
 
 /// The outcome of an attempt, or of a poll, in one partition. The largest outcome of its loads counts.

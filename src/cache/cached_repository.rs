@@ -33,7 +33,7 @@ use crate::repository::{
 /// that disconnects can't leave a change half done, that is, committed but not in effect in the caches of
 /// this replica.
 #[derive(Clone, Debug)]
-pub struct CachedRepository {
+pub(super) struct CachedRepository {
     backend: Backend,
     loader: Loader,
     effects: Arc<ChangeEffects>,
@@ -91,14 +91,14 @@ impl CachedRepository {
         if !effects.are_needed() {
             return self.run(change).await;
         }
-        let begun = effects.begin();
+        let start = effects.begin();
         self.run(|backend| {
             let change = change(backend.clone());
             async move {
                 let known = target.look_up(backend.keys.as_ref()).await;
                 let outcome = change.await;
                 match &outcome {
-                    Ok(changed) => effects.changed(changed_keys(changed, &known), &begun).await?,
+                    Ok(changed) => effects.changed(changed_keys(changed, &known), &start).await?,
                     Err(error) => effects.failed(error, &known).await?,
                 }
                 outcome

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::knowledge::{ChangeBegun, Made};
+use super::knowledge::{ChangeStart, OwnChange};
 use super::protocol::{Certainty, Novelty};
 use super::{Entry, FeedHandle, KeyCache, Knowledge, RedisCache};
 use crate::domain::{ApiKey, ChangeId, KeyHash, KeyId, Moment};
@@ -33,7 +33,12 @@ pub(super) struct Effect {
 impl Effect {
     /// Returns the effect of a change whose record is to be cached.
     pub(super) fn of(key: &ApiKey) -> Self {
-        Self { hash: Some(key.hash), change: key.last_change(), novelty: Novelty::New, key: Some(key.clone()) }
+        Self {
+            hash: Some(key.hash),
+            change: key.last_change(),
+            novelty: Novelty::New,
+            key: Some(key.clone()),
+        }
     }
 
     /// Returns the effect of a change whose record is not to be cached.
@@ -99,9 +104,7 @@ impl Target {
             Self::Id(id) => id,
         };
         match keys.get(id).await {
-            Ok(Some(key)) => {
-                KnownKeys::Read { hashes: vec![key.hash], last_change: Some(key.last_change()) }
-            }
+            Ok(Some(key)) => KnownKeys::Read { hashes: vec![key.hash], last_change: Some(key.last_change()) },
             Ok(None) => KnownKeys::Missing(id),
             Err(error) if error.kind() == ErrorKind::Corrupt => KnownKeys::Unreadable(id),
             Err(error) => {
@@ -134,22 +137,24 @@ impl ChangeEffects {
     }
 
     /// Returns the state before a change, which the change is compared with later.
-    pub(super) fn begin(&self) -> ChangeBegun {
-        self.knowledge.change_begins()
+    pub(super) fn begin(&self) -> ChangeStart {
+        self.knowledge.begin_change()
     }
 
     /// Ensures that nothing older than the changes in `effects` is served from now on.
     ///
     /// # Errors
     /// The errors of a poll of the feed, if one was needed.
-    pub(super) async fn changed(&self, effects: Vec<Effect>, begun: &ChangeBegun) -> Result<()> {
+    pub(super) async fn changed(&self, effects: Vec<Effect>, start: &ChangeStart) -> Result<()> {
         let mut needs_poll = false;
         for Effect { hash, change, novelty, key } in effects {
             let Some(hash) = hash else {
                 self.any_key_changed().await?;
                 continue;
             };
-            let Made::Here(through, certainty) = self.knowledge.raise(begun, &hash, change, novelty) else {
+            let OwnChange::Current(applied_revision, certainty) =
+                self.knowledge.apply_own(start, &hash, change, novelty)
+            else {
                 // The backend's epoch ended meanwhile. The feed reports whether the change is part of the new
                 // one.
                 self.poll_feed().await?;
@@ -158,9 +163,9 @@ impl ChangeEffects {
             needs_poll |= certainty == Certainty::NeedsPoll;
             let entry = key.map(|key| Entry {
                 key: Some(Arc::new(key)),
-                through,
-                history: begun.history,
-                began: Some(begun.at),
+                applied_revision,
+                epoch: start.epoch,
+                began: Some(start.at),
                 kept_until: Moment::NEVER,
             });
             // Update the innermost cache first, so that no cache is filled with an older record from another

@@ -1,16 +1,20 @@
 //! Follows the backend's change feed, so that changes of other replicas take effect in this one.
 
+mod handle;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 use prometheus_client::metrics::histogram::Histogram;
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 
+use self::handle::Request;
+pub(crate) use self::handle::{FeedHandle, FeedProgress, FeedUpdate};
 use super::protocol::Rewound;
 use super::{Breaker, KeyCache, Knowledge, RedisCache, Tier};
-use crate::domain::{Clock as _, Moment, SystemClock};
+use crate::domain::{Clock as _, SystemClock};
 use crate::repository::{
     Backend, ChangeFeed, Changes, ErrorKind, FeedPosition, KeyRepository, Listed, RecentChanges,
     RepositoryError, Result, within,
@@ -45,7 +49,7 @@ pub struct FeedFollower {
     breaker: Arc<Breaker>,
     options: FeedOptions,
     requests: mpsc::Receiver<Request>,
-    seen: watch::Sender<Seen>,
+    progress: watch::Sender<FeedProgress>,
     updates: broadcast::Sender<FeedUpdate>,
     propagation: Histogram,
     /// Whether the end of the feed was read.
@@ -53,89 +57,18 @@ pub struct FeedFollower {
     is_failing: bool,
 }
 
-/// Requests polls and receives updates from the follower. Clones share the follower.
-#[derive(Clone, Debug)]
-pub struct FeedHandle {
-    requests: mpsc::Sender<Request>,
-    /// Maximum time to wait for a requested poll.
-    patience: Duration,
-    propagation: Histogram,
-    seen: watch::Receiver<Seen>,
-    updates: broadcast::Sender<FeedUpdate>,
-}
-
-/// An update from the follower.
-#[derive(Clone, Debug)]
-pub enum FeedUpdate {
-    /// Events, among them those that can't be read, and the position after them.
-    Changes(Arc<Changes>),
-    /// The follower restarted. Events may have been missed, or belong to another epoch.
-    Restarted,
-}
-
-/// The progress of the follower.
-#[derive(Clone, Debug)]
-pub struct Seen {
-    /// The position up to which all events were applied.
-    pub position: FeedPosition,
-    /// The moment at which the last poll was sent that found no events after the position. `None` if no poll
-    /// has reached the end of the feed yet.
-    pub as_of: Option<Moment>,
-}
-
-/// Requests a poll that is sent after the request, and receives its outcome.
-type Request = oneshot::Sender<Result<()>>;
-
 /// The caches that a restart clears.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Empties {
-    /// All caches, including Redis: this replica detected that history was rewound.
+enum ClearScope {
+    /// All caches, including Redis: this replica detected that the backend was rewound.
     All,
     /// Only caches in this process. Another replica detected the rewind, and Redis only has entries of the
     /// new epoch.
     ThisProcess,
 }
 
-impl FeedHandle {
-    /// Requests a poll that is sent after this call, and waits until it has completed. Dropping this future
-    /// does not cancel a poll that was requested.
-    ///
-    /// # Errors
-    /// The errors of the backend, [`ErrorKind::Timeout`] after twice the deadline of a poll, or
-    /// [`ErrorKind::Unavailable`] if the feed is not followed any more.
-    pub async fn poll(&self) -> Result<()> {
-        let gone =
-            || RepositoryError::new(ErrorKind::Unavailable, "the server no longer reads the change feed");
-        let (answer, answered) = oneshot::channel();
-        within(self.patience, async {
-            self.requests.send(answer).await.map_err(|_| gone())?;
-            answered.await.unwrap_or_else(|_| Err(gone()))
-        })
-        .await
-    }
-
-    /// Returns the histogram of the delays in seconds from a change to its application here, by the clocks of
-    /// both replicas.
-    #[must_use]
-    pub fn propagation(&self) -> Histogram {
-        self.propagation.clone()
-    }
-
-    /// Returns a receiver of the follower's progress, and one of all updates after that progress. A receiver
-    /// that falls behind by more than 64 updates loses the oldest.
-    #[must_use]
-    pub fn subscribe(&self) -> (watch::Receiver<Seen>, broadcast::Receiver<FeedUpdate>) {
-        let mut seen = self.seen.clone();
-        // While the progress is borrowed, the follower can't publish an update: see `FeedFollower::publish`.
-        let current = seen.borrow_and_update();
-        let updates = self.updates.subscribe();
-        drop(current);
-        (seen, updates)
-    }
-}
-
 impl FeedFollower {
-    /// Reads the newest events of `backend` (rule 7), and prepares to follow its feed. Returns `None` if the
+    /// Reads the newest events of `backend` (rule 6), and prepares to follow its feed. Returns `None` if the
     /// backend has no feed. `redis` is the cache among `caches` whose entries have an epoch.
     ///
     /// A feed that can't be read now is read by [`run`](Self::run) as soon as possible. Nothing is served
@@ -157,13 +90,13 @@ impl FeedFollower {
                 recent.position
             }
             Err(error) => {
-                tracing::warn!(error = %error_chain(&error), "the store's change feed can't be read yet");
+                tracing::warn!(error = %error_chain(&error), "the change feed can't be read yet; no key is looked up until it is");
                 FeedPosition::beginning()
             }
         };
         let propagation = seconds();
-        let (asking, requests) = mpsc::channel(REQUESTS);
-        let (seen, seeing) = watch::channel(Seen { position, as_of: None });
+        let (request_sender, requests) = mpsc::channel(REQUESTS);
+        let (progress, progress_receiver) = watch::channel(FeedProgress { position, as_of: None });
         let updates = broadcast::Sender::new(UPDATES);
         let follower = Self {
             keys: Arc::clone(&backend.keys),
@@ -174,26 +107,35 @@ impl FeedFollower {
             breaker,
             options,
             requests,
-            seen,
+            progress,
             updates: updates.clone(),
             propagation: propagation.clone(),
             has_begun,
             is_failing: !has_begun,
         };
         // Wait for the running poll and for the requested one: each has the full deadline.
-        let patience = options.deadline * 2;
-        Some((follower, FeedHandle { requests: asking, patience, propagation, seen: seeing, updates }))
+        let poll_timeout = options.deadline * 2;
+        Some((
+            follower,
+            FeedHandle {
+                requests: request_sender,
+                poll_timeout,
+                propagation,
+                progress: progress_receiver,
+                updates,
+            },
+        ))
     }
 
     /// Reads the newest events of `feed`, one for each available fence.
     async fn read_recent(feed: &dyn ChangeFeed, deadline: Duration) -> Result<RecentChanges> {
-        let limit = Knowledge::fences_of_a_part(feed.partitions());
+        let limit = Knowledge::fences_per_partition(feed.partitions());
         within(deadline, feed.recent_changes(limit)).await
     }
 
     /// Follows the feed until the future is dropped.
     pub async fn run(mut self) {
-        let mut wakes = self.wakes();
+        let mut wake_ups = self.wake_ups();
         let mut epochs = tokio::time::interval(self.options.poll_interval);
         epochs.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let redis = self.redis.clone();
@@ -212,7 +154,7 @@ impl FeedFollower {
         let follow = async move {
             let mut waiting: Vec<Request> = Vec::new();
             if !self.has_begun {
-                self.restart(Empties::ThisProcess).await;
+                self.restart(ClearScope::ThisProcess).await;
             }
             loop {
                 let outcome = self.poll().await;
@@ -226,12 +168,12 @@ impl FeedFollower {
                 }
                 tokio::select! {
                     () = tokio::time::sleep(self.options.poll_interval) => {}
-                    Some(()) = wakes.next() => {}
+                    Some(()) = wake_ups.next() => {}
                     Some(()) = restarts.recv() => {
                         tracing::warn!(
-                            "another replica found the store's history to be another one: caches in this process are emptied"
+                            "another replica detected that the backend was rewound; the caches in this process are emptied"
                         );
-                        self.restart(Empties::ThisProcess).await;
+                        self.restart(ClearScope::ThisProcess).await;
                     }
                     Some(request) = self.requests.recv() => waiting.push(request),
                     () = self.knowledge.is_rewound() => {}
@@ -247,18 +189,18 @@ impl FeedFollower {
     /// Reads events until the end of the feed.
     async fn poll(&mut self) -> Result<()> {
         self.identify().await?;
-        let mut has_begun_anew = false;
+        let mut has_restarted = false;
         loop {
-            if self.knowledge.history() == 0 {
+            if self.knowledge.epoch() == 0 {
                 // A load or a change of this replica contradicts the events of the feed.
                 self.restart_rewound().await;
             }
-            let sent = self.knowledge.poll_sent();
-            let Seen { position, as_of: known } = self.seen.borrow().clone();
+            let sent = self.knowledge.begin_poll();
+            let FeedProgress { position, as_of: known } = self.progress.borrow().clone();
             let asked = self.source.changes(Some(&position), BATCH);
             let changes = match within(self.options.deadline, asked).await {
-                Err(error) if error.kind() == ErrorKind::PositionLost && !has_begun_anew => {
-                    has_begun_anew = true;
+                Err(error) if error.kind() == ErrorKind::PositionLost && !has_restarted => {
+                    has_restarted = true;
                     self.restart_rewound().await;
                     continue;
                 }
@@ -273,11 +215,11 @@ impl FeedFollower {
                 }
             }
             if followed.is_err() {
-                if has_begun_anew {
-                    let problem = "the store's history changes faster than it can be followed";
+                if has_restarted {
+                    let problem = "the backend was rewound again while the change feed was read";
                     return Err(RepositoryError::new(ErrorKind::Unavailable, problem));
                 }
-                has_begun_anew = true;
+                has_restarted = true;
                 self.restart_rewound().await;
                 continue;
             }
@@ -286,15 +228,15 @@ impl FeedFollower {
             let changes = Arc::new(changes);
             let has_changes = !changes.events.is_empty() || !changes.unreadable.is_empty();
             let update = has_changes.then(|| FeedUpdate::Changes(Arc::clone(&changes)));
-            self.publish(update, Seen { position: changes.position.clone(), as_of });
+            self.publish(update, FeedProgress { position: changes.position.clone(), as_of });
             if is_all {
                 self.breaker.poll_answered(&changes.unanswered);
                 return match changes.unanswered.first() {
                     None => Ok(()),
-                    Some(part) => Err(RepositoryError::new(
+                    Some(partition) => Err(RepositoryError::new(
                         ErrorKind::Unavailable,
                         format!(
-                            "{} partitions of the change feed did not answer, partition {part} first",
+                            "{} partitions of the change feed did not answer, partition {partition} first",
                             changes.unanswered.len()
                         ),
                     )),
@@ -337,22 +279,21 @@ impl FeedFollower {
         Ok(())
     }
 
-    /// Restarts after history was rewound.
+    /// Restarts after the backend was rewound, or events were pruned before they were read.
     async fn restart_rewound(&mut self) {
         tracing::warn!(
-            "the store's history is not the one that was followed, or events were pruned before they were read: all caches \
-             are emptied"
+            "the backend was rewound, or events were pruned before they were read; all caches are emptied"
         );
-        self.restart(Empties::All).await;
+        self.restart(ClearScope::All).await;
     }
 
-    /// Restarts in a new epoch (rule 8). Retries until the end of the feed was read.
-    async fn restart(&mut self, empties: Empties) {
-        self.knowledge.end_history();
+    /// Restarts in a new epoch (rule 7). Retries until the end of the feed was read.
+    async fn restart(&mut self, scope: ClearScope) {
+        self.knowledge.end_epoch();
         // Positions of the previous epoch must not count for readiness.
-        self.seen.send_modify(|seen| seen.as_of = None);
+        self.progress.send_modify(|progress| progress.as_of = None);
         for cache in &self.caches {
-            if empties == Empties::All || cache.tier() == Tier::Local {
+            if scope == ClearScope::All || cache.tier() == Tier::Local {
                 cache.clear().await;
             }
         }
@@ -360,8 +301,8 @@ impl FeedFollower {
             match Self::read_recent(self.source.as_ref(), self.options.deadline).await {
                 Ok(recent) => {
                     self.knowledge.start(&recent);
-                    let seen = Seen { position: recent.position, as_of: None };
-                    self.publish(Some(FeedUpdate::Restarted), seen);
+                    let progress = FeedProgress { position: recent.position, as_of: None };
+                    self.publish(Some(FeedUpdate::Restarted), progress);
                     return;
                 }
                 Err(error) => {
@@ -374,13 +315,13 @@ impl FeedFollower {
 
     /// Publishes an update and the progress after it at once, so that each [subscriber](FeedHandle::subscribe)
     /// either begins after the update or receives it.
-    fn publish(&self, update: Option<FeedUpdate>, after: Seen) {
-        self.seen.send_modify(|seen| {
+    fn publish(&self, update: Option<FeedUpdate>, after: FeedProgress) {
+        self.progress.send_modify(|progress| {
             if let Some(update) = update {
                 // Sending fails only if there are no receivers.
                 let _ = self.updates.send(update);
             }
-            *seen = after;
+            *progress = after;
         });
     }
 
@@ -389,20 +330,20 @@ impl FeedFollower {
         self.caches.iter().filter(|cache| cache.tier() == Tier::Local)
     }
 
-    fn wakes(&self) -> BoxStream<'static, ()> {
-        let of_store = self.source.wake_ups();
-        let of_cache = self.redis.as_ref().map(|redis| redis.wakes());
-        let all: Vec<_> = of_store.into_iter().chain(of_cache).chain([stream::pending().boxed()]).collect();
+    fn wake_ups(&self) -> BoxStream<'static, ()> {
+        let of_backend = self.source.wake_ups();
+        let of_cache = self.redis.as_ref().map(|redis| redis.wake_ups());
+        let all: Vec<_> = of_backend.into_iter().chain(of_cache).chain([stream::pending().boxed()]).collect();
         stream::select_all(all).boxed()
     }
 
     fn log(&mut self, outcome: &Result<()>) {
         match outcome {
-            Ok(()) if self.is_failing => tracing::info!("the store's change feed is followed again"),
+            Ok(()) if self.is_failing => tracing::info!("the change feed is followed again"),
             Err(error) if !self.is_failing => {
                 tracing::warn!(
                     error = %error_chain(error),
-                    "the store's change feed can't be read: cached keys are served until they are too old"
+                    "the change feed can't be read; cached keys are served until their staleness reaches the maximum"
                 );
             }
             Ok(()) | Err(_) => {}

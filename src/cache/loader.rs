@@ -26,7 +26,7 @@ use tracing::Instrument as _;
 
 use self::flights::{Flight, Flights, Load};
 use self::queue::LoadQueue;
-use super::{Breaker, Demand, Entry, Found, KeyCache, KeySource, Knowledge, Noted, Tier};
+use super::{Breaker, Demand, Entry, Found, KeyCache, KeySource, Knowledge, LoadStart, Tier};
 use crate::domain::{ApiKey, KeyHash, Moment};
 use crate::repository::{ErrorKind, KeyRepository, RepositoryError, Result, within};
 
@@ -45,7 +45,7 @@ pub struct LoadLimits {
 
 /// Looks up keys in caches and in a repository behind them. Clones share flights.
 #[derive(Clone, Debug)]
-pub struct Loader {
+pub(super) struct Loader {
     tiers: Arc<Tiers>,
     flights: Flights,
     queue: Option<Arc<LoadQueue>>,
@@ -67,7 +67,7 @@ struct Tiers {
 impl Loader {
     /// Creates a loader that looks up keys in `caches`, the outermost first, and then in `repository` while
     /// `breaker` is closed. Loads run on the runtime of `handle`.
-    pub fn new(
+    pub(super) fn new(
         caches: Vec<Arc<dyn KeyCache>>,
         repository: Arc<dyn KeyRepository>,
         knowledge: Arc<Knowledge>,
@@ -210,13 +210,13 @@ impl Tiers {
         let mut starts = Vec::with_capacity(loads.len());
         for mut load in std::mem::take(loads) {
             // Note the cursor before anything is read, so that the result reflects everything up to it.
-            let noted = self.knowledge.note(&load.hash).ok_or_else(|| {
+            let start = self.knowledge.begin_load(&load.hash).ok_or_else(|| {
                 RepositoryError::new(ErrorKind::Unavailable, "the backend's change feed was not read yet")
             });
-            match noted.and_then(|noted| attempt.admit(&load.hash).map(|()| noted)) {
-                Ok(noted) => {
+            match start.and_then(|start| attempt.admit(&load.hash).map(|()| start)) {
+                Ok(start) => {
                     loads.push(load);
-                    starts.push(noted);
+                    starts.push(start);
                 }
                 Err(error) => {
                     load.complete(Err(error));
@@ -231,8 +231,8 @@ impl Tiers {
         }
         drop(attempt);
         let mut entries = Vec::with_capacity(hashes.len());
-        for (((load, record), noted), hash) in loads.iter_mut().zip(records).zip(starts).zip(hashes) {
-            let outcome = self.outcome(&hash, &noted, record);
+        for (((load, record), start), hash) in loads.iter_mut().zip(records).zip(starts).zip(hashes) {
+            let outcome = self.outcome(&hash, &start, record);
             entries.extend(outcome.as_ref().ok().map(|found| (hash, found.entry.clone())));
             load.complete(outcome);
         }
@@ -242,16 +242,16 @@ impl Tiers {
         join_all(entries.iter().map(|(hash, entry)| self.put(&self.caches, hash, entry))).await;
     }
 
-    /// Returns the outcome of a load that noted `noted` and read `record`.
-    fn outcome(&self, hash: &KeyHash, noted: &Noted, record: Result<Option<ApiKey>>) -> Result<Found> {
+    /// Returns the outcome of a load that began at `start` and read `record`.
+    fn outcome(&self, hash: &KeyHash, start: &LoadStart, record: Result<Option<ApiKey>>) -> Result<Found> {
         match record? {
             // The response to another lookup must never decide about a key.
             Some(record) if record.hash != *hash => {
                 Err(RepositoryError::new(ErrorKind::Corrupt, "the record of another key"))
             }
             record => {
-                let entry = self.knowledge.loaded(hash, noted, record);
-                Ok(Found { entry, tier: Tier::Store, as_of: noted.began })
+                let entry = self.knowledge.loaded(hash, start, record);
+                Ok(Found { entry, tier: Tier::Backend, as_of: start.began })
             }
         }
     }
@@ -279,7 +279,7 @@ impl Tiers {
     fn peek(&self, cache: &dyn KeyCache, hash: &KeyHash, demand: &Demand) -> Option<Found> {
         let confirmed = self.knowledge.confirmed(hash);
         let entry = cache.peek(hash)?;
-        let may_serve = self.knowledge.is_of_this_history(&entry) && entry.kept_until > demand.asked_at;
+        let may_serve = self.knowledge.is_of_this_epoch(&entry) && entry.kept_until > demand.asked_at;
         may_serve.then(|| self.fresh(cache, hash, entry, confirmed, demand))?
     }
 

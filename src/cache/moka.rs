@@ -9,7 +9,7 @@ use moka::Expiry;
 use moka::ops::compute::Op;
 use moka::sync::Cache;
 
-use super::protocol::{Kind, may_replace};
+use super::protocol::{EntryKind, may_replace};
 use super::{Entry, KeyCache, Knowledge, Tier};
 use crate::domain::{ApiKey, KeyHash, KeyId, Moment, Stopwatch};
 
@@ -24,9 +24,9 @@ pub struct MokaOptions {
     /// Maximum lifetime of a record, from the beginning of its load.
     pub ttl: Duration,
     /// Maximum number of negative entries. They are counted separately from records.
-    pub max_absent: u64,
+    pub max_negative: u64,
     /// Maximum lifetime of a negative entry, from the beginning of its load.
-    pub absent_ttl: Duration,
+    pub negative_ttl: Duration,
 }
 
 /// Maximum number or size of the records in a cache.
@@ -44,8 +44,8 @@ pub enum Capacity {
 /// It evicts entries that don't meet the fences and never stores such entries, so hits need few checks.
 #[derive(Clone)]
 pub struct MokaCache {
-    present: Cache<KeyHash, Entry>,
-    absent: Cache<KeyHash, Entry>,
+    records: Cache<KeyHash, Entry>,
+    negative: Cache<KeyHash, Entry>,
     knowledge: Arc<Knowledge>,
     options: MokaOptions,
 }
@@ -55,35 +55,35 @@ impl MokaCache {
     #[must_use]
     pub fn new(options: MokaOptions, knowledge: Arc<Knowledge>, stopwatch: Arc<dyn Stopwatch>) -> Self {
         let until = KeptUntil(stopwatch);
-        let present = match options.capacity {
+        let records = match options.capacity {
             Capacity::Entries(count) => Cache::builder().max_capacity(count),
             Capacity::Bytes(bytes) => Cache::builder().max_capacity(bytes).weigher(|_, entry| weight(entry)),
         };
-        let present = present.expire_after(until.clone()).build();
-        let absent = Cache::builder().max_capacity(options.max_absent).expire_after(until).build();
-        Self { present, absent, knowledge, options }
+        let records = records.expire_after(until.clone()).build();
+        let negative = Cache::builder().max_capacity(options.max_negative).expire_after(until).build();
+        Self { records, negative, knowledge, options }
     }
 
     /// Returns the approximate numbers of records and of negative entries.
     #[must_use]
     pub fn len(&self) -> (u64, u64) {
-        for cache in [&self.present, &self.absent] {
+        for cache in [&self.records, &self.negative] {
             cache.run_pending_tasks();
         }
-        (self.present.entry_count(), self.absent.entry_count())
+        (self.records.entry_count(), self.negative.entry_count())
     }
 
-    fn of(&self, kind: Kind) -> &Cache<KeyHash, Entry> {
+    fn of(&self, kind: EntryKind) -> &Cache<KeyHash, Entry> {
         match kind {
-            Kind::Present => &self.present,
-            Kind::Absent => &self.absent,
+            EntryKind::Record => &self.records,
+            EntryKind::Negative => &self.negative,
         }
     }
 
-    fn store(&self, hash: &KeyHash, entry: &Entry) {
+    fn put_entry(&self, hash: &KeyHash, entry: &Entry) {
         let (same, other, ttl) = match entry.kind() {
-            Kind::Present => (&self.present, &self.absent, self.options.ttl),
-            Kind::Absent => (&self.absent, &self.present, self.options.absent_ttl),
+            EntryKind::Record => (&self.records, &self.negative, self.options.ttl),
+            EntryKind::Negative => (&self.negative, &self.records, self.options.negative_ttl),
         };
         let kept = entry.kept_for(ttl, hash, self.knowledge.moment());
         let is_stale = |there: &Entry| !self.knowledge.fits(hash, there);
@@ -91,22 +91,25 @@ impl MokaCache {
         // fence that is raised later is followed by an eviction, which waits for this operation.
         same.entry_by_ref(hash).and_compute_with(|there| {
             let there = there.map(moka::Entry::into_value);
-            let knows_more = there.as_ref().is_some_and(|it| !may_replace(kept.through, it.through));
+            let is_newer =
+                there.as_ref().is_some_and(|it| !may_replace(kept.applied_revision, it.applied_revision));
             match there {
-                Some(there) if knows_more && !is_stale(&there) => Op::Nop,
+                Some(there) if is_newer && !is_stale(&there) => Op::Nop,
                 _ if self.knowledge.fits(hash, &kept) => Op::Put(kept.clone()),
                 Some(there) if is_stale(&there) => Op::Remove,
                 _ => Op::Nop,
             }
         });
         other.entry_by_ref(hash).and_compute_with(|there| match there.as_ref().map(moka::Entry::value) {
-            Some(there) if may_replace(kept.through, there.through) || is_stale(there) => Op::Remove,
+            Some(there) if may_replace(kept.applied_revision, there.applied_revision) || is_stale(there) => {
+                Op::Remove
+            }
             _ => Op::Nop,
         });
     }
 
-    fn take_out(&self, hash: &KeyHash) {
-        for kind in [Kind::Present, Kind::Absent] {
+    fn evict_stale(&self, hash: &KeyHash) {
+        for kind in [EntryKind::Record, EntryKind::Negative] {
             self.of(kind).entry_by_ref(hash).and_compute_with(|there| match there {
                 Some(there) if !self.knowledge.fits(hash, there.value()) => Op::Remove,
                 _ => Op::Nop,
@@ -172,12 +175,12 @@ impl KeyCache for MokaCache {
     }
 
     fn peek(&self, hash: &KeyHash) -> Option<Entry> {
-        self.present.get(hash).or_else(|| self.absent.get(hash))
+        self.records.get(hash).or_else(|| self.negative.get(hash))
     }
 
     fn find_hash(&self, id: KeyId) -> Option<KeyHash> {
         let is_record = |entry: &Entry| entry.key.as_ref().is_some_and(|key| key.id == id);
-        self.present.iter().find_map(|(hash, entry)| is_record(&entry).then_some(*hash))
+        self.records.iter().find_map(|(hash, entry)| is_record(&entry).then_some(*hash))
     }
 
     async fn get(&self, hash: &KeyHash) -> Option<Entry> {
@@ -185,21 +188,21 @@ impl KeyCache for MokaCache {
     }
 
     async fn put(&self, hash: &KeyHash, entry: &Entry) {
-        self.store(hash, entry);
+        self.put_entry(hash, entry);
     }
 
     async fn remove(&self, hash: &KeyHash) {
-        self.take_out(hash);
+        self.evict_stale(hash);
     }
 
     async fn forget(&self, hash: &KeyHash) {
-        for kind in [Kind::Present, Kind::Absent] {
+        for kind in [EntryKind::Record, EntryKind::Negative] {
             self.of(kind).invalidate(hash);
         }
     }
 
     async fn clear(&self) {
-        self.present.invalidate_all();
-        self.absent.invalidate_all();
+        self.records.invalidate_all();
+        self.negative.invalidate_all();
     }
 }

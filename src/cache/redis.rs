@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <prefix><identity>:epoch              the epoch of the backend that the entries belong to
-//! <prefix><identity>:<epoch>:<hash>     the entry: format, revision and nonce of `through`, revision, record as JSON
+//! <prefix><identity>:<epoch>:<hash>     the entry: format, revision and nonce of the applied revision, revision, record as JSON
 //! ```
 //!
 //! The identity is that of the backend, so that installations that share a Redis server never read each
@@ -12,37 +12,29 @@
 //! changes, so losing, flushing or late filling is harmless. Only records are stored here. With negative
 //! entries, a flood of random keys could fill the server.
 
+mod epoch;
+mod format;
+
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, OnceLock, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use data_encoding::HEXLOWER;
 use fred::clients::Client;
-use fred::interfaces::{ClientLike as _, KeysInterface as _, LuaInterface as _, PubsubInterface as _};
+use fred::interfaces::{ClientLike as _, KeysInterface as _, PubsubInterface as _};
 use fred::types::config::Config;
 use fred::types::{Expiration, SetOptions};
 use futures_util::stream::BoxStream;
 
+use self::epoch::Epoch;
 use super::{Entry, KeyCache, Knowledge, Tier};
-use crate::domain::{ApiKey, ChangeId, Entropy, KeyHash, KeyId, Revision};
+use crate::domain::{Entropy, KeyHash, KeyId};
 use crate::redis::{RedisFiles, Watch, client, config, place};
-use crate::repository::{ErrorKind, RepositoryError, Result, StoreIdentity, StoredKey};
+use crate::repository::{Result, StoreIdentity};
 
-/// The format that this release writes. Entries of other formats are misses.
-const FORMAT: &str = "2";
 /// Time after a failure during which Redis is not used.
 const PAUSE: Duration = Duration::from_millis(500);
-
-/// Sets the epoch to `ARGV[2]` if it is `ARGV[1]` or unset, and returns the resulting epoch. `KEYS`: epoch.
-const MOVE_EPOCH: &str = "
-local epoch = redis.call('GET', KEYS[1])
-if not epoch or epoch == ARGV[1] then
-  redis.call('SET', KEYS[1], ARGV[2])
-  return ARGV[2]
-end
-return epoch";
 
 /// The server and the behaviour of the cache.
 #[derive(Clone)]
@@ -73,7 +65,7 @@ pub struct RedisCache {
     _watch: Watch,
     config: Config,
     options: RedisCacheOptions,
-    place: String,
+    address: String,
     knowledge: Arc<Knowledge>,
     entropy: Arc<dyn Entropy>,
     /// The namespace of the backend's entries, part of their names. Nothing is read or written before it is
@@ -87,21 +79,12 @@ pub struct RedisCache {
     is_failing: AtomicBool,
 }
 
-/// The epoch of the backend to which the entries belong.
-#[derive(Debug, Default)]
-struct Epoch {
-    /// `None` while it is unknown. Nothing is read or written then.
-    current: Option<Arc<str>>,
-    /// The epoch that this replica is leaving.
-    left: Option<Arc<str>>,
-}
-
 impl RedisCache {
     /// Creates a cache on the server of `options`. It connects in the background, because an unreachable
     /// cache must not prevent startup.
     ///
     /// # Errors
-    /// [`ErrorKind::Refused`] if the URL or a file can't be used. Errors contain no part of the URL.
+    /// [`ErrorKind::Refused`](crate::repository::ErrorKind::Refused) if the URL or a file can't be used. Errors contain no part of the URL.
     pub fn open(
         options: RedisCacheOptions,
         knowledge: Arc<Knowledge>,
@@ -112,7 +95,7 @@ impl RedisCache {
         // The task reconnects for as long as the client lives.
         let task = client.connect();
         Ok(Self {
-            place: place(&config.server),
+            address: place(&config.server),
             _watch: Watch::start(vec![(client.clone(), task)], options.timeout),
             client,
             config,
@@ -140,50 +123,6 @@ impl RedisCache {
         self.namespace.get().is_some()
     }
 
-    /// Reads the current epoch from Redis. `is_over` leaves the known epoch first, because its entries may
-    /// belong to a history that was rewound. Returns whether another replica left the epoch, which means that
-    /// history was rewound.
-    ///
-    /// All replicas that leave an epoch get the same next one, which the first of them names.
-    pub async fn follow_epoch(&self, is_over: bool) -> bool {
-        if is_over {
-            // Leave before waiting for other reads of the epoch, so that no entry of it is read any more.
-            let mut epoch = self.lock_epoch();
-            if let Some(current) = epoch.current.take() {
-                epoch.left = Some(current);
-            }
-        }
-        let _one_at_a_time = self.following.lock().await;
-        let Some(name) = self.namespaced("epoch") else { return false };
-        let (old, is_left) = {
-            let epoch = self.lock_epoch();
-            let old = epoch.left.clone().or_else(|| epoch.current.clone());
-            (old.unwrap_or_else(|| Arc::from("")), epoch.left.is_some())
-        };
-        // If the epoch is missing in Redis, it was flushed or evicted, with or without the entries. This
-        // replica writes its own again.
-        let next = if is_left || old.is_empty() {
-            let mut random = [0; 8];
-            if self.entropy.fill(&mut random).is_err() {
-                return false;
-            }
-            HEXLOWER.encode(&random)
-        } else {
-            old.to_string()
-        };
-        let arguments = vec![old.to_string(), next];
-        let answer: std::result::Result<String, _> =
-            self.client.eval(MOVE_EPOCH, vec![name], arguments).await;
-        let Some(now) = self.heard(answer) else { return false };
-        let mut epoch = self.lock_epoch();
-        if epoch.left.is_some() && !is_left {
-            // The epoch was left meanwhile. The call that left it reads the next one.
-            return false;
-        }
-        *epoch = Epoch { current: Some(now.as_str().into()), left: None };
-        !is_left && !old.is_empty() && *now != *old
-    }
-
     /// Wakes the other replicas after a change. They read the change from the backend. Failures are logged
     /// and otherwise ignored.
     pub async fn wake_others(&self) {
@@ -191,13 +130,13 @@ impl RedisCache {
             return;
         }
         let published: std::result::Result<i64, _> = self.client.publish(self.name("changes"), "").await;
-        self.heard(published);
+        self.checked(published);
     }
 
     /// Returns a stream that yields when any replica [wakes](Self::wake_others) the others, and when messages
     /// may have been lost.
     #[must_use]
-    pub fn wakes(&self) -> BoxStream<'static, ()> {
+    pub fn wake_ups(&self) -> BoxStream<'static, ()> {
         crate::redis::wakes(&self.config, self.options.timeout, self.name("changes"))
     }
 
@@ -228,25 +167,17 @@ impl RedisCache {
         self.namespaced(&format!("{epoch}:{}", hash.to_hex()))
     }
 
-    fn epoch(&self) -> Option<Arc<str>> {
-        self.epoch.read().unwrap_or_else(PoisonError::into_inner).current.clone()
-    }
-
-    fn lock_epoch(&self) -> RwLockWriteGuard<'_, Epoch> {
-        self.epoch.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn is_paused(&self) -> bool {
         self.knowledge.moment().as_nanos() < self.paused_until.load(Ordering::Relaxed)
     }
 
     /// Returns the value of a successful response, or `None` after a failure. Logs the first failure and the
     /// recovery.
-    fn heard<T>(&self, answer: std::result::Result<T, fred::error::Error>) -> Option<T> {
+    fn checked<T>(&self, answer: std::result::Result<T, fred::error::Error>) -> Option<T> {
         match answer {
             Ok(answer) => {
                 if self.is_failing.swap(false, Ordering::Relaxed) {
-                    tracing::info!("the Redis cache answers again");
+                    tracing::info!("the Redis cache is available again");
                 }
                 Some(answer)
             }
@@ -254,7 +185,7 @@ impl RedisCache {
                 let until = self.knowledge.moment().after(PAUSE);
                 self.paused_until.store(until.as_nanos(), Ordering::Relaxed);
                 if !self.is_failing.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(%error, "the Redis cache does not answer; going on without it");
+                    tracing::warn!(%error, "the Redis cache is unavailable; lookups continue without it");
                 }
                 None
             }
@@ -265,57 +196,39 @@ impl RedisCache {
         if self.is_paused() {
             return None;
         }
-        let noted = self.knowledge.note(hash)?;
+        let start = self.knowledge.begin_load(hash)?;
         let name = self.entry_name(hash)?;
         // One round trip. Redis alone determines the remaining lifetime, independent of the replicas' clocks.
         let pipeline = self.client.pipeline();
         pipeline.get::<(), _>(name.clone()).await.ok()?;
         pipeline.pttl::<(), _>(name).await.ok()?;
         let answer: std::result::Result<(Option<String>, i64), _> = pipeline.all().await;
-        let (stored, millis) = self.heard(answer)?;
-        let (known, key) = parse(&stored?, hash)?;
+        let (stored, millis) = self.checked(answer)?;
+        let (written, key) = format::decode(&stored?, hash)?;
         let kept_for = Duration::from_millis(u64::try_from(millis).ok()?);
         // Without a feed, the entry's age counts. It follows from the remaining lifetime.
         let age = self.options.ttl.checked_sub(kept_for);
-        let began = if self.knowledge.has_feed() { None } else { Some(noted.began.before(age?)) };
+        let began = if self.knowledge.has_feed() { None } else { Some(start.began.before(age?)) };
         Some(Entry {
-            through: self.knowledge.adopt(hash, &noted, known)?,
+            applied_revision: self.knowledge.verified_revision(hash, &start, written)?,
             key: Some(Arc::new(key)),
-            history: noted.history(),
+            epoch: start.epoch,
             began,
-            kept_until: noted.began.after(kept_for),
+            kept_until: start.began.after(kept_for),
         })
     }
 }
 
-fn write(known: ChangeId, key: &ApiKey) -> Result<String> {
-    let document = serde_json::to_string(&StoredKey::new(key))
-        .map_err(|error| RepositoryError::new(ErrorKind::Internal, error))?;
-    Ok(format!("{FORMAT} {} {} {} {document}", known.revision, known.nonce, key.revision))
-}
-
-fn parse(stored: &str, hash: &KeyHash) -> Option<(ChangeId, ApiKey)> {
-    let mut parts = stored.splitn(5, ' ');
-    if parts.next()? != FORMAT {
-        return None;
-    }
-    let known = ChangeId::new(Revision::new(parts.next()?.parse().ok()?), parts.next()?.parse().ok()?);
-    let revision = Revision::new(parts.next()?.parse().ok()?);
-    let document: StoredKey = serde_json::from_str(parts.next()?).ok()?;
-    let key = ApiKey { revision, ..document.into_key().ok()? };
-    (key.hash == *hash).then_some((known, key))
-}
-
 impl fmt::Display for RedisCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "RedisCache({})", self.place)
+        write!(f, "RedisCache({})", self.address)
     }
 }
 
 /// fred's own `Debug` shows the password.
 impl fmt::Debug for RedisCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "RedisCache({})", self.place)
+        write!(f, "RedisCache({})", self.address)
     }
 }
 
@@ -323,7 +236,7 @@ impl fmt::Debug for RedisCache {
 #[deny(clippy::missing_trait_methods)]
 impl KeyCache for RedisCache {
     fn tier(&self) -> Tier {
-        Tier::Redis
+        Tier::Shared
     }
 
     fn peek(&self, _: &KeyHash) -> Option<Entry> {
@@ -348,10 +261,10 @@ impl KeyCache for RedisCache {
             return;
         }
         let Some(name) = self.entry_name(hash) else { return };
-        let Ok(value) = write(self.knowledge.published(entry, key), key) else { return };
+        let Ok(value) = format::encode(self.knowledge.revision_for_others(entry, key), key) else { return };
         let stored: std::result::Result<(), _> =
             self.client.set(name, value, Some(Expiration::PX(millis)), None::<SetOptions>, false).await;
-        self.heard(stored);
+        self.checked(stored);
     }
 
     async fn remove(&self, hash: &KeyHash) {
@@ -364,37 +277,10 @@ impl KeyCache for RedisCache {
         }
         let Some(name) = self.entry_name(hash) else { return };
         let removed: std::result::Result<i64, _> = self.client.del(name).await;
-        self.heard(removed);
+        self.checked(removed);
     }
 
     async fn clear(&self) {
         self.follow_epoch(true).await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::domain::sample_key;
-
-    #[test]
-    fn an_entry_makes_the_round_trip_and_what_is_odd_is_a_miss() {
-        let key = ApiKey { revision: Revision::new(3), ..sample_key() };
-        let through = ChangeId::new(Revision::new(7), 70);
-        let stored = write(through, &key).unwrap();
-        assert_eq!(parse(&stored, &key.hash), Some((through, key.clone())));
-        assert_eq!(parse(&stored, &KeyHash::of("another")), None);
-        for odd in [
-            "",
-            "2",
-            "2 2",
-            "3 7 1 3 {}",
-            "2 7 1 3 {}",
-            "2 x 1 3 {}",
-            "2 7 x 3 {}",
-            &stored.replacen('2', "1", 1),
-        ] {
-            assert_eq!(parse(odd, &key.hash), None, "{odd}");
-        }
     }
 }

@@ -190,8 +190,8 @@ impl CacheConfig {
         self.local.enabled.then(|| MokaOptions {
             capacity,
             ttl: self.local.ttl.unwrap_or(self.ttl).0,
-            max_absent: self.max_negative,
-            absent_ttl: self.negative_ttl.0,
+            max_negative: self.max_negative,
+            negative_ttl: self.negative_ttl.0,
         })
     }
 

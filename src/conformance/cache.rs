@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cache::knowledge::Made;
-use crate::cache::protocol::{Certainty, Kind, Novelty};
+use crate::cache::knowledge::OwnChange;
+use crate::cache::protocol::{Certainty, EntryKind, Novelty};
 use crate::cache::{Entry, KeyCache, Knowledge};
 use crate::conformance::repository::fixture::{hash, key};
 use crate::domain::{ApiKey, ChangeContext, ChangeId, ChangeKind, KeyEvent, Moment, Revision};
@@ -18,7 +18,7 @@ pub struct Subject {
     /// has been read.
     pub knowledge: Arc<Knowledge>,
     /// Whether the cache keeps negative entries.
-    pub keeps_absence: bool,
+    pub keeps_negative_entries: bool,
 }
 
 /// A duration that is longer than any clause takes.
@@ -26,10 +26,10 @@ const LONG: Duration = Duration::from_secs(30);
 
 /// Returns the entry of a load that begins now and finds `key`.
 fn entry(subject: &Subject, number: u32, key: Option<ApiKey>) -> Entry {
-    let noted = subject.knowledge.note(&hash(number)).unwrap();
+    let start = subject.knowledge.begin_load(&hash(number)).unwrap();
     Entry {
         kept_until: subject.knowledge.moment().after(LONG),
-        ..subject.knowledge.loaded(&hash(number), &noted, key)
+        ..subject.knowledge.loaded(&hash(number), &start, key)
     }
 }
 
@@ -59,11 +59,11 @@ pub async fn what_was_put_is_found(subject: Subject) {
 pub async fn absence_is_never_taken_for_a_key(subject: Subject) {
     subject.cache.put(&hash(1), &entry(&subject, 1, None)).await;
     let found = subject.cache.get(&hash(1)).await;
-    assert_eq!(found.is_some(), subject.keeps_absence);
-    assert!(found.is_none_or(|found| found.kind() == Kind::Absent));
+    assert_eq!(found.is_some(), subject.keeps_negative_entries);
+    assert!(found.is_none_or(|found| found.kind() == EntryKind::Negative));
     let put = entry(&subject, 1, Some(stored(1)));
     subject.cache.put(&hash(1), &put).await;
-    assert_eq!(subject.cache.get(&hash(1)).await.unwrap().kind(), Kind::Present, "the last one counts");
+    assert_eq!(subject.cache.get(&hash(1)).await.unwrap().kind(), EntryKind::Record, "the last one counts");
 }
 
 /// An entry ends at `kept_until`, whatever the cache's own time to live is.
@@ -83,12 +83,12 @@ pub async fn nothing_is_kept_longer_than_it_may_be(subject: Subject) {
 pub async fn what_does_not_fit_is_taken_out_and_not_let_in(subject: Subject) {
     let old = entry(&subject, 1, Some(stored(1)));
     subject.cache.put(&hash(1), &old).await;
-    let change = ChangeId::new(Revision::new(old.through.revision.get() + 1), 7);
-    let begun = subject.knowledge.change_begins();
-    let Made::Here(through, Certainty::Certain) =
-        subject.knowledge.raise(&begun, &hash(1), change, Novelty::New)
+    let change = ChangeId::new(Revision::new(old.applied_revision.revision.get() + 1), 7);
+    let start = subject.knowledge.begin_change();
+    let OwnChange::Current(applied_revision, Certainty::Certain) =
+        subject.knowledge.apply_own(&start, &hash(1), change, Novelty::New)
     else {
-        panic!("the change is one of another history");
+        panic!("the change belongs to another epoch");
     };
     subject.cache.remove(&hash(1)).await;
     assert!(subject.cache.get(&hash(1)).await.is_none());
@@ -98,7 +98,7 @@ pub async fn what_does_not_fit_is_taken_out_and_not_let_in(subject: Subject) {
     if subject.knowledge.has_feed() {
         subject.knowledge.apply(&created(&key)).unwrap();
     }
-    let new = Entry { through, ..entry(&subject, 1, Some(key.clone())) };
+    let new = Entry { applied_revision, ..entry(&subject, 1, Some(key.clone())) };
     subject.cache.put(&hash(1), &new).await;
     assert_eq!(subject.cache.get(&hash(1)).await.unwrap().key.as_deref(), Some(&key));
 }
@@ -117,10 +117,20 @@ pub async fn what_is_forgotten_is_gone(subject: Subject) {
 }
 
 /// An entry of another epoch is not accepted.
-pub async fn another_history_is_not_let_in(subject: Subject) {
-    let put = Entry { history: subject.knowledge.history() + 1, ..entry(&subject, 1, Some(stored(1))) };
+pub async fn another_epoch_is_not_let_in(subject: Subject) {
+    let put = Entry { epoch: subject.knowledge.epoch() + 1, ..entry(&subject, 1, Some(stored(1))) };
     subject.cache.put(&hash(1), &put).await;
     assert!(subject.cache.get(&hash(1)).await.is_none());
+}
+
+/// A cache that finds records by their id finds the right one.
+pub async fn a_record_is_found_by_its_id_or_not_at_all(subject: Subject) {
+    let put = entry(&subject, 1, Some(stored(1)));
+    subject.cache.put(&hash(1), &put).await;
+    assert!(subject.cache.find_hash(stored(1).id).is_none_or(|found| found == hash(1)));
+    assert_eq!(subject.cache.find_hash(stored(2).id), None);
+    subject.cache.forget(&hash(1)).await;
+    assert_eq!(subject.cache.find_hash(stored(1).id), None);
 }
 
 /// An entry never appears younger than it is: `began` is a time of this process, or unknown.
@@ -143,7 +153,8 @@ macro_rules! cache_conformance {
             nothing_is_kept_longer_than_it_may_be,
             what_does_not_fit_is_taken_out_and_not_let_in,
             what_is_forgotten_is_gone,
-            another_history_is_not_let_in,
+            another_epoch_is_not_let_in,
+            a_record_is_found_by_its_id_or_not_at_all,
             its_times_are_of_this_process,
         );
     };

@@ -45,8 +45,8 @@ pub(super) fn validate_response(validation: Validation) -> pb::ValidateResponse 
 fn freshness(Freshness { tier, staleness, revision }: Freshness) -> pb::Freshness {
     let tier = match tier {
         Tier::Local => pb::Tier::LocalCache,
-        Tier::Redis => pb::Tier::RedisCache,
-        Tier::Store => pb::Tier::Store,
+        Tier::Shared => pb::Tier::RedisCache,
+        Tier::Backend => pb::Tier::Store,
     };
     pb::Freshness {
         tier: tier.into(),

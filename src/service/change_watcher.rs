@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::Caller;
 use super::caller_slots::{CallerSlot, CallerSlots};
-use crate::cache::{FeedHandle, FeedUpdate, Knowledge, Seen};
+use crate::cache::{FeedHandle, FeedProgress, FeedUpdate, Knowledge};
 use crate::domain::{KeyEvent, Moment};
 use crate::repository::{
     ChangeFeed, Changes, ErrorKind, FeedPosition, RepositoryError, Result, UnreadableEvent, partition_of, within,
@@ -62,7 +62,7 @@ pub struct News {
 struct Watching {
     followed: Followed,
     knowledge: Arc<Knowledge>,
-    seen: watch::Receiver<Seen>,
+    progress: watch::Receiver<FeedProgress>,
     updates: broadcast::Receiver<FeedUpdate>,
     position: FeedPosition,
     /// The latest time at which the stream had delivered every change.
@@ -103,15 +103,15 @@ impl ChangeWatcher {
         let too_many =
             || RepositoryError::new(ErrorKind::Overloaded, "too many concurrent WatchChanges streams");
         let slot = self.slots.take(caller, self.knowledge.moment()).ok_or_else(too_many)?;
-        let (seen, updates) = followed.handle.subscribe();
+        let (progress, updates) = followed.handle.subscribe();
         let is_behind = position.is_some();
-        let now = seen.borrow().clone();
+        let now = progress.borrow().clone();
         let watching = Watching {
             followed,
             knowledge: Arc::clone(&self.knowledge),
             as_of: if is_behind { None } else { now.as_of },
             position: position.unwrap_or(now.position),
-            seen,
+            progress,
             updates,
             is_behind,
             next_heartbeat: Instant::now(),
@@ -153,7 +153,7 @@ impl Watching {
                     }
                     Err(broadcast::error::RecvError::Closed) => return Err(ended()),
                 },
-                changed = self.seen.changed() => {
+                changed = self.progress.changed() => {
                     changed.map_err(|_| ended())?;
                     self.refresh();
                 }
@@ -185,7 +185,7 @@ impl Watching {
     /// Takes over the follower's `as_of` if everything that the follower has read was delivered.
     fn refresh(&mut self) {
         // Read in this order, because the follower publishes its `as_of` together with an update.
-        let as_of = self.seen.borrow_and_update().as_of;
+        let as_of = self.progress.borrow_and_update().as_of;
         if !self.is_behind && self.updates.is_empty() {
             self.as_of = self.as_of.max(as_of);
         }

@@ -153,7 +153,7 @@ impl ValidatorService {
         let freshness = Some(Freshness {
             tier: found.tier,
             staleness: self.knowledge.moment().since(found.as_of),
-            revision: found.entry.through.revision,
+            revision: found.entry.applied_revision.revision,
         });
         let Some(key) = found.entry.key else {
             return Ok(Validation { verdict: Verdict::Denied(Denial::NotFound), key: None, freshness });

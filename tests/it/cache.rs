@@ -31,7 +31,7 @@ mod moka {
         let mut replica = Replica::start(MemoryRepository::new(), &unpolled(options())).await;
         replica.stop_following().await;
         let cache = Arc::new(replica.local.clone().unwrap());
-        (Subject { cache, knowledge: Arc::clone(&replica.knowledge), keeps_absence: true }, replica)
+        (Subject { cache, knowledge: Arc::clone(&replica.knowledge), keeps_negative_entries: true }, replica)
     });
 }
 
@@ -57,7 +57,7 @@ async fn in_redis(store: impl Into<Backend>, kind: Redis) -> (Subject, Replica) 
     let mut replica = Replica::start(store, &options).await;
     replica.stop_following().await;
     let cache = Arc::clone(replica.redis.as_ref().unwrap());
-    (Subject { cache, knowledge: Arc::clone(&replica.knowledge), keeps_absence: false }, replica)
+    (Subject { cache, knowledge: Arc::clone(&replica.knowledge), keeps_negative_entries: false }, replica)
 }
 
 fn key(secret: &str) -> ApiKey {
@@ -216,7 +216,7 @@ async fn replicas_share_the_cache_in_redis() {
     let key = a.create("secret").await;
     b.poll().await;
     let found = b.find(&key.hash).await;
-    assert_eq!(found.tier, Tier::Redis);
+    assert_eq!(found.tier, Tier::Shared);
     assert_eq!(store.lookups(), 0);
     assert_eq!(found.entry.key.as_ref().unwrap().id, key.id);
     assert_eq!(b.find(&key.hash).await.tier, Tier::Local);
@@ -265,7 +265,7 @@ async fn replicas_meet_in_one_new_epoch() {
         unchanged == 10
     })
     .await;
-    assert!(a.knowledge.history() <= 4 && b.knowledge.history() <= 4, "each began anew a few times at most");
+    assert!(a.knowledge.epoch() <= 4 && b.knowledge.epoch() <= 4, "each began anew a few times at most");
 }
 
 fn redis_port() -> u16 {

@@ -25,8 +25,8 @@ pub(crate) fn options() -> StackOptions {
         local: Some(MokaOptions {
             capacity: Capacity::Entries(10_000),
             ttl: Duration::from_mins(5),
-            max_absent: 1_000,
-            absent_ttl: Duration::from_secs(10),
+            max_negative: 1_000,
+            negative_ttl: Duration::from_secs(10),
         }),
         custom: None,
         redis: None,

@@ -178,9 +178,8 @@ fn loads_outlive_the_runtime_that_began_them() {
         let demand =
             Demand { asked_at: loader.tiers.knowledge.moment(), max_staleness: Duration::from_mins(1) };
         let secrets = (1..=MAX_BATCHES).map(|calls| format!("unknown {calls}")).chain(queued);
-        let joined: Vec<_> = secrets
-            .map(|secret| loader.flight(&KeyHash::of(&secret), &demand).unwrap())
-            .collect();
+        let joined: Vec<_> =
+            secrets.map(|secret| loader.flight(&KeyHash::of(&secret), &demand).unwrap()).collect();
         assert_eq!(loader.flights.lock().len(), flights, "all calls joined a load");
         joined
     });

@@ -13,6 +13,8 @@
 //! staleness of the answer counts, and the beginning of the load. Without any one of the guards, the checker
 //! finds a violation within a few steps.
 
+mod loads;
+mod polls;
 mod steps;
 mod world;
 
@@ -36,7 +38,7 @@ struct Bounds {
     restarts: u8,
     capacity: usize,
     /// Number of applied changes that are remembered.
-    history: usize,
+    remembered: usize,
     /// Whether this replica also revokes the key without having read it before.
     revokes_unread: bool,
 }
@@ -47,15 +49,15 @@ enum Guard {
     /// Rule 1: the cursor is noted before anything is read.
     NotedBeforeReading,
     /// Rule 1: an entry of the second cache keeps its applied revision.
-    ThroughIsKept,
+    AppliedRevisionIsKept,
     /// Rule 1: a negative entry only reflects the noted cursor.
-    AbsenceKnowsWhatWasNoted,
+    NegativeReflectsNoted,
     /// Rule 2: a change raises a fence.
     ChangeRaises,
     /// Rule 2: a change evicts entries.
-    ChangeTakesOut,
+    ChangeEvicts,
     /// Rule 2: the fence is raised before entries are evicted.
-    FenceGoesFirst,
+    FenceBeforeEviction,
     /// Rule 2: a repeated revocation raises a fence, although it changes nothing.
     RepeatedRevokeCounts,
     /// Rule 2: a change that found no key completes a poll.
@@ -63,30 +65,30 @@ enum Guard {
     /// Rule 2: an event raises a fence.
     EventRaises,
     /// Rule 2: an event evicts entries.
-    EventTakesOut,
-    /// Rule 3: only entries that meet the fences are stored.
+    EventEvicts,
+    /// Rule 3: only entries that check_event the fences are stored.
     OnlyFittingIsStored,
     /// Rule 4: the result of a load is checked when it is handed over.
-    HandedOverIsJudged,
-    /// Rule 5: the watermark (`dropped`) is raised to an evicted fence.
+    HandedOverIsChecked,
+    /// Rule 5: the watermark is raised to an evicted fence.
     OverflowRaises,
-    /// Rule 8: the cursor advances after the events were applied.
+    /// Rule 7: the cursor advances after the events were applied.
     AppliedBeforeAdvancing,
-    /// Rule 9: staleness counts from the moment at which a poll was sent.
+    /// Rule 8: staleness counts from the moment at which a poll was sent.
     CountsFromSending,
-    /// Rule 9: the staleness of an entry that is ahead of all polls counts from its own load.
+    /// Rule 8: the staleness of an entry that is ahead of all polls counts from its own load.
     AheadCountsForItself,
-    /// Rule 9: the staleness of a negative entry counts from its own load.
-    AbsenceCountsForItself,
-    /// Rule 10: a poll is compared with the largest change seen.
-    SeenIsCompared,
-    /// Rule 11: a change that this replica made is compared with the largest change seen.
+    /// Rule 8: the staleness of a negative entry counts from its own load.
+    NegativeCountsForItself,
+    /// Rule 9: a poll is compared with the largest change seen.
+    LargestSeenIsCompared,
+    /// Rule 10: a change that this replica made is compared with the largest change seen.
     OwnChangeIsCompared,
-    /// Rule 11: a change that may have been made before the call, or have a revision that was used before, is
+    /// Rule 10: a change that may have been made before the call, or have a revision that was used before, is
     /// acknowledged after a poll.
     UnknownChangePolls,
-    /// Rule 12: an entry that another replica wrote has to belong to the current epoch.
-    EntriesAreVerified,
+    /// Rule 11: an entry that another replica wrote has to belong to the current epoch.
+    SharedEntriesAreVerified,
 }
 
 struct Checker {
@@ -98,16 +100,16 @@ impl Checker {
     /// Explores up to `limit` states of the model, breadth first. Returns their number, or the path to the
     /// first violation.
     fn explore(&self, limit: usize) -> Result<usize, Vec<String>> {
-        let mut seen: HashMap<u64, (u64, String)> = HashMap::new();
+        let mut visited: HashMap<u64, (u64, String)> = HashMap::new();
         let first = World::new(self.bounds);
         let mut frontier = VecDeque::from([(fingerprint(&first), first)]);
-        seen.insert(frontier[0].0, (0, String::new()));
-        while let Some((print, world)) = frontier.pop_front().filter(|_| seen.len() < limit) {
+        visited.insert(frontier[0].0, (0, String::new()));
+        while let Some((print, world)) = frontier.pop_front().filter(|_| visited.len() < limit) {
             for (label, outcome) in self.steps(&world) {
                 match outcome {
                     Ok(next) => {
                         let next_print = fingerprint(&next);
-                        if let std::collections::hash_map::Entry::Vacant(vacant) = seen.entry(next_print) {
+                        if let std::collections::hash_map::Entry::Vacant(vacant) = visited.entry(next_print) {
                             vacant.insert((print, label));
                             frontier.push_back((next_print, next));
                         }
@@ -115,7 +117,8 @@ impl Checker {
                     Err(violation) => {
                         let mut path = vec![violation, label];
                         let mut at = print;
-                        while let Some((before, label)) = seen.get(&at).filter(|(before, _)| *before != 0) {
+                        while let Some((before, label)) = visited.get(&at).filter(|(before, _)| *before != 0)
+                        {
                             path.push(label.clone());
                             at = *before;
                         }
@@ -125,7 +128,7 @@ impl Checker {
                 }
             }
         }
-        Ok(seen.len())
+        Ok(visited.len())
     }
 }
 
@@ -143,7 +146,7 @@ const SMALL: Bounds = Bounds {
     rewinds: 0,
     restarts: 0,
     capacity: 1,
-    history: 2,
+    remembered: 2,
     revokes_unread: false,
 };
 /// A revocation of an unread key can only contradict changes that this replica made, which are at least two.
@@ -189,26 +192,26 @@ fn each_guard_is_needed() {
     let restart = Bounds { changes: 1, other_changes: 1, restarts: 1, ..SMALL };
     for (guard, bounds) in [
         (Guard::NotedBeforeReading, tiny),
-        (Guard::ThroughIsKept, restart),
-        (Guard::AbsenceKnowsWhatWasNoted, tiny),
+        (Guard::AppliedRevisionIsKept, restart),
+        (Guard::NegativeReflectsNoted, tiny),
         (Guard::ChangeRaises, tiny),
-        (Guard::ChangeTakesOut, tiny),
-        (Guard::FenceGoesFirst, tiny),
+        (Guard::ChangeEvicts, tiny),
+        (Guard::FenceBeforeEviction, tiny),
         (Guard::RepeatedRevokeCounts, tiny),
         (Guard::NotFoundPolls, tiny),
         (Guard::EventRaises, tiny),
-        (Guard::EventTakesOut, tiny),
+        (Guard::EventEvicts, tiny),
         (Guard::OnlyFittingIsStored, tiny),
-        (Guard::HandedOverIsJudged, tiny),
+        (Guard::HandedOverIsChecked, tiny),
         (Guard::OverflowRaises, overflow),
         (Guard::AppliedBeforeAdvancing, tiny),
         (Guard::CountsFromSending, tiny),
         (Guard::AheadCountsForItself, rewind),
-        (Guard::AbsenceCountsForItself, rewind),
-        (Guard::SeenIsCompared, rewind),
+        (Guard::NegativeCountsForItself, rewind),
+        (Guard::LargestSeenIsCompared, rewind),
         (Guard::OwnChangeIsCompared, rewind),
         (Guard::UnknownChangePolls, UNREAD),
-        (Guard::EntriesAreVerified, rewind),
+        (Guard::SharedEntriesAreVerified, rewind),
     ] {
         match (Checker { bounds, without: Some(guard) }).explore(3_000_000) {
             Ok(worlds) => panic!("without {guard:?} all of {worlds} worlds keep the promises"),

@@ -89,7 +89,7 @@ mod conformance {
         let mut replica = Replica::start(MemoryRepository::new(), &options).await;
         replica.stop_following().await;
         let cache = Arc::new(made.lock().unwrap().take().unwrap());
-        (Subject { cache, knowledge: Arc::clone(&replica.knowledge), keeps_absence: true }, replica)
+        (Subject { cache, knowledge: Arc::clone(&replica.knowledge), keeps_negative_entries: true }, replica)
     });
 }
 

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 
 use async_trait::async_trait;
-use keyvouch::domain::{ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, Revision, RevokeReason};
+use keyvouch::domain::{
+    ApiKey, ChangeContext, ChangeId, KeyFilter, KeyHash, KeyId, OwnerId, Revision, RevokeReason,
+};
 use keyvouch::repository::{
     Backend, BackendIdentity, ChangeFeed, Changes, ErrorKind, FeedPosition, KeyRepository, KeyStream,
     MemoryRepository, RecentChanges, Result,

@@ -128,7 +128,7 @@ async fn a_change_does_not_depend_on_the_lookup_before_it() {
             assert!(replica.is_active(&key.hash).await);
             keys.push(key);
         }
-        let epoch = replica.knowledge.history();
+        let epoch = replica.knowledge.epoch();
         store.fail_reads(kind);
         // The second revocation finds the first one in effect.
         for _ in 0..2 {
@@ -139,7 +139,7 @@ async fn a_change_does_not_depend_on_the_lookup_before_it() {
         replica.backend.delete(keys[1].id, &context()).await.unwrap();
         assert!(replica.find(&keys[1].hash).await.entry.key.is_none());
         assert!(replica.is_active(&keys[2].hash).await);
-        assert_eq!(replica.knowledge.history(), epoch);
+        assert_eq!(replica.knowledge.epoch(), epoch);
     }
 }
 
@@ -173,10 +173,10 @@ async fn a_revocation_can_be_repeated_at_once() {
     let replica = Replica::start(MemoryRepository::new(), &unpolled(options())).await;
     let key = replica.create("secret").await;
     replica.poll().await;
-    let (history, context) = (replica.knowledge.history(), context());
+    let (epoch, context) = (replica.knowledge.epoch(), context());
     for _ in 0..2 {
         replica.backend.revoke(key.id, RevokeReason::default(), &context).await.unwrap();
-        assert_eq!(replica.knowledge.history(), history);
+        assert_eq!(replica.knowledge.epoch(), epoch);
     }
     assert!(!replica.is_active(&key.hash).await);
 }
@@ -258,11 +258,11 @@ async fn a_failover_that_loses_unpolled_changes_is_noticed() {
     let revoked = b.backend.revoke(kept.id, RevokeReason::default(), &context()).await.unwrap();
     assert_eq!(revoked.revision, updated.revision);
     assert!(!b.is_active(&kept.hash).await);
-    let epoch = a.knowledge.history();
+    let epoch = a.knowledge.epoch();
     a.poll().await;
     assert!(!a.is_active(&kept.hash).await, "the revocation of the new history");
     assert!(a.find(&lost.hash).await.entry.key.is_none(), "a key of the lost history");
-    assert!(a.knowledge.history() > epoch);
+    assert!(a.knowledge.epoch() > epoch);
     assert!(a.is_active(&other.hash).await);
 }
 
@@ -302,7 +302,7 @@ async fn a_lost_record_in_redis_is_not_served() {
     let next = ApiKey { updated_at: SystemClock.now(), ..kept.clone() };
     let updated = a.backend.update(next, kept.revision, &context()).await.unwrap();
     a.poll().await;
-    assert_eq!(a.find(&kept.hash).await.tier, Tier::Redis);
+    assert_eq!(a.find(&kept.hash).await.tier, Tier::Shared);
     drop(a);
 
     let revoked = second.revoke(kept.id, RevokeReason::default(), &context()).await.unwrap();
@@ -322,13 +322,13 @@ async fn installations_that_share_a_redis_are_told_apart() {
     let production = Replica::start(MemoryRepository::new(), &shared()).await;
     let key = staging.create("secret").await;
     staging.poll().await;
-    assert_eq!(staging.find(&key.hash).await.tier, Tier::Redis);
+    assert_eq!(staging.find(&key.hash).await.tier, Tier::Shared);
     assert!(production.find(&key.hash).await.entry.key.is_none());
     // Each installation clears only its own records.
     let of_production = production.create("another").await;
     production.poll().await;
     staging.redis.as_ref().unwrap().clear().await;
-    assert_eq!(production.find(&of_production.hash).await.tier, Tier::Redis);
+    assert_eq!(production.find(&of_production.hash).await.tier, Tier::Shared);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -341,18 +341,18 @@ async fn a_cache_in_redis_may_be_flushed_frozen_or_gone() {
     let replica = Replica::start(store.clone(), &options).await;
     let key = replica.create("secret").await;
     replica.poll().await;
-    assert_eq!(replica.find(&key.hash).await.tier, Tier::Redis);
+    assert_eq!(replica.find(&key.hash).await.tier, Tier::Shared);
     crate::redis_servers::cli(servers.servers[0].port, &["FLUSHALL"]);
-    assert_eq!(replica.find(&key.hash).await.tier, Tier::Store);
+    assert_eq!(replica.find(&key.hash).await.tier, Tier::Backend);
     servers.servers[0].watched.freeze();
-    assert_eq!(replica.find(&key.hash).await.tier, Tier::Store);
+    assert_eq!(replica.find(&key.hash).await.tier, Tier::Backend);
     replica.revoke(key.id).await;
     assert!(!replica.is_active(&key.hash).await, "a change does not wait for it");
     servers.servers[0].watched.thaw();
-    until("Redis to be used again", async || replica.find(&key.hash).await.tier == Tier::Redis).await;
+    until("Redis to be used again", async || replica.find(&key.hash).await.tier == Tier::Shared).await;
     assert!(!replica.is_active(&key.hash).await);
     servers.servers[0].kill();
-    assert_eq!(replica.find(&key.hash).await.tier, Tier::Store);
+    assert_eq!(replica.find(&key.hash).await.tier, Tier::Backend);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

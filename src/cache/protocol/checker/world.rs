@@ -5,7 +5,7 @@
 
 use std::hash::{Hash, Hasher};
 
-use super::super::{Cause, Kind, Novelty, Part};
+use super::super::{Cause, EntryKind, Novelty, Partition};
 use super::{Bounds, KEY};
 use crate::domain::{ChangeId, Revision};
 
@@ -46,7 +46,7 @@ pub(super) struct State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Fact {
     pub(super) state: usize,
-    pub(super) through: ChangeId,
+    pub(super) applied_revision: ChangeId,
     /// The time at which its load began. 0 if another replica loaded it.
     pub(super) began: usize,
 }
@@ -63,7 +63,7 @@ pub(super) struct Load {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Found {
     pub(super) fact: Fact,
-    pub(super) is_of_store: bool,
+    pub(super) is_of_backend: bool,
     /// The poll from which the staleness counts, for an entry of the second cache.
     pub(super) confirmed: usize,
 }
@@ -75,7 +75,7 @@ pub(super) struct Change {
     /// The time at which the change was made.
     pub(super) time: usize,
     /// The largest change seen when the change began.
-    pub(super) seen: ChangeId,
+    pub(super) largest_seen: ChangeId,
     pub(super) novelty: Novelty,
     /// Whether a poll has to be completed before the change is acknowledged.
     pub(super) needs_poll: bool,
@@ -89,7 +89,7 @@ pub(super) struct Change {
 pub(super) enum Step {
     Committed,
     Fenced,
-    TakenOut,
+    Evicted,
     Put,
     /// The change is answered after a poll has completed that was sent at this time or later.
     AwaitsPoll(usize),
@@ -102,7 +102,7 @@ pub(super) enum Step {
 pub(super) struct Poll {
     pub(super) sent: usize,
     /// The largest change seen when the poll was sent.
-    pub(super) seen: ChangeId,
+    pub(super) largest_seen: ChangeId,
     /// The events that the poll has read. `None` if it has not read them yet.
     pub(super) read: Option<Vec<Event>>,
     pub(super) applied: i64,
@@ -118,10 +118,10 @@ pub(super) struct World {
     pub(super) log: Vec<Event>,
     pub(super) states: Vec<State>,
     pub(super) heads: Vec<ChangeId>,
-    pub(super) part: Part<u8>,
+    pub(super) partition: Partition<u8>,
     /// Number of epochs that this replica followed.
     pub(super) epoch: u8,
-    /// Whether history was found to be rewound. Nothing is served until the next epoch is followed.
+    /// Whether the backend was found to be rewound. Nothing is served until the next epoch is followed.
     pub(super) is_closed: bool,
     pub(super) cache: Option<Fact>,
     pub(super) loads: Vec<Load>,
@@ -140,7 +140,7 @@ pub(super) struct World {
 /// Leaves out fields that are derived from others.
 impl Hash for World {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
-        (&self.timeline, &self.part, self.epoch, self.is_closed, self.cache).hash(hasher);
+        (&self.timeline, &self.partition, self.epoch, self.is_closed, self.cache).hash(hasher);
         (&self.loads, self.change, &self.poll, self.confirmed, self.answered).hash(hasher);
         (self.changes, self.other_changes, self.rewinds, self.restarts).hash(hasher);
     }
@@ -153,15 +153,15 @@ pub(super) fn change_id(revision: i64, nonce: u64) -> ChangeId {
 impl World {
     pub(super) fn new(bounds: Bounds) -> Self {
         let first = change_id(1, 1);
-        let mut part = Part::new(bounds.capacity, bounds.history);
-        part.start(first);
-        part.apply(KEY, Cause::Creation, first).unwrap();
+        let mut partition = Partition::new(bounds.capacity, bounds.remembered);
+        partition.start(first);
+        partition.apply(KEY, Cause::Creation, first).unwrap();
         let mut world = Self {
             timeline: Vec::new(),
             log: Vec::new(),
             states: Vec::new(),
             heads: Vec::new(),
-            part,
+            partition,
             epoch: 0,
             is_closed: false,
             cache: None,
@@ -212,13 +212,13 @@ impl World {
         }
     }
 
-    pub(super) fn kind(&self, fact: Fact) -> Kind {
-        if self.states[fact.state].value == Value::Absent { Kind::Absent } else { Kind::Present }
+    pub(super) fn kind(&self, fact: Fact) -> EntryKind {
+        if self.states[fact.state].value == Value::Absent { EntryKind::Negative } else { EntryKind::Record }
     }
 
     /// Returns whether an entry meets the fences. A closed world serves nothing.
     pub(super) fn fits(&self, fact: Fact) -> bool {
-        !self.is_closed && self.part.fits(&KEY, self.kind(fact), fact.through)
+        !self.is_closed && self.partition.fits(&KEY, self.kind(fact), fact.applied_revision)
     }
 
     /// Returns how the rules classify the event number `at` of `log`.
@@ -231,7 +231,7 @@ impl World {
         if before == Some(Value::Absent) || before.is_none() { Cause::Creation } else { Cause::Change }
     }
 
-    pub(super) fn take_out(&mut self) {
+    pub(super) fn evict(&mut self) {
         self.cache = self.cache.filter(|&fact| self.fits(fact));
     }
 
