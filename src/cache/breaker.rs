@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::domain::{Entropy, KeyHash, Moment, Stopwatch};
-use crate::repository::{ErrorKind, RepositoryError, Result, part_of};
+use crate::repository::{ErrorKind, RepositoryError, Result, partition_of};
 
 /// Number of consecutive failures after which the breaker opens.
 const FAILURES: u32 = 5;
@@ -58,7 +58,7 @@ impl Breaker {
     }
 
     fn partition_of(&self, hash: &KeyHash) -> usize {
-        part_of(hash.as_bytes()[0], self.partitions.len())
+        partition_of(hash.as_bytes()[0], self.partitions.len())
     }
 
     /// Begins an attempt to load keys with one call of the backend.

@@ -20,7 +20,7 @@ use crate::domain::{
 };
 use crate::repository::{
     AuditTrail, Backend, ChangeFeed, Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository,
-    KeyStream, ListedEvent, ListedKey, PageRequest, RecentChanges, RepositoryError, Result, StoreIdentity,
+    KeyStream, ListedEvent, ListedKey, PageRequest, RecentChanges, RepositoryError, Result, BackendIdentity,
     UsageStore, pages,
 };
 
@@ -256,7 +256,7 @@ impl KeyRepository for CachedRepository {
         self.backend.can_create_for(request, hash)
     }
 
-    async fn identity(&self) -> Result<Option<StoreIdentity>> {
+    async fn identity(&self) -> Result<Option<BackendIdentity>> {
         self.run(|backend| async move { backend.identity().await }).await
     }
 

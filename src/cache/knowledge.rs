@@ -16,7 +16,7 @@ pub(crate) use self::starts::{ChangeStart, LoadStart, OwnChange};
 use super::Entry;
 use super::protocol::{Cause, Certainty, EntryKind, Novelty, Partition, Rewound, applied_revision};
 use crate::domain::{ApiKey, ChangeId, ChangeKind, KeyEvent, KeyHash, Moment, Revision, Stopwatch};
-use crate::repository::{FeedPosition, RecentChanges, UnreadableEvent, part_of};
+use crate::repository::{FeedPosition, RecentChanges, UnreadableEvent, partition_of};
 
 /// Maximum total number of fences per cause. A fence takes about 170 bytes.
 const FENCES: usize = 16_384;
@@ -234,7 +234,7 @@ impl Knowledge {
         change: ChangeId,
         novelty: Novelty,
     ) -> OwnChange {
-        let number = part_of(hash.as_bytes()[0], self.partitions.len());
+        let number = partition_of(hash.as_bytes()[0], self.partitions.len());
         let made = self.partitions[number].change(|partition| {
             // A new epoch is read after the old one ended. If that has not happened yet, the new epoch will
             // contain this change.
@@ -291,7 +291,7 @@ impl Knowledge {
     /// # Errors
     /// The errors of [`apply`](Self::apply).
     pub(super) fn apply_unreadable(&self, event: &UnreadableEvent) -> Result<(), Rewound> {
-        match self.partitions.get(usize::from(event.part)) {
+        match self.partitions.get(usize::from(event.partition)) {
             Some(partition) => partition.change(|partition| partition.apply_unreadable(event.revision)),
             None => Err(Rewound),
         }
@@ -367,7 +367,7 @@ impl Knowledge {
     }
 
     fn partition(&self, hash: &KeyHash) -> &SharedPartition {
-        &self.partitions[part_of(hash.as_bytes()[0], self.partitions.len())]
+        &self.partitions[partition_of(hash.as_bytes()[0], self.partitions.len())]
     }
 }
 

@@ -30,8 +30,8 @@ use futures_util::stream::BoxStream;
 use self::epoch::Epoch;
 use super::{Entry, KeyCache, Knowledge, Tier};
 use crate::domain::{Entropy, KeyHash, KeyId};
-use crate::redis::{RedisFiles, Watch, client, config, place};
-use crate::repository::{Result, StoreIdentity};
+use crate::redis::{RedisFiles, Watch, addresses, client, config};
+use crate::repository::{Result, BackendIdentity};
 
 /// Time after a failure during which Redis is not used.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -95,7 +95,7 @@ impl RedisCache {
         // The task reconnects for as long as the client lives.
         let task = client.connect();
         Ok(Self {
-            address: place(&config.server),
+            address: addresses(&config.server),
             _watch: Watch::start(vec![(client.clone(), task)], options.timeout),
             client,
             config,
@@ -112,9 +112,9 @@ impl RedisCache {
 
     /// Sets the identity of the backend whose entries are stored. `None` means that only the prefix separates
     /// them from those of other backends. Only the first call has an effect.
-    pub fn identify(&self, identity: Option<StoreIdentity>) {
+    pub fn identify(&self, identity: Option<BackendIdentity>) {
         // The identity of a backend never changes, so later calls are ignored.
-        let _ = self.namespace.set(identity.map_or_else(String::new, |StoreIdentity(it)| format!("{it}:")));
+        let _ = self.namespace.set(identity.map_or_else(String::new, |BackendIdentity(it)| format!("{it}:")));
     }
 
     /// Returns whether the identity is set.
@@ -137,7 +137,7 @@ impl RedisCache {
     /// may have been lost.
     #[must_use]
     pub fn wake_ups(&self) -> BoxStream<'static, ()> {
-        crate::redis::wakes(&self.config, self.options.timeout, self.name("changes"))
+        crate::redis::wake_ups(&self.config, self.options.timeout, self.name("changes"))
     }
 
     /// Returns whether entries are read and written at this moment.

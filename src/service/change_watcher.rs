@@ -227,7 +227,7 @@ impl Watching {
 /// has to empty its cache. A stream that it then begins without a position begins after the event. Resuming at a
 /// position before the event fails again, for as long as the event is stored.
 fn position_lost(event: &UnreadableEvent) -> RepositoryError {
-    let UnreadableEvent { part, revision } = event;
-    let cause = format!("the event with revision {revision} in partition {part} can't be read");
+    let UnreadableEvent { partition, revision } = event;
+    let cause = format!("the event with revision {revision} in partition {partition} can't be read");
     RepositoryError::new(ErrorKind::PositionLost, cause)
 }

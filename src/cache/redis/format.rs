@@ -1,14 +1,14 @@
 //! The encoding of entries: format, revision and nonce of the applied revision, revision, record as JSON.
 
 use crate::domain::{ApiKey, ChangeId, KeyHash, Revision};
-use crate::repository::{ErrorKind, RepositoryError, Result, StoredKey};
+use crate::repository::{Result, StoredKey};
 
 /// The format that this release writes. Entries of other formats are misses.
 const FORMAT: &str = "2";
+
 /// Encodes a record and its applied revision.
 pub(super) fn encode(applied_revision: ChangeId, key: &ApiKey) -> Result<String> {
-    let document = serde_json::to_string(&StoredKey::new(key))
-        .map_err(|error| RepositoryError::new(ErrorKind::Internal, error))?;
+    let document = StoredKey::new(key).to_json()?;
     Ok(format!(
         "{FORMAT} {} {} {} {document}",
         applied_revision.revision, applied_revision.nonce, key.revision
@@ -25,8 +25,7 @@ pub(super) fn decode(stored: &str, hash: &KeyHash) -> Option<(ChangeId, ApiKey)>
     let applied_revision =
         ChangeId::new(Revision::new(fields.next()?.parse().ok()?), fields.next()?.parse().ok()?);
     let revision = Revision::new(fields.next()?.parse().ok()?);
-    let document: StoredKey = serde_json::from_str(fields.next()?).ok()?;
-    let key = ApiKey { revision, ..document.into_key().ok()? };
+    let key = StoredKey::from_json(fields.next()?.as_bytes()).ok()?.into_key_at(revision).ok()?;
     (key.hash == *hash).then_some((applied_revision, key))
 }
 
