@@ -33,6 +33,8 @@ const FAILURES: u32 = 2;
 #[derive(Clone, Debug)]
 pub(super) struct HealthMonitor {
     reporter: HealthReporter,
+    /// The backend itself, without caches: a ping that times out is dropped, and dropping it has to cancel it.
+    /// Otherwise the pings of a backend that hangs would take up its connections, one more per second.
     repository: Arc<dyn KeyRepository>,
     /// The state that `Validator` can answer from during an outage, and its maximum staleness. `None` without
     /// a cache.
@@ -99,9 +101,9 @@ impl HealthMonitor {
             if was_up != Some(is_up) {
                 self.is_up.send_replace(is_up);
                 match &ping {
-                    Ok(()) => tracing::info!("the store answers"),
+                    Ok(()) => tracing::info!("the backend responds"),
                     Err(error) => {
-                        tracing::error!(error = %error_chain(error), "the store does not answer");
+                        tracing::error!(error = %error_chain(error), "the backend does not respond");
                     }
                 }
                 was_up = Some(is_up);
@@ -113,7 +115,7 @@ impl HealthMonitor {
             let is_ready = has_started && (is_up || self.answers_from_cache());
             if was_ready != Some(is_ready) {
                 self.set(&[VALIDATOR], status(is_ready)).await;
-                self.say(match (has_started, is_ready) {
+                self.set_fitness(match (has_started, is_ready) {
                     (false, _) => Fitness::Alive,
                     (true, false) => Fitness::Started,
                     (true, true) => Fitness::Ready,
@@ -160,7 +162,7 @@ impl HealthMonitor {
         self.report(&[SERVER, VALIDATOR, KEY_STORE], ServingStatus::NotServing).await;
     }
 
-    async fn say(&self, fitness: Fitness) {
+    async fn set_fitness(&self, fitness: Fitness) {
         let is_stopped = self.is_stopped.lock().await;
         if !*is_stopped {
             self.fitness.send_replace(fitness);

@@ -1,9 +1,11 @@
 //! Reloads certificates and tokens when their files change.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Result;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
@@ -11,81 +13,232 @@ use tokio::time::MissedTickBehavior;
 use crate::config::AdminConfig;
 use crate::grpc::AdminToken;
 use crate::server::{Tls, TlsFiles};
-use crate::telemetry::{ReloadMetrics, error_chain};
+use crate::telemetry::ReloadMetrics;
 
-/// The files to reload, and the receiver of their new content.
-#[derive(Debug)]
-pub(super) enum Reloaded {
-    /// Certificates. New ones apply to new connections.
-    Tls(TlsFiles, watch::Sender<Arc<Tls>>),
-    /// Tokens of administrators.
-    Tokens(AdminConfig, watch::Sender<Arc<[AdminToken]>>),
+/// Loads files periodically, and puts their content to use when it differs from the content in use. Every load
+/// is complete, so a failure is retried until the files can be used, and what was compared is what is used.
+pub(super) struct Reloader<T> {
+    /// Kind of the files, as a metric label.
+    files: &'static str,
+    paths: Vec<PathBuf>,
+    /// Reads and parses the files. It blocks.
+    load: Arc<dyn Fn() -> Result<T> + Send + Sync>,
+    /// The content in use.
+    current: watch::Sender<T>,
+    /// The last failure, until the files can be used again.
+    failure: Option<Failure>,
 }
 
-impl Reloaded {
-    fn paths(&self) -> Vec<PathBuf> {
-        match self {
-            Self::Tls(files, _) => files.paths(),
-            Self::Tokens(config, _) => vec![config.tokens_file.clone()],
-        }
+/// A load that failed. It is reported again only if it differs from the last one.
+#[derive(Debug, PartialEq, Eq)]
+struct Failure {
+    error: String,
+    /// The digest of each file, or `None` for one that can't be read. They may be those of a later content
+    /// than the one that failed, which only affects how often a failure is reported.
+    digests: Vec<Option<[u8; 32]>>,
+}
+
+impl Reloader<Arc<Tls>> {
+    /// Creates a reloader of certificates, which apply to new connections.
+    pub(super) fn certificates(files: TlsFiles, current: watch::Sender<Arc<Tls>>) -> Self {
+        let paths = files.paths();
+        Self::new(ReloadMetrics::CERTIFICATES, paths, current, move || Ok(files.load()?))
+    }
+}
+
+impl Reloader<Arc<[AdminToken]>> {
+    /// Creates a reloader of administrators' tokens.
+    pub(super) fn tokens(admin: AdminConfig, current: watch::Sender<Arc<[AdminToken]>>) -> Self {
+        let paths = vec![admin.tokens_file.clone()];
+        Self::new(ReloadMetrics::ADMIN_TOKENS, paths, current, move || Ok(admin.load_tokens()?.into()))
+    }
+}
+
+impl<T: PartialEq + Send + Sync + 'static> Reloader<T> {
+    fn new(
+        files: &'static str,
+        paths: Vec<PathBuf>,
+        current: watch::Sender<T>,
+        load: impl Fn() -> Result<T> + Send + Sync + 'static,
+    ) -> Self {
+        Self { files, paths, load: Arc::new(load), current, failure: None }
     }
 
-    /// Returns the kind of the files, as a metric label.
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Tls(..) => ReloadMetrics::CERTIFICATES,
-            Self::Tokens(..) => ReloadMetrics::ADMIN_TOKENS,
-        }
-    }
-
-    /// Reads the files. If they are not usable, logs an error, and the previous content stays in use.
-    fn reload(&self, is_first: bool, metrics: &ReloadMetrics) {
-        let outcome: Result<(), Box<dyn std::error::Error>> = match self {
-            Self::Tls(files, current) => {
-                files.load().map(|tls| drop(current.send_replace(tls))).map_err(Into::into)
-            }
-            Self::Tokens(config, current) => config
-                .load_tokens()
-                .map(|tokens| drop(current.send_replace(tokens.into())))
-                .map_err(Into::into),
-        };
-        let files = self.name();
-        if !(is_first && outcome.is_ok()) {
-            metrics.reloaded(files, outcome.is_ok());
-        }
-        match outcome {
-            Ok(()) if is_first => {}
-            Ok(()) => tracing::info!(files, "files changed, and what is in them is in use"),
-            Err(error) => {
-                let error = error_chain(error.as_ref());
-                tracing::error!(%error, files, "files changed and can't be used: what was read before stays in use");
-            }
-        }
-    }
-
-    /// Checks the files every `interval`, forever. Mounted secrets are replaced through symbolic links, which
-    /// file system notifications miss.
-    pub(super) async fn run(self, interval: Duration, metrics: ReloadMetrics) {
-        let paths = self.paths();
-        // The first tick reads the files again, because they may have changed since the startup read them.
-        let mut seen = None;
+    /// Checks the files every `interval`, forever, and for the first time at once, because they may have
+    /// changed since the startup read them. Mounted secrets are replaced through symbolic links, which file
+    /// system notifications miss.
+    pub(super) async fn run(mut self, interval: Duration, metrics: ReloadMetrics) {
         let mut ticks = tokio::time::interval(interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let now = Some(digests(&paths).await);
-            if now != seen {
-                self.reload(seen.is_none(), &metrics);
-                seen = now;
-            }
+            self.check(&metrics).await;
         }
+    }
+
+    /// Loads the files once. If they can't be used, the previous content stays in use. A failure is logged and
+    /// counted once, and again if the error or a file changes.
+    async fn check(&mut self, metrics: &ReloadMetrics) {
+        match self.load().await {
+            Ok(content) => self.succeeded(content, metrics),
+            Err(failure) => self.failed(failure, metrics),
+        }
+    }
+
+    /// Reads the files on a thread that may block.
+    async fn load(&self) -> Result<T, Failure> {
+        let (load, paths) = (Arc::clone(&self.load), self.paths.clone());
+        let loading = tokio::task::spawn_blocking(move || {
+            load().map_err(|error| {
+                let digests = paths.iter().map(|path| digest(path)).collect();
+                Failure { error: format!("{error:#}"), digests }
+            })
+        });
+        let loaded = loading.await;
+        loaded.unwrap_or_else(|stopped| Err(Failure { error: stopped.to_string(), digests: Vec::new() }))
+    }
+
+    fn succeeded(&mut self, content: T, metrics: &ReloadMetrics) {
+        let files = self.files;
+        let was_failing = self.failure.take().is_some();
+        if *self.current.borrow() != content {
+            self.current.send_replace(content);
+            metrics.reloaded(files, true);
+            tracing::info!(files, "changed files were reloaded");
+        } else if was_failing {
+            tracing::info!(files, "files can be used again; their content is already in use");
+        }
+    }
+
+    fn failed(&mut self, failure: Failure, metrics: &ReloadMetrics) {
+        if self.failure.as_ref() == Some(&failure) {
+            return;
+        }
+        let (files, error) = (self.files, &failure.error);
+        metrics.reloaded(files, false);
+        tracing::error!(error, files, "files can't be used; the previous content stays in use");
+        self.failure = Some(failure);
     }
 }
 
-/// Returns the digest of each file, or `None` for one that can't be read.
-async fn digests(paths: &[PathBuf]) -> Vec<Option<[u8; 32]>> {
-    let digest = |path: &Path| Some(Sha256::digest(std::fs::read(path).ok()?).into());
-    let paths = paths.to_vec();
-    let digests = tokio::task::spawn_blocking(move || paths.iter().map(|path| digest(path)).collect());
-    digests.await.unwrap_or_default()
+impl<T> fmt::Debug for Reloader<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reloader").field("paths", &self.paths).finish_non_exhaustive()
+    }
+}
+
+fn digest(path: &Path) -> Option<[u8; 32]> {
+    Some(Sha256::digest(std::fs::read(path).ok()?).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use anyhow::anyhow;
+
+    use super::*;
+    use crate::telemetry::{Exposition, Metrics};
+
+    fn metrics() -> (ReloadMetrics, Exposition) {
+        let (metrics, exposition) = Metrics::new(&[], None, Box::new(Vec::new));
+        (metrics.reloads, exposition)
+    }
+
+    /// Returns how often content was used, and how often it was refused.
+    fn counts(exposition: &Exposition) -> [u64; 2] {
+        let text = exposition.text().unwrap();
+        ["used", "refused"].map(|outcome| {
+            let series = format!(r#"keyvouch_reloads_total{{files="admin_tokens",outcome="{outcome}"}} "#);
+            text.lines().find_map(|line| line.strip_prefix(&series)).unwrap().parse().unwrap()
+        })
+    }
+
+    fn of_tokens(path: &Path) -> (Reloader<Arc<[AdminToken]>>, watch::Receiver<Arc<[AdminToken]>>) {
+        let admin = AdminConfig { tokens_file: path.to_owned(), ..AdminConfig::default() };
+        let (sender, current) = watch::channel(admin.load_tokens().unwrap().into());
+        (Reloader::tokens(admin, sender), current)
+    }
+
+    /// Returns a reloader whose loads have the given outcomes, and the content in use.
+    fn scripted(outcomes: Vec<Result<u8>>) -> (Reloader<u8>, watch::Receiver<u8>) {
+        let (sender, current) = watch::channel(0);
+        let outcomes = Mutex::new(outcomes.into_iter());
+        let load = move || outcomes.lock().unwrap().next().unwrap();
+        (Reloader::new(ReloadMetrics::ADMIN_TOKENS, Vec::new(), sender, load), current)
+    }
+
+    #[tokio::test]
+    async fn a_changed_file_is_used_and_an_unchanged_one_is_not_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokens");
+        std::fs::write(&path, "old:the-old-token-of-this-test\n").unwrap();
+        let (mut reloader, mut current) = of_tokens(&path);
+        let (metrics, exposition) = metrics();
+        reloader.check(&metrics).await;
+        assert!(!current.has_changed().unwrap());
+        let changed = "new:the-new-token-of-this-test\n";
+        std::fs::write(&path, changed).unwrap();
+        for _ in 0..2 {
+            reloader.check(&metrics).await;
+            assert_eq!(**current.borrow_and_update(), [AdminToken::parse(changed.trim()).unwrap()]);
+        }
+        assert_eq!(counts(&exposition), [1, 0]);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_can_not_be_used_is_reported_once_until_it_changes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokens");
+        let valid = "old:the-old-token-of-this-test\n";
+        std::fs::write(&path, valid).unwrap();
+        let (mut reloader, current) = of_tokens(&path);
+        let (metrics, exposition) = metrics();
+        for (refused, half_written) in [(1, "new:"), (2, "new:the-"), (3, "")] {
+            std::fs::write(&path, half_written).unwrap();
+            for _ in 0..3 {
+                reloader.check(&metrics).await;
+                assert_eq!(counts(&exposition), [0, refused], "{half_written}");
+            }
+        }
+        std::fs::remove_file(&path).unwrap();
+        reloader.check(&metrics).await;
+        assert_eq!(counts(&exposition), [0, 4]);
+        std::fs::write(&path, valid).unwrap();
+        reloader.check(&metrics).await;
+        assert!(!current.has_changed().unwrap(), "the content was in use all the time");
+        // The same failure as before is a new one.
+        std::fs::remove_file(&path).unwrap();
+        reloader.check(&metrics).await;
+        assert_eq!(counts(&exposition), [0, 5]);
+    }
+
+    #[tokio::test]
+    async fn a_load_that_failed_is_retried_although_no_file_changes() {
+        let failures = || [Err(anyhow!("not now")), Err(anyhow!("not now"))];
+        let (mut reloader, current) = scripted(failures().into_iter().chain([Ok(1)]).collect());
+        let (metrics, exposition) = metrics();
+        for expected in [0, 0, 1] {
+            reloader.check(&metrics).await;
+            assert_eq!(*current.borrow(), expected);
+        }
+        assert_eq!(counts(&exposition), [1, 1]);
+    }
+
+    #[tokio::test]
+    async fn a_load_that_panics_is_retried() {
+        let (sender, current) = watch::channel(0);
+        let is_to_panic = AtomicBool::new(true);
+        let load = move || {
+            assert!(!is_to_panic.swap(false, Ordering::SeqCst), "a fault");
+            Ok(1)
+        };
+        let mut reloader = Reloader::new(ReloadMetrics::ADMIN_TOKENS, Vec::new(), sender, load);
+        let (metrics, exposition) = metrics();
+        reloader.check(&metrics).await;
+        assert_eq!((*current.borrow(), counts(&exposition)), (0, [0, 1]));
+        reloader.check(&metrics).await;
+        assert_eq!((*current.borrow(), counts(&exposition)), (1, [1, 1]));
+    }
 }

@@ -11,7 +11,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::SettingsArgs;
 use super::client::DEFAULT_ADDRESS;
 use super::output::print;
-use crate::app::{AdminDoor, App, Surroundings};
+use crate::app::{AdminAccess, App, Surroundings};
 use crate::config::{Loaded, RenamedSetting};
 use crate::server::ListenAddr;
 use crate::telemetry::{Traces, init_logs};
@@ -140,23 +140,23 @@ fn announce(app: &App) -> Result<()> {
         env!("CARGO_PKG_VERSION"),
         addresses.join(", "),
         app.backend(),
-        describe(app.door())?,
+        describe(app.admin_access())?,
     );
     if let Some(ops) = app.ops_address() {
         text.push_str(&format!("  metrics and probes: http://{ops}\n"));
     }
     let (validator, key_store) = (flag(app, app.addresses()), flag(app, app.admin_addresses()));
-    let credential = match app.door() {
-        AdminDoor::FirstStart { file, .. }
+    let credential = match app.admin_access() {
+        AdminAccess::FirstStart { file, .. }
             if file.parent().is_some_and(|folder| !folder.as_os_str().is_empty()) =>
         {
             format!(" --token-file {}", file.display())
         }
-        AdminDoor::Configured(tokens) if tokens.is_empty() => {
+        AdminAccess::Configured(tokens) if tokens.is_empty() => {
             " --cert-file FILE --cert-key-file FILE".to_owned()
         }
-        AdminDoor::Configured(_) => " --token-file FILE".to_owned(),
-        AdminDoor::FirstStart { .. } | AdminDoor::Open => String::new(),
+        AdminAccess::Configured(_) => " --token-file FILE".to_owned(),
+        AdminAccess::FirstStart { .. } | AdminAccess::Open => String::new(),
     };
     let key_store = format!("{key_store}{credential}");
     text.push_str(&format!(
@@ -185,16 +185,16 @@ fn flag<'a>(app: &App, mut addresses: impl Iterator<Item = &'a ListenAddr> + Clo
     }
 }
 
-fn describe(door: &AdminDoor) -> Result<String> {
-    Ok(match door {
-        AdminDoor::Open => "open to everyone on this machine (admin.insecure)".into(),
-        AdminDoor::Configured(tokens) if tokens.is_empty() => "by client certificates".into(),
-        AdminDoor::Configured(tokens) => format!("{} configured token(s)", tokens.len()),
-        AdminDoor::FirstStart { file, is_new: true, .. } if stdout().is_terminal() => {
+fn describe(access: &AdminAccess) -> Result<String> {
+    Ok(match access {
+        AdminAccess::Open => "open to everyone on this machine (admin.insecure)".into(),
+        AdminAccess::Configured(tokens) if tokens.is_empty() => "by client certificates".into(),
+        AdminAccess::Configured(tokens) => format!("{} configured token(s)", tokens.len()),
+        AdminAccess::FirstStart { file, is_new: true, .. } if stdout().is_terminal() => {
             let token = super::arguments::secret(Some(file))?;
             format!("token {} (created just now; stored in {})", token.as_str(), file.display())
         }
-        AdminDoor::FirstStart { file, is_new, .. } => {
+        AdminAccess::FirstStart { file, is_new, .. } => {
             format!("the token in {}{}", file.display(), if *is_new { " (created just now)" } else { "" })
         }
     })

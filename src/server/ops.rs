@@ -14,13 +14,14 @@ use axum::routing::get;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tower::ServiceExt as _;
 
 use super::acceptor::BACK_OFF;
 use super::connection::{Client, ConnectionLimiter, ConnectionPermit};
+use super::listener::bind_tcp;
 use crate::domain::Stopwatch;
 use crate::telemetry::Exposition;
 
@@ -28,6 +29,8 @@ use crate::telemetry::Exposition;
 /// collectors, and few enough to be harmless.
 const MAX_CONNECTIONS: usize = 256;
 const MAX_CONNECTIONS_PER_PEER: usize = 32;
+/// Maximum number of connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
 /// Maximum duration of a connection, from accepting it to the end of its only response.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -43,19 +46,33 @@ pub(crate) enum Fitness {
     Ready,
 }
 
-/// The bound address of the endpoints for operators.
+/// The bound address of the endpoints for operators. It refuses connections until [`listen`](Self::listen).
+#[derive(Debug)]
+pub(crate) struct BoundOpsAddress(TcpSocket);
+
+/// The listener of the endpoints for operators.
 #[derive(Debug)]
 pub(crate) struct OpsListener(TcpListener);
 
-impl OpsListener {
+impl BoundOpsAddress {
     /// Binds `address`.
     ///
     /// # Errors
     /// Returns an error if the address is in use, may not be bound, or does not exist on this machine.
-    pub(crate) async fn bind(address: SocketAddr) -> io::Result<Self> {
-        TcpListener::bind(address).await.map(Self)
+    pub(crate) fn bind(address: SocketAddr) -> io::Result<Self> {
+        bind_tcp(address).map(Self)
     }
 
+    /// Listens on the address.
+    ///
+    /// # Errors
+    /// Returns an error if another process listens on the address by now.
+    pub(crate) fn listen(self) -> io::Result<OpsListener> {
+        self.0.listen(BACKLOG).map(OpsListener)
+    }
+}
+
+impl OpsListener {
     /// Returns the address, with the port that was assigned.
     ///
     /// # Errors

@@ -9,7 +9,9 @@ use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
+use zeroize::Zeroizing;
 
 /// Whether clients need a certificate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -75,11 +77,49 @@ impl TlsError {
     }
 }
 
-/// A loaded TLS configuration.
+/// A loaded TLS configuration. Two configurations are equal if the files that they were loaded from are.
 #[derive(Clone, Debug)]
 pub struct Tls {
     pub(super) config: Arc<ServerConfig>,
     not_after: Option<i64>,
+    /// Digest of the files.
+    digest: [u8; 32],
+}
+
+impl PartialEq for Tls {
+    fn eq(&self, other: &Self) -> bool {
+        self.digest == other.digest
+    }
+}
+
+impl Eq for Tls {}
+
+/// The bytes of the files, which are read once: the digest belongs to what is parsed.
+struct PemFiles {
+    certificate: Vec<u8>,
+    key: Zeroizing<Vec<u8>>,
+    client_ca: Option<Vec<u8>>,
+}
+
+impl PemFiles {
+    fn read(files: &TlsFiles) -> Result<Self, TlsError> {
+        let read = |setting, path: &Path| {
+            std::fs::read(path).map_err(|error| unreadable_text(setting, path, error.to_string()))
+        };
+        Ok(Self {
+            certificate: read(CERTIFICATE, &files.certificate)?,
+            key: read(KEY, &files.key)?.into(),
+            client_ca: files.client_ca.as_deref().map(|path| read(CLIENT_CA, path)).transpose()?,
+        })
+    }
+
+    /// Returns a digest of all files. The digest of each file is hashed, so that bytes can't move from one
+    /// file to the next unnoticed.
+    fn digest(&self) -> [u8; 32] {
+        let files = [Some(&self.certificate), Some(&*self.key), self.client_ca.as_ref()];
+        let digests = files.into_iter().flatten().map(Sha256::digest);
+        digests.fold(Sha256::new(), |all, digest| all.chain_update(digest)).finalize().into()
+    }
 }
 
 impl Tls {
@@ -98,10 +138,11 @@ impl TlsFiles {
     /// Returns an error if a file can't be read or is not valid, or if the certificate does not match the
     /// key.
     pub fn load(&self) -> Result<Arc<Tls>, TlsError> {
-        let certificates = certificates(CERTIFICATE, &self.certificate)?;
+        let files = PemFiles::read(self)?;
+        let certificates = certificates(CERTIFICATE, &self.certificate, &files.certificate)?;
         let not_after = certificates.iter().filter_map(not_after).min();
-        let key =
-            PrivateKeyDer::from_pem_file(&self.key).map_err(|error| unreadable(KEY, &self.key, error))?;
+        let key = PrivateKeyDer::from_pem_slice(&files.key);
+        let key = key.map_err(|error| unreadable(KEY, &self.key, error))?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let no_pair = |problem| TlsError::NoPair {
             certificate: self.certificate.clone(),
@@ -111,13 +152,13 @@ impl TlsFiles {
         let versions =
             ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
         let builder = versions.map_err(no_pair)?;
-        let builder = match &self.client_ca {
+        let builder = match self.client_ca.as_deref().zip(files.client_ca.as_deref()) {
             None => builder.with_no_client_auth(),
-            Some(path) => {
+            Some((path, pem)) => {
                 let problem =
                     |error: &dyn std::fmt::Display| unreadable_text(CLIENT_CA, path, error.to_string());
                 let mut roots = RootCertStore::empty();
-                for root in self::certificates(CLIENT_CA, path)? {
+                for root in self::certificates(CLIENT_CA, path, pem)? {
                     roots.add(root).map_err(|error| problem(&error))?;
                 }
                 let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
@@ -135,7 +176,7 @@ impl TlsFiles {
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;
         }
-        Ok(Arc::new(Tls { config: Arc::new(config), not_after }))
+        Ok(Arc::new(Tls { config: Arc::new(config), not_after, digest: files.digest() }))
     }
 
     /// Returns the files to watch for changes.
@@ -154,9 +195,14 @@ fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
     Some(certificate.validity().not_after.timestamp())
 }
 
-fn certificates(setting: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
-    let certificates: Vec<_> = read.map_err(|error| unreadable(setting, path, error))?;
+/// Parses `pem`, the content of the file `path`.
+fn certificates(
+    setting: &'static str,
+    path: &Path,
+    pem: &[u8],
+) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    let certificates = parsed.map_err(|error| unreadable(setting, path, error))?;
     if certificates.is_empty() {
         return Err(unreadable_text(setting, path, "the file contains no certificate".to_owned()));
     }
@@ -165,9 +211,8 @@ fn certificates(setting: &'static str, path: &Path) -> Result<Vec<CertificateDer
 
 fn unreadable(setting: &'static str, path: &Path, error: pem::Error) -> TlsError {
     let problem = match error {
-        pem::Error::Io(error) => error.to_string(),
-        // Other errors can quote the file.
         pem::Error::NoItemsFound => "the file contains no such item in PEM".to_owned(),
+        // Other errors can quote the file.
         _ => "not a valid PEM file".to_owned(),
     };
     unreadable_text(setting, path, problem)

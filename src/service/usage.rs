@@ -62,8 +62,9 @@ impl UsageRecorder {
         outcome
     }
 
-    /// Flushes every `interval` until `stop` completes, and then once more. A running flush is never
-    /// cancelled. A failure is logged when it begins and when it ends.
+    /// Flushes every `interval` until `stop` completes, and then once more. `stop` does not cancel a running
+    /// flush. Dropping this future does, and loses the uses that it was writing. A failure is logged when it
+    /// begins and when it ends.
     pub async fn flush_until(&self, interval: Duration, stop: impl Future<Output = ()>) {
         let mut ticks = tokio::time::interval(interval);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -77,9 +78,9 @@ impl UsageRecorder {
             }
             let outcome = self.flush().await;
             match &outcome {
-                Ok(()) if is_failing => tracing::info!("the last use of keys is recorded again"),
+                Ok(()) if is_failing => tracing::info!("last uses of keys are written again"),
                 Err(error) if !is_failing || is_stopping => {
-                    tracing::warn!(error = %error_chain(error), "the last use of keys can't be recorded");
+                    tracing::warn!(error = %error_chain(error), "last uses of keys can't be written");
                 }
                 Ok(()) | Err(_) => {}
             }

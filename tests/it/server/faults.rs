@@ -182,5 +182,5 @@ async fn a_background_task_that_panics_ends_the_server_with_its_reason() {
     let server = TestServer::start_with(store, &uncached()).await;
     let end = tokio::time::timeout(std::time::Duration::from_mins(1), server.ended()).await.unwrap();
     let reason = format!("{:#}", end.unwrap_err());
-    assert!(reason.contains("the task that deletes old events failed"), "{reason}");
+    assert!(reason.contains("background task \"event pruner\" failed"), "{reason}");
 }
