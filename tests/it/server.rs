@@ -1,6 +1,7 @@
 //! Tests of the server: credentials, request ids, limits, health, failures of the backend, and graceful
 //! shutdown.
 
+mod background;
 mod credentials;
 mod drain;
 mod fairness;
@@ -11,6 +12,7 @@ mod http;
 mod limits;
 mod observability;
 mod ops;
+mod shutdown;
 mod slow_clients;
 mod streams;
 pub(crate) mod tls;

@@ -76,6 +76,19 @@ fn an_address_in_use_is_named() {
     for part in [&address, "server.listen", &error] {
         assert!(stderr.contains(part), "{part}: {stderr}");
     }
+    for file in ["keyvouch.db", "keyvouch.admin-token"] {
+        assert!(!home.path().join(file).exists(), "{file} was created before the address was bound");
+    }
+}
+
+#[test]
+fn a_token_file_that_is_not_valid_is_named_before_the_database_is_created() {
+    let home = Home::new();
+    std::fs::write(home.path().join("tokens"), "nonsense\n").unwrap();
+    let arguments = ["--set", "admin.tokens_file=tokens", "--set", "server.listen=127.0.0.1:0"];
+    let stderr = startup_error(&home, &arguments);
+    assert!(stderr.contains("admin.tokens_file"), "{stderr}");
+    assert!(!home.path().join("keyvouch.db").exists());
 }
 
 #[test]

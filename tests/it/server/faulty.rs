@@ -38,6 +38,36 @@ pub(crate) struct Faulty {
     panics_in_background: Arc<AtomicBool>,
     lookups: Arc<AtomicUsize>,
     flushes: Arc<AtomicUsize>,
+    pings: watch::Sender<Pings>,
+}
+
+/// Pings of the backend.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Pings {
+    pub(crate) begun: usize,
+    pub(crate) running: usize,
+    /// Maximum number of pings that were running at the same time.
+    pub(crate) most: usize,
+}
+
+/// A running ping. It ends when it returns or is dropped.
+struct Ping<'p>(&'p watch::Sender<Pings>);
+
+impl<'p> Ping<'p> {
+    fn begin(pings: &'p watch::Sender<Pings>) -> Self {
+        pings.send_modify(|pings| {
+            pings.begun += 1;
+            pings.running += 1;
+            pings.most = pings.most.max(pings.running);
+        });
+        Self(pings)
+    }
+}
+
+impl Drop for Ping<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|pings| pings.running -= 1);
+    }
 }
 
 impl Faulty {
@@ -53,6 +83,7 @@ impl Faulty {
             panics_in_background: Arc::default(),
             lookups: Arc::default(),
             flushes: Arc::default(),
+            pings: watch::Sender::default(),
         }
     }
 
@@ -94,6 +125,11 @@ impl Faulty {
     /// Returns the number of lookups by hash.
     pub(crate) fn lookups(&self) -> usize {
         self.lookups.load(Ordering::SeqCst)
+    }
+
+    /// Returns the number of pings.
+    pub(crate) fn pings(&self) -> Pings {
+        *self.pings.borrow()
     }
 
     /// Returns the number of attempts to record usage.
@@ -177,6 +213,7 @@ impl KeyRepository for Faulty {
     }
 
     async fn ping(&self) -> Result<()> {
+        let _running = Ping::begin(&self.pings);
         obey(&self.mode).await
     }
 }
