@@ -226,9 +226,9 @@ fn unavailable(error: io::Error) -> RepositoryError {
 async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let path = std::env::var_os("KEYS_FOLDER").map_or_else(|| "keys".into(), PathBuf::from);
     let environment = std::env::vars().collect();
-    let config = Sources { environment, ..Sources::default() }.load()?.config;
+    let settings = Sources { environment, ..Sources::default() }.load()?.settings;
     let backend = Backend::new(Folder::open(&path)?);
-    let app = App::with_backend(&config, Surroundings::default(), backend).await?;
+    let app = App::with_backend(&settings, Surroundings::default(), backend).await?;
     for address in app.addresses() {
         println!("{} listens on {address}", app.backend());
     }

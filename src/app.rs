@@ -5,7 +5,6 @@
 //!
 //! | part | responsibility |
 //! |---|---|
-//! | `options` | parses the settings |
 //! | `listeners` | addresses and certificates |
 //! | `access` | how callers authenticate |
 //! | `store`, `storage` | the backend and its caches |
@@ -19,7 +18,6 @@ mod background;
 mod health;
 mod listeners;
 mod observability;
-mod options;
 mod readings;
 mod reload;
 mod services;
@@ -50,16 +48,15 @@ use self::background::{Background, Pruners};
 use self::health::HealthMonitor;
 use self::listeners::{BoundAddresses, Certificates, Listeners};
 use self::observability::Observability;
-use self::options::Options;
-use self::serving::Server;
+use self::serving::Serving;
 use self::shutdown::Shutdown;
 use self::storage::Storage;
 use self::store::OpenedBackend;
 use crate::cache::{CustomCache, RedisCache};
-use crate::config::Config;
+use crate::config::Settings;
 use crate::domain::{BootClock, Clock, Entropy, Stopwatch, SystemClock, SystemEntropy};
 use crate::repository::Backend;
-use crate::server::{CallLayer, Listener, Role};
+use crate::server::{CallLayer, Clocks, Listener, Role, Server};
 use crate::service::UsageRecorder;
 
 /// A server that listens on its addresses and is ready to run.
@@ -103,58 +100,57 @@ impl App {
     /// Prepares a server with the backend of the settings. It has to be called on the runtime that should
     /// drive the backend's connections.
     ///
-    /// What can be wrong without the backend is checked first: settings, certificates, tokens and addresses.
+    /// What can be wrong without the backend is checked first: certificates, tokens and addresses.
     /// Then the backend is opened, and its schema is migrated if that is allowed. Connections are refused
     /// until then, and wait until [`run`](Self::run) afterwards. Connections to Unix sockets wait from the
     /// beginning.
     ///
     /// # Errors
-    /// Returns an error if a setting, a certificate or a token is not valid, if an address can't be bound, or
+    /// Returns an error if a certificate or a token is not valid, if an address can't be bound, or
     /// if the backend can't be opened.
-    pub async fn prepare(config: &Config, surroundings: Surroundings) -> Result<Self> {
+    pub async fn prepare(settings: &Settings, surroundings: Surroundings) -> Result<Self> {
         let entropy = Arc::clone(&surroundings.entropy);
-        Self::assemble(config, surroundings, OpenedBackend::open(&config.store, &entropy)).await
+        Self::assemble(settings, surroundings, OpenedBackend::open(&settings.store, &entropy)).await
     }
 
     /// Prepares a server with a backend that the caller opened, such as a custom one. Otherwise it is like
     /// [`prepare`](Self::prepare).
     ///
     /// # Errors
-    /// Returns an error if a setting, a certificate or a token is not valid, if an address can't be bound, or
+    /// Returns an error if a certificate or a token is not valid, if an address can't be bound, or
     /// if the caches can't be set up.
     pub async fn with_backend(
-        config: &Config,
+        settings: &Settings,
         surroundings: Surroundings,
         backend: impl Into<Backend>,
     ) -> Result<Self> {
         let opened = OpenedBackend { backend: backend.into(), pools: None };
-        Self::assemble(config, surroundings, std::future::ready(Ok(opened))).await
+        Self::assemble(settings, surroundings, std::future::ready(Ok(opened))).await
     }
 
     /// Assembles the server. `opened` opens the backend, and is not polled before everything that does not
     /// need the backend has succeeded.
     async fn assemble(
-        config: &Config,
+        settings: &Settings,
         surroundings: Surroundings,
         opened: impl Future<Output = Result<OpenedBackend>>,
     ) -> Result<Self> {
-        let options = Options::read(config)?;
-        let certificates = Certificates::load(&options.listeners)?;
-        let access = LoadedAccess::load(options.access)?;
-        let addresses = BoundAddresses::bind(&options.listeners)?;
+        let certificates = Certificates::load(settings.server.tls.as_ref())?;
+        let access = LoadedAccess::load(settings)?;
+        let addresses = BoundAddresses::bind(&settings.server.listen, settings.telemetry.listen)?;
 
-        let mut storage = Storage::build(opened.await?, options.caches, &surroundings).await?;
+        let mut storage = Storage::build(opened.await?, &settings.cache.stack, &surroundings).await?;
 
         // Everything that can take long or fail is done, so waiting connections are accepted soon.
         let Listeners { listeners, probes } = addresses.listen()?;
         let access = access.establish(surroundings.entropy.as_ref())?;
         let (tls, certificates) = certificates.map(|it| (it.current, it.reloader)).unzip();
         let usage = Arc::new(UsageRecorder::new(storage.uncached.usage.clone()));
-        let max_staleness = options.services.max_staleness;
+        let max_staleness = settings.cache.stack.max_staleness;
         let observability = Observability::new(&mut storage, &usage, tls.clone(), max_staleness);
-        let services =
-            services::build(&options.services, &surroundings, &storage, &usage, &access, &observability);
-        let pruners = Pruners::new(&options.tasks, &storage, &surroundings);
+        let services = services::build(settings, &surroundings, &storage, &usage, &access, &observability);
+        let pruners = Pruners::new(settings, &storage, &surroundings);
+        let Surroundings { clock, entropy, stopwatch, .. } = surroundings;
 
         let Observability { health, metrics, exposition } = observability;
         let stack = storage.stack;
@@ -162,10 +158,16 @@ impl App {
             server: Server {
                 listeners,
                 services,
-                calls: CallLayer::new(surroundings.entropy.as_ref(), options.services.calls, metrics.calls)?,
-                options: options.server,
+                calls: CallLayer::new(
+                    entropy.as_ref(),
+                    Arc::clone(&stopwatch),
+                    settings.server.calls,
+                    metrics.calls,
+                )?,
+                options: settings.server.options,
                 tls,
                 connections: metrics.connections,
+                clocks: Clocks { clock, stopwatch: Arc::clone(&stopwatch) },
             },
             probes: probes.as_ref().and_then(|listener| listener.address().ok()),
             background: Background {
@@ -174,17 +176,18 @@ impl App {
                 pruners,
                 certificates,
                 tokens: access.reloader,
-                reload_interval: options.tasks.reload_interval,
+                reload_interval: settings.reload_interval,
                 reloads: metrics.reloads,
                 probes: probes.map(|listener| (listener, exposition)),
                 usage,
-                flush_interval: options.tasks.flush_interval,
+                flush_interval: settings.usage_flush_interval,
+                stopwatch,
             },
             health,
             admin_access: access.admin,
             backend: stack.backend,
             redis_cache: stack.redis,
-            settle_delay: options.settle_delay,
+            settle_delay: settings.server.settle_delay,
         })
     }
 
@@ -245,7 +248,7 @@ impl App {
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<()> {
         self.health.begin().await;
         let mut tasks = self.background.start();
-        let mut server = self.server.start();
+        let mut server = Serving::start(self.server);
 
         let mut shutdown = std::pin::pin!(shutdown);
         let failure = tokio::select! {

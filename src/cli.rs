@@ -28,7 +28,7 @@ use self::client::ClientArgs;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::import::read_line as read_import_line;
 use self::output::{Output, OutputFormat};
-use crate::config::{Config, Loaded, Sources};
+use crate::config::{Loaded, Sources};
 
 /// Issues and validates API keys for other services.
 #[derive(Debug, Parser)]
@@ -101,13 +101,13 @@ impl SettingsArgs {
     }
 
     /// Reads the settings, and prints a warning for each one that has its old name. For commands without a log.
-    fn load_and_warn(self) -> Result<Config> {
-        let Loaded { config, renamed } = self.load()?;
-        for renamed in renamed {
+    fn load_and_warn(self) -> Result<Loaded> {
+        let loaded = self.load()?;
+        for renamed in &loaded.renamed {
             // If standard error is closed, the command still runs.
             let _ = writeln!(stderr(), "warning: {renamed}");
         }
-        Ok(config)
+        Ok(loaded)
     }
 }
 

@@ -1,4 +1,6 @@
-//! The settings of a server. Sources in increasing precedence: defaults, a TOML file, environment variables, flags.
+//! The settings of a server. Sources in increasing precedence: defaults, a file, environment variables, flags.
+//!
+//! [`Config`] has the settings as they are written. It is parsed once, into [`Settings`].
 
 mod admin;
 mod cache;
@@ -15,6 +17,7 @@ mod renamed;
 mod schema;
 mod secret_text;
 mod server;
+mod settings;
 mod store;
 mod store_url;
 mod telemetry;
@@ -22,7 +25,6 @@ mod tls;
 mod usage;
 mod validator;
 
-use crate::grpc::ValidatorAccess;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -40,17 +42,23 @@ pub use renamed::RenamedSetting;
 pub use schema::json_schema;
 pub use secret_text::SecretText;
 pub use server::ServerConfig;
-pub use store::{RedisStoreConfig, SqlStoreConfig, StoreConfig, StorePlace};
+pub use settings::Settings;
+pub use store::{RedisStoreConfig, SqlStoreConfig, StoreConfig};
 pub use store_url::StoreUrl;
 pub use telemetry::TelemetryConfig;
 pub use tls::TlsConfig;
 pub use usage::UsageConfig;
 pub use validator::ValidatorConfig;
 
+pub(crate) use admin::{AdminSettings, AdminTokens};
+pub(crate) use server::ListenSettings;
+pub(crate) use store::{SqlPlace, StoreBackend, StoreSettings};
+pub(crate) use tls::load_tls;
+
 pub use crate::server::ClientAuth;
 pub use crate::telemetry::LogFormat;
 
-/// All settings. `Debug` and `Serialize` redact secrets.
+/// All settings, as written. [`parse`](Self::parse) checks and converts them. `Debug` and `Serialize` redact secrets.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -78,33 +86,4 @@ pub struct Config {
     pub reload: ReloadConfig,
     /// Metrics, logs and traces.
     pub telemetry: TelemetryConfig,
-}
-
-impl Config {
-    /// Checks the rules that the types don't express. [`Sources::load`] calls it.
-    ///
-    /// # Errors
-    /// The first setting that breaks a rule. Files that the settings name, such as certificates, are read.
-    pub fn check(&self) -> Result<(), ConfigError> {
-        let listen = self.server.key_store_addresses()?;
-        self.server.check()?;
-        self.keys.format()?;
-        self.store.place()?;
-        self.cache.check()?;
-        self.feed.check(&self.cache)?;
-        self.events.check()?;
-        self.prune.check()?;
-        self.usage.check()?;
-        self.reload.check()?;
-        self.telemetry.check()?;
-        let asks_clients = self.server.tls.asks_clients();
-        self.validator.check(asks_clients)?;
-        self.admin.check(&listen, asks_clients)?;
-        if self.admin.insecure && self.validator.access == ValidatorAccess::Credential {
-            let problem =
-                "can't be \"credential\" while admin.insecure is true; remove one of the two settings";
-            return Err(ConfigError::invalid("validator.access", problem));
-        }
-        Ok(())
-    }
 }

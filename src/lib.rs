@@ -15,8 +15,8 @@
 //!
 //! #[tokio::main]
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//!     let config = Sources { environment: std::env::vars().collect(), ..Sources::default() }.load()?.config;
-//!     let app = App::with_backend(&config, Surroundings::default(), MemoryRepository::new()).await?;
+//!     let settings = Sources { environment: std::env::vars().collect(), ..Sources::default() }.load()?.settings;
+//!     let app = App::with_backend(&settings, Surroundings::default(), MemoryRepository::new()).await?;
 //!     for address in app.addresses() {
 //!         println!("listening on {address}");
 //!     }

@@ -31,9 +31,9 @@ use self::journal::Journal;
 #[expect(clippy::print_stdout, reason = "an example talks to its reader")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::var_os("JOURNAL").map_or_else(|| "keys.jsonl".into(), PathBuf::from);
-    let config = Sources { environment: std::env::vars().collect(), ..Sources::default() }.load()?.config;
+    let settings = Sources { environment: std::env::vars().collect(), ..Sources::default() }.load()?.settings;
     let backend = Backend::complete(Journal::open(&path)?);
-    let app = App::with_backend(&config, Surroundings::default(), backend).await?;
+    let app = App::with_backend(&settings, Surroundings::default(), backend).await?;
     for address in app.addresses() {
         println!("{} listens on {address}", app.backend());
     }

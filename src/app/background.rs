@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use super::Surroundings;
 use super::health::HealthMonitor;
-use super::options::TaskOptions;
 use super::reload::Reloader;
 use super::storage::Storage;
 use super::supervisor::Supervisor;
 use crate::cache::FeedFollower;
+use crate::config::Settings;
+use crate::domain::Stopwatch;
 use crate::grpc::AdminToken;
 use crate::server::{OpsListener, Tls};
 use crate::service::{EventPruner, KeyPruner, UsageRecorder};
@@ -33,6 +34,7 @@ pub(super) struct Background {
     pub(super) probes: Option<(OpsListener, Exposition)>,
     pub(super) usage: Arc<UsageRecorder>,
     pub(super) flush_interval: Duration,
+    pub(super) stopwatch: Arc<dyn Stopwatch>,
 }
 
 /// The tasks that delete what is old.
@@ -45,16 +47,16 @@ pub(super) struct Pruners {
 }
 
 impl Pruners {
-    /// Creates the pruners that `options` enables and the backend supports.
-    pub(super) fn new(options: &TaskOptions, storage: &Storage, surroundings: &Surroundings) -> Self {
-        let events = storage.uncached.audit.clone().zip(options.event_retention);
+    /// Creates the pruners that `settings` enables and the backend supports.
+    pub(super) fn new(settings: &Settings, storage: &Storage, surroundings: &Surroundings) -> Self {
+        let events = storage.uncached.audit.clone().zip(settings.event_retention);
         let clock = || Arc::clone(&surroundings.clock);
         let keys = || Arc::clone(&storage.stack.backend.keys);
         Self {
             events: events.map(|(audit, retention)| EventPruner::new(audit, clock(), retention)),
-            keys: options
-                .expired_for
-                .map(|expired_for| KeyPruner::new(keys(), clock(), expired_for, options.prune_interval)),
+            keys: settings
+                .prune
+                .map(|prune| KeyPruner::new(keys(), clock(), prune.expired_for, prune.interval)),
         }
     }
 }
@@ -81,8 +83,10 @@ impl Background {
             tasks.spawn("token reloader", reloader.run(self.reload_interval, self.reloads));
         }
         if let Some((listener, exposition)) = self.probes {
-            let fitness = self.health.fitness();
-            tasks.spawn("probe server", async move { match listener.serve(fitness, exposition).await {} });
+            let (fitness, stopwatch) = (self.health.fitness(), self.stopwatch);
+            tasks.spawn("probe server", async move {
+                match listener.serve(fitness, exposition, stopwatch).await {}
+            });
         }
         let (usage, interval) = (self.usage, self.flush_interval);
         tasks.spawn_graceful("usage recorder", move |stop| async move {

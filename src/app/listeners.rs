@@ -13,9 +13,9 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use tokio::sync::watch;
 
-use super::options::ListenerOptions;
 use super::reload::Reloader;
-use crate::server::{BoundAddress, BoundOpsAddress, Listener, OpsListener, Tls};
+use crate::config::{ListenSettings, load_tls};
+use crate::server::{BoundAddress, BoundOpsAddress, Listener, OpsListener, Tls, TlsFiles};
 
 /// The certificates of the server, and what reloads them.
 #[derive(Debug)]
@@ -41,25 +41,25 @@ pub(super) struct Listeners {
 }
 
 impl Certificates {
-    /// Loads the certificates of `options`. Returns `None` if TLS is disabled.
+    /// Loads the certificates in `files`. Returns `None` if TLS is disabled.
     ///
     /// # Errors
     /// Returns an error if a file can't be read or is not valid.
-    pub(super) fn load(options: &ListenerOptions) -> Result<Option<Self>> {
-        let Some(files) = options.tls.clone() else { return Ok(None) };
-        let (sender, current) = watch::channel(files.load()?);
-        Ok(Some(Self { current, reloader: Reloader::certificates(files, sender) }))
+    pub(super) fn load(files: Option<&TlsFiles>) -> Result<Option<Self>> {
+        let Some(files) = files else { return Ok(None) };
+        let (sender, current) = watch::channel(load_tls(files)?);
+        Ok(Some(Self { current, reloader: Reloader::certificates(files.clone(), sender) }))
     }
 }
 
 impl BoundAddresses {
-    /// Binds the addresses of `options`.
+    /// Binds the addresses of the services, and the one of metrics and probes.
     ///
     /// # Errors
     /// Returns an error that names the address and its setting if the address is in use, may not be bound, or
     /// does not exist on this machine.
-    pub(super) fn bind(options: &ListenerOptions) -> Result<Self> {
-        let bind = |(address, role, setting): &(_, _, &str)| {
+    pub(super) fn bind(listen: &[ListenSettings], probes: Option<SocketAddr>) -> Result<Self> {
+        let bind = |ListenSettings { address, role, setting }: &ListenSettings| {
             let name = format!("{address} ({setting})");
             let bound = BoundAddress::bind(address, *role).with_context(|| cannot_listen(&name))?;
             anyhow::Ok((bound, name))
@@ -70,8 +70,8 @@ impl BoundAddresses {
             anyhow::Ok((bound, name))
         };
         Ok(Self {
-            addresses: options.addresses.iter().map(bind).collect::<Result<_>>()?,
-            probes: options.probes.map(bind_probes).transpose()?,
+            addresses: listen.iter().map(bind).collect::<Result<_>>()?,
+            probes: probes.map(bind_probes).transpose()?,
         })
     }
 

@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
-use crate::config::AdminConfig;
+use crate::config::AdminTokens;
 use crate::grpc::AdminToken;
 use crate::server::{Tls, TlsFiles};
 use crate::telemetry::ReloadMetrics;
@@ -47,10 +47,10 @@ impl Reloader<Arc<Tls>> {
 }
 
 impl Reloader<Arc<[AdminToken]>> {
-    /// Creates a reloader of administrators' tokens.
-    pub(super) fn tokens(admin: AdminConfig, current: watch::Sender<Arc<[AdminToken]>>) -> Self {
-        let paths = vec![admin.tokens_file.clone()];
-        Self::new(ReloadMetrics::ADMIN_TOKENS, paths, current, move || Ok(admin.load_tokens()?.into()))
+    /// Creates a reloader of administrators' tokens. Returns `None` if no file has tokens.
+    pub(super) fn tokens(tokens: AdminTokens, current: watch::Sender<Arc<[AdminToken]>>) -> Option<Self> {
+        let paths = vec![tokens.file.clone()?];
+        Some(Self::new(ReloadMetrics::ADMIN_TOKENS, paths, current, move || Ok(tokens.load()?.into())))
     }
 }
 
@@ -156,9 +156,9 @@ mod tests {
     }
 
     fn of_tokens(path: &Path) -> (Reloader<Arc<[AdminToken]>>, watch::Receiver<Arc<[AdminToken]>>) {
-        let admin = AdminConfig { tokens_file: path.to_owned(), ..AdminConfig::default() };
-        let (sender, current) = watch::channel(admin.load_tokens().unwrap().into());
-        (Reloader::tokens(admin, sender), current)
+        let tokens = AdminTokens::of_file(path);
+        let (sender, current) = watch::channel(tokens.load().unwrap().into());
+        (Reloader::tokens(tokens, sender).unwrap(), current)
     }
 
     /// Returns a reloader whose loads have the given outcomes, and the content in use.

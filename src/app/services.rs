@@ -5,27 +5,28 @@ use std::sync::Arc;
 use super::Surroundings;
 use super::access::Access;
 use super::observability::Observability;
-use super::options::ServiceOptions;
 use super::storage::Storage;
+use crate::config::Settings;
 use crate::grpc::{KeyStoreHandler, ValidatorHandler};
 use crate::server::Services;
 use crate::service::{ChangeWatcher, KeyStoreService, UsageRecorder, ValidatorService};
 
 /// Builds the services over `storage`, whose callers authenticate with `access`.
 pub(super) fn build(
-    options: &ServiceOptions,
+    settings: &Settings,
     surroundings: &Surroundings,
     storage: &Storage,
     usage: &Arc<UsageRecorder>,
     access: &Access,
     observability: &Observability,
 ) -> Services {
+    let key_format = Arc::new(settings.keys.clone());
     let (stack, metrics) = (&storage.stack, &observability.metrics);
     let validator = ValidatorService::new(
         Arc::clone(&stack.source),
         Arc::clone(&stack.knowledge),
-        options.max_staleness,
-        Arc::clone(&options.key_format),
+        settings.cache.stack.max_staleness,
+        Arc::clone(&key_format),
         Arc::clone(&surroundings.clock),
         Arc::clone(usage),
     )
@@ -34,18 +35,24 @@ pub(super) fn build(
         ChangeWatcher::new(stack.backend.feed.clone(), stack.feed.clone(), Arc::clone(&stack.knowledge));
     let key_store = KeyStoreService::new(
         &stack.backend,
-        Arc::clone(&options.key_format),
+        key_format,
         Arc::clone(&surroundings.clock),
         Arc::clone(&surroundings.entropy),
     );
     let (key_store_auth, validator_auth) = access.authenticators(&validator);
     Services {
-        validator: ValidatorHandler::new(validator, watcher, validator_auth.clone(), options.min_staleness),
-        key_store: KeyStoreHandler::new(key_store).with_refused_imports(metrics.refused_imports.clone()),
+        validator: ValidatorHandler::new(
+            validator,
+            watcher,
+            validator_auth.clone(),
+            settings.cache.min_staleness,
+        ),
+        key_store: KeyStoreHandler::new(key_store, Arc::clone(&surroundings.stopwatch))
+            .with_rejected_imports(metrics.rejected_imports.clone()),
         key_store_auth,
         validator_auth,
-        validator_access: options.validator_access,
+        validator_access: settings.validator_access,
         health: observability.health.reporter(),
-        has_reflection: options.has_reflection,
+        has_reflection: settings.server.has_reflection,
     }
 }

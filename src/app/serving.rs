@@ -1,24 +1,10 @@
 //! The gRPC server as it serves and drains.
 
 use anyhow::{Context as _, Result, anyhow};
-use std::sync::Arc;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-use crate::server::{self, CallLayer, Listener, ServeError, ServerOptions, Services, Tls};
-use crate::telemetry::ConnectionMetrics;
-
-/// A server that is ready to serve.
-#[derive(Debug)]
-pub(super) struct Server {
-    pub(super) listeners: Vec<Listener>,
-    pub(super) services: Services,
-    pub(super) calls: CallLayer,
-    pub(super) options: ServerOptions,
-    /// The certificates of TCP connections. `None` if they are not encrypted.
-    pub(super) tls: Option<watch::Receiver<Arc<Tls>>>,
-    pub(super) connections: ConnectionMetrics,
-}
+use crate::server::{ServeError, Server};
 
 /// A server that serves. Dropping it cuts all connections.
 pub(super) struct Serving {
@@ -28,24 +14,18 @@ pub(super) struct Serving {
     drain: oneshot::Sender<()>,
 }
 
-impl Server {
+impl Serving {
     /// Begins to accept connections.
-    pub(super) fn start(self) -> Serving {
+    pub(super) fn start(server: Server) -> Self {
         let (drain, draining) = oneshot::channel::<()>();
         let mut task = JoinSet::new();
-        task.spawn(async move {
-            let Self { listeners, services, calls, options, tls, connections } = self;
-            let shutdown = async {
-                // Nothing is ever sent: dropping the sender begins the drain.
-                let _ = draining.await;
-            };
-            server::serve(listeners, services, calls, options, tls, &connections, shutdown).await
-        });
-        Serving { task, drain }
+        task.spawn(server.serve(async {
+            // Nothing is ever sent: dropping the sender begins the drain.
+            let _ = draining.await;
+        }));
+        Self { task, drain }
     }
-}
 
-impl Serving {
     /// Completes when the server ends by itself. Cancel safe.
     pub(super) async fn failed(&mut self) -> anyhow::Error {
         match self.ended().await {

@@ -25,12 +25,12 @@ impl Storage {
     /// Returns an error if the URL of the Redis cache or one of its files can't be used.
     pub(super) async fn build(
         opened: OpenedBackend,
-        options: StackOptions,
+        options: &StackOptions,
         surroundings: &Surroundings,
     ) -> Result<Self> {
         let OpenedBackend { backend, pools } = opened;
         let uncached = backend.clone();
-        let options = StackOptions { custom: surroundings.cache.clone(), ..options };
+        let options = StackOptions { custom: surroundings.cache.clone(), ..options.clone() };
         let Surroundings { entropy, stopwatch, .. } = surroundings;
         let stack = CacheStack::build(backend, &options, entropy, stopwatch).await;
         let stack = stack.context("can't set up the caches")?;

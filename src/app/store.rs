@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::config::{StoreConfig, StorePlace};
-use crate::domain::{BootClock, Entropy, Stopwatch as _, SystemEntropy};
-use crate::repository::{self, Backend, ErrorKind, MemoryRepository, RedisRepository, SqlRepository};
+use crate::config::{Settings, SqlPlace, StoreBackend, StoreSettings};
+use crate::domain::{BootClock, Entropy, Stopwatch as _};
+use crate::repository::{
+    self, Backend, ErrorKind, MemoryRepository, RedisOptions, RedisRepository, SqlOptions, SqlRepository,
+};
 use crate::telemetry::error_chain;
 
 /// Reads the connections of each pool: the pool's name, the number of open connections, and the number of
@@ -22,25 +24,26 @@ pub(super) struct OpenedBackend {
 }
 
 impl OpenedBackend {
-    /// Opens the backend of `config`, and migrates its schema if that is allowed.
-    pub(super) async fn open(config: &StoreConfig, entropy: &Arc<dyn Entropy>) -> Result<Self> {
-        match config.place()? {
-            StorePlace::Memory => {
+    /// Opens the backend of `store`, and migrates its schema if that is allowed.
+    pub(super) async fn open(store: &StoreSettings, entropy: &Arc<dyn Entropy>) -> Result<Self> {
+        match &store.backend {
+            StoreBackend::Memory => {
                 tracing::warn!(
                     "keys are kept in memory (store.url = \"memory:\"): they are lost when the server ends"
                 );
                 Ok(Self { backend: MemoryRepository::new().into(), pools: None })
             }
-            StorePlace::Sqlite(_) | StorePlace::Server => {
-                let sql = connect(config, Arc::clone(entropy)).await?;
-                bring_up_to_date(&sql, config.migrates_itself()).await?;
+            StoreBackend::Sql { place, options } => {
+                let options = SqlOptions { entropy: Arc::clone(entropy), ..options.clone() };
+                let sql = connect(place, options, store.connect_timeout).await?;
+                bring_up_to_date(&sql, store.migrates_itself).await?;
                 let counted = sql.clone();
                 Ok(Self { backend: sql.into(), pools: Some(Box::new(move || counted.connections())) })
             }
-            StorePlace::Redis => {
-                let options = config.redis_options(Arc::clone(entropy));
-                let open = async || RedisRepository::open(config.url.expose(), options.clone()).await;
-                let opened = patiently(config.connect_timeout.0, open).await;
+            StoreBackend::Redis { url, options } => {
+                let options = RedisOptions { entropy: Arc::clone(entropy), ..options.clone() };
+                let open = async || RedisRepository::open(url.expose(), options.clone()).await;
+                let opened = patiently(store.connect_timeout, open).await;
                 let redis = opened.context("can't use the Redis server (store.url)")?;
                 Ok(Self { backend: redis.into(), pools: None })
             }
@@ -48,39 +51,35 @@ impl OpenedBackend {
     }
 }
 
-/// Opens the SQL database of `config` without changing its schema. Returns `None` if the backend is not an
+/// Opens the SQL database of `settings` without changing its schema. Returns `None` if the backend is not an
 /// SQL database.
 ///
 /// # Errors
-/// Returns an error if the settings are not valid, or if the database can't be opened within
-/// `store.connect_timeout`.
-pub async fn open_sql(config: &StoreConfig) -> Result<Option<SqlRepository>> {
-    match config.place()? {
-        StorePlace::Memory | StorePlace::Redis => Ok(None),
-        StorePlace::Sqlite(_) | StorePlace::Server => {
-            connect(config, Arc::new(SystemEntropy)).await.map(Some)
+/// Returns an error if the database can't be opened within `store.connect_timeout`.
+pub async fn open_sql(settings: &Settings) -> Result<Option<SqlRepository>> {
+    match &settings.store.backend {
+        StoreBackend::Memory | StoreBackend::Redis { .. } => Ok(None),
+        StoreBackend::Sql { place, options } => {
+            connect(place, options.clone(), settings.store.connect_timeout).await.map(Some)
         }
     }
 }
 
-async fn connect(config: &StoreConfig, entropy: Arc<dyn Entropy>) -> Result<SqlRepository> {
-    let options = config.sql_options(entropy)?;
-    let sql = if let StorePlace::Sqlite(path) = config.place()? {
-        let opened = SqlRepository::open_sqlite(&path, options).await;
-        opened.with_context(|| format!("can't open the SQLite file {} (store.url)", path.display()))?
-    } else {
-        let open = async || SqlRepository::open(config.url.expose(), options.clone()).await;
-        let opened = patiently(config.connect_timeout.0, open).await;
-        opened.context("can't connect to the database (store.url)")?
-    };
-    match config.sql.replica_url.expose() {
-        "" => Ok(sql),
-        url => {
-            let open = async || sql.clone().with_replica(url).await;
-            let opened = patiently(config.connect_timeout.0, open).await;
-            opened.context("can't connect to the replica (store.sql.replica_url)")
+async fn connect(place: &SqlPlace, options: SqlOptions, connect_timeout: Duration) -> Result<SqlRepository> {
+    let (url, replica_url) = match place {
+        SqlPlace::File(path) => {
+            let opened = SqlRepository::open_sqlite(path, options).await;
+            return opened
+                .with_context(|| format!("can't open the SQLite file {} (store.url)", path.display()));
         }
-    }
+        SqlPlace::Server { url, replica_url } => (url, replica_url),
+    };
+    let open = async || SqlRepository::open(url.expose(), options.clone()).await;
+    let sql = patiently(connect_timeout, open).await.context("can't connect to the database (store.url)")?;
+    let Some(replica_url) = replica_url else { return Ok(sql) };
+    let open = async || sql.clone().with_replica(replica_url.expose()).await;
+    let opened = patiently(connect_timeout, open).await;
+    opened.context("can't connect to the replica (store.sql.replica_url)")
 }
 
 /// Delay before another attempt to reach a backend.

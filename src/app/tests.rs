@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::bail;
 
 use super::*;
-use crate::config::StoreUrl;
+use crate::config::{Config, StoreUrl};
 use crate::repository::MemoryRepository;
 
 /// Returns settings whose token file is in `folder`. The backend of the settings is not opened.
@@ -26,7 +26,7 @@ async fn early_error(config: &Config) -> String {
         is_opened.store(true, Ordering::SeqCst);
         bail!("opened")
     };
-    let error = App::assemble(config, Surroundings::default(), opened).await.unwrap_err();
+    let error = App::assemble(&config.parse().unwrap(), Surroundings::default(), opened).await.unwrap_err();
     assert!(!is_opened.load(Ordering::SeqCst), "opened before: {error:#}");
     format!("{error:#}")
 }
@@ -68,9 +68,11 @@ async fn a_token_is_generated_only_after_the_backend_was_opened() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(folder.path());
     let opened = async { bail!("the database is down") };
-    App::assemble(&config, Surroundings::default(), opened).await.unwrap_err();
+    App::assemble(&config.parse().unwrap(), Surroundings::default(), opened).await.unwrap_err();
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
-    let app = App::with_backend(&config, Surroundings::default(), MemoryRepository::new()).await.unwrap();
+    let app = App::with_backend(&config.parse().unwrap(), Surroundings::default(), MemoryRepository::new())
+        .await
+        .unwrap();
     let AdminAccess::FirstStart { file, is_new: true, .. } = app.admin_access() else {
         panic!("no new token: {:?}", app.admin_access());
     };
@@ -92,7 +94,7 @@ async fn connections_are_refused_until_the_backend_is_open() {
         }
         Ok(OpenedBackend { backend: MemoryRepository::new().into(), pools: None })
     };
-    let app = App::assemble(&config, Surroundings::default(), opened).await.unwrap();
+    let app = App::assemble(&config.parse().unwrap(), Surroundings::default(), opened).await.unwrap();
     for address in [calls, probes] {
         connect(address).unwrap();
     }

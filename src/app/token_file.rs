@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use data_encoding::HEXLOWER;
 use zeroize::Zeroizing;
 
-use crate::config::StorePlace;
+use crate::config::{SqlPlace, StoreBackend};
 use crate::domain::{Entropy, KeyPrefix, SecretKey};
 use crate::grpc::AdminToken;
 
@@ -28,11 +28,11 @@ const MAX_TOKEN_BYTES: u64 = 4096;
 
 /// Returns the path of the token file: beside the database, or in the working directory for the memory
 /// backend. Returns `None` for a backend that several replicas can share.
-pub(super) fn path(place: &StorePlace) -> Option<PathBuf> {
-    match place {
-        StorePlace::Memory => Some(TOKEN_FILE.into()),
-        StorePlace::Sqlite(path) => Some(path.with_file_name(TOKEN_FILE)),
-        StorePlace::Server | StorePlace::Redis => None,
+pub(super) fn path(backend: &StoreBackend) -> Option<PathBuf> {
+    match backend {
+        StoreBackend::Memory => Some(TOKEN_FILE.into()),
+        StoreBackend::Sql { place: SqlPlace::File(path), .. } => Some(path.with_file_name(TOKEN_FILE)),
+        StoreBackend::Sql { place: SqlPlace::Server { .. }, .. } | StoreBackend::Redis { .. } => None,
     }
 }
 

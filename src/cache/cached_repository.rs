@@ -19,8 +19,8 @@ use crate::domain::{
     RevokeReason, Rotation, Timestamp,
 };
 use crate::repository::{
-    AuditTrail, Backend, ChangeFeed, Changes, ErrorKind, EventPageRequest, FeedPosition, KeyRepository,
-    KeyStream, ListedEvent, ListedKey, PageRequest, RecentChanges, RepositoryError, Result, BackendIdentity,
+    AuditTrail, Backend, BackendIdentity, ChangeFeed, Changes, ErrorKind, EventPageRequest, FeedPosition,
+    KeyRepository, KeyStream, ListedEvent, ListedKey, PageRequest, RecentChanges, RepositoryError, Result,
     UsageStore, pages,
 };
 

@@ -31,7 +31,7 @@ use self::epoch::Epoch;
 use super::{Entry, KeyCache, Knowledge, Tier};
 use crate::domain::{Entropy, KeyHash, KeyId};
 use crate::redis::{RedisFiles, Watch, addresses, client, config};
-use crate::repository::{Result, BackendIdentity};
+use crate::repository::{BackendIdentity, Result};
 
 /// Time after a failure during which Redis is not used.
 const PAUSE: Duration = Duration::from_millis(500);

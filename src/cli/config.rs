@@ -12,7 +12,7 @@ use crate::config::json_schema;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
-    /// Check the settings, including the admin tokens, without starting a server.
+    /// Check the settings, including the files of certificates and admin tokens, without starting a server.
     Check(SettingsArgs),
     /// Print the effective settings. Secrets are redacted.
     Show(SettingsArgs),
@@ -23,12 +23,11 @@ pub(super) enum ConfigCommand {
 pub(super) fn run(command: ConfigCommand, output: &Output) -> Result<ExitCode> {
     match command {
         ConfigCommand::Check(settings) => {
-            let config = settings.load_and_warn()?;
-            config.admin.load_tokens()?;
+            settings.load_and_warn()?.settings.check_files()?;
             output.value("the settings are valid", &json!({ "good": true }))
         }
         ConfigCommand::Show(settings) => {
-            let config = settings.load_and_warn()?;
+            let config = settings.load_and_warn()?.config;
             output.value(toml::to_string(&config)?.trim_end(), &json_of(&config)?)
         }
         ConfigCommand::Schema => {

@@ -115,7 +115,7 @@ fn show(plan: &[PlannedMigration], output: &Output) -> Result<ExitCode> {
 }
 
 async fn open(settings: SettingsArgs) -> Result<SqlRepository> {
-    match open_sql(&settings.load_and_warn()?.store).await? {
+    match open_sql(&settings.load_and_warn()?.settings).await? {
         Some(sql) => Ok(sql),
         None => bail!("store.url: this backend has no migrations; set the URL of an SQL database"),
     }

@@ -22,22 +22,22 @@ const OTHER_DESCRIPTORS: u64 = 100;
 const RUNTIME_SHUTDOWN: Duration = Duration::from_secs(1);
 
 pub(super) fn run(settings: SettingsArgs) -> Result<ExitCode> {
-    let Loaded { config, renamed } = settings.load()?;
+    let Loaded { settings, renamed, .. } = settings.load()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("can't start the runtime")?;
     let traces = {
         let _entered = runtime.enter();
-        config.telemetry.trace_options().map(|options| Traces::start(&options)).transpose()?.flatten()
+        settings.telemetry.traces.as_ref().map(Traces::start).transpose()?.flatten()
     };
-    init_logs(config.telemetry.log_format, &config.telemetry.log_filter, traces.as_ref())?;
+    init_logs(settings.telemetry.log_format, settings.telemetry.log_filter.clone(), traces.as_ref())?;
     warn_of_old_names(&renamed);
-    raise_descriptor_limit(config.server.max_connections);
+    raise_descriptor_limit(settings.server.options.max_connections);
     let outcome = runtime.block_on(async {
         let mut signals = Signals::install()?;
         let app = tokio::select! {
-            app = App::prepare(&config, Surroundings::default()) => app?,
+            app = App::prepare(&settings, Surroundings::default()) => app?,
             () = signals.next() => {
                 tracing::info!("stopped by a signal during startup");
                 return Ok(());

@@ -6,10 +6,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use super::server::ListenSettings;
 use super::validator::check_names;
 use super::{ConfigError, SecretText};
 use crate::grpc::AdminToken;
-use crate::server::ListenAddr;
+use crate::server::Role;
 
 /// Credentials of administrators.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
@@ -28,70 +29,105 @@ pub struct AdminConfig {
     pub insecure: bool,
 }
 
-impl AdminConfig {
-    /// Returns whether no credential is configured, so that the first start may create a token.
-    #[must_use]
-    pub fn is_unset(&self) -> bool {
-        !self.insecure && !self.has_credentials()
+/// The parsed settings of `[admin]`, except for names of certificates.
+#[derive(Clone, Debug)]
+pub(crate) enum AdminSettings {
+    /// No credential is required.
+    Insecure,
+    /// No credential is configured, so that the first start may create a token.
+    FirstStart,
+    /// A credential is required: one of these tokens, or a certificate.
+    Configured(AdminTokens),
+}
+
+/// The configured tokens of administrators.
+#[derive(Clone, Debug)]
+pub(crate) struct AdminTokens {
+    listed: Vec<AdminToken>,
+    /// The file with more tokens.
+    pub(crate) file: Option<PathBuf>,
+}
+
+impl AdminTokens {
+    /// Returns the tokens of a file alone.
+    #[cfg(test)]
+    pub(crate) fn of_file(file: &Path) -> Self {
+        Self { listed: Vec::new(), file: Some(file.to_owned()) }
     }
 
-    fn has_credentials(&self) -> bool {
-        !(self.tokens.is_empty()
-            && self.tokens_file.as_os_str().is_empty()
-            && self.client_certificates.is_empty())
-    }
-
-    /// Returns the tokens of both sources.
+    /// Reads the file, and returns the tokens of both sources.
     ///
     /// # Errors
-    /// A token is malformed, or the file can't be read or has no token. The error never contains a token.
-    pub fn load_tokens(&self) -> Result<Vec<AdminToken>, ConfigError> {
-        let mut tokens = Vec::new();
-        for (index, token) in self.tokens.iter().enumerate() {
-            let parsed = AdminToken::parse(token.expose());
-            tokens
-                .push(parsed.map_err(|error| ConfigError::invalid(format!("admin.tokens[{index}]"), error))?);
-        }
-        if !self.tokens_file.as_os_str().is_empty() {
-            let from_file = read_tokens(&self.tokens_file)?;
+    /// The file can't be read, has a malformed line or no token. The error never contains a token.
+    pub(crate) fn load(&self) -> Result<Vec<AdminToken>, ConfigError> {
+        let mut tokens = self.listed.clone();
+        if let Some(file) = &self.file {
+            let from_file = read_tokens(file)?;
             if from_file.is_empty() {
-                let problem =
-                    format!("{} has no token; write one `name:token` per line", self.tokens_file.display());
+                let problem = format!("{} has no token; write one `name:token` per line", file.display());
                 return Err(ConfigError::invalid("admin.tokens_file", problem));
             }
             tokens.extend(from_file);
         }
         Ok(tokens)
     }
+}
 
-    pub(super) fn check(
+impl AdminConfig {
+    /// Parses the settings. `listen` has the addresses of the server. `asks_clients` is whether clients are asked for a
+    /// certificate.
+    ///
+    /// # Errors
+    /// A setting breaks a rule, a token is malformed, or other machines could administer keys without a credential. The
+    /// error never contains a token.
+    pub(super) fn parse(
         &self,
-        listen: &[(ListenAddr, &'static str)],
+        listen: &[ListenSettings],
         asks_clients: bool,
-    ) -> Result<(), ConfigError> {
+    ) -> Result<AdminSettings, ConfigError> {
         check_names("admin.client_certificates", &self.client_certificates, asks_clients)?;
-        if self.insecure && self.has_credentials() {
+        let settings = self.settings()?;
+        if self.insecure && !matches!(settings, AdminSettings::Insecure) {
             let problem = "can't be true while credentials are configured; remove one of the two settings";
             return Err(ConfigError::invalid("admin.insecure", problem));
         }
-        let Some((address, setting)) = listen.iter().find(|(address, _)| !address.is_local()) else {
-            return Ok(());
+        let mut of_key_store = listen.iter().filter(|listen| listen.role != Role::Validator);
+        let Some(ListenSettings { address, setting, .. }) =
+            of_key_store.find(|listen| !listen.address.is_local())
+        else {
+            return Ok(settings);
         };
-        if self.is_unset() {
-            let problem = format!(
-                "{address} can be reached from other machines, so KeyStore needs a credential; set \
-                 admin.tokens_file to a file with a line `name:token`, or listen only on loopback addresses or Unix sockets"
-            );
-            return Err(ConfigError::invalid(*setting, problem));
+        match settings {
+            AdminSettings::Configured(_) => Ok(settings),
+            AdminSettings::FirstStart => {
+                let problem = format!(
+                    "{address} can be reached from other machines, so KeyStore needs a credential; set \
+                     admin.tokens_file to a file with a line `name:token`, or listen only on loopback addresses or Unix sockets"
+                );
+                Err(ConfigError::invalid(*setting, problem))
+            }
+            AdminSettings::Insecure => {
+                let problem = format!(
+                    "would let every client that reaches {address} administer keys; set admin.tokens_file, or listen only on \
+                     loopback addresses or Unix sockets"
+                );
+                Err(ConfigError::invalid("admin.insecure", problem))
+            }
         }
-        if self.insecure {
-            let problem = format!(
-                "would let every client that reaches {address} administer keys; set admin.tokens_file, or listen only on \
-                 loopback addresses or Unix sockets"
-            );
-            return Err(ConfigError::invalid("admin.insecure", problem));
+    }
+
+    /// Returns the credentials. If there are none, returns what is allowed without.
+    fn settings(&self) -> Result<AdminSettings, ConfigError> {
+        let file = (!self.tokens_file.as_os_str().is_empty()).then(|| self.tokens_file.clone());
+        let listed = self.tokens.iter().enumerate().map(|(index, token)| {
+            let parsed = AdminToken::parse(token.expose());
+            parsed.map_err(|error| ConfigError::invalid(format!("admin.tokens[{index}]"), error))
+        });
+        let listed: Vec<_> = listed.collect::<Result<_, _>>()?;
+        if !(listed.is_empty() && file.is_none() && self.client_certificates.is_empty()) {
+            return Ok(AdminSettings::Configured(AdminTokens { listed, file }));
         }
-        Ok(())
+        Ok(if self.insecure { AdminSettings::Insecure } else { AdminSettings::FirstStart })
     }
 }
 
@@ -118,6 +154,14 @@ fn read_tokens(path: &Path) -> Result<Vec<AdminToken>, ConfigError> {
 mod tests {
     use super::*;
 
+    /// Returns the tokens of `config` for a server that only this machine can reach.
+    fn load(config: &AdminConfig) -> Result<Vec<AdminToken>, ConfigError> {
+        match config.parse(&[], false)? {
+            AdminSettings::Configured(tokens) => tokens.load(),
+            settings => panic!("{settings:?}"),
+        }
+    }
+
     #[test]
     fn tokens_come_from_both_sources_and_comments_are_skipped() {
         let dir = tempfile::tempdir().unwrap();
@@ -128,10 +172,12 @@ mod tests {
             tokens: vec![SecretText::from("ci:b-token-of-enough-characters".to_owned())],
             ..AdminConfig::default()
         };
-        assert_eq!(config.load_tokens().unwrap().len(), 2);
+        assert_eq!(load(&config).unwrap().len(), 2);
 
         std::fs::write(&path, "# nobody\n").unwrap();
-        assert!(config.load_tokens().unwrap_err().to_string().contains("has no token"));
+        let error = load(&config).unwrap_err();
+        assert_eq!(error.setting(), Some("admin.tokens_file"));
+        assert!(error.to_string().contains("has no token"));
     }
 
     #[test]
@@ -140,7 +186,23 @@ mod tests {
         let path = dir.path().join("tokens");
         std::fs::write(&path, "alice:a-token-of-enough-characters\nhunter2\n").unwrap();
         let config = AdminConfig { tokens_file: path, ..AdminConfig::default() };
-        let error = config.load_tokens().unwrap_err().to_string();
+        let error = load(&config).unwrap_err().to_string();
         assert!(error.contains("line 2") && !error.contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn a_faulty_token_is_named_by_its_index_and_never_shown() {
+        let tokens = ["ops:a-token-of-enough-characters", "hunter2"];
+        let tokens = tokens.map(|token| SecretText::from(token.to_owned())).to_vec();
+        let error = load(&AdminConfig { tokens, ..AdminConfig::default() }).unwrap_err();
+        assert_eq!(error.setting(), Some("admin.tokens[1]"));
+        assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn what_is_not_configured_is_open_or_created_at_the_first_start() {
+        let parse = |insecure| AdminConfig { insecure, ..AdminConfig::default() }.parse(&[], false).unwrap();
+        assert!(matches!(parse(true), AdminSettings::Insecure));
+        assert!(matches!(parse(false), AdminSettings::FirstStart));
     }
 }

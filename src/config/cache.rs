@@ -119,8 +119,22 @@ impl Default for RedisCacheConfig {
     }
 }
 
+/// The parsed settings of `[cache]` and `[feed]`.
+#[derive(Clone, Debug)]
+pub(crate) struct CacheSettings {
+    pub(crate) stack: StackOptions,
+    /// Smallest staleness that callers without a credential can ask for.
+    pub(crate) min_staleness: Duration,
+}
+
 impl CacheConfig {
-    pub(super) fn check(&self) -> Result<(), ConfigError> {
+    pub(super) fn parse(&self, feed: &FeedConfig) -> Result<CacheSettings, ConfigError> {
+        self.check()?;
+        let poll_interval = feed.parse(self)?;
+        Ok(CacheSettings { stack: self.stack_options(poll_interval), min_staleness: self.min_staleness.0 })
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
         for (name, duration) in [
             ("cache.ttl", Some(self.ttl)),
             ("cache.negative_ttl", Some(self.negative_ttl)),
@@ -168,16 +182,14 @@ impl CacheConfig {
         )
     }
 
-    /// Returns the options of the caches and of the change feed that keeps them up to date.
-    #[must_use]
-    pub fn stack_options(&self, feed: &FeedConfig) -> StackOptions {
+    fn stack_options(&self, poll_interval: Duration) -> StackOptions {
         StackOptions {
             local: self.local_options(),
             custom: None,
             redis: self.redis_options(),
             limits: LoadLimits { max_loads: self.max_loads, deadline: self.load_timeout.0 },
             // Longer than any command of a poll, so that the command that does not respond fails first and is reported.
-            feed: FeedOptions { poll_interval: feed.poll_interval.0, deadline: self.load_timeout.0 * 2 },
+            feed: FeedOptions { poll_interval, deadline: self.load_timeout.0 * 2 },
             max_staleness: self.max_staleness.0,
         }
     }

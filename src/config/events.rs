@@ -29,18 +29,14 @@ impl Default for EventsConfig {
 
 impl EventsConfig {
     /// Returns the time after which events are deleted. `None` if they are kept forever.
-    #[must_use]
-    pub fn retention(&self) -> Option<Duration> {
-        (!self.retention.0.is_zero()).then_some(self.retention.0)
-    }
-
-    pub(super) fn check(&self) -> Result<(), ConfigError> {
-        if self.retention().is_some_and(|retention| retention < MIN_RETENTION) {
+    pub(super) fn parse(&self) -> Result<Option<Duration>, ConfigError> {
+        let retention = (!self.retention.0.is_zero()).then_some(self.retention.0);
+        if retention.is_some_and(|retention| retention < MIN_RETENTION) {
             return Err(ConfigError::invalid(
                 "events.retention",
                 "must be at least 1h, or 0 to keep all events",
             ));
         }
-        Ok(())
+        Ok(retention)
     }
 }

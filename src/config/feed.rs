@@ -26,7 +26,8 @@ impl Default for FeedConfig {
 }
 
 impl FeedConfig {
-    pub(super) fn check(&self, cache: &CacheConfig) -> Result<(), ConfigError> {
+    /// Returns the interval between polls.
+    pub(super) fn parse(&self, cache: &CacheConfig) -> Result<Duration, ConfigError> {
         if self.poll_interval.0 < MIN_INTERVAL {
             return Err(ConfigError::invalid("feed.poll_interval", "must be at least 10ms"));
         }
@@ -34,6 +35,6 @@ impl FeedConfig {
         if self.poll_interval.0 >= cache.max_staleness.0 && !cache.max_staleness.0.is_zero() {
             return Err(ConfigError::invalid("feed.poll_interval", "must be less than cache.max_staleness"));
         }
-        Ok(())
+        Ok(self.poll_interval.0)
     }
 }

@@ -36,16 +36,16 @@ impl Default for KeysConfig {
 }
 
 impl KeysConfig {
-    /// Returns the parsed format of key strings.
-    pub fn format(&self) -> Result<KeyFormat, ConfigError> {
-        let prefixes = parse("keys.prefix", &self.prefix)?;
-        let accepted = parse("keys.accept_prefix", &self.accept_prefix)?;
+    /// Returns the format of key strings.
+    pub(super) fn parse(&self) -> Result<KeyFormat, ConfigError> {
+        let prefixes = parse_prefixes("keys.prefix", &self.prefix)?;
+        let accepted = parse_prefixes("keys.accept_prefix", &self.accept_prefix)?;
         let foreign =
             self.foreign.iter().map(|it| ForeignPattern { prefix: it.prefix.clone(), length: it.length });
         Ok(KeyFormat::new(prefixes, accepted, foreign.collect())?)
     }
 }
 
-fn parse(name: &str, prefixes: &[String]) -> Result<Vec<KeyPrefix>, ConfigError> {
+fn parse_prefixes(name: &str, prefixes: &[String]) -> Result<Vec<KeyPrefix>, ConfigError> {
     prefixes.iter().map(|prefix| Ok(KeyPrefix::parse(name, prefix)?)).collect()
 }

@@ -9,7 +9,7 @@ use toml::{Table, Value};
 
 use super::renamed::{self, OldNames, insert};
 use super::schema::{Kind, nearest, settings};
-use super::{Config, ConfigError, RenamedSetting, json};
+use super::{Config, ConfigError, RenamedSetting, Settings, json};
 
 /// Prefix of the environment variables of all settings: `KEYVOUCH__SECTION__FIELD`.
 pub const ENV_PREFIX: &str = "KEYVOUCH__";
@@ -26,41 +26,43 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Returns the merged and checked settings.
+    /// Returns the merged and parsed settings. Files that the settings name are not read.
     ///
     /// # Errors
     /// The file can't be read or parsed, a setting is unknown or has two names, or a value has the wrong type or breaks
     /// a rule.
     pub fn load(&self) -> Result<Loaded, ConfigError> {
-        let settings = settings();
+        let known = settings();
         let mut old_names = OldNames::default();
         let mut table = match &self.file {
             None => Table::new(),
-            Some(path) => read_file(path, &settings, &mut old_names)?,
+            Some(path) => read_file(path, &known, &mut old_names)?,
         };
         for (variable, text) in &self.environment {
             if let Some(name) = variable.strip_prefix(ENV_PREFIX) {
                 let name = name.to_ascii_lowercase().replace("__", ".");
                 let origin = format!("the variable {variable}");
-                set(&mut table, &name, text, &origin, &settings, &mut old_names)?;
+                set(&mut table, &name, text, &origin, &known, &mut old_names)?;
             }
         }
         for (name, text) in &self.flags {
-            set(&mut table, name, text, "the command line", &settings, &mut old_names)?;
+            set(&mut table, name, text, "the command line", &known, &mut old_names)?;
         }
         let renamed = old_names.apply(&mut table)?;
         let config = Config::deserialize(table).map_err(|error| wrong_type(&error));
-        let checked = config.and_then(|config| config.check().map(|()| config));
-        let config = checked.map_err(|error| error.with_old_name(&renamed))?;
-        Ok(Loaded { config, renamed })
+        let parsed = config.and_then(|config| Ok((config.parse()?, config)));
+        let (settings, config) = parsed.map_err(|error| error.with_old_name(&renamed))?;
+        Ok(Loaded { config, settings, renamed })
     }
 }
 
 /// The settings of all sources.
 #[derive(Clone, Debug)]
 pub struct Loaded {
-    /// The merged settings.
+    /// The merged settings, as written.
     pub config: Config,
+    /// The merged settings, parsed.
+    pub settings: Settings,
     /// Settings that a source has under their old names. Log each of them as a warning.
     pub renamed: Vec<RenamedSetting>,
 }
@@ -297,9 +299,7 @@ mod tests {
             ("[admin]\ntokens = [\"hunter2\n", ""),
         ];
         for (file, begin) in cases {
-            let outcome = load(file, &[], &[])
-                .and_then(|config| config.admin.load_tokens().map(drop).map_err(|error| error.to_string()));
-            let error = outcome.unwrap_err();
+            let error = load(file, &[], &[]).unwrap_err();
             assert!(error.starts_with(begin) && !error.contains("hunter2"), "{error}");
         }
     }
@@ -320,9 +320,11 @@ mod tests {
 
     #[test]
     fn neither_debug_nor_show_has_a_secret() {
-        let file = "[admin]\ntokens = [\"root:hunter2-hunter2-hunter2\"]\n";
+        let file = "[admin]\ntokens = [\"root:hunter2-hunter2-hunter2\"]\n\
+                    [store]\nurl = \"postgres://u:hunter2@h/d\"\nsql.replica_url = \"postgres://u:hunter2@g/d\"\n\
+                    [cache.redis]\nurl = \"redis://:hunter2@h\"\n";
         let config = load(file, &[], &[]).unwrap();
-        assert!(!format!("{config:?}").contains("hunter2"));
+        assert!(!format!("{config:?} {:?}", config.parse().unwrap()).contains("hunter2"));
         assert!(!toml::to_string(&config).unwrap().contains("hunter2"));
     }
 

@@ -24,17 +24,22 @@ impl Default for PruneConfig {
     }
 }
 
-impl PruneConfig {
-    /// Returns the time between the expiry of a key and its deletion. `None` if keys are never deleted.
-    #[must_use]
-    pub fn expired_for(&self) -> Option<Duration> {
-        (!self.expired_for.0.is_zero()).then_some(self.expired_for.0)
-    }
+/// The parsed settings of `[prune]`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PruneSettings {
+    /// Time between the expiry of a key and its deletion.
+    pub(crate) expired_for: Duration,
+    /// Interval between scans.
+    pub(crate) interval: Duration,
+}
 
-    pub(super) fn check(&self) -> Result<(), ConfigError> {
+impl PruneConfig {
+    /// Parses the settings. Returns `None` if expired keys are never deleted.
+    pub(super) fn parse(&self) -> Result<Option<PruneSettings>, ConfigError> {
         if self.interval.0.is_zero() {
             return Err(ConfigError::invalid("prune.interval", "must be more than zero"));
         }
-        Ok(())
+        let settings = PruneSettings { expired_for: self.expired_for.0, interval: self.interval.0 };
+        Ok((!settings.expired_for.is_zero()).then_some(settings))
     }
 }

@@ -24,10 +24,11 @@ impl Default for ReloadConfig {
 }
 
 impl ReloadConfig {
-    pub(super) fn check(&self) -> Result<(), ConfigError> {
+    /// Returns the interval at which files are checked for changes.
+    pub(super) fn parse(&self) -> Result<Duration, ConfigError> {
         if self.interval.0.is_zero() {
             return Err(ConfigError::invalid("reload.interval", "must be more than zero"));
         }
-        Ok(())
+        Ok(self.interval.0)
     }
 }

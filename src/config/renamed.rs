@@ -93,17 +93,16 @@ impl OldNames {
         let mut renamed = Vec::new();
         for (renaming, origin) in self.0 {
             let Renaming { old, new, on_redis: new_on_redis } = *renaming;
-            let set = [Some(new), new_on_redis].into_iter().flatten().find(|name| get(table, name).is_some());
-            let is_moved = renamed.iter().any(|moved: &RenamedSetting| moved.old == old);
-            if let Some(new) = set.filter(|_| !is_moved) {
-                return Err(ConfigError::BothNames { origin, old, new });
-            }
-            let new = new_on_redis.filter(|_| on_redis).unwrap_or(new);
-            // A second source has overridden the value of the first one, so there is one value to move.
+            let name = new_on_redis.filter(|_| on_redis).unwrap_or(new);
+            // Sources override each other under the old name too, so there is one value to move.
             if let Some(value) = remove(table, old) {
-                insert(table, new, value)?;
+                let mut names = [Some(new), new_on_redis].into_iter().flatten();
+                if let Some(new) = names.find(|name| get(table, name).is_some()) {
+                    return Err(ConfigError::BothNames { origin, old, new });
+                }
+                insert(table, name, value)?;
             }
-            renamed.push(RenamedSetting { old, new, origin });
+            renamed.push(RenamedSetting { old, new: name, origin });
         }
         Ok(renamed)
     }

@@ -6,7 +6,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{ConfigError, HumanDuration, TlsConfig};
-use crate::server::{InvalidListenAddr, ListenAddr, Role};
+use crate::server::{CallLimits, InvalidListenAddr, ListenAddr, Role, ServerOptions, TlsFiles};
 
 /// Listeners, limits and timeouts of the server.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -88,44 +88,38 @@ impl Default for ServerConfig {
     }
 }
 
-impl ServerConfig {
-    /// Returns the addresses to listen on, with the services of each and the setting that it comes from.
-    ///
-    /// # Errors
-    /// An address is malformed, or `listen` is empty.
-    pub fn addresses(&self) -> Result<Vec<(ListenAddr, Role, &'static str)>, ConfigError> {
-        const LISTEN: &str = "server.listen";
-        const ADMIN_LISTEN: &str = "server.admin_listen";
-        if self.listen.is_empty() {
-            return Err(ConfigError::invalid(LISTEN, "must not be empty; set at least one address"));
-        }
-        let role = if self.admin_listen.is_empty() { Role::Both } else { Role::Validator };
-        let listen = self.listen.iter().map(|address| (address, role, LISTEN));
-        let admin = self.admin_listen.iter().map(|address| (address, Role::KeyStore, ADMIN_LISTEN));
-        listen
-            .chain(admin)
-            .map(|(address, role, setting)| Ok((parse(setting, address)?, role, setting)))
-            .collect()
-    }
+/// The parsed settings of `[server]`.
+#[derive(Clone, Debug)]
+pub(crate) struct ServerSettings {
+    pub(crate) listen: Vec<ListenSettings>,
+    pub(crate) options: ServerOptions,
+    pub(crate) calls: CallLimits,
+    pub(crate) settle_delay: Duration,
+    pub(crate) has_reflection: bool,
+    /// The files of TLS. `None` if TLS is disabled.
+    pub(crate) tls: Option<TlsFiles>,
+}
 
+/// An address to listen on.
+#[derive(Clone, Debug)]
+pub(crate) struct ListenSettings {
+    pub(crate) address: ListenAddr,
+    /// The services of the address.
+    pub(crate) role: Role,
+    /// The setting that has the address.
+    pub(crate) setting: &'static str,
+}
+
+impl ServerSettings {
     /// Returns whether only this machine can reach all addresses.
-    ///
-    /// # Errors
-    /// See [`addresses`](Self::addresses).
-    pub fn is_local(&self) -> Result<bool, ConfigError> {
-        Ok(self.addresses()?.iter().all(|(address, ..)| address.is_local()))
+    pub(crate) fn is_local(&self) -> bool {
+        self.listen.iter().all(|listen| listen.address.is_local())
     }
+}
 
-    /// Returns the addresses of `KeyStore`, each with the setting that it comes from.
-    pub(super) fn key_store_addresses(&self) -> Result<Vec<(ListenAddr, &'static str)>, ConfigError> {
-        let addresses = self.addresses()?.into_iter();
-        Ok(addresses
-            .filter(|(_, role, _)| *role != Role::Validator)
-            .map(|(address, _, setting)| (address, setting))
-            .collect())
-    }
-
-    pub(super) fn check(&self) -> Result<(), ConfigError> {
+impl ServerConfig {
+    pub(super) fn parse(&self) -> Result<ServerSettings, ConfigError> {
+        let listen = self.listen()?;
         let at_least_one = "must be at least 1";
         for (setting, value) in [
             ("server.max_connections", self.max_connections),
@@ -147,11 +141,48 @@ impl ServerConfig {
                 return Err(ConfigError::invalid(setting, "must be more than zero"));
             }
         }
-        self.tls.check()
+        Ok(ServerSettings {
+            listen,
+            options: self.options(),
+            calls: CallLimits { max_calls: self.max_calls, timeout: self.call_timeout.0 },
+            settle_delay: self.settle_delay.0,
+            has_reflection: self.reflection,
+            tls: self.tls.parse()?,
+        })
+    }
+
+    fn listen(&self) -> Result<Vec<ListenSettings>, ConfigError> {
+        const LISTEN: &str = "server.listen";
+        const ADMIN_LISTEN: &str = "server.admin_listen";
+        if self.listen.is_empty() {
+            return Err(ConfigError::invalid(LISTEN, "must not be empty; set at least one address"));
+        }
+        let role = if self.admin_listen.is_empty() { Role::Both } else { Role::Validator };
+        let listen = self.listen.iter().map(|address| (address, role, LISTEN));
+        let admin = self.admin_listen.iter().map(|address| (address, Role::KeyStore, ADMIN_LISTEN));
+        let parse = |(address, role, setting): (&String, Role, &'static str)| {
+            Ok(ListenSettings { address: parse_address(setting, address)?, role, setting })
+        };
+        listen.chain(admin).map(parse).collect()
+    }
+
+    fn options(&self) -> ServerOptions {
+        let unless_zero = |duration: HumanDuration| (!duration.0.is_zero()).then_some(duration.0);
+        ServerOptions {
+            workers: self.workers,
+            max_connections: self.max_connections,
+            max_connections_per_peer: self.max_connections_per_peer,
+            max_streams_per_connection: self.max_streams_per_connection,
+            max_streams: self.max_streams,
+            max_connection_age: unless_zero(self.max_connection_age),
+            idle_timeout: unless_zero(self.idle_timeout),
+            handshake_timeout: self.handshake_timeout.0,
+            drain_timeout: self.drain_timeout.0,
+        }
     }
 }
 
-fn parse(setting: &str, address: &str) -> Result<ListenAddr, ConfigError> {
+fn parse_address(setting: &str, address: &str) -> Result<ListenAddr, ConfigError> {
     address.parse().map_err(|error: InvalidListenAddr| ConfigError::invalid(setting, error))
 }
 

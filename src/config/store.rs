@@ -4,7 +4,7 @@ mod redis;
 mod sql;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,6 @@ use serde::{Deserialize, Serialize};
 pub use self::redis::RedisStoreConfig;
 pub use self::sql::SqlStoreConfig;
 use super::{ConfigError, HumanDuration, StoreUrl};
-use crate::domain::Entropy;
 use crate::redis::is_scheme;
 use crate::repository::{RedisOptions, SqlOptions};
 
@@ -40,16 +39,43 @@ pub struct StoreConfig {
     pub redis: RedisStoreConfig,
 }
 
-/// A kind of storage backend.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StorePlace {
+/// The parsed settings of `[store]`.
+#[derive(Clone, Debug)]
+pub(crate) struct StoreSettings {
+    pub(crate) backend: StoreBackend,
+    /// Whether `serve` applies pending migrations at startup.
+    pub(crate) migrates_itself: bool,
+    /// Maximum time of the first connection.
+    pub(crate) connect_timeout: Duration,
+}
+
+/// A storage backend, with its options.
+#[derive(Clone, Debug)]
+pub(crate) enum StoreBackend {
     /// This process's memory.
     Memory,
+    /// An SQL database.
+    Sql { place: SqlPlace, options: SqlOptions },
+    /// Redis: a server, a Sentinel set or a Cluster.
+    Redis { url: StoreUrl, options: RedisOptions },
+}
+
+/// The place of an SQL database.
+#[derive(Clone, Debug)]
+pub(crate) enum SqlPlace {
     /// A SQLite file.
+    File(PathBuf),
+    /// A database server, with its replica for listings.
+    Server { url: StoreUrl, replica_url: Option<StoreUrl> },
+}
+
+/// A kind of storage backend, as `store.url` names it.
+#[derive(Debug, PartialEq, Eq)]
+enum Kind {
+    Memory,
     Sqlite(PathBuf),
-    /// A database server. The URL stays in the settings.
-    Server,
-    /// Redis: a server, a Sentinel set or a Cluster. The URL stays in the settings.
+    Postgres,
+    MySql,
     Redis,
 }
 
@@ -68,11 +94,11 @@ impl Default for StoreConfig {
 }
 
 impl StoreConfig {
-    /// Checks the settings and returns the kind of backend that `url` names.
+    /// Parses the settings.
     ///
     /// # Errors
-    /// A setting breaks a rule. The error never contains the URL, which can have a password.
-    pub fn place(&self) -> Result<StorePlace, ConfigError> {
+    /// A setting breaks a rule. The error never contains a URL, which can have a password.
+    pub(super) fn parse(&self) -> Result<StoreSettings, ConfigError> {
         for (name, duration) in
             [("store.timeout", self.timeout), ("store.connect_timeout", self.connect_timeout)]
         {
@@ -80,67 +106,59 @@ impl StoreConfig {
                 return Err(ConfigError::invalid(name, "must be more than zero"));
             }
         }
-        self.sql.check()?;
-        self.redis.check()?;
-        let place = self.parse_url()?;
-        let is_postgres = self.url.expose().starts_with("postgres");
-        if !self.sql.schema.is_empty() && !is_postgres {
+        // The settings of other kinds of backends have no effect, but mistakes in them are reported.
+        let sql = self.sql.parse(self)?;
+        let redis = self.redis.parse(self.timeout.0)?;
+        let kind = parse_url(self.url.expose())?;
+        if sql.schema.is_some() && kind != Kind::Postgres {
             return Err(ConfigError::invalid(
                 "store.sql.schema",
                 "only supported by PostgreSQL; leave it empty",
             ));
         }
-        if !self.sql.replica_url.expose().is_empty() && place != StorePlace::Server {
+        let replica_url = (!self.sql.replica_url.expose().is_empty()).then(|| self.sql.replica_url.clone());
+        if replica_url.is_some() && !matches!(kind, Kind::Postgres | Kind::MySql) {
             return Err(ConfigError::invalid(
                 "store.sql.replica_url",
                 "only supported if store.url is a database server; leave it empty",
             ));
         }
-        Ok(place)
-    }
-
-    /// Returns whether `serve` applies pending migrations at startup.
-    #[must_use]
-    pub fn migrates_itself(&self) -> bool {
-        self.auto_migrate.unwrap_or_else(|| self.url.expose().starts_with("sqlite:"))
-    }
-
-    /// Returns the options of an SQL backend.
-    ///
-    /// # Errors
-    /// A table or schema name is invalid.
-    pub fn sql_options(&self, entropy: Arc<dyn Entropy>) -> Result<SqlOptions, ConfigError> {
-        self.sql.options(self, entropy)
-    }
-
-    /// Returns the options of a Redis backend.
-    #[must_use]
-    pub fn redis_options(&self, entropy: Arc<dyn Entropy>) -> RedisOptions {
-        self.redis.options(self.timeout.0, entropy)
-    }
-
-    fn parse_url(&self) -> Result<StorePlace, ConfigError> {
-        let Some((scheme, rest)) = self.url.expose().split_once(':') else {
-            return Err(ConfigError::invalid(
-                NAME,
-                "not a URL; expected sqlite://FILE, postgres://…, mysql://…, redis://… or memory:",
-            ));
+        let migrates_itself = self.auto_migrate.unwrap_or(matches!(kind, Kind::Sqlite(_)));
+        let url = self.url.clone();
+        let backend = match kind {
+            Kind::Memory => StoreBackend::Memory,
+            Kind::Sqlite(file) => StoreBackend::Sql { place: SqlPlace::File(file), options: sql },
+            Kind::Postgres | Kind::MySql => {
+                StoreBackend::Sql { place: SqlPlace::Server { url, replica_url }, options: sql }
+            }
+            Kind::Redis => StoreBackend::Redis { url, options: redis },
         };
-        match scheme {
-            "memory" if rest.is_empty() => Ok(StorePlace::Memory),
-            "memory" => Err(ConfigError::invalid(NAME, "`memory:` takes no further parts; remove them")),
-            "sqlite" => sqlite_file(rest),
-            "postgres" | "postgresql" | "mysql" | "mariadb" => Ok(StorePlace::Server),
-            scheme if is_scheme(scheme) => Ok(StorePlace::Redis),
-            _ => Err(ConfigError::invalid(
-                NAME,
-                "unsupported scheme; use sqlite:, postgres:, mysql:, redis:, redis-sentinel:, redis-cluster: or memory:",
-            )),
-        }
+        Ok(StoreSettings { backend, migrates_itself, connect_timeout: self.connect_timeout.0 })
     }
 }
 
-fn sqlite_file(rest: &str) -> Result<StorePlace, ConfigError> {
+fn parse_url(url: &str) -> Result<Kind, ConfigError> {
+    let Some((scheme, rest)) = url.split_once(':') else {
+        return Err(ConfigError::invalid(
+            NAME,
+            "not a URL; expected sqlite://FILE, postgres://…, mysql://…, redis://… or memory:",
+        ));
+    };
+    match scheme {
+        "memory" if rest.is_empty() => Ok(Kind::Memory),
+        "memory" => Err(ConfigError::invalid(NAME, "`memory:` takes no further parts; remove them")),
+        "sqlite" => sqlite_file(rest).map(Kind::Sqlite),
+        "postgres" | "postgresql" => Ok(Kind::Postgres),
+        "mysql" | "mariadb" => Ok(Kind::MySql),
+        scheme if is_scheme(scheme) => Ok(Kind::Redis),
+        _ => Err(ConfigError::invalid(
+            NAME,
+            "unsupported scheme; use sqlite:, postgres:, mysql:, redis:, redis-sentinel:, redis-cluster: or memory:",
+        )),
+    }
+}
+
+fn sqlite_file(rest: &str) -> Result<PathBuf, ConfigError> {
     let file = rest.strip_prefix("//").unwrap_or(rest);
     if file.is_empty() {
         return Err(ConfigError::invalid(
@@ -154,32 +172,77 @@ fn sqlite_file(rest: &str) -> Result<StorePlace, ConfigError> {
     if file.contains(['?', '#', '%']) {
         return Err(ConfigError::invalid(NAME, "the file name after sqlite:// must not contain ?, # or %"));
     }
-    Ok(StorePlace::Sqlite(file.into()))
+    Ok(file.into())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn place(url: &str) -> Result<StorePlace, ConfigError> {
-        StoreConfig { url: StoreUrl::from(url.to_owned()), ..StoreConfig::default() }.place()
+    fn parse(url: &str) -> Result<StoreBackend, ConfigError> {
+        let config = StoreConfig { url: StoreUrl::from(url.to_owned()), ..StoreConfig::default() };
+        config.parse().map(|settings| settings.backend)
     }
 
     #[test]
-    fn the_scheme_chooses_the_store() {
-        assert_eq!(place("memory:").unwrap(), StorePlace::Memory);
-        assert_eq!(place("sqlite://keyvouch.db").unwrap(), StorePlace::Sqlite("keyvouch.db".into()));
-        assert_eq!(place("sqlite:///var/kv.db").unwrap(), StorePlace::Sqlite("/var/kv.db".into()));
-        assert_eq!(place("sqlite:kv.db").unwrap(), StorePlace::Sqlite("kv.db".into()));
-        assert_eq!(place("postgres://u:hunter2@h/d").unwrap(), StorePlace::Server);
-        assert_eq!(place("mysql://u:hunter2@h/d").unwrap(), StorePlace::Server);
+    fn the_scheme_chooses_the_backend() {
+        assert!(matches!(parse("memory:").unwrap(), StoreBackend::Memory));
+        for (url, expected) in [
+            ("sqlite://keyvouch.db", "keyvouch.db"),
+            ("sqlite:///var/kv.db", "/var/kv.db"),
+            ("sqlite:kv.db", "kv.db"),
+        ] {
+            let StoreBackend::Sql { place: SqlPlace::File(file), .. } = parse(url).unwrap() else {
+                panic!("{url}");
+            };
+            assert_eq!(file, PathBuf::from(expected));
+        }
+        for server in
+            ["postgres://u:hunter2@h/d", "postgresql://h/d", "mysql://u:hunter2@h/d", "mariadb://h/d"]
+        {
+            let StoreBackend::Sql { place: SqlPlace::Server { url, replica_url: None }, .. } =
+                parse(server).unwrap()
+            else {
+                panic!("{server}");
+            };
+            assert_eq!(url.expose(), server);
+        }
         for redis in [
             "redis://u:hunter2@h/0",
             "rediss-cluster://h:1?node=g:1",
             "redis+unix:///run/redis",
             "valkeys-sentinel://h:1?sentinelServiceName=n",
         ] {
-            assert_eq!(place(redis).unwrap(), StorePlace::Redis);
+            let StoreBackend::Redis { url, .. } = parse(redis).unwrap() else { panic!("{redis}") };
+            assert_eq!(url.expose(), redis);
+        }
+    }
+
+    #[test]
+    fn only_sqlite_is_migrated_by_default() {
+        let migrates = |url: &str, auto_migrate| {
+            let url = StoreUrl::from(url.to_owned());
+            StoreConfig { url, auto_migrate, ..StoreConfig::default() }.parse().unwrap().migrates_itself
+        };
+        assert!(migrates("sqlite://kv.db", None) && !migrates("sqlite://kv.db", Some(false)));
+        assert!(!migrates("postgres://h/d", None) && migrates("postgres://h/d", Some(true)));
+    }
+
+    #[test]
+    fn settings_of_one_kind_of_backend_are_rejected_with_another() {
+        let config =
+            |url: &str| StoreConfig { url: StoreUrl::from(url.to_owned()), ..StoreConfig::default() };
+        for url in ["mysql://h/d", "sqlite://kv.db", "redis://h"] {
+            let mut config = config(url);
+            config.sql.schema = "own".to_owned();
+            assert_eq!(config.parse().unwrap_err().setting(), Some("store.sql.schema"), "{url}");
+        }
+        for url in ["sqlite://kv.db", "redis://h", "memory:"] {
+            let mut config = config(url);
+            config.sql.replica_url = StoreUrl::from("postgres://u:hunter2@h/d".to_owned());
+            let error = config.parse().unwrap_err();
+            assert_eq!(error.setting(), Some("store.sql.replica_url"), "{url}");
+            assert!(!error.to_string().contains("hunter2"), "{error}");
         }
     }
 
@@ -194,8 +257,9 @@ mod tests {
             "memory:x",
             "oracle://u:hunter2@h/0",
         ] {
-            let error = place(url).unwrap_err().to_string();
-            assert!(error.starts_with("store.url: ") && !error.contains("hunter2"), "{error}");
+            let error = parse(url).unwrap_err();
+            assert_eq!(error.setting(), Some("store.url"), "{error}");
+            assert!(!error.to_string().contains("hunter2"), "{error}");
         }
     }
 }

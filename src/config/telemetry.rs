@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::filter::EnvFilter;
 
 use super::ConfigError;
 use crate::telemetry::{LogFormat, TraceOptions, parse_filter};
@@ -42,28 +43,20 @@ impl Default for TelemetryConfig {
     }
 }
 
+/// The parsed settings of `[telemetry]`.
+#[derive(Clone, Debug)]
+pub(crate) struct TelemetrySettings {
+    /// The address of metrics and probes. `None` if they are disabled.
+    pub(crate) listen: Option<SocketAddr>,
+    /// The options of traces. `None` if calls are not traced.
+    pub(crate) traces: Option<TraceOptions>,
+    pub(crate) log_format: LogFormat,
+    pub(crate) log_filter: EnvFilter,
+}
+
 impl TelemetryConfig {
-    /// Returns the address of metrics and probes. `None` if they are disabled.
-    pub fn address(&self) -> Result<Option<SocketAddr>, ConfigError> {
-        if self.listen.is_empty() {
-            return Ok(None);
-        }
-        self.listen.parse().map(Some).map_err(|_| {
-            let problem =
-                format!("invalid address `{}`: expected IP:PORT (for example 127.0.0.1:9464)", self.listen);
-            ConfigError::invalid("telemetry.listen", problem)
-        })
-    }
-
-    /// Returns the options of traces. `None` if calls are not traced.
-    #[must_use]
-    pub fn trace_options(&self) -> Option<TraceOptions> {
-        let endpoint = (!self.otlp_endpoint.is_empty()).then(|| self.otlp_endpoint.clone());
-        self.traces.then_some(TraceOptions { endpoint, ratio: self.trace_ratio })
-    }
-
-    pub(super) fn check(&self) -> Result<(), ConfigError> {
-        self.address()?;
+    pub(super) fn parse(&self) -> Result<TelemetrySettings, ConfigError> {
+        let listen = self.listen()?;
         let endpoint = self.otlp_endpoint.as_str();
         if !endpoint.is_empty() && !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
             let problem = "not an HTTP URL; expected http://HOST:PORT, for example http://localhost:4317";
@@ -72,9 +65,21 @@ impl TelemetryConfig {
         if !(0.0..=1.0).contains(&self.trace_ratio) {
             return Err(ConfigError::invalid("telemetry.trace_ratio", "must be from 0 to 1"));
         }
-        match parse_filter(&self.log_filter) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(ConfigError::invalid("telemetry.log_filter", error)),
+        let log_filter = parse_filter(&self.log_filter)
+            .map_err(|error| ConfigError::invalid("telemetry.log_filter", error))?;
+        let endpoint = (!endpoint.is_empty()).then(|| endpoint.to_owned());
+        let traces = self.traces.then_some(TraceOptions { endpoint, ratio: self.trace_ratio });
+        Ok(TelemetrySettings { listen, traces, log_format: self.log_format, log_filter })
+    }
+
+    fn listen(&self) -> Result<Option<SocketAddr>, ConfigError> {
+        if self.listen.is_empty() {
+            return Ok(None);
         }
+        self.listen.parse().map(Some).map_err(|_| {
+            let problem =
+                format!("invalid address `{}`: expected IP:PORT (for example 127.0.0.1:9464)", self.listen);
+            ConfigError::invalid("telemetry.listen", problem)
+        })
     }
 }

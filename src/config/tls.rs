@@ -1,13 +1,14 @@
 //! `[server.tls]`
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
 use crate::redis::{ClientCertificate, RedisFiles};
-use crate::server::{ClientAuth, TlsFiles};
+use crate::server::{ClientAuth, Tls, TlsFiles};
 
 /// TLS.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
@@ -30,7 +31,7 @@ impl TlsConfig {
     ///
     /// # Errors
     /// Only some of the files that belong together are set.
-    pub fn files(&self) -> Result<Option<TlsFiles>, ConfigError> {
+    pub(super) fn parse(&self) -> Result<Option<TlsFiles>, ConfigError> {
         require_pair(("server.tls.cert_file", &self.cert_file), ("server.tls.key_file", &self.key_file))?;
         let client_ca = self.asks_clients().then(|| self.client_ca_file.clone());
         if !self.cert_file.as_os_str().is_empty() {
@@ -50,20 +51,18 @@ impl TlsConfig {
         }
     }
 
-    pub(super) fn check(&self) -> Result<(), ConfigError> {
-        let Some(files) = self.files()? else {
-            return Ok(());
-        };
-        match files.load() {
-            Ok(_) => Ok(()),
-            Err(error) => Err(ConfigError::invalid(error.setting(), error)),
-        }
-    }
-
     /// Returns whether clients are asked for a certificate.
     pub(super) fn asks_clients(&self) -> bool {
         !self.client_ca_file.as_os_str().is_empty()
     }
+}
+
+/// Reads the files of TLS.
+///
+/// # Errors
+/// A file can't be read or is not valid. The error names its setting.
+pub(crate) fn load_tls(files: &TlsFiles) -> Result<Arc<Tls>, ConfigError> {
+    files.load().map_err(|error| ConfigError::invalid(error.setting(), error))
 }
 
 type NamedFile<'a> = (&'static str, &'a Path);

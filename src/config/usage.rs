@@ -22,10 +22,11 @@ impl Default for UsageConfig {
 }
 
 impl UsageConfig {
-    pub(super) fn check(&self) -> Result<(), ConfigError> {
+    /// Returns the interval at which last uses are written.
+    pub(super) fn parse(&self) -> Result<Duration, ConfigError> {
         if self.flush_interval.0.is_zero() {
             return Err(ConfigError::invalid("usage.flush_interval", "must be more than zero"));
         }
-        Ok(())
+        Ok(self.flush_interval.0)
     }
 }

@@ -49,7 +49,8 @@ impl Server {
             config.cache.local.enabled = false;
             config.admin.tokens = vec![format!("fuzz:{TOKEN}").into()];
             let backend = MemoryRepository::new();
-            let app = runtime.block_on(App::with_backend(&config, Surroundings::default(), backend))?;
+            let app =
+                runtime.block_on(App::with_backend(&config.parse()?, Surroundings::default(), backend))?;
             anyhow::Ok(Self { routes: app.routes()?, methods: pb::paths(pb::FILE_DESCRIPTOR_SET), runtime })
         };
         build().unwrap_or_else(|error: anyhow::Error| panic!("{error:#}"))

@@ -12,7 +12,7 @@ use crate::grpc::pb::validator_server::ValidatorServer;
 
 /// The services of an address. Every address has health, and reflection unless it is disabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Role {
+pub(crate) enum Role {
     /// Both services.
     Both,
     /// `Validator` alone.

@@ -26,7 +26,7 @@ pub enum ClientAuth {
 
 /// The files of certificates and keys.
 #[derive(Clone, Debug)]
-pub struct TlsFiles {
+pub(crate) struct TlsFiles {
     /// The server's certificate and its intermediate certificates, as PEM.
     pub certificate: PathBuf,
     /// The private key of the certificate, as PEM.
@@ -39,7 +39,7 @@ pub struct TlsFiles {
 
 /// The reason why certificates can't be used.
 #[derive(Debug, thiserror::Error)]
-pub enum TlsError {
+pub(crate) enum TlsError {
     /// A file can't be read, or is not a valid PEM file.
     #[error("{} can't be read: {problem}", path.display())]
     Unreadable {
@@ -69,7 +69,7 @@ const CLIENT_CA: &str = "server.tls.client_ca_file";
 impl TlsError {
     /// Returns the setting to fix.
     #[must_use]
-    pub fn setting(&self) -> &'static str {
+    pub(crate) fn setting(&self) -> &'static str {
         match self {
             Self::Unreadable { setting, .. } => setting,
             Self::NoPair { .. } => CERTIFICATE,
@@ -79,7 +79,7 @@ impl TlsError {
 
 /// A loaded TLS configuration. Two configurations are equal if the files that they were loaded from are.
 #[derive(Clone, Debug)]
-pub struct Tls {
+pub(crate) struct Tls {
     pub(super) config: Arc<ServerConfig>,
     not_after: Option<i64>,
     /// Digest of the files.
@@ -126,7 +126,7 @@ impl Tls {
     /// Returns the time at which the first certificate of the server's chain expires, in seconds since the
     /// Unix epoch. `None` if no certificate of the chain can be parsed.
     #[must_use]
-    pub fn not_after(&self) -> Option<i64> {
+    pub(crate) fn not_after(&self) -> Option<i64> {
         self.not_after
     }
 }
@@ -137,7 +137,7 @@ impl TlsFiles {
     /// # Errors
     /// Returns an error if a file can't be read or is not valid, or if the certificate does not match the
     /// key.
-    pub fn load(&self) -> Result<Arc<Tls>, TlsError> {
+    pub(crate) fn load(&self) -> Result<Arc<Tls>, TlsError> {
         let files = PemFiles::read(self)?;
         let certificates = certificates(CERTIFICATE, &self.certificate, &files.certificate)?;
         let not_after = certificates.iter().filter_map(not_after).min();
@@ -181,7 +181,7 @@ impl TlsFiles {
 
     /// Returns the files to watch for changes.
     #[must_use]
-    pub fn paths(&self) -> Vec<PathBuf> {
+    pub(crate) fn paths(&self) -> Vec<PathBuf> {
         [Some(&self.certificate), Some(&self.key), self.client_ca.as_ref()]
             .into_iter()
             .flatten()

@@ -16,7 +16,8 @@ use super::caller_slots::{CallerSlot, CallerSlots};
 use crate::cache::{FeedHandle, FeedProgress, FeedUpdate, Knowledge};
 use crate::domain::{KeyEvent, Moment};
 use crate::repository::{
-    ChangeFeed, Changes, ErrorKind, FeedPosition, RepositoryError, Result, UnreadableEvent, partition_of, within,
+    ChangeFeed, Changes, ErrorKind, FeedPosition, RepositoryError, Result, UnreadableEvent, partition_of,
+    within,
 };
 
 /// Maximum number of events per read.

@@ -23,27 +23,26 @@ pub enum LogFormat {
     Json,
 }
 
-/// The reason why the log can't be initialized.
+/// A log filter that is not valid.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum LogError {
-    /// The filter is not valid.
-    #[error("not a valid log filter; examples: \"info\", \"info,keyvouch=debug\"")]
-    Filter(#[source] ParseError),
-    /// A log was initialized before.
-    #[error("the log is already initialized")]
-    AlreadyInitialized(#[source] TryInitError),
-}
+#[error("not a valid log filter; examples: \"info\", \"info,keyvouch=debug\"")]
+pub(crate) struct InvalidLogFilter(#[source] ParseError);
+
+/// A log was initialized before.
+#[derive(Debug, thiserror::Error)]
+#[error("the log is already initialized")]
+pub(crate) struct LogAlreadyInitialized(#[source] TryInitError);
 
 /// Parses a filter without applying it.
 ///
 /// # Errors
 /// Returns an error if the filter is not valid.
-pub(crate) fn parse_filter(filter: &str) -> Result<EnvFilter, LogError> {
+pub(crate) fn parse_filter(filter: &str) -> Result<EnvFilter, InvalidLogFilter> {
     EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
         // Keyvouch logs the applied migrations itself. Clients can cause HTTP/2 protocol errors at will.
         .parse(format!("sea_orm_migration=warn,h2=error,{filter}"))
-        .map_err(LogError::Filter)
+        .map_err(InvalidLogFilter)
 }
 
 /// Logs panics in the format of the log, within the span of their call.
@@ -59,8 +58,11 @@ fn log_panics() {
 ///
 /// # Errors
 /// Returns an error if the filter is not valid, or if a log was initialized before.
-pub(crate) fn init_logs(format: LogFormat, filter: &str, traces: Option<&Traces>) -> Result<(), LogError> {
-    let filter = parse_filter(filter)?;
+pub(crate) fn init_logs(
+    format: LogFormat,
+    filter: EnvFilter,
+    traces: Option<&Traces>,
+) -> Result<(), LogAlreadyInitialized> {
     let entries = fmt::layer().with_writer(stderr);
     let entries = match format {
         LogFormat::Text => entries.with_ansi(stderr().is_terminal()).boxed(),
@@ -73,7 +75,7 @@ pub(crate) fn init_logs(format: LogFormat, filter: &str, traces: Option<&Traces>
             tracing_opentelemetry::layer().with_tracer(traces.tracer()).with_filter(own_spans)
         }))
         .try_init()
-        .map_err(LogError::AlreadyInitialized)?;
+        .map_err(LogAlreadyInitialized)?;
     log_panics();
     Ok(())
 }

@@ -27,7 +27,7 @@ static IS_EXPORTING: OnceLock<()> = OnceLock::new();
 
 /// Options of the export.
 #[derive(Clone, Debug)]
-pub struct TraceOptions {
+pub(crate) struct TraceOptions {
     /// URL of the collector, as `http://HOST:PORT`. If `None`, `OTEL_EXPORTER_OTLP_ENDPOINT` applies, or else
     /// port 4317 of this machine.
     pub endpoint: Option<String>,

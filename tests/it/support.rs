@@ -56,7 +56,7 @@ impl TestServer {
         config: &Config,
         surroundings: Surroundings,
     ) -> Self {
-        let app = App::with_backend(config, surroundings, backend).await.unwrap();
+        let app = App::with_backend(&config.parse().unwrap(), surroundings, backend).await.unwrap();
         let address = match app.addresses().next() {
             Some(ListenAddr::Tcp(address)) => *address,
             other => panic!("no TCP address: {other:?}"),

@@ -1,7 +1,6 @@
 //! `[store.redis]`
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -9,7 +8,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::ConfigError;
 use crate::config::tls::{redis_files, require_pair};
-use crate::domain::Entropy;
 use crate::repository::RedisOptions;
 
 /// Redis. The settings have no effect with other backends.
@@ -61,7 +59,8 @@ impl Default for RedisStoreConfig {
 }
 
 impl RedisStoreConfig {
-    pub(super) fn check(&self) -> Result<(), ConfigError> {
+    /// Returns the options of a Redis backend, whose commands time out after `timeout`.
+    pub(super) fn parse(&self, timeout: Duration) -> Result<RedisOptions, ConfigError> {
         if self.prefix.contains(['{', '}']) || self.prefix.chars().any(char::is_control) {
             return Err(ConfigError::invalid(
                 "store.redis.prefix",
@@ -74,12 +73,8 @@ impl RedisStoreConfig {
         if self.max_events_per_shard == 0 {
             return Err(ConfigError::invalid("store.redis.max_events_per_shard", "must be at least 1"));
         }
-        require_pair(("store.redis.cert_file", &self.cert_file), ("store.redis.key_file", &self.key_file))
-    }
-
-    /// Returns the options of the backend. `timeout` is that of a command.
-    pub(super) fn options(&self, timeout: Duration, entropy: Arc<dyn Entropy>) -> RedisOptions {
-        RedisOptions {
+        require_pair(("store.redis.cert_file", &self.cert_file), ("store.redis.key_file", &self.key_file))?;
+        Ok(RedisOptions {
             key_prefix: self.prefix.clone(),
             timeout,
             change_connections: self.change_connections,
@@ -87,7 +82,7 @@ impl RedisStoreConfig {
             max_events_per_shard: self.max_events_per_shard,
             strict: self.strict,
             files: redis_files(&self.ca_file, &self.cert_file, &self.key_file, &self.password_file),
-            entropy,
-        }
+            ..RedisOptions::default()
+        })
     }
 }

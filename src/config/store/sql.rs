@@ -1,14 +1,11 @@
 //! `[store.sql]`
 
-use std::sync::Arc;
-
 use keyvouch_migration::{InvalidName, Names};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::StoreConfig;
 use crate::config::{ConfigError, HumanDuration, StoreUrl};
-use crate::domain::Entropy;
 use crate::repository::{PoolOptions, SqlOptions};
 
 /// SQL databases. The settings have no effect with other backends. SQLite has fixed numbers of connections and keeps
@@ -62,7 +59,8 @@ impl Default for SqlStoreConfig {
 }
 
 impl SqlStoreConfig {
-    pub(super) fn check(&self) -> Result<(), ConfigError> {
+    /// Returns the options of an SQL backend, with the time limits of `store`.
+    pub(super) fn parse(&self, store: &StoreConfig) -> Result<SqlOptions, ConfigError> {
         for (name, duration) in [
             ("store.sql.lock_timeout", self.lock_timeout),
             ("store.sql.acquire_timeout", self.acquire_timeout),
@@ -80,15 +78,6 @@ impl SqlStoreConfig {
                 return Err(ConfigError::invalid(name, "must be at least 1"));
             }
         }
-        self.names().map(drop)
-    }
-
-    /// Returns the options of the backend of `store`, which has the time limits.
-    pub(super) fn options(
-        &self,
-        store: &StoreConfig,
-        entropy: Arc<dyn Entropy>,
-    ) -> Result<SqlOptions, ConfigError> {
         Ok(SqlOptions {
             timeout: store.timeout.0,
             lock_timeout: self.lock_timeout.0,
@@ -102,7 +91,7 @@ impl SqlStoreConfig {
                 idle_timeout: self.idle_timeout.0,
                 max_lifetime: self.max_lifetime.0,
             },
-            entropy,
+            ..SqlOptions::default()
         })
     }
 

@@ -16,7 +16,7 @@ fn an_old_name_of_a_setting_is_accepted_with_a_warning() {
     std::fs::write(home.path().join("kv.toml"), "[store]\nmax_readers = 7\n").unwrap();
     let shown = home.run(&["config", "show", "--config", "kv.toml", "-o", "json"]);
     assert_eq!(shown.status, 0, "{}", shown.stderr);
-    let settings: serde_json::Value = serde_json::from_str(&shown.stdout).unwrap();
+    let settings: Value = serde_json::from_str(&shown.stdout).unwrap();
     assert_eq!(settings["store"]["sql"]["max_readers"], 7);
     for part in ["warning: kv.toml: ", "`store.max_readers`", "`store.sql.max_readers`"] {
         assert_eq!(shown.stderr.matches(part).count(), 1, "{}", shown.stderr);

@@ -33,7 +33,7 @@ fn an_old_name_of_a_setting_is_logged_once_with_its_new_name() {
     let settings = ["server.tls.reload_interval=7s", "telemetry.log_format=json"];
     drop(home.serve(&settings));
     let log = home.read("stderr");
-    let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let warnings: Vec<_> = lines.filter(|line| !line["old"].is_null()).collect();
     assert_eq!(warnings.len(), 1, "{log}");
     assert_eq!(

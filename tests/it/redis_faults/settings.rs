@@ -83,7 +83,10 @@ async fn strict_options_require_protection_from_lost_changes() {
     let error = RedisRepository::open(&servers.url, strict()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Refused);
     let text = format!("{error:?}");
-    assert!(text.contains("min-replicas-to-write") && text.contains("store.redis.min_replicas_ack"), "{text}");
+    assert!(
+        text.contains("min-replicas-to-write") && text.contains("store.redis.min_replicas_ack"),
+        "{text}"
+    );
     RedisRepository::open(&servers.url, RedisOptions { min_replicas_ack: 1, ..strict() }).await.unwrap();
     for server in &servers.servers[..2] {
         cli(server.port, &["CONFIG", "SET", "min-replicas-to-write", "1"]);

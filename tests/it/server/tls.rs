@@ -181,9 +181,16 @@ async fn half_a_pair_and_what_is_none_stop_the_start() {
     let refused = async |change: &dyn Fn(&mut TlsConfig)| {
         let mut config = good.clone();
         change(&mut config.server.tls);
+        let settings = match config.parse() {
+            Ok(settings) => settings,
+            Err(error) => return error.to_string(),
+        };
+        // What `config check` rejects, and nothing else, does not start.
+        let invalid = settings.check_files().unwrap_err().to_string();
         let backend = MemoryRepository::new();
-        let error = App::with_backend(&config, Surroundings::default(), backend).await.unwrap_err();
-        format!("{error:#}")
+        let error = App::with_backend(&settings, Surroundings::default(), backend).await.unwrap_err();
+        assert_eq!(error.to_string(), invalid);
+        invalid
     };
     let (other, garbage) = (folder.path().join("other.key"), folder.path().join("garbage.pem"));
     std::fs::write(&other, authority.issue("localhost", 4096).1).unwrap();
