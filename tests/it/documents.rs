@@ -128,8 +128,9 @@ fn the_indexes_list_every_page() {
     for folder in [docs.clone(), docs.join("adr")] {
         let listed = links(&fs::read_to_string(folder.join("README.md")).unwrap());
         for entry in fs::read_dir(&folder).unwrap() {
-            let name = entry.unwrap().file_name().into_string().unwrap();
-            let is_page = name.ends_with(".md") && name != "README.md";
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            let is_page = path.extension().is_some_and(|it| it == "md") && name != "README.md";
             assert!(
                 !is_page || listed.contains(&name),
                 "{}/README.md does not list {name}",
