@@ -1,7 +1,12 @@
-//! Tests of the server: credentials, request ids, limits, health, failures of the backend, and graceful
-//! shutdown.
+//! Tests of the server: credentials, permissions, limits, TLS, health, metrics, failures of the backend, and
+//! graceful shutdown.
 
 mod background;
+mod call_limits;
+pub(crate) mod certificates;
+mod client_certificates;
+mod connection_limits;
+mod connections;
 mod credentials;
 mod drain;
 mod fairness;
@@ -9,10 +14,13 @@ mod faults;
 pub(crate) mod faulty;
 mod floods;
 mod http;
-mod limits;
+mod message_limits;
 mod observability;
 mod ops;
+mod permissions;
 mod shutdown;
 mod slow_clients;
+mod stream_credentials;
+mod stream_limits;
 mod streams;
-pub(crate) mod tls;
+mod tls;

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use keyvouch::app::{App, ListenAddr, Surroundings};
 use keyvouch::config::{Config, HumanDuration, SecretText};
-use keyvouch::conformance::api::Api;
+use keyvouch::conformance::api::{Api, new_key};
+use keyvouch::grpc::pb;
 use keyvouch::repository::Backend;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
 /// The admin token of all test servers.
@@ -40,6 +42,37 @@ pub(crate) fn uncached() -> Config {
     let mut config = config();
     config.cache.local.enabled = false;
     config
+}
+
+/// Returns the settings with metrics and probes on a free port.
+pub(crate) fn with_metrics(mut config: Config) -> Config {
+    config.telemetry.listen = "127.0.0.1:0".into();
+    config
+}
+
+/// Returns a request for a key with one scope.
+pub(crate) fn key_with_scope(scope: &str) -> pb::CreateKeyRequest {
+    pb::CreateKeyRequest { scopes: vec![scope.to_owned()], ..new_key() }
+}
+
+/// Returns a request to validate a key string.
+pub(crate) fn validate_request(secret: &str) -> pb::ValidateRequest {
+    pb::ValidateRequest { secret: secret.to_owned(), ..pb::ValidateRequest::default() }
+}
+
+/// Returns the code and the reason of a call that is rejected because of a limit.
+pub(crate) fn overloaded() -> (Code, String) {
+    (Code::ResourceExhausted, "OVERLOADED".to_owned())
+}
+
+/// Returns the code of a call whose caller lacks a permission, and the reason `reason`.
+pub(crate) fn permission_denied(reason: &str) -> (Code, String) {
+    (Code::PermissionDenied, reason.to_owned())
+}
+
+/// Returns the code of a call without a valid credential, and the reason `reason`.
+pub(crate) fn unauthenticated(reason: &str) -> (Code, String) {
+    (Code::Unauthenticated, reason.to_owned())
 }
 
 impl TestServer {

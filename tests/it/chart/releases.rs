@@ -15,7 +15,7 @@ use super::pods::{Node, Secrets};
 use crate::databases::Kind;
 use crate::process::program::{Home, wait_for};
 use crate::redis_servers::Redis;
-use crate::server::tls::{Authority, Pair};
+use crate::server::certificates::{Authority, Pair};
 use crate::support::TOKEN;
 
 /// Returns a loopback address that no other test uses, because the chart's ports are fixed.

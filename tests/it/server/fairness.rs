@@ -8,12 +8,13 @@ use keyvouch::grpc::pb;
 use keyvouch::repository::MemoryRepository;
 use prost::bytes::Bytes;
 use tokio::net::{TcpSocket, TcpStream};
-use tonic::Code;
 
 use super::faulty::{Faulty, Mode};
 use super::ops::count;
 use super::slow_clients::raw_call;
-use crate::support::{TestServer, config, uncached, until};
+use crate::support::{
+    TestServer, config, key_with_scope, overloaded, uncached, until, validate_request, with_metrics,
+};
 
 /// Opens a connection from another address of this machine.
 async fn client_at(server: &TestServer, last: u8) -> SendRequest<Bytes> {
@@ -28,14 +29,13 @@ async fn client_at(server: &TestServer, last: u8) -> SendRequest<Bytes> {
 /// A client that does not read its responses loses its connection before they take too much memory. Other
 /// clients are not affected.
 #[tokio::test]
-async fn unread_answers_are_limited() {
-    let mut config = config();
-    config.telemetry.listen = "127.0.0.1:0".into();
+async fn unread_responses_are_limited() {
+    let config = with_metrics(config());
     let server = TestServer::start_with(MemoryRepository::new(), &config).await;
     let api = server.api().await;
     let metadata = (0..32).map(|number| (format!("name {number}"), "value".repeat(100))).collect();
     let (_, secret) = api.create(pb::CreateKeyRequest { metadata, ..new_key() }).await;
-    let request = pb::ValidateRequest { secret: secret.clone(), ..pb::ValidateRequest::default() };
+    let request = validate_request(&secret);
     let request = prost::Message::encode_to_vec(&request);
     let length = u32::try_from(request.len()).unwrap().to_be_bytes();
     let request = Bytes::from([&[0][..], &length, &request].concat());
@@ -64,13 +64,16 @@ async fn unread_answers_are_limited() {
         count(ops, closed).await > 0.0
     })
     .await;
-    until("its notice", async || connections.iter().any(tokio::task::JoinHandle::is_finished)).await;
+    until("the closed connection in the client", async || {
+        connections.iter().any(tokio::task::JoinHandle::is_finished)
+    })
+    .await;
     assert_eq!(api.reason(&secret).await, pb::Reason::Valid);
 }
 
 /// No client that reads loses its connection, however many pages are read concurrently.
 #[tokio::test(flavor = "multi_thread")]
-async fn concurrent_readers_of_large_answers_are_no_reason_to_close_a_connection() {
+async fn concurrent_readers_of_large_responses_keep_their_connections() {
     let server = TestServer::start(MemoryRepository::new()).await;
     let api = server.api().await;
     let metadata: std::collections::BTreeMap<_, _> =
@@ -93,10 +96,9 @@ async fn concurrent_readers_of_large_answers_are_no_reason_to_close_a_connection
 
 /// Clients that hold all streams lose them to clients that need one.
 #[tokio::test]
-async fn streams_are_taken_from_who_holds_them() {
-    let mut config = config();
+async fn a_connection_that_holds_streams_is_closed_when_others_need_them() {
+    let mut config = with_metrics(config());
     config.server.max_streams = 40;
-    config.telemetry.listen = "127.0.0.1:0".into();
     let server = TestServer::start_with(MemoryRepository::new(), &config).await;
     let api = server.api().await;
     let (_, secret) = api.create(new_key()).await;
@@ -123,44 +125,44 @@ async fn streams_are_taken_from_who_holds_them() {
 
 /// Clients that read keys can't use up the slots for changes.
 #[tokio::test]
-async fn readers_leave_slots_for_changes() {
+async fn calls_that_read_can_not_exhaust_the_slots_for_changes() {
     let mut config = uncached();
     config.server.max_calls = 10;
-    let store = Faulty::new();
-    let server = TestServer::start_with(store.clone(), &config).await;
+    let backend = Faulty::new();
+    let server = TestServer::start_with(backend.clone(), &config).await;
     let api = server.api().await;
     let (key, _) = api.create(new_key()).await;
-    store.set_listing(Mode::Hang);
+    backend.set_listing(Mode::Hang);
     let reading = tokio::spawn({
         let api = api.clone();
         async move { api.key_store().list_keys(pb::ListKeysRequest::default()).await }
     });
-    until("the listing to wait", async || store.listings() == 1).await;
-    let overloaded = (Code::ResourceExhausted, "OVERLOADED".to_owned());
+    until("the listing to wait", async || backend.listings() == 1).await;
+    let overloaded = overloaded();
     let second = api.key_store().list_keys(pb::ListKeysRequest::default()).await;
     assert_eq!(refusal(second), overloaded);
     let revoke = pb::RevokeKeyRequest { id: key.id, reason: String::new() };
     api.key_store().revoke_key(revoke).await.unwrap();
-    store.set_listing(Mode::Work);
+    backend.set_listing(Mode::Work);
     reading.await.unwrap().unwrap();
 }
 
 /// The number of concurrent pages per caller is limited.
 #[tokio::test]
-async fn pages_of_one_caller_are_limited() {
-    let store = Faulty::new();
-    let server = TestServer::start_with(store.clone(), &uncached()).await;
-    let reader = pb::CreateKeyRequest { scopes: vec!["keyvouch.read".into()], ..new_key() };
+async fn concurrent_pages_of_one_caller_are_limited() {
+    let backend = Faulty::new();
+    let server = TestServer::start_with(backend.clone(), &uncached()).await;
+    let reader = key_with_scope("keyvouch.read");
     let (_, secret) = server.api().await.create(reader).await;
     let reader = Api::new(server.channel().await, &secret);
-    store.set_listing(Mode::Hang);
+    backend.set_listing(Mode::Hang);
     let list = |api: &Api| {
         let api = api.clone();
         tokio::spawn(async move { api.key_store().list_keys(pb::ListKeysRequest::default()).await })
     };
     let waiting: Vec<_> = (0..16).map(|_| list(&reader)).collect();
-    until("the listings to wait", async || store.listings() >= 4).await;
-    let overloaded = (Code::ResourceExhausted, "OVERLOADED".to_owned());
+    until("the listings to wait", async || backend.listings() >= 4).await;
+    let overloaded = overloaded();
     until("the limit", async || {
         let mut key_store = reader.key_store();
         let rejected = key_store.list_keys(pb::ListKeysRequest::default());
@@ -169,7 +171,7 @@ async fn pages_of_one_caller_are_limited() {
     })
     .await;
     let admin = list(&server.api().await);
-    store.set_listing(Mode::Work);
+    backend.set_listing(Mode::Work);
     admin.await.unwrap().unwrap();
     for listed in waiting {
         listed.await.unwrap().unwrap();
@@ -179,9 +181,9 @@ async fn pages_of_one_caller_are_limited() {
 /// A page looks at a bounded number of keys, however few of them its filter matches, and has the token of the
 /// next one.
 #[tokio::test]
-async fn a_filter_that_shows_little_costs_little() {
-    let store = MemoryRepository::new();
-    let server = TestServer::start(store.clone()).await;
+async fn a_page_reads_a_bounded_number_of_keys_whatever_its_filter_matches() {
+    let backend = MemoryRepository::new();
+    let server = TestServer::start(backend.clone()).await;
     let api = server.api().await;
     let (oldest, _) = api.create(new_key()).await;
     api.key_store()

@@ -33,7 +33,7 @@ pub(crate) struct Faulty {
     usage_mode: watch::Sender<Mode>,
     listing_mode: watch::Sender<Mode>,
     listings: Arc<AtomicUsize>,
-    refuses_revivals: Arc<AtomicBool>,
+    rejects_revivals: Arc<AtomicBool>,
     panics: Arc<AtomicBool>,
     panics_in_background: Arc<AtomicBool>,
     lookups: Arc<AtomicUsize>,
@@ -78,7 +78,7 @@ impl Faulty {
             usage_mode: watch::Sender::new(Mode::Work),
             listing_mode: watch::Sender::new(Mode::Work),
             listings: Arc::default(),
-            refuses_revivals: Arc::default(),
+            rejects_revivals: Arc::default(),
             panics: Arc::default(),
             panics_in_background: Arc::default(),
             lookups: Arc::default(),
@@ -108,8 +108,8 @@ impl Faulty {
     }
 
     /// Makes creations fail that may revive a revoked hash.
-    pub(crate) fn refuse_revivals(&self) {
-        self.refuses_revivals.store(true, Ordering::SeqCst);
+    pub(crate) fn reject_revivals(&self) {
+        self.rejects_revivals.store(true, Ordering::SeqCst);
     }
 
     /// Makes the next lookup by hash panic.
@@ -169,7 +169,7 @@ impl KeyRepository for Faulty {
         let is_to_panic = self.panics.swap(false, Ordering::SeqCst);
         let mode = *self.mode.borrow();
         self.lookups.fetch_add(1, Ordering::SeqCst);
-        assert!(!is_to_panic, "told to");
+        assert!(!is_to_panic, "a panic of the test");
         follow(mode, &self.mode).await?;
         self.inner.get_by_hash(hash).await
     }
@@ -181,7 +181,7 @@ impl KeyRepository for Faulty {
 
     async fn create(&self, key: ApiKey, context: &ChangeContext) -> Result<ApiKey> {
         obey(&self.mode).await?;
-        if context.may_revive && self.refuses_revivals.load(Ordering::SeqCst) {
+        if context.may_revive && self.rejects_revivals.load(Ordering::SeqCst) {
             return Err(RepositoryError::new(ErrorKind::Timeout, DRIVER_TEXT));
         }
         self.inner.create(key, context).await
@@ -252,7 +252,7 @@ impl AuditTrail for Faulty {
     }
 
     async fn prune_events(&self, before: Timestamp) -> Result<u64> {
-        assert!(!self.panics_in_background.load(Ordering::SeqCst), "told to");
+        assert!(!self.panics_in_background.load(Ordering::SeqCst), "a panic of the test");
         self.inner.prune_events(before).await
     }
 }

@@ -116,14 +116,14 @@ async fn send(server: &TestServer, flood: Flood) -> u32 {
 
 /// The expected effect of a flood on its connection.
 #[derive(PartialEq)]
-enum Fate {
+enum Outcome {
     /// The server closes the connection.
-    Ended,
+    Closed,
     /// The connection may stay open, because it only costs its own time.
-    Borne,
+    Open,
 }
 
-async fn others_are_served(flood: Flood, fate: Fate) {
+async fn other_clients_are_served(flood: Flood, outcome: Outcome) {
     let server = TestServer::start_with(MemoryRepository::new(), &config()).await;
     let api = server.api().await;
     let (_, secret) = api.create(new_key()).await;
@@ -138,37 +138,37 @@ async fn others_are_served(flood: Flood, fate: Fate) {
     };
     let ended: u32 = tokio::select! {
         ended = flooding => ended.into_iter().sum(),
-        () = calling => unreachable!("calls go on for ever"),
+        () = calling => unreachable!("calls are made without end"),
     };
-    if fate == Fate::Ended {
-        assert!(ended > 0, "the server put an end to none of these connections");
+    if outcome == Outcome::Closed {
+        assert!(ended > 0, "the server closed none of these connections");
     }
-    assert!(calls >= 10, "{calls} calls were answered meanwhile");
+    assert!(calls >= 10, "only {calls} calls were answered during the flood");
     // New connections are served as well.
     assert_eq!(server.api().await.reason(&secret).await, pb::Reason::Valid);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_resets() {
-    others_are_served(rapid_reset, Fate::Ended).await;
+async fn a_flood_of_resets_does_not_affect_other_clients() {
+    other_clients_are_served(rapid_reset, Outcome::Closed).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_continuations() {
-    others_are_served(continuation, Fate::Ended).await;
+async fn a_flood_of_continuations_does_not_affect_other_clients() {
+    other_clients_are_served(continuation, Outcome::Closed).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_pings() {
-    others_are_served(ping, Fate::Borne).await;
+async fn a_flood_of_pings_does_not_affect_other_clients() {
+    other_clients_are_served(ping, Outcome::Open).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_settings() {
-    others_are_served(settings, Fate::Borne).await;
+async fn a_flood_of_settings_does_not_affect_other_clients() {
+    other_clients_are_served(settings, Outcome::Open).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_empty_data() {
-    others_are_served(empty_data, Fate::Borne).await;
+async fn a_flood_of_empty_data_frames_does_not_affect_other_clients() {
+    other_clients_are_served(empty_data, Outcome::Open).await;
 }

@@ -71,12 +71,12 @@ async fn nothing_is_executed(config: &Config) {
 }
 
 #[tokio::test]
-async fn what_is_no_call_is_not_executed() {
+async fn requests_that_are_not_grpc_calls_are_rejected() {
     nothing_is_executed(&config()).await;
 }
 
 #[tokio::test]
-async fn nor_is_it_where_no_credential_is_asked_for() {
+async fn requests_that_are_not_grpc_calls_are_rejected_without_credentials_too() {
     let mut config = config();
     (config.admin.tokens, config.admin.insecure) = (Vec::new(), true);
     nothing_is_executed(&config).await;

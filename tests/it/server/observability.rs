@@ -12,10 +12,10 @@ use super::faulty::{Faulty, Mode};
 use crate::support::{TestServer, uncached, until};
 
 #[tokio::test]
-async fn health_follows_the_store_service_by_service() {
-    let store = Faulty::new();
-    store.set(Mode::Fail(ErrorKind::Unavailable));
-    let server = TestServer::start_with(store.clone(), &uncached()).await;
+async fn each_service_reports_its_health() {
+    let backend = Faulty::new();
+    backend.set(Mode::Fail(ErrorKind::Unavailable));
+    let server = TestServer::start_with(backend.clone(), &uncached()).await;
     let mut health = HealthClient::new(server.channel().await);
     let mut check = async |service: &str| {
         let request = HealthCheckRequest { service: service.into() };
@@ -26,18 +26,18 @@ async fn health_follows_the_store_service_by_service() {
         assert_eq!(
             wait_for(&mut check, service, ServingStatus::NotServing).await,
             (),
-            "before the first answer"
+            "before the backend has responded"
         );
     }
-    store.set(Mode::Work);
+    backend.set(Mode::Work);
     for service in services {
         wait_for(&mut check, service, ServingStatus::Serving).await;
     }
-    store.set(Mode::Fail(ErrorKind::Unavailable));
+    backend.set(Mode::Fail(ErrorKind::Unavailable));
     for service in &services[1..] {
         wait_for(&mut check, service, ServingStatus::NotServing).await;
     }
-    assert_eq!(check("").await.unwrap(), ServingStatus::Serving, "an outage must not cause a restart");
+    assert_eq!(check("").await.unwrap(), ServingStatus::Serving, "the server itself is healthy");
     assert_eq!(check("nobody").await.unwrap_err().code(), tonic::Code::NotFound);
 }
 
@@ -51,12 +51,12 @@ async fn wait_for(
 }
 
 #[tokio::test]
-async fn every_answer_has_a_request_id() {
+async fn every_response_has_a_request_id() {
     let server = TestServer::start_with(Faulty::new(), &uncached()).await;
     let api = server.api().await;
-    let answered = |given: Option<&'static str>| {
+    let answered = |id: Option<&'static str>| {
         let mut request = Request::new(pb::ValidateRequest::default());
-        if let Some(id) = given {
+        if let Some(id) = id {
             request.metadata_mut().insert("x-request-id", id.parse().unwrap());
         }
         let mut validator = api.validator();
@@ -71,8 +71,8 @@ async fn every_answer_has_a_request_id() {
     assert_ne!(answered(Some("not an id")).await, "not an id");
 
     let status = api.key_store().get_key(pb::GetKeyRequest::default()).await.unwrap_err();
-    assert!(status.metadata().get("x-request-id").is_some(), "errors have one too");
+    assert!(status.metadata().get("x-request-id").is_some(), "errors have a request id");
     let nobody = pb::key_store_client::KeyStoreClient::new(server.channel().await);
     let status = { nobody }.create_key(new_key()).await.unwrap_err();
-    assert!(status.metadata().get("x-request-id").is_some(), "refusals have one too");
+    assert!(status.metadata().get("x-request-id").is_some(), "rejections have a request id");
 }

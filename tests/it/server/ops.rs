@@ -14,7 +14,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::faulty::{Faulty, Mode};
-use crate::support::{TestServer, config, uncached, until};
+use crate::support::{TestServer, config, uncached, until, with_metrics};
 
 /// Returns the status and the body of a response.
 pub(super) async fn get(address: SocketAddr, path: &str) -> (u16, String) {
@@ -44,9 +44,8 @@ fn value(metrics: &str, name: &str) -> f64 {
 }
 
 #[tokio::test]
-async fn metrics_tell_of_calls_verdicts_and_the_caches() {
-    let mut config = config();
-    config.telemetry.listen = "127.0.0.1:0".into();
+async fn metrics_count_calls_verdicts_and_lookups() {
+    let config = with_metrics(config());
     let server = TestServer::start_with(MemoryRepository::new(), &config).await;
     let ops = server.ops.unwrap();
     let api = server.api().await;
@@ -89,9 +88,8 @@ async fn metrics_tell_of_calls_verdicts_and_the_caches() {
 }
 
 #[tokio::test]
-async fn nobody_can_make_up_labels() {
-    let mut config = config();
-    config.telemetry.listen = "127.0.0.1:0".into();
+async fn unknown_methods_share_one_label() {
+    let config = with_metrics(config());
     let server = TestServer::start_with(MemoryRepository::new(), &config).await;
     let channel = server.channel().await;
     for number in 0..20 {
@@ -109,13 +107,12 @@ async fn nobody_can_make_up_labels() {
 }
 
 #[tokio::test]
-async fn an_outage_is_no_reason_to_restart_and_the_cache_still_answers() {
-    let store = Faulty::new();
-    let mut config = config();
-    config.telemetry.listen = "127.0.0.1:0".into();
+async fn an_outage_affects_readiness_after_the_staleness_bound_and_never_liveness() {
+    let backend = Faulty::new();
+    let mut config = with_metrics(config());
     config.cache.max_staleness = HumanDuration(Duration::from_secs(4));
     config.feed.poll_interval = HumanDuration(Duration::from_millis(50));
-    let server = TestServer::start_with(store.clone(), &config).await;
+    let server = TestServer::start_with(backend.clone(), &config).await;
     let ops = server.ops.unwrap();
     until("readiness", async || get(ops, "/readyz").await.0 == 200).await;
     let mut health = HealthClient::new(server.channel().await);
@@ -123,127 +120,126 @@ async fn an_outage_is_no_reason_to_restart_and_the_cache_still_answers() {
         let request = HealthCheckRequest { service: service.to_owned() };
         health.check(request).await.unwrap().into_inner().status()
     };
-    store.set(Mode::Fail(ErrorKind::Unavailable));
-    until("the outage to count", async || check("keyvouch.v1.KeyStore").await == ServingStatus::NotServing)
-        .await;
-    assert_eq!(check("keyvouch.v1.Validator").await, ServingStatus::Serving, "it answers from the cache");
+    backend.set(Mode::Fail(ErrorKind::Unavailable));
+    until("the outage", async || check("keyvouch.v1.KeyStore").await == ServingStatus::NotServing).await;
+    assert_eq!(
+        check("keyvouch.v1.Validator").await,
+        ServingStatus::Serving,
+        "validations are answered from the cache"
+    );
     assert_eq!(get(ops, "/readyz").await.0, 200);
-    until("the bound to pass", async || get(ops, "/readyz").await.0 == 503).await;
+    until("the staleness bound", async || get(ops, "/readyz").await.0 == 503).await;
     assert_eq!(check("keyvouch.v1.Validator").await, ServingStatus::NotServing);
-    assert_eq!(check("").await, ServingStatus::Serving, "alive all the same");
+    assert_eq!(check("").await, ServingStatus::Serving, "the server itself is healthy");
     for path in ["/livez", "/startupz"] {
         assert_eq!(get(ops, path).await.0, 200, "{path}");
     }
-    store.set(Mode::Work);
+    backend.set(Mode::Work);
     until("recovery", async || get(ops, "/readyz").await.0 == 200).await;
     assert_eq!(check("keyvouch.v1.KeyStore").await, ServingStatus::Serving);
 }
 
 #[tokio::test]
-async fn a_server_whose_store_never_answered_is_alive_and_no_more() {
-    let store = Faulty::new();
-    store.set(Mode::Fail(ErrorKind::Unavailable));
-    let mut config = uncached();
-    config.telemetry.listen = "127.0.0.1:0".into();
-    let server = TestServer::start_with(store.clone(), &config).await;
+async fn a_server_is_not_started_before_the_backend_was_reached() {
+    let backend = Faulty::new();
+    backend.set(Mode::Fail(ErrorKind::Unavailable));
+    let config = with_metrics(uncached());
+    let server = TestServer::start_with(backend.clone(), &config).await;
     let ops = server.ops.unwrap();
     assert_eq!(get(ops, "/livez").await.0, 200);
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(get(ops, "/startupz").await.0, 503);
     assert_eq!(get(ops, "/readyz").await.0, 503);
-    store.set(Mode::Work);
+    backend.set(Mode::Work);
     until("the start", async || get(ops, "/startupz").await.0 == 200).await;
     until("readiness", async || get(ops, "/readyz").await.0 == 200).await;
     assert_eq!(get(ops, "/elsewhere").await.0, 404);
 }
 
 #[tokio::test]
-async fn a_crowd_at_the_port_of_metrics_is_bounded_and_has_to_leave() {
-    let mut config = uncached();
-    config.telemetry.listen = "127.0.0.1:0".into();
+async fn connections_to_metrics_are_limited_in_number_and_time() {
+    let config = with_metrics(uncached());
     let server = TestServer::start_with(MemoryRepository::new(), &config).await;
     let ops = server.ops.unwrap();
-    let mut crowd = Vec::new();
+    let mut connections = Vec::new();
     for number in 0..40 {
         let mut stream = TcpStream::connect(ops).await.unwrap();
         // Some clients are silent, and others never complete their headers.
         if number % 2 == 0 {
             stream.write_all(b"GET /metrics HTTP/1.1\r\nx-").await.unwrap();
         }
-        crowd.push(tokio::spawn(async move {
+        connections.push(tokio::spawn(async move {
             // The way in which the server closes the connection does not matter.
             let _ = stream.read_to_end(&mut Vec::new()).await;
         }));
     }
-    until("connections without a place", async || crowd.iter().filter(|it| it.is_finished()).count() >= 8)
-        .await;
-    let staying = crowd.iter().filter(|it| !it.is_finished()).count();
-    assert!(staying > 0, "those with a place were closed as well");
-    for connection in crowd {
+    until("connections above the limit", async || {
+        connections.iter().filter(|it| it.is_finished()).count() >= 8
+    })
+    .await;
+    let open = connections.iter().filter(|it| !it.is_finished()).count();
+    assert!(open > 0, "connections within the limit were closed as well");
+    for connection in connections {
         tokio::time::timeout(Duration::from_mins(1), connection).await.unwrap().unwrap();
     }
     assert_eq!(get(ops, "/livez").await.0, 200);
 }
 
 #[tokio::test]
-async fn calls_that_run_and_calls_that_were_given_up_are_told() {
-    let store = Faulty::new();
-    let mut config = uncached();
-    config.telemetry.listen = "127.0.0.1:0".into();
-    let server = TestServer::start_with(store.clone(), &config).await;
+async fn metrics_count_calls_in_flight_and_cancelled_calls() {
+    let backend = Faulty::new();
+    let config = with_metrics(uncached());
+    let server = TestServer::start_with(backend.clone(), &config).await;
     let ops = server.ops.unwrap();
     let api = server.api().await;
     let (_, secret) = api.create(new_key()).await;
-    store.set(Mode::Hang);
+    backend.set(Mode::Hang);
     let call = tokio::spawn(async move { api.reason(&secret).await });
     until("the call", async || count(ops, "keyvouch_grpc_calls_running").await > 0.0).await;
     call.abort();
     let cancelled = r#"keyvouch_grpc_calls_total{method="keyvouch.v1.Validator/Validate",code="CANCELLED"}"#;
-    until("its end", async || count(ops, cancelled).await > 0.0).await;
+    until("the cancellation", async || count(ops, cancelled).await > 0.0).await;
     assert!(count(ops, "keyvouch_grpc_calls_running").await.abs() < f64::EPSILON);
-    store.set(Mode::Work);
+    backend.set(Mode::Work);
 }
 
 #[tokio::test]
-async fn connections_that_are_refused_are_counted_by_the_reason() {
-    let mut config = uncached();
-    config.telemetry.listen = "127.0.0.1:0".into();
+async fn rejected_connections_are_counted_by_reason() {
+    let mut config = with_metrics(uncached());
     config.server.max_connections_per_peer = 1;
     config.server.handshake_timeout = HumanDuration(Duration::from_millis(100));
     let server = TestServer::start_with(MemoryRepository::new(), &config).await;
     let ops = server.ops.unwrap();
-    let refused = |reason: &str| format!(r#"keyvouch_connections_refused_total{{reason="{reason}"}}"#);
+    let rejected = |reason: &str| format!(r#"keyvouch_connections_refused_total{{reason="{reason}"}}"#);
     let first = TcpStream::connect(server.address).await.unwrap();
     let mut second = TcpStream::connect(server.address).await.unwrap();
     assert_eq!(second.read(&mut [0; 64]).await.unwrap(), 0, "closed by the server");
-    assert!(count(ops, &refused("max_connections_per_peer")).await >= 1.0);
-    until("the first one's end", async || count(ops, &refused("handshake")).await > 0.0).await;
+    assert!(count(ops, &rejected("max_connections_per_peer")).await >= 1.0);
+    until("the handshake timeout", async || count(ops, &rejected("handshake")).await > 0.0).await;
     drop(first);
 }
 
 #[tokio::test]
-async fn a_store_that_hangs_is_soon_said_to_be_away() {
-    let store = Faulty::new();
-    let mut config = uncached();
-    config.telemetry.listen = "127.0.0.1:0".into();
+async fn a_backend_that_does_not_respond_counts_as_down() {
+    let backend = Faulty::new();
+    let mut config = with_metrics(uncached());
     config.store.timeout = HumanDuration(Duration::from_mins(1));
     config.server.call_timeout = HumanDuration(Duration::from_mins(1));
-    let server = TestServer::start_with(store.clone(), &config).await;
+    let server = TestServer::start_with(backend.clone(), &config).await;
     let ops = server.ops.unwrap();
     until("readiness", async || get(ops, "/readyz").await.0 == 200).await;
-    store.set(Mode::Hang);
+    backend.set(Mode::Hang);
     until("the outage", async || get(ops, "/readyz").await.0 == 503).await;
     assert!(count(ops, "keyvouch_store_up").await.abs() < f64::EPSILON);
     assert_eq!(get(ops, "/livez").await.0, 200);
-    store.set(Mode::Work);
+    backend.set(Mode::Work);
     until("recovery", async || get(ops, "/readyz").await.0 == 200).await;
 }
 
 /// Probes are answered despite clients at many addresses that never complete their requests.
 #[tokio::test]
-async fn probes_are_answered_beside_slow_clients() {
-    let mut config = config();
-    config.telemetry.listen = "127.0.0.1:0".into();
+async fn probes_are_answered_despite_slow_clients() {
+    let config = with_metrics(config());
     let server = TestServer::start_with(MemoryRepository::new(), &config).await;
     let ops = server.ops.unwrap();
     let mut slow = Vec::new();

@@ -12,7 +12,7 @@ use prost::bytes::Bytes;
 use tokio::net::TcpStream;
 
 use super::faulty::{Faulty, Mode};
-use crate::support::{TOKEN, TestServer, uncached};
+use crate::support::{TOKEN, TestServer, uncached, validate_request};
 
 /// Returns a client that sends exactly what a test requests.
 pub(super) async fn raw_client(server: &TestServer) -> SendRequest<Bytes> {
@@ -42,7 +42,7 @@ pub(super) async fn begin_calls(server: &TestServer, path: &str, count: u32) -> 
 }
 
 #[tokio::test]
-async fn calls_that_send_nothing_take_no_place() {
+async fn calls_without_a_message_take_no_slot() {
     let mut config = uncached();
     config.server.max_calls = 4;
     let server = TestServer::start_with(MemoryRepository::new(), &config).await;
@@ -62,13 +62,13 @@ async fn calls_that_send_nothing_take_no_place() {
 
 /// A byte, an empty frame, and a whole message without an end of stream don't count as a call yet.
 #[tokio::test]
-async fn calls_whose_message_does_not_end_take_no_place() {
+async fn calls_with_an_incomplete_message_take_no_slot() {
     let mut config = uncached();
     config.server.max_calls = 4;
     let server = TestServer::start_with(MemoryRepository::new(), &config).await;
     let api = server.api().await;
     let (_, secret) = api.create(new_key()).await;
-    let message = pb::ValidateRequest { secret: secret.clone(), ..pb::ValidateRequest::default() };
+    let message = validate_request(&secret);
     let message = prost::Message::encode_to_vec(&message);
     let length = u32::try_from(message.len()).unwrap().to_be_bytes();
     let whole = [&[0][..], &length, &message].concat();
@@ -96,12 +96,15 @@ async fn calls_whose_message_does_not_end_take_no_place() {
         answers.push(answer);
     }
     for answer in answers {
-        assert!(answer.await.unwrap().headers().get("grpc-status").is_none(), "it has a message");
+        assert!(
+            answer.await.unwrap().headers().get("grpc-status").is_none(),
+            "the call was not answered with its message"
+        );
     }
 }
 
 #[tokio::test]
-async fn a_message_without_an_end_is_refused_when_it_is_too_long() {
+async fn an_incomplete_message_above_the_size_limit_is_rejected() {
     let server = TestServer::start(MemoryRepository::new()).await;
     let mut client = raw_client(&server).await;
     let request = raw_call(&server, "/keyvouch.v1.Validator/Validate").body(()).unwrap();
@@ -119,7 +122,7 @@ async fn a_message_without_an_end_is_refused_when_it_is_too_long() {
 
 /// Streams that wait for their client end with their connection.
 #[tokio::test]
-async fn silent_streams_do_not_keep_a_connection() {
+async fn streams_without_traffic_do_not_keep_a_connection_open() {
     let mut config = uncached();
     config.server.max_connection_age = HumanDuration(Duration::from_millis(200));
     config.server.drain_timeout = HumanDuration(Duration::from_millis(300));
@@ -136,22 +139,22 @@ async fn silent_streams_do_not_keep_a_connection() {
         let call = raw_call(&server, path).header("authorization", format!("Bearer {TOKEN}"));
         let (answer, body) = client.send_request(call.body(()).unwrap(), false).unwrap();
         let answer = answer.await.unwrap();
-        assert!(answer.headers().get("grpc-status").is_none(), "{path} is under way");
+        assert!(answer.headers().get("grpc-status").is_none(), "{path} was rejected");
         let end = tokio::time::timeout(Duration::from_secs(20), connection).await;
         // The client's result does not matter.
-        drop(end.unwrap_or_else(|_| panic!("{path} keeps its connection")));
+        drop(end.unwrap_or_else(|_| panic!("{path} keeps its connection open")));
         drop((answer, body));
     }
 }
 
 /// The client has an empty window for responses, and keeps answering pings.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_does_not_read_its_answers_does_not_keep_its_connection() {
-    let store = Faulty::new();
+async fn a_client_that_does_not_read_can_not_keep_its_connection_open() {
+    let backend = Faulty::new();
     let mut config = uncached();
     config.server.max_connection_age = HumanDuration(Duration::from_millis(200));
     config.server.drain_timeout = HumanDuration(Duration::from_millis(300));
-    let server = TestServer::start_with(store.clone(), &config).await;
+    let server = TestServer::start_with(backend.clone(), &config).await;
     let api = server.api().await;
     let (_, secret) = api.create(new_key()).await;
     let stream = TcpStream::connect(server.address).await.unwrap();
@@ -164,14 +167,15 @@ async fn a_client_that_does_not_read_its_answers_does_not_keep_its_connection() 
     body.send_data(vec![0; 5].into(), true).unwrap();
     let answer = answer.await.unwrap();
     // Another client's call takes much longer and completes, because it waits for the server.
-    store.set(Mode::Hang);
+    backend.set(Mode::Hang);
     let patient = tokio::spawn(async move { api.reason(&secret).await });
-    let end = tokio::time::timeout(Duration::from_mins(1), connection).await.expect("it was cut");
+    let end =
+        tokio::time::timeout(Duration::from_mins(1), connection).await.expect("the connection is closed");
     // The client's result does not matter.
     drop(end);
     drop(answer);
     tokio::time::sleep(Duration::from_millis(900)).await;
     assert!(!patient.is_finished());
-    store.set(Mode::Work);
+    backend.set(Mode::Work);
     assert_eq!(patient.await.unwrap(), pb::Reason::Valid);
 }

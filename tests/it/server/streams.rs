@@ -88,29 +88,19 @@ impl KeyRepository for Endless {
     }
 }
 
-async fn stops_with_its_client(store: Endless, server: TestServer) {
+#[tokio::test]
+async fn a_listing_stops_when_its_client_disconnects() {
+    let backend = Endless::new();
+    let server = TestServer::start(backend.clone()).await;
     let mut key_store = server.api().await.key_store();
     let request = pb::StreamKeysRequest { owner_id: new_key().owner_id, ..pb::StreamKeysRequest::default() };
     let mut keys = key_store.stream_keys(request).await.unwrap().into_inner();
     for _ in 0..10 {
         keys.message().await.unwrap().unwrap();
     }
-    assert!(*store.is_open.borrow());
+    assert!(*backend.is_open.borrow());
     drop(keys);
-    store.is_open.subscribe().wait_for(|is_open| !is_open).await.unwrap();
-    let read = store.read.load(Ordering::SeqCst);
+    backend.is_open.subscribe().wait_for(|is_open| !is_open).await.unwrap();
+    let read = backend.read.load(Ordering::SeqCst);
     assert!((10..MANY).contains(&read), "{read}");
-}
-
-#[tokio::test]
-async fn the_store_is_not_read_on_when_the_client_is_gone() {
-    let store = Endless::new();
-    stops_with_its_client(store.clone(), TestServer::start(store).await).await;
-}
-
-#[tokio::test]
-async fn nor_is_one_on_another_runtime() {
-    let store = Endless::new();
-    let server = TestServer::start(store.clone()).await;
-    stops_with_its_client(store, server).await;
 }
