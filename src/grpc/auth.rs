@@ -21,8 +21,8 @@ use super::{CacheOnly, CertificateName, Peer, RequestId, status};
 use crate::domain::{KeyHash, ScopeMatch, ScopeSet, Verdict};
 use crate::service::{Actor, Caller, Lookups, Permission, ValidatorService};
 
-const NEEDED: &str = "this call needs a credential: the metadata `authorization: Bearer <admin token or key>`, or a client certificate that the server accepts";
-const UNKNOWN: &str = "invalid credential: unknown, revoked or expired";
+const CREDENTIAL_NEEDED: &str = "this call needs a credential: the metadata `authorization: Bearer <admin token or key>`, or a client certificate that the server accepts";
+const CREDENTIAL_UNKNOWN: &str = "invalid credential: unknown, revoked or expired";
 
 /// Maximum number of concurrent lookups of credentials. Further calls are rejected, so that random credentials can't
 /// use up the lookups of validations.
@@ -74,8 +74,8 @@ struct Rejected(Actor);
 
 /// Returns a status that rejects `caller` because it lacks the permission `needed`.
 pub(super) fn lacks_permission(caller: &Caller, needed: Permission) -> Status {
-    let what = format!("this call needs the scope `{}`", needed.scope());
-    let mut status = status::permission_denied(ErrorReason::PermissionDenied, what);
+    let message = format!("this call needs the scope `{}`", needed.scope());
+    let mut status = status::permission_denied(ErrorReason::PermissionDenied, message);
     status.set_source(Arc::new(Rejected(caller.actor())));
     status
 }
@@ -121,21 +121,21 @@ impl Authenticator {
         let Some(header) = credentials.next() else {
             let names = extensions.get::<Peer>().map_or(&[][..], |peer| peer.names(self.keys.now()));
             return by_certificate(certificates, names, request_id)
-                .ok_or_else(|| status::unauthenticated(ErrorReason::CredentialRequired, NEEDED));
+                .ok_or_else(|| status::unauthenticated(ErrorReason::CredentialRequired, CREDENTIAL_NEEDED));
         };
-        let invalid = |what| status::unauthenticated(ErrorReason::CredentialInvalid, what);
+        let invalid = |message| status::unauthenticated(ErrorReason::CredentialInvalid, message);
         if credentials.next().is_some() {
             // A call with more than one credential is ambiguous.
             return Err(invalid("more than one `authorization` header; send exactly one"));
         }
         let Some(credential) = header.to_str().ok().and_then(bearer_token) else {
-            return Err(invalid(NEEDED));
+            return Err(invalid(CREDENTIAL_NEEDED));
         };
         if let Some(caller) = by_token(&tokens.borrow(), credential, request_id) {
             return Ok(caller);
         }
         let lookups = CacheOnly::lookups(extensions, Lookups::Limited(&self.lookups));
-        self.by_key(credential, request_id, lookups).await?.ok_or_else(|| invalid(UNKNOWN))
+        self.by_key(credential, request_id, lookups).await?.ok_or_else(|| invalid(CREDENTIAL_UNKNOWN))
     }
 
     /// Returns the caller of `request`. If the method needs a permission, the [`Guard`] has authenticated it already.

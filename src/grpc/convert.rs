@@ -265,7 +265,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_microsecond_survives_the_way_there_and_back(
+        fn a_converted_time_is_converted_back_exactly(
             micros in Timestamp::MIN.as_micros()..=Timestamp::MAX.as_micros(),
         ) {
             let time = Timestamp::from_micros(micros).unwrap();
@@ -273,7 +273,7 @@ mod tests {
         }
 
         #[test]
-        fn no_time_or_duration_of_a_caller_panics(seconds: i64, nanos: i32) {
+        fn arbitrary_times_and_durations_are_converted_or_rejected(seconds: i64, nanos: i32) {
             if let Ok(time) = from_proto_time("t", prost_types::Timestamp { seconds, nanos }) {
                 let back = to_proto_time(time);
                 prop_assert_eq!((back.seconds, back.nanos / NANOS_PER_MICRO), (seconds, nanos / NANOS_PER_MICRO));
@@ -286,14 +286,14 @@ mod tests {
     }
 
     #[test]
-    fn unknown_enum_values_are_refused_with_their_field() {
+    fn unknown_enum_values_are_rejected_with_their_field() {
         assert_eq!(scope_match(7).unwrap_err().field, "scope_match");
         assert_eq!(filter(&[1, 0], None, Timestamp::MIN).unwrap_err().field, "states[1]");
         assert_eq!(filter(&[9], None, Timestamp::MIN).unwrap_err().field, "states[0]");
     }
 
     #[test]
-    fn the_overlap_has_a_largest_value() {
+    fn the_overlap_is_limited() {
         let days = |days: i64| Some(prost_types::Duration { seconds: days * 86_400, nanos: 0 });
         assert_eq!(overlap(days(30)), Ok(MAX_OVERLAP));
         assert!(overlap(days(31)).is_err());

@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn repeated_fields_count_wherever_they_are() {
+    fn repeated_fields_are_counted_in_every_message() {
         let many = |text: &str| vec![text.to_owned(); MAX_FIELDS + 1];
         let key = pb::Key { scopes: many("a"), ..pb::Key::default() };
         assert!(!is_within_limit(&pb::ValidateRequest { required_scopes: many("a"), ..Default::default() }));
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_fields_count_and_what_is_malformed_is_left_to_the_decoder() {
+    fn unknown_fields_are_counted_and_malformed_requests_are_left_to_the_decoder() {
         let kind = RequestKind::find("ValidateRequest").unwrap();
         // Field 100: a number, eight bytes, four bytes, a group.
         let unknown =
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_have_no_limit() {
+    fn responses_have_no_limit() {
         assert!(RequestKind::find("ListKeysResponse").is_none());
     }
 }

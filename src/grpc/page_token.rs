@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_good_for_its_own_filter_only() {
+    fn a_token_is_valid_only_for_its_own_filter() {
         let filters = [
             request(None, &[], None),
             request(Some("a"), &[], None),
@@ -170,7 +170,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_position_survives_the_way_there_and_back(
+        fn every_encoded_position_is_decoded(
             micros in Timestamp::MIN.as_micros()..=Timestamp::MAX.as_micros(),
             id: u128,
         ) {
@@ -180,7 +180,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_of_a_caller_panics(token in any::<String>(), bytes in any::<Vec<u8>>()) {
+        fn arbitrary_tokens_are_rejected(token in any::<String>(), bytes in any::<Vec<u8>>()) {
             let request = request(None, &[], None);
             for token in [token, BASE64URL_NOPAD.encode(&bytes)] {
                 if !token.is_empty() {

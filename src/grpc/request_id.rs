@@ -14,9 +14,9 @@ impl RequestId {
     /// lines.
     #[must_use]
     pub fn from_caller(id: &str) -> Option<Self> {
-        let is_sound =
+        let is_valid =
             !id.is_empty() && id.len() <= Self::MAX_CHARS && id.bytes().all(|byte| byte.is_ascii_graphic());
-        is_sound.then(|| Self(id.to_owned()))
+        is_valid.then(|| Self(id.to_owned()))
     }
 
     /// Creates the id of call `number` in a process that is identified by the random number `process`.
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_that_could_forge_a_log_line_are_refused() {
+    fn ids_that_could_forge_a_log_line_are_rejected() {
         assert_eq!(RequestId::from_caller("abc-1").unwrap().as_str(), "abc-1");
         for bad in ["", "a b", "a\nb", "ü", &"x".repeat(129)] {
             assert_eq!(RequestId::from_caller(bad), None, "{bad:?}");

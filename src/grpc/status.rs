@@ -65,7 +65,7 @@ pub(super) fn from_change(error: ServiceError, repeat: Repeat) -> Status {
     log(failure);
     let message = format!("{problem}; the change may still have been applied: {}", repeat.advice());
     if code == Code::Unavailable && repeat.is_harmless() {
-        again_later(code, reason, &message)
+        retryable(code, reason, &message)
     } else {
         status(code, reason, message)
     }
@@ -135,14 +135,14 @@ pub(super) fn into_message(status: &Status) -> tonic_types::pb::Status {
     })
 }
 
-/// Creates the status for a missing or invalid credential. The message is `what`.
-pub(super) fn unauthenticated(reason: ErrorReason, what: &'static str) -> Status {
-    status(Code::Unauthenticated, reason, what)
+/// Creates the status for a missing or invalid credential. The text is `message`.
+pub(super) fn unauthenticated(reason: ErrorReason, message: &'static str) -> Status {
+    status(Code::Unauthenticated, reason, message)
 }
 
-/// Creates the status for a caller that lacks a permission. The message is `what`.
-pub(super) fn permission_denied(reason: ErrorReason, what: String) -> Status {
-    status(Code::PermissionDenied, reason, what)
+/// Creates the status for a caller that lacks a permission. The text is `message`.
+pub(super) fn permission_denied(reason: ErrorReason, message: String) -> Status {
+    status(Code::PermissionDenied, reason, message)
 }
 
 /// Creates the status for a call that exceeded its deadline.
@@ -154,7 +154,7 @@ pub(crate) fn deadline_exceeded() -> Status {
 /// Creates the status for a stream whose connection is being closed.
 pub(crate) fn connection_ends() -> Status {
     let message = "the server is closing this connection; reconnect and resume (keys of an import without a response may still have been stored)";
-    again_later(Code::Unavailable, ErrorReason::ConnectionEnds, message)
+    retryable(Code::Unavailable, ErrorReason::ConnectionEnds, message)
 }
 
 /// Creates the status for a message that exceeds the size limit.
@@ -178,7 +178,7 @@ pub(crate) fn too_many_header_fields() -> Status {
 /// Creates the status for a call that is rejected because of load or because a limit is reached.
 pub(crate) fn overloaded() -> Status {
     let message = "the server is overloaded, or a limit is reached; retry later";
-    again_later(Code::ResourceExhausted, ErrorReason::Overloaded, message)
+    retryable(Code::ResourceExhausted, ErrorReason::Overloaded, message)
 }
 
 /// Creates the status for an error in the server. `cause` is only logged.
@@ -267,7 +267,7 @@ fn from_repository(error: &RepositoryError) -> Status {
         ErrorKind::Unavailable => {
             log(error);
             let message = "the storage backend is unavailable; retry later";
-            again_later(Code::Unavailable, ErrorReason::StoreUnavailable, message)
+            retryable(Code::Unavailable, ErrorReason::StoreUnavailable, message)
         }
         ErrorKind::Timeout => {
             log(error);
@@ -304,7 +304,7 @@ fn with_metadata(code: Code, reason: ErrorReason, message: &str, (name, value): 
 }
 
 /// Creates a status with a retry delay.
-fn again_later(code: Code, reason: ErrorReason, message: &str) -> Status {
+fn retryable(code: Code, reason: ErrorReason, message: &str) -> Status {
     let mut details = details_of(reason);
     details.set_retry_info(Some(RETRY_DELAY));
     Status::with_error_details(code, message, details)

@@ -44,11 +44,12 @@ impl ValidatorHandler {
 
     /// Returns the maximum staleness that a call accepts. `None` if it accepts what the server allows.
     async fn max_staleness(&self, request: &Request<ValidateRequest>) -> Result<Option<Duration>, Status> {
-        let Some(asked) = request.get_ref().max_staleness else {
+        let Some(requested) = request.get_ref().max_staleness else {
             return Ok(None);
         };
-        let asked = convert::from_proto_duration("max_staleness", asked).map_err(status::invalid_field)?;
-        if asked < self.min_staleness {
+        let requested =
+            convert::from_proto_duration("max_staleness", requested).map_err(status::invalid_field)?;
+        if requested < self.min_staleness {
             let caller = self.auth.caller_of(request).await.map_err(|rejection| {
                 if rejection.code() == Code::Unauthenticated {
                     status::unauthenticated(ErrorReason::CredentialRequired, FRESHNESS_NEEDS_CREDENTIAL)
@@ -61,7 +62,7 @@ impl ValidatorHandler {
                 return Err(lacks_permission(&caller, Permission::Validate));
             }
         }
-        Ok(Some(asked))
+        Ok(Some(requested))
     }
 }
 
@@ -96,7 +97,7 @@ impl Validator for ValidatorHandler {
         let from_repository = |error| status::from_service(ServiceError::Repository(error));
         let caller = recheck.caller().await?;
         let news = self.watcher.watch(position, &caller).map_err(from_repository)?;
-        let answers = news.then(move |news| {
+        let responses = news.then(move |news| {
             let recheck = recheck.clone();
             async move {
                 // The credential may have been revoked, or may have lost its scope, since the stream began.
@@ -107,12 +108,12 @@ impl Validator for ValidatorHandler {
         });
         // End the stream after its first error.
         let mut has_failed = false;
-        let answers = answers.take_while(move |answer| {
-            let goes_on = !has_failed;
-            has_failed = answer.is_err();
-            std::future::ready(goes_on)
+        let responses = responses.take_while(move |response| {
+            let continues = !has_failed;
+            has_failed = response.is_err();
+            std::future::ready(continues)
         });
-        Ok(Response::new(answers.boxed()))
+        Ok(Response::new(responses.boxed()))
     }
 }
 

@@ -1,4 +1,9 @@
-//! Connections: limits, sockets, HTTP/2 and calls.
+//! Connections, from the accepted socket to the last byte of the last response.
+//!
+//! `limiter` decides whether a connection is accepted, and closes connections to make room. `io` is the socket,
+//! `driver` runs HTTP/2 on it and ends it, and `service` handles its requests: `http_gate` rejects requests that
+//! are not calls, `request_body` and `response_body` track the progress of calls in `activity`, and `read_ahead`
+//! reads streams ahead of their handler. `state` and `unread` have the counts that the limiter reads.
 
 mod activity;
 mod driver;

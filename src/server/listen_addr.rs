@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_written_as_they_are_read() {
+    fn an_address_is_formatted_as_it_was_parsed() {
         for address in ["127.0.0.1:50051", "[::1]:1", "unix:/run/kv.sock"] {
             assert_eq!(address.parse::<ListenAddr>().unwrap().to_string(), address);
         }

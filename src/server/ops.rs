@@ -96,7 +96,7 @@ impl OpsListener {
                 accepted = self.0.accept() => match accepted {
                     Ok((stream, peer)) => {
                         if let Ok(permit) = limiter.take(Client::Public(Some(peer.ip()))) {
-                            connections.spawn(answer(stream, router.clone(), permit));
+                            connections.spawn(respond(stream, router.clone(), permit));
                         }
                     }
                     Err(error) => {
@@ -129,7 +129,7 @@ fn router(fitness: watch::Receiver<Fitness>, metrics: Exposition) -> Router {
         .with_state((fitness, metrics))
 }
 
-async fn answer(stream: TcpStream, router: Router, permit: ConnectionPermit) {
+async fn respond(stream: TcpStream, router: Router, permit: ConnectionPermit) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .keep_alive(false)

@@ -52,7 +52,7 @@ pub(crate) enum TlsError {
     },
     /// The certificate does not match the private key, or one of them is of an unsupported kind.
     #[error("certificate {} does not match private key {}: {problem}", certificate.display(), key.display())]
-    NoPair {
+    Mismatch {
         /// The file of the certificate.
         certificate: PathBuf,
         /// The file of the private key.
@@ -72,7 +72,7 @@ impl TlsError {
     pub(crate) fn setting(&self) -> &'static str {
         match self {
             Self::Unreadable { setting, .. } => setting,
-            Self::NoPair { .. } => CERTIFICATE,
+            Self::Mismatch { .. } => CERTIFICATE,
         }
     }
 }
@@ -118,7 +118,7 @@ impl PemFiles {
     fn digest(&self) -> [u8; 32] {
         let files = [Some(&self.certificate), Some(&*self.key), self.client_ca.as_ref()];
         let digests = files.into_iter().flatten().map(Sha256::digest);
-        digests.fold(Sha256::new(), |all, digest| all.chain_update(digest)).finalize().into()
+        digests.fold(Sha256::new(), Sha256::chain_update).finalize().into()
     }
 }
 
@@ -144,14 +144,14 @@ impl TlsFiles {
         let key = PrivateKeyDer::from_pem_slice(&files.key);
         let key = key.map_err(|error| unreadable(KEY, &self.key, error))?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let no_pair = |problem| TlsError::NoPair {
+        let mismatch = |problem| TlsError::Mismatch {
             certificate: self.certificate.clone(),
             key: self.key.clone(),
             problem,
         };
         let versions =
             ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
-        let builder = versions.map_err(no_pair)?;
+        let builder = versions.map_err(mismatch)?;
         let builder = match self.client_ca.as_deref().zip(files.client_ca.as_deref()) {
             None => builder.with_no_client_auth(),
             Some((path, pem)) => {
@@ -168,7 +168,7 @@ impl TlsFiles {
                 builder.with_client_cert_verifier(verifier.build().map_err(|error| problem(&error))?)
             }
         };
-        let mut config = builder.with_single_cert(certificates, key).map_err(no_pair)?;
+        let mut config = builder.with_single_cert(certificates, key).map_err(mismatch)?;
         config.alpn_protocols = vec![b"h2".to_vec()];
         if self.client_ca.is_some() {
             // A resumed session is not verified again. It would outlive the client's certificate, and be

@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ages_are_spread_around_the_configured_one() {
+    fn maximum_ages_are_spread_around_the_configured_age() {
         let all: Vec<_> = (0..1_000).map(jitter).collect();
         assert!(all.iter().all(|jitter| (0.9..1.1).contains(jitter)));
         let below = all.iter().filter(|jitter| **jitter < 1.0).count();

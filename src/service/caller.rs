@@ -42,7 +42,7 @@ pub struct Caller {
     name: String,
     request_id: String,
     held: ScopeSet,
-    is_unasked: bool,
+    has_all_permissions: bool,
 }
 
 impl Caller {
@@ -72,13 +72,13 @@ impl Caller {
     fn holding(name: String, request_id: &str, scopes: &[&str]) -> Self {
         // These are constants or scopes that were parsed before, so the default is unreachable.
         let held = ScopeSet::parse("scopes", scopes.iter().copied()).unwrap_or_default();
-        Self { name, request_id: request_id.to_owned(), held, is_unasked: false }
+        Self { name, request_id: request_id.to_owned(), held, has_all_permissions: false }
     }
 
     /// Returns whether the caller has this permission.
     #[must_use]
     pub fn may(&self, permission: Permission) -> bool {
-        self.is_unasked || self.held.iter().any(|scope| scope.as_str() == permission.scope())
+        self.has_all_permissions || self.held.iter().any(|scope| scope.as_str() == permission.scope())
     }
 
     /// Creates the caller of a server that requires no credentials. It has all permissions, but holds no
@@ -90,7 +90,7 @@ impl Caller {
             name: "anonymous".into(),
             request_id: request_id.to_owned(),
             held: ScopeSet::default(),
-            is_unasked: true,
+            has_all_permissions: true,
         }
     }
 
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn reserved_scopes_are_granted_only_by_who_holds_them() {
+    fn reserved_scopes_are_granted_only_by_callers_that_hold_them() {
         let admin = Caller::admin("token:root".into(), "r");
         let anonymous = Caller::anonymous("r");
         let reserved = scopes(&["keyvouch.write", "read"]);
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn scopes_open_what_they_name_and_no_more() {
+    fn reserved_scopes_grant_only_their_own_permissions() {
         let may = |tokens: &[&str]| {
             let caller = Caller::with_scopes("key:x".into(), "r", &scopes(tokens));
             [Permission::Validate, Permission::Read, Permission::Write]

@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn one_caller_leaves_slots_for_others() {
+    fn the_slots_of_one_caller_are_limited() {
         let slots = CallerSlots::new(3, 2, None);
         let take = |caller| slots.take(&self::caller(caller), Moment::START);
         let first = [take("a").unwrap(), take("a").unwrap()];
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_caller_at_its_own_limit_takes_no_slot_from_others() {
+    fn a_caller_at_its_own_limit_replaces_only_its_own_streams() {
         let slots = CallerSlots::new(4, 2, Some(UNREAD));
         let now = Moment::START;
         let [other, _first, second] =

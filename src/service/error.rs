@@ -39,7 +39,7 @@ pub enum Precondition {
 }
 
 impl From<RotationRefused> for ServiceError {
-    fn from(refused: RotationRefused) -> Self {
-        Self::Precondition(refused.into())
+    fn from(rejection: RotationRefused) -> Self {
+        Self::Precondition(rejection.into())
     }
 }

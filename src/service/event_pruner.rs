@@ -30,10 +30,10 @@ impl EventPruner {
         loop {
             match self.prune().await {
                 Err(error) => {
-                    tracing::warn!(error = %error_chain(&error), "old events could not be deleted; trying again later");
+                    tracing::warn!(error = %error_chain(&error), "could not delete old events; retrying later");
                 }
                 Ok(0) => {}
-                Ok(deleted) => tracing::info!(deleted, "old events were deleted"),
+                Ok(deleted) => tracing::info!(deleted, "deleted old events"),
             }
             tokio::time::sleep(INTERVAL).await;
         }
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn events_are_kept_for_the_retention_time() {
+    async fn events_are_deleted_after_the_retention_time() {
         let now = Timestamp::from_micros(1_000_000_000).unwrap();
         let repository = Arc::new(MemoryRepository::new());
         for (seconds_ago, secret) in [(11, "a"), (9, "b"), (0, "c")] {

@@ -125,7 +125,7 @@ impl KeyStoreService {
                     list.push((index, key, last_used_at));
                     None
                 }
-                Err(refusal) => Some(Err(refusal)),
+                Err(rejection) => Some(Err(rejection)),
             });
         }
         for (accepted, may_revive) in [(plain, false), (reviving, true)] {
@@ -164,7 +164,7 @@ impl KeyStoreService {
         let uses: Vec<_> = records.filter_map(|it| Some((it.key.id, it.last_used_at?))).collect();
         let Some(usage) = self.usage.as_ref().filter(|_| !uses.is_empty()) else { return };
         if let Err(error) = usage.record_usage(&uses).await {
-            tracing::warn!(error = %error_chain(&error), "the last uses of imported keys were not recorded");
+            tracing::warn!(error = %error_chain(&error), "could not record the last uses of imported keys");
         }
     }
 }

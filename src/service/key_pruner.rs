@@ -41,14 +41,14 @@ impl KeyPruner {
         loop {
             match self.prune().await {
                 Err(error) if error.kind() == ErrorKind::NotOffered => {
-                    tracing::warn!(error = %error_chain(&error), "expired keys are not deleted (prune.expired_for)");
+                    tracing::warn!(error = %error_chain(&error), "expired keys are never deleted (prune.expired_for), because the backend can't list all keys");
                     std::future::pending::<()>().await;
                 }
                 Err(error) => {
-                    tracing::warn!(error = %error_chain(&error), "expired keys could not be deleted; trying again later");
+                    tracing::warn!(error = %error_chain(&error), "could not delete expired keys; retrying later");
                 }
                 Ok(0) => {}
-                Ok(deleted) => tracing::info!(deleted, "keys that expired long ago were deleted"),
+                Ok(deleted) => tracing::info!(deleted, "deleted keys that expired long ago"),
             }
             tokio::time::sleep(self.interval).await;
         }

@@ -139,7 +139,8 @@ impl ValidatorService {
             return Ok(Validation { verdict, key: None, freshness: None });
         };
         let hash = secret.hash();
-        let max_staleness = max_staleness.map_or(self.max_staleness, |asked| asked.min(self.max_staleness));
+        let max_staleness =
+            max_staleness.map_or(self.max_staleness, |requested| requested.min(self.max_staleness));
         let demand = Demand { asked_at: self.knowledge.moment(), max_staleness };
         let found = if let Some(found) = self.source.peek(&hash, &demand) {
             found

@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_that_are_no_token_say_what_is_wrong() {
+    fn an_invalid_line_is_rejected_with_its_problem() {
         let cases = [
             ("no-colon", AdminTokenError::NoName),
             (":a-token-of-enough-characters", AdminTokenError::BadName),
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_shows_the_name_alone() {
+    fn debug_shows_only_the_name() {
         let shown = format!("{:?}", AdminToken::parse("alice:a-token-of-enough-characters").unwrap());
         assert!(shown.contains("alice") && !shown.contains("a-token"), "{shown}");
     }

@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_late_response_is_replaced() {
+    async fn a_late_response_is_replaced_by_deadline_exceeded() {
         let response = within(Duration::from_millis(1), std::future::pending()).await;
         assert_eq!(Status::from_header_map(response.headers()).unwrap().code(), Code::DeadlineExceeded);
         let response = within(Duration::from_mins(1), async { Response::new(Body::empty()) }).await;
@@ -54,18 +54,18 @@ mod tests {
     }
 
     #[test]
-    fn clients_can_ask_for_less() {
-        let asked = |timeout: &'static str| {
+    fn clients_can_set_an_earlier_deadline() {
+        let applied = |timeout: &'static str| {
             let headers = HeaderMap::from_iter([("grpc-timeout".parse().unwrap(), timeout.parse().unwrap())]);
             of(&headers, Duration::from_secs(5))
         };
-        assert_eq!(asked("1S"), Duration::from_secs(1));
-        assert_eq!(asked("1M"), Duration::from_secs(5));
-        assert_eq!(asked("soon"), Duration::from_secs(5));
+        assert_eq!(applied("1S"), Duration::from_secs(1));
+        assert_eq!(applied("1M"), Duration::from_secs(5));
+        assert_eq!(applied("soon"), Duration::from_secs(5));
     }
 
     #[test]
-    fn a_timeout_is_eight_digits_and_a_unit() {
+    fn a_timeout_has_one_to_eight_digits_and_a_unit() {
         for (text, timeout) in [
             ("1S", Some(Duration::from_secs(1))),
             ("99999999H", Some(Duration::from_hours(99_999_999))),

@@ -89,7 +89,7 @@ mod tests {
     use crate::grpc::methods::VALIDATE;
 
     #[test]
-    fn each_service_has_its_own_slots() {
+    fn reads_changes_and_validations_have_separate_slots() {
         let [gauge, key_store] = [(); 2].map(|()| Gauge::default());
         let limit = |max| SlotLimit::new(max, &key_store);
         let slots = CallSlots { changes: limit(1), reads: limit(1), others: SlotLimit::new(2, &gauge) };

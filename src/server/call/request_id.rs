@@ -43,7 +43,7 @@ mod tests {
     use crate::domain::SystemEntropy;
 
     #[test]
-    fn the_callers_id_is_kept_if_it_is_valid() {
+    fn a_valid_id_of_the_caller_is_used() {
         let ids = RequestIds::new(&SystemEntropy).unwrap();
         let of = |id: &'static str| {
             let headers = HeaderMap::from_iter([("x-request-id".parse().unwrap(), id.parse().unwrap())]);

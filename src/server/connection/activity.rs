@@ -1,4 +1,5 @@
-//! The calls of a connection that are in flight, and whether they wait for this server or for their client.
+//! The activity of a connection: its calls in flight, and whether they wait for this server or for their client.
+//! The driver reads it to detect idle and stalled connections.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};

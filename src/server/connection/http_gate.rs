@@ -17,9 +17,9 @@ pub(super) fn rejection<B: hyper::body::Body>(request: &Request<B>) -> Option<Re
     if request.method() != Method::POST {
         let text = "this server answers gRPC calls, which are sent by POST\n";
         let text = if request.method() == Method::HEAD { "" } else { text };
-        let mut answer = plain(StatusCode::METHOD_NOT_ALLOWED, text);
-        answer.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
-        return Some(answer);
+        let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, text);
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+        return Some(response);
     }
     if !request.headers().get(CONTENT_TYPE).is_some_and(is_grpc) {
         let text = "this server answers gRPC calls, which have the content-type application/grpc\n";
@@ -41,10 +41,10 @@ fn is_grpc(content_type: &HeaderValue) -> bool {
 }
 
 fn plain(status: StatusCode, text: &'static str) -> Response<Body> {
-    let mut answer = Response::new(Body::new(axum::body::Body::from(text)));
-    *answer.status_mut() = status;
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    answer
+    let mut response = Response::new(Body::new(axum::body::Body::from(text)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
 }
 
 #[cfg(test)]
@@ -57,25 +57,25 @@ mod tests {
             request = request.header(CONTENT_TYPE, content_type);
         }
         let body = axum::body::Body::from("message");
-        rejection(&request.body(body).unwrap()).map(|answer| answer.status().as_u16())
+        rejection(&request.body(body).unwrap()).map(|response| response.status().as_u16())
     }
 
     #[test]
-    fn a_call_has_a_message() {
+    fn a_request_without_a_body_is_rejected() {
         let request = Request::post("/").header(CONTENT_TYPE, GRPC).body(axum::body::Body::empty());
         assert_eq!(rejection(&request.unwrap()).unwrap().status(), StatusCode::BAD_REQUEST);
     }
 
     #[test]
-    fn the_answer_to_head_has_no_body() {
+    fn the_response_to_head_has_no_body() {
         let request = Request::head("/").body(axum::body::Body::empty()).unwrap();
-        let answer = rejection(&request).unwrap();
-        assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED);
-        assert!(hyper::body::Body::is_end_stream(answer.body()));
+        let response = rejection(&request).unwrap();
+        assert_eq!(response.status(), StatusCode::METHOD_NOT_ALLOWED);
+        assert!(hyper::body::Body::is_end_stream(response.body()));
     }
 
     #[test]
-    fn only_a_post_of_grpc_is_a_call() {
+    fn only_a_post_with_a_grpc_content_type_is_a_call() {
         for content_type in
             ["application/grpc", "application/grpc+proto", "Application/gRPC", "application/grpc;x=y"]
         {

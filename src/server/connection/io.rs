@@ -1,4 +1,5 @@
-//! The socket of a connection, in transit from the acceptor to a worker, and on the worker.
+//! The socket of a connection: on its way from the acceptor to a worker, and on the worker, where the TLS
+//! handshake and the deadline for the HTTP/2 preface apply.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream as StdTcpStream};

@@ -1,4 +1,4 @@
-//! Tracks the progress of a request body.
+//! The request body of a call, which tracks whether the call waits for the rest of its request.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};

@@ -1,4 +1,4 @@
-//! Tracks the progress of a response body.
+//! The response body of a call, which tracks whether the client reads, and ends with its connection.
 
 use std::future::Future;
 use std::pin::Pin;

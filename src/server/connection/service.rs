@@ -1,4 +1,5 @@
-//! Handles the requests of one connection: rejects those that are not calls, and tracks the calls.
+//! The service of one connection: rejects requests that are not calls, counts the calls as open streams, and
+//! passes them to the layer around every call.
 
 use std::convert::Infallible;
 use std::future::Future;

@@ -1,4 +1,4 @@
-//! Data of responses that was not sent yet.
+//! Data of responses that was not sent yet. It counts against the limiter until the transport drops it.
 
 use std::sync::Arc;
 

@@ -71,10 +71,10 @@ impl KeyStoreService {
             let (identity, secret) = self.draw_successor(&old, now)?;
             let rotation = match Rotation::plan(&old, identity, request.overlap, expires_at, now) {
                 Ok(rotation) => rotation,
-                Err(refused) => {
+                Err(rejection) => {
                     // A concurrent attempt of the same request may have rotated the key.
                     self.check_not_applied(digest.as_ref()).await?;
-                    return Err(refused.into());
+                    return Err(rejection.into());
                 }
             };
             let context = ChangeContext { request: digest, ..caller.context(now) };

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use keyvouch::app::{App, Surroundings};
 use keyvouch::config::{HumanDuration, SecretText};
 use keyvouch::conformance::api::{Api, new_key, refusal};
 use keyvouch::grpc::pb;
