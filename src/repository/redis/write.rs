@@ -4,7 +4,7 @@ use fred::types::{Key, Value};
 use prost::bytes::Bytes;
 
 use super::RedisRepository;
-use super::keyspace::Shard;
+use super::keyspace::{Keyspace, Shard};
 use super::record::{self, Index};
 use crate::domain::{
     ApiKey, ChangeContext, ChangeId, ChangeKind, ChangedField, KeyEvent, KeyHash, KeyId, OwnerId,
@@ -22,6 +22,66 @@ pub(super) const USAGE_BATCH: usize = 200;
 struct Step<'k> {
     operation: Operation<'k>,
     event: String,
+}
+
+impl Step<'_> {
+    /// Returns the id of the key that the step creates.
+    fn created(&self) -> Option<KeyId> {
+        match &self.operation {
+            Operation::Create(key) => Some(key.id),
+            Operation::Replace(..) | Operation::Delete(..) => None,
+        }
+    }
+
+    /// Returns whether the step has to succeed even if the server's memory is full.
+    fn is_urgent(&self) -> bool {
+        match &self.operation {
+            Operation::Create(_) => false,
+            Operation::Replace(key, _) => key.revocation.is_some(),
+            Operation::Delete(..) => true,
+        }
+    }
+
+    /// Returns the names and the values of the step, in the order in which `change.lua` reads them.
+    fn parameters(&self, names: &Keyspace, shard: Shard) -> Result<([Key; 4], [Value; 8])> {
+        let index = match &self.operation {
+            Operation::Create(key) | Operation::Replace(key, _) => Index::of(key),
+            Operation::Delete(_, index, _) => (*index).clone(),
+        };
+        let (word, id, expected, body) = match &self.operation {
+            Operation::Create(key) => ("create", key.id, Bytes::new(), StoredKey::new(key).to_json()?),
+            Operation::Replace(key, Beginning(expected)) => {
+                ("replace", key.id, expected.clone(), StoredKey::new(key).to_json()?)
+            }
+            Operation::Delete(id, _, expected) => {
+                let expected = expected.map_or_else(Bytes::new, |expected| Beginning::of(expected).0);
+                ("delete", *id, expected, String::new())
+            }
+        };
+        let is_revoked = matches!(&self.operation, Operation::Create(key) if key.revocation.is_some());
+        let touched = [
+            names.record(&index.hash),
+            names.id(id),
+            names.owner(shard, &index.owner_id),
+            names.revoked(&index.hash),
+        ];
+        let values = [
+            Value::from(word),
+            Value::Bytes(expected),
+            Value::from(body),
+            Value::Bytes(index.member.as_bytes().to_vec().into()),
+            Value::from(index.to_text()),
+            Value::from(id.to_string()),
+            Value::from(self.event.as_str()),
+            flag(is_revoked),
+        ];
+        Ok((touched.map(Key::from), values))
+    }
+}
+
+/// Returns a flag as the scripts read it.
+fn flag(is_set: bool) -> Value {
+    Value::from(if is_set { "1" } else { "" })
 }
 
 /// The operation of a step.
@@ -244,64 +304,27 @@ impl RedisRepository {
         context: &ChangeContext,
     ) -> Result<[Revision; N]> {
         let names = &self.keyspace;
-        let made = steps.iter().find_map(|step| match &step.operation {
-            Operation::Create(key) => Some(key.id),
-            Operation::Replace(..) | Operation::Delete(..) => None,
-        });
+        let created = steps.iter().find_map(Step::created);
         // A change that creates no key has no request to store, but the script needs a name.
-        let request = context.request.filter(|_| made.is_some());
+        let request = context.request.filter(|_| created.is_some());
         let request_name = request.map_or_else(|| names.head(shard), |request| names.request(&request));
         let mut keys: Vec<Key> =
             [names.head(shard), names.events(shard), names.all(shard), names.usage(shard), request_name]
                 .map(Key::from)
                 .into();
-        let flag = |is_set: bool| Value::from(if is_set { "1" } else { "" });
         let mut arguments = vec![
             Value::from(self.options.max_events_per_shard.to_string()),
             Value::from(names.channel()),
-            Value::from(request.and(made).map_or_else(String::new, |id| id.to_string())),
+            Value::from(request.and(created).map_or_else(String::new, |id| id.to_string())),
             Value::from(REQUEST_RETENTION.as_millis().to_string()),
             flag(context.may_revive),
         ];
-        for Step { operation, event } in steps {
-            let index = match operation {
-                Operation::Create(key) | Operation::Replace(key, _) => Index::of(key),
-                Operation::Delete(_, index, _) => (*index).clone(),
-            };
-            let (word, id, expected, body) = match operation {
-                Operation::Create(key) => ("create", key.id, Bytes::new(), StoredKey::new(key).to_json()?),
-                Operation::Replace(key, Beginning(expected)) => {
-                    ("replace", key.id, expected.clone(), StoredKey::new(key).to_json()?)
-                }
-                Operation::Delete(id, _, expected) => {
-                    let expected = expected.map_or_else(Bytes::new, |expected| Beginning::of(expected).0);
-                    ("delete", *id, expected, String::new())
-                }
-            };
-            let is_revoked = matches!(operation, Operation::Create(key) if key.revocation.is_some());
-            let touched = [
-                names.record(&index.hash),
-                names.id(id),
-                names.owner(shard, &index.owner_id),
-                names.revoked(&index.hash),
-            ];
-            keys.extend(touched.map(Key::from));
-            arguments.extend([
-                Value::from(word),
-                Value::Bytes(expected),
-                Value::from(body),
-                Value::Bytes(index.member.as_bytes().to_vec().into()),
-                Value::from(index.to_text()),
-                Value::from(id.to_string()),
-                Value::from(event.as_str()),
-                flag(is_revoked),
-            ]);
+        for step in steps {
+            let (names, values) = step.parameters(names, shard)?;
+            keys.extend(names);
+            arguments.extend(values);
         }
-        let is_urgent = steps.iter().all(|step| match &step.operation {
-            Operation::Create(_) => false,
-            Operation::Replace(key, _) => key.revocation.is_some(),
-            Operation::Delete(..) => true,
-        });
+        let is_urgent = steps.iter().all(Step::is_urgent);
         let script = if is_urgent { &self.scripts.urgent } else { &self.scripts.change };
         let answer: Vec<String> = self.connection.change(shard, script, keys, arguments).await?;
         match answer.first().map(String::as_str) {

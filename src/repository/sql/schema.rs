@@ -20,12 +20,23 @@ pub(super) fn migrator(options: &SqlOptions) -> Result<Migrator> {
 /// Migrations run without a timeout, on a connection of their own.
 impl SqlRepository {
     /// Returns how the schema differs from the schema of this release. Makes no changes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Refused`] if the name of the schema is invalid, and the errors of a read.
     pub async fn schema_state(&self) -> Result<SchemaState> {
         let migrator = &migrator(&self.options)?;
         self.read(|pool| async move { migrator.state(&pool.connection).await.map_err(from_db) }).await
     }
 
-    /// Applies all pending migrations and returns their names. Idempotent.
+    /// Applies all pending migrations and returns their names. Idempotent. Of concurrent calls of several
+    /// processes, one migrates and the others wait for it.
+    ///
+    /// If the future is dropped, migrations that were completed remain applied. A later call continues.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::Timeout`] on MySQL and MariaDB, if another process holds the lock for longer than an hour.
+    /// - [`ErrorKind::Refused`] if the schema has migrations of a newer release.
+    /// - The error of a statement, with the migrations before it applied.
     pub async fn migrate(&self) -> Result<Vec<String>> {
         let single = self.database.single(&self.options).await?;
         let outcome = migrator(&self.options)?.up(&single).await;
@@ -35,6 +46,9 @@ impl SqlRepository {
 
     /// Reverts the last `steps` migrations and returns their names. The tables and columns that they added
     /// are deleted, including their data.
+    ///
+    /// # Errors
+    /// The errors of [`SqlRepository::migrate`].
     pub async fn undo_migrations(&self, steps: u32) -> Result<Vec<String>> {
         let single = self.database.single(&self.options).await?;
         let outcome = migrator(&self.options)?.down(&single, steps).await;
@@ -43,17 +57,28 @@ impl SqlRepository {
     }
 
     /// Returns whether keys exist, which [`SqlRepository::undo_migrations`] could delete.
+    ///
+    /// # Errors
+    /// The errors of a read.
     pub async fn has_keys(&self) -> Result<bool> {
         let migrator = &migrator(&self.options)?;
         self.read(|pool| async move { migrator.has_keys(&pool.connection).await.map_err(from_db) }).await
     }
 
-    /// Returns the migrations that [`SqlRepository::migrate`] would apply, with their statements.
+    /// Returns the migrations that [`SqlRepository::migrate`] would apply, with their statements. Makes no
+    /// changes.
+    ///
+    /// # Errors
+    /// The errors of a read.
     pub async fn plan_migrations(&self) -> Result<Vec<PlannedMigration>> {
         migrator(&self.options)?.plan_up(&self.reader.connection).await.map_err(from_db)
     }
 
-    /// Returns the migrations that [`SqlRepository::undo_migrations`] would revert, with their statements.
+    /// Returns the migrations that [`SqlRepository::undo_migrations`] would revert, with their statements. Makes
+    /// no changes.
+    ///
+    /// # Errors
+    /// The errors of a read.
     pub async fn plan_undo(&self, steps: u32) -> Result<Vec<PlannedMigration>> {
         migrator(&self.options)?.plan_down(&self.reader.connection, steps).await.map_err(from_db)
     }
