@@ -110,7 +110,8 @@ impl App {
     /// if the backend can't be opened.
     pub async fn prepare(settings: &Settings, surroundings: Surroundings) -> Result<Self> {
         let entropy = Arc::clone(&surroundings.entropy);
-        Self::assemble(settings, surroundings, OpenedBackend::open(&settings.store, &entropy)).await
+        let opened = OpenedBackend::open(&settings.store, &entropy);
+        Box::pin(Self::assemble(settings, surroundings, opened)).await
     }
 
     /// Prepares a server with a backend that the caller opened, such as a custom one. Otherwise it is like

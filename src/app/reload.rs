@@ -155,7 +155,9 @@ mod tests {
         })
     }
 
-    fn of_tokens(path: &Path) -> (Reloader<Arc<[AdminToken]>>, watch::Receiver<Arc<[AdminToken]>>) {
+    type Tokens = Arc<[AdminToken]>;
+
+    fn of_tokens(path: &Path) -> (Reloader<Tokens>, watch::Receiver<Tokens>) {
         let tokens = AdminTokens::of_file(path);
         let (sender, current) = watch::channel(tokens.load().unwrap().into());
         (Reloader::tokens(tokens, sender).unwrap(), current)

@@ -205,10 +205,12 @@ mod tests {
             "store.sql.schema" => (postgres(), "own"),
             "store.sql.replica_url" => (postgres(), "postgres://u:hunter2@replica/d"),
             "store.sql.table_prefix" => (Vec::new(), "own_"),
-            "store.sql.migrations_table" => (Vec::new(), "own"),
             "store.redis.cert_file" => (vec![("store.redis.key_file".to_owned(), "key".to_owned())], "own"),
             "store.redis.key_file" => (vec![("store.redis.cert_file".to_owned(), "cert".to_owned())], "own"),
-            "store.redis.prefix" | "store.redis.ca_file" | "store.redis.password_file" => (Vec::new(), "own"),
+            "store.sql.migrations_table"
+            | "store.redis.prefix"
+            | "store.redis.ca_file"
+            | "store.redis.password_file" => (Vec::new(), "own"),
             "store.redis.strict" => (Vec::new(), "true"),
             _ if settings()[new] == Kind::Integer => (Vec::new(), "7"),
             _ => (Vec::new(), "7s"),

@@ -66,7 +66,7 @@ enum Guard {
     EventRaises,
     /// Rule 2: an event evicts entries.
     EventEvicts,
-    /// Rule 3: only entries that check_event the fences are stored.
+    /// Rule 3: only entries that meet the fences are stored.
     OnlyFittingIsStored,
     /// Rule 4: the result of a load is checked when it is handed over.
     HandedOverIsChecked,

@@ -187,7 +187,7 @@ async fn status_by_raw_http(server: &TestServer, secret: &str, timeout: &str) ->
     let request = raw_call(server, "/keyvouch.v1.Validator/Validate").header("grpc-timeout", timeout);
     let mut client = raw_client(server).await;
     let (answer, mut body) = client.send_request(request.body(()).unwrap(), false).unwrap();
-    let message = validate_request(&secret);
+    let message = validate_request(secret);
     let message = prost::Message::encode_to_vec(&message);
     let length = u32::try_from(message.len()).unwrap().to_be_bytes();
     body.send_data([&[0][..], &length, &message].concat().into(), true).unwrap();

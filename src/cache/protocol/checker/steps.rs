@@ -27,7 +27,7 @@ impl Checker {
         }
         if let Some(fact) = world.cache {
             // Hits are served without a check against the fences, because the cache rejects and evicts
-            // entries that don't check_event them.
+            // entries that don't meet them.
             steps
                 .push(("hit".into(), world.judge(fact, self.confirmed(world, fact)).map(|()| world.clone())));
             // The entry was evicted or has expired.
@@ -199,7 +199,7 @@ impl Checker {
                     if fence_first { next.evict() } else { next.cache = None }
                 }
                 let step = if is_first { Step::Fenced } else { Step::Evicted };
-                next.change = Some(Change { step, needs_poll, ..change });
+                next.change = Some(Change { needs_poll, step, ..change });
             }
             Step::Evicted => {
                 let fact = Fact { state: change.state, applied_revision: change.id, began: 0 };
