@@ -142,7 +142,7 @@ pub trait KeyCache: Send + Sync + Debug + Display {
         None
     }
 
-    /// Returns the hash of the cached record with this id. `None` if there is none, or if the cache can't find
+    /// Returns the hash of the cached record with this id. `None` if the cache has no such record, or can't find
     /// it. Only called without a change feed, after a change of a key whose hash is unknown, so it may search
     /// all entries.
     ///

@@ -26,7 +26,16 @@ pub(super) struct Sources {
 impl Sources {
     /// Returns all readings. Readings with the same name are adjacent.
     pub(super) fn read(&self) -> Vec<Reading> {
-        let mut readings = vec![
+        let mut readings = self.state();
+        readings.extend(unreadable());
+        readings.extend(self.ages());
+        readings.extend(self.cache_entries());
+        readings.extend(self.connections());
+        readings
+    }
+
+    fn state(&self) -> Vec<Reading> {
+        vec![
             plain("store_up", "1 if the storage backend responds, otherwise 0", flag(*self.is_up.borrow())),
             plain(
                 "store_breaker_open",
@@ -43,63 +52,54 @@ impl Sources {
                 "Keys whose last use is not yet written to the storage backend",
                 count(self.usage.waiting()),
             ),
-        ];
-        let (keys, events) = unreadable_counts();
-        for (kind, skipped) in [("key", keys), ("event", events)] {
-            readings.push(Reading {
-                labels: vec![("kind", kind.to_owned())],
-                ..plain(
-                    "unreadable_items",
-                    "Stored keys and events that were skipped since startup because they can't be read",
-                    whole(skipped),
-                )
-            });
-        }
-        if let Some(age) = self.knowledge.feed_age() {
-            readings.push(Reading {
-                unit: Some(Unit::Seconds),
-                ..plain("feed_age", "Time since the change feed was known to be complete", age.as_secs_f64())
-            });
-        }
-        let not_after = self.tls.as_ref().and_then(|tls| tls.borrow().not_after());
-        if let Some(not_after) = not_after {
-            readings.push(Reading {
-                unit: Some(Unit::Seconds),
-                ..plain(
-                    "tls_certificate_expiry_timestamp",
-                    "Unix time at which the first certificate of the server's chain expires",
-                    whole(u64::try_from(not_after).unwrap_or_default()),
-                )
-            });
-        }
-        if let Some(local) = &self.local {
-            let (present, absent) = local.len();
-            for (kind, entries) in [("present", present), ("absent", absent)] {
-                readings.push(Reading {
-                    labels: vec![("kind", kind.to_owned())],
-                    ..plain(
-                        "cache_entries",
-                        "Entries of the cache in the process: records and negative entries",
-                        whole(entries),
-                    )
-                });
-            }
-        }
-        for (pool, open, idle) in self.pools.iter().flat_map(|pools| pools()) {
-            let used = usize::try_from(open).unwrap_or_default().saturating_sub(idle);
-            for (state, connections) in [("idle", idle), ("used", used)] {
-                readings.push(Reading {
-                    labels: vec![("pool", pool.to_owned()), ("state", state.to_owned())],
-                    ..plain(
-                        "store_connections",
-                        "Connections to the database by pool and state",
-                        count(connections),
-                    )
-                });
-            }
-        }
-        readings
+        ]
     }
+
+    fn ages(&self) -> impl Iterator<Item = Reading> {
+        let feed = self.knowledge.feed_age().map(|age| {
+            plain("feed_age", "Time since the change feed was known to be complete", age.as_secs_f64())
+        });
+        let not_after = self.tls.as_ref().and_then(|tls| tls.borrow().not_after());
+        let certificate = not_after.map(|not_after| {
+            plain(
+                "tls_certificate_expiry_timestamp",
+                "Unix time at which the first certificate of the server's chain expires",
+                whole(u64::try_from(not_after).unwrap_or_default()),
+            )
+        });
+        feed.into_iter().chain(certificate).map(|reading| Reading { unit: Some(Unit::Seconds), ..reading })
+    }
+
+    fn cache_entries(&self) -> impl Iterator<Item = Reading> {
+        const HELP: &str = "Entries of the cache in the process: records and negative entries";
+        let counts = self.local.as_ref().map(MokaCache::len);
+        let kinds =
+            counts.into_iter().flat_map(|(present, absent)| [("present", present), ("absent", absent)]);
+        kinds.map(|(kind, entries)| Reading {
+            labels: vec![("kind", kind.to_owned())],
+            ..plain("cache_entries", HELP, whole(entries))
+        })
+    }
+
+    fn connections(&self) -> impl Iterator<Item = Reading> {
+        const HELP: &str = "Connections to the database by pool and state";
+        self.pools.iter().flat_map(|pools| pools()).flat_map(|(pool, open, idle)| {
+            let used = usize::try_from(open).unwrap_or_default().saturating_sub(idle);
+            [("idle", idle), ("used", used)].map(|(state, connections)| Reading {
+                labels: vec![("pool", pool.to_owned()), ("state", state.to_owned())],
+                ..plain("store_connections", HELP, count(connections))
+            })
+        })
+    }
+}
+
+fn unreadable() -> [Reading; 2] {
+    const HELP: &str = "Stored keys and events that were skipped since startup because they can't be read";
+    let (keys, events) = unreadable_counts();
+    [("key", keys), ("event", events)].map(|(kind, skipped)| Reading {
+        labels: vec![("kind", kind.to_owned())],
+        ..plain("unreadable_items", HELP, whole(skipped))
+    })
 }
 
 fn plain(name: &'static str, help: &'static str, value: f64) -> Reading {

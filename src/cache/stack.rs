@@ -92,14 +92,10 @@ impl CacheStack {
             None => Knowledge::without_feed(Arc::clone(stopwatch)),
         });
         let breaker = Arc::new(Breaker::new(partitions, Arc::clone(stopwatch), Arc::clone(entropy)));
-        let redis = match &options.redis {
-            None => None,
-            Some(options) => Some(Arc::new(RedisCache::open(
-                options.clone(),
-                Arc::clone(&knowledge),
-                Arc::clone(entropy),
-            )?)),
-        };
+        let redis = options.redis.clone().map(|options| {
+            RedisCache::open(options, Arc::clone(&knowledge), Arc::clone(entropy)).map(Arc::new)
+        });
+        let redis = redis.transpose()?;
         if let Some(redis) = &redis
             && let Ok(identity) = within(options.feed.deadline, backend.identity()).await
         {
@@ -108,11 +104,7 @@ impl CacheStack {
         }
         let local =
             options.local.map(|local| MokaCache::new(local, Arc::clone(&knowledge), Arc::clone(stopwatch)));
-        // The outermost cache first.
-        let mut caches: Vec<Arc<dyn KeyCache>> = Vec::new();
-        caches.extend(local.clone().map(|local| Arc::new(local) as Arc<dyn KeyCache>));
-        caches.extend(options.custom.as_ref().map(|CustomCache(make)| make(Arc::clone(&knowledge))));
-        caches.extend(redis.as_ref().map(|redis| Arc::<RedisCache>::clone(redis) as Arc<dyn KeyCache>));
+        let caches = outermost_first(local.as_ref(), options.custom.as_ref(), redis.as_ref(), &knowledge);
 
         let started = FeedFollower::start(
             &backend,
@@ -148,4 +140,18 @@ impl CacheStack {
             breaker,
         })
     }
+}
+
+/// Returns the caches in the order of lookups.
+fn outermost_first(
+    local: Option<&MokaCache>,
+    custom: Option<&CustomCache>,
+    redis: Option<&Arc<RedisCache>>,
+    knowledge: &Arc<Knowledge>,
+) -> Vec<Arc<dyn KeyCache>> {
+    let mut caches: Vec<Arc<dyn KeyCache>> = Vec::new();
+    caches.extend(local.map(|local| Arc::new(local.clone()) as Arc<dyn KeyCache>));
+    caches.extend(custom.map(|CustomCache(make)| make(Arc::clone(knowledge))));
+    caches.extend(redis.map(|redis| Arc::<RedisCache>::clone(redis) as Arc<dyn KeyCache>));
+    caches
 }

@@ -112,7 +112,7 @@ pub fn seconds(seconds: i64) -> prost_types::Duration {
 }
 
 /// Returns the code and the machine-readable reason of the error. Panics if `outcome` is not an error.
-pub fn refusal<T: std::fmt::Debug>(outcome: Result<Response<T>, Status>) -> (tonic::Code, String) {
+pub fn error_reason<T: std::fmt::Debug>(outcome: Result<Response<T>, Status>) -> (tonic::Code, String) {
     let status = outcome.unwrap_err();
     let info = status.get_details_error_info().unwrap();
     assert_eq!(info.domain, crate::grpc::ERROR_DOMAIN);
@@ -120,7 +120,7 @@ pub fn refusal<T: std::fmt::Debug>(outcome: Result<Response<T>, Status>) -> (ton
 }
 
 /// Returns the field that the error names. Panics if `outcome` is not an error about one field.
-pub fn wrong_field<T: std::fmt::Debug>(outcome: Result<Response<T>, Status>) -> String {
+pub fn invalid_field<T: std::fmt::Debug>(outcome: Result<Response<T>, Status>) -> String {
     let status = outcome.unwrap_err();
     assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status:?}");
     assert_eq!(status.get_details_error_info().unwrap().reason, "INVALID_FIELD");

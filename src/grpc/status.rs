@@ -261,7 +261,7 @@ fn from_repository(error: &RepositoryError) -> Status {
         ErrorKind::PositionLost => status(
             Code::OutOfRange,
             ErrorReason::FeedPositionLost,
-            "the stream position is too old; start again without one",
+            "changes after this stream position may be missing; empty the cache and start again without a position",
         ),
         ErrorKind::Overloaded => overloaded(),
         ErrorKind::Unavailable => {

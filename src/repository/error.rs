@@ -46,7 +46,7 @@ impl ErrorKind {
             Self::Conflict => "the key was changed by another call",
             Self::Refused => "the change is not allowed",
             Self::NotOffered => "the storage backend does not support this operation",
-            Self::PositionLost => "the position in the change feed is too old",
+            Self::PositionLost => "events after the position in the change feed may be missing",
             Self::Overloaded => "the server is overloaded, or a limit is reached",
             Self::Unavailable => "the storage backend is unavailable",
             Self::Timeout => "the storage backend did not respond in time",

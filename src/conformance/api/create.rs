@@ -3,7 +3,7 @@
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use super::{Api, new_key, refusal, seconds, wrong_field};
+use super::{Api, error_reason, invalid_field, new_key, seconds};
 use crate::grpc::pb;
 use crate::grpc::pb::create_key_request::Expiry;
 
@@ -78,7 +78,7 @@ pub async fn invalid_fields_of_create_are_named(api: Api) {
         ("ttl", pb::CreateKeyRequest { expiry: Some(Expiry::Ttl(seconds(300_000_000_000))), ..new_key() }),
     ];
     for (field, request) in cases {
-        assert_eq!(wrong_field(api.key_store().create_key(request.clone()).await), field, "{request:?}");
+        assert_eq!(invalid_field(api.key_store().create_key(request.clone()).await), field, "{request:?}");
     }
     let listed = api.key_store().list_keys(pb::ListKeysRequest::default()).await.unwrap().into_inner();
     assert_eq!(listed.keys, [], "nothing was stored");
@@ -89,7 +89,7 @@ pub async fn an_unknown_reserved_scope_is_not_grantable(api: Api) {
     let scopes = |scope: &str| vec!["read".to_owned(), scope.to_owned()];
     let request = pb::CreateKeyRequest { scopes: scopes("keyvouch.everything"), ..new_key() };
     let expected = (Code::PermissionDenied, "SCOPE_NOT_GRANTABLE".to_owned());
-    assert_eq!(refusal(api.key_store().create_key(request).await), expected);
+    assert_eq!(error_reason(api.key_store().create_key(request).await), expected);
 
     let (key, _) = api.create(pb::CreateKeyRequest { scopes: scopes("keyvouch.read"), ..new_key() }).await;
     let update = pb::UpdateKeyRequest {
@@ -97,7 +97,7 @@ pub async fn an_unknown_reserved_scope_is_not_grantable(api: Api) {
         update_mask: Some(prost_types::FieldMask { paths: vec!["scopes".into()] }),
         expected_revision: None,
     };
-    assert_eq!(refusal(api.key_store().update_key(update).await), expected);
+    assert_eq!(error_reason(api.key_store().update_key(update).await), expected);
 }
 
 /// A retry does not create a second key. It returns the id of the first one, even if that was deleted.
@@ -115,7 +115,7 @@ pub async fn a_retry_with_a_request_id_creates_no_second_key(api: Api) {
     assert_ne!(api.create(other).await.0.id, first.id);
     assert_ne!(api.create(new_key()).await.0.id, api.create(new_key()).await.0.id);
     api.key_store().delete_key(pb::DeleteKeyRequest { id: first.id, expected_revision: None }).await.unwrap();
-    let again = refusal(api.key_store().create_key(request).await);
+    let again = error_reason(api.key_store().create_key(request).await);
     assert_eq!(again, (Code::AlreadyExists, "REQUEST_ALREADY_APPLIED".to_owned()));
 }
 
@@ -123,7 +123,7 @@ pub async fn a_retry_with_a_request_id_creates_no_second_key(api: Api) {
 pub async fn an_invalid_request_id_is_rejected(api: Api) {
     for invalid in ["a b", "ü", "\n", &"x".repeat(129)] {
         let request = pb::CreateKeyRequest { request_id: invalid.to_owned(), ..new_key() };
-        assert_eq!(wrong_field(api.key_store().create_key(request).await), "request_id", "{invalid:?}");
+        assert_eq!(invalid_field(api.key_store().create_key(request).await), "request_id", "{invalid:?}");
     }
     api.create(pb::CreateKeyRequest { request_id: "x".repeat(128), ..new_key() }).await;
 }

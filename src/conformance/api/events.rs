@@ -1,6 +1,6 @@
 //! Tests of the audit trail.
 
-use super::{Api, new_key, wrong_field};
+use super::{Api, invalid_field, new_key};
 use crate::grpc::pb;
 
 async fn list(api: &Api, request: pb::ListEventsRequest) -> pb::ListEventsResponse {
@@ -49,9 +49,9 @@ pub async fn pages_list_every_event_once(api: Api) {
     assert_eq!(revisions.len(), 5);
     assert!(revisions.is_sorted_by(|newer, older| newer > older));
     request.owner_id = "other".into();
-    assert_eq!(wrong_field(api.key_store().list_events(request).await), "page_token");
+    assert_eq!(invalid_field(api.key_store().list_events(request).await), "page_token");
     let negative = pb::ListEventsRequest { page_size: -1, ..pb::ListEventsRequest::default() };
-    assert_eq!(wrong_field(api.key_store().list_events(negative).await), "page_size");
+    assert_eq!(invalid_field(api.key_store().list_events(negative).await), "page_size");
     let malformed = pb::ListEventsRequest { key_id: "x".into(), ..pb::ListEventsRequest::default() };
-    assert_eq!(wrong_field(api.key_store().list_events(malformed).await), "key_id");
+    assert_eq!(invalid_field(api.key_store().list_events(malformed).await), "key_id");
 }

@@ -2,7 +2,7 @@
 
 use futures_util::stream;
 
-use super::{Api, new_key, wrong_field};
+use super::{Api, invalid_field, new_key};
 use crate::domain::KeyHash;
 use crate::grpc::pb;
 
@@ -100,7 +100,7 @@ pub async fn a_page_token_is_bound_to_its_filter(api: Api) {
     ];
     for request in other_filters {
         assert_eq!(
-            wrong_field(api.key_store().list_keys(request.clone()).await),
+            invalid_field(api.key_store().list_keys(request.clone()).await),
             "page_token",
             "{request:?}"
         );
@@ -113,7 +113,7 @@ pub async fn page_sizes_are_bounded(api: Api) {
         api.create(new_key()).await;
     }
     let negative = pb::ListKeysRequest { page_size: -1, ..request() };
-    assert_eq!(wrong_field(api.key_store().list_keys(negative).await), "page_size");
+    assert_eq!(invalid_field(api.key_store().list_keys(negative).await), "page_size");
     assert_eq!(page(&api, request()).await.keys.len(), 100);
     let large = pb::ListKeysRequest { page_size: i32::MAX, ..request() };
     assert_eq!(page(&api, large).await.keys.len(), 101);
@@ -154,7 +154,7 @@ pub async fn listings_filter_by_state_and_prefix(api: Api) {
         assert_eq!(read_stream(&api, stream).await, expected);
     }
     let unknown = pb::ListKeysRequest { states: vec![0], ..request() };
-    assert_eq!(wrong_field(api.key_store().list_keys(unknown).await), "states[0]");
+    assert_eq!(invalid_field(api.key_store().list_keys(unknown).await), "states[0]");
 }
 
 /// Owners are compared byte by byte, so that differences in case matter.

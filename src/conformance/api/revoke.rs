@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::watch;
 
-use super::{Api, new_key, wrong_field};
+use super::{Api, invalid_field, new_key};
 use crate::grpc::pb;
 
 /// The next validation and all later ones are denied. A reason that is too long is rejected.
@@ -20,7 +20,7 @@ pub async fn a_revocation_denies_all_later_validations(api: Api) {
         assert_eq!(api.reason(&secret).await, pb::Reason::Revoked);
     }
     let too_long = pb::RevokeKeyRequest { id: key.id, reason: "r".repeat(257) };
-    assert_eq!(wrong_field(api.key_store().revoke_key(too_long).await), "reason");
+    assert_eq!(invalid_field(api.key_store().revoke_key(too_long).await), "reason");
 }
 
 /// A second revocation keeps the time and reason of the first.

@@ -3,7 +3,7 @@
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use super::{Api, new_key, refusal, seconds, wrong_field};
+use super::{Api, error_reason, invalid_field, new_key, seconds};
 use crate::grpc::pb;
 use crate::grpc::pb::create_key_request::Expiry;
 
@@ -75,11 +75,11 @@ pub async fn inactive_keys_are_not_rotated(api: Api) {
     let (revoked, _) = api.create(new_key()).await;
     api.revoke(&revoked.id, "").await;
     let rejected = |reason: &str| (Code::FailedPrecondition, reason.to_owned());
-    assert_eq!(refusal(key_store.rotate_key(request(&revoked.id, 1)).await), rejected("KEY_REVOKED"));
+    assert_eq!(error_reason(key_store.rotate_key(request(&revoked.id, 1)).await), rejected("KEY_REVOKED"));
 
     let (replaced, _) = api.create(new_key()).await;
     rotate(&api, request(&replaced.id, 3_600)).await;
-    assert_eq!(refusal(key_store.rotate_key(request(&replaced.id, 1)).await), rejected("KEY_REPLACED"));
+    assert_eq!(error_reason(key_store.rotate_key(request(&replaced.id, 1)).await), rejected("KEY_REPLACED"));
 
     let ttl = prost_types::Duration { seconds: 0, nanos: 1_000_000 };
     let expiring = pb::CreateKeyRequest { expiry: Some(Expiry::Ttl(ttl)), ..new_key() };
@@ -87,7 +87,7 @@ pub async fn inactive_keys_are_not_rotated(api: Api) {
     while api.reason(&secret).await != pb::Reason::Expired {
         tokio::time::sleep(std::time::Duration::from_millis(1)).await;
     }
-    assert_eq!(refusal(key_store.rotate_key(request(&expired.id, 1)).await), rejected("KEY_EXPIRED"));
+    assert_eq!(error_reason(key_store.rotate_key(request(&expired.id, 1)).await), rejected("KEY_EXPIRED"));
 }
 
 /// The expiry of a replaced key can be shortened, and its other attributes can be changed.
@@ -104,8 +104,8 @@ pub async fn the_expiry_of_a_replaced_key_is_not_extended(api: Api) {
     let sooner = Some(prost_types::Timestamp { seconds: end - 60, nanos: 0 });
     let mut key_store = api.key_store();
     let rejected = (Code::FailedPrecondition, "KEY_REPLACED".to_owned());
-    assert_eq!(refusal(key_store.update_key(until(later)).await), rejected);
-    assert_eq!(refusal(key_store.update_key(until(None)).await), rejected);
+    assert_eq!(error_reason(key_store.update_key(until(later)).await), rejected);
+    assert_eq!(error_reason(key_store.update_key(until(None)).await), rejected);
     assert_eq!(api.get(&old.id).await, replaced);
     let shortened = key_store.update_key(until(sooner)).await.unwrap().into_inner().key.unwrap();
     assert_eq!(shortened.expire_time, sooner);
@@ -115,11 +115,11 @@ pub async fn the_expiry_of_a_replaced_key_is_not_extended(api: Api) {
 pub async fn invalid_fields_of_rotate_are_named(api: Api) {
     let (key, _) = api.create(new_key()).await;
     let mut key_store = api.key_store();
-    assert_eq!(wrong_field(key_store.rotate_key(request(&key.id, 31 * DAY)).await), "overlap");
-    assert_eq!(wrong_field(key_store.rotate_key(request(&key.id, -1)).await), "overlap");
+    assert_eq!(invalid_field(key_store.rotate_key(request(&key.id, 31 * DAY)).await), "overlap");
+    assert_eq!(invalid_field(key_store.rotate_key(request(&key.id, -1)).await), "overlap");
     let past = pb::rotate_key_request::Expiry::ExpireTime(prost_types::Timestamp { seconds: 1, nanos: 0 });
     let expired = pb::RotateKeyRequest { expiry: Some(past), ..request(&key.id, 0) };
-    assert_eq!(wrong_field(key_store.rotate_key(expired).await), "expire_time");
+    assert_eq!(invalid_field(key_store.rotate_key(expired).await), "expire_time");
     assert_eq!(api.get(&key.id).await, key);
 }
 

@@ -3,7 +3,7 @@
 use prost_types::FieldMask;
 use tonic::Code;
 
-use super::{Api, new_key, refusal, wrong_field};
+use super::{Api, error_reason, invalid_field, new_key};
 use crate::grpc::pb;
 
 fn request(key: pb::Key, paths: &[&str]) -> pb::UpdateKeyRequest {
@@ -57,7 +57,7 @@ pub async fn an_update_to_equal_values_is_a_no_op(api: Api) {
     assert_eq!(api.key_store().list_events(events).await.unwrap().into_inner().events.len(), 1);
     let expected_revision = Some(key.revision + 1);
     let conflict = pb::UpdateKeyRequest { expected_revision, ..request(key, &all) };
-    let rejected = refusal(api.key_store().update_key(conflict).await);
+    let rejected = error_reason(api.key_store().update_key(conflict).await);
     assert_eq!(rejected, (Code::Aborted, "REVISION_MISMATCH".to_owned()));
 }
 
@@ -67,19 +67,19 @@ pub async fn an_invalid_update_mask_is_rejected(api: Api) {
     let (key, _) = api.create(new_key()).await;
     let mut key_store = api.key_store();
     let without = pb::UpdateKeyRequest { key: Some(key.clone()), update_mask: None, expected_revision: None };
-    assert_eq!(wrong_field(key_store.update_key(without).await), "update_mask");
-    assert_eq!(wrong_field(key_store.update_key(request(key.clone(), &[])).await), "update_mask");
+    assert_eq!(invalid_field(key_store.update_key(without).await), "update_mask");
+    assert_eq!(invalid_field(key_store.update_key(request(key.clone(), &[])).await), "update_mask");
     for path in ["*", "id", "hash", "prefix", "owner_id", "create_time", "revoke_time", "revision", "nam", ""]
     {
         let outcome = key_store.update_key(request(key.clone(), &["name", path])).await;
-        assert_eq!(wrong_field(outcome), "update_mask.paths[1]", "{path}");
+        assert_eq!(invalid_field(outcome), "update_mask.paths[1]", "{path}");
     }
     let twice = key_store.update_key(request(key.clone(), &["name", "name"])).await;
-    assert_eq!(wrong_field(twice), "update_mask.paths[1]");
+    assert_eq!(invalid_field(twice), "update_mask.paths[1]");
     let without_key = pb::UpdateKeyRequest { key: None, ..request(key.clone(), &["name"]) };
-    assert_eq!(wrong_field(key_store.update_key(without_key).await), "key");
+    assert_eq!(invalid_field(key_store.update_key(without_key).await), "key");
     let empty = pb::Key { name: String::new(), ..key.clone() };
-    assert_eq!(wrong_field(key_store.update_key(request(empty, &["name"])).await), "key.name");
+    assert_eq!(invalid_field(key_store.update_key(request(empty, &["name"])).await), "key.name");
     assert_eq!(api.get(&key.id).await, key);
 }
 
@@ -93,7 +93,7 @@ pub async fn an_outdated_revision_aborts_the_update(api: Api) {
     let updated = update(&api, expecting(key.revision)).await;
     for revision in [key.revision, 0, updated.revision + 1] {
         let outcome = api.key_store().update_key(expecting(revision)).await;
-        assert_eq!(refusal(outcome), (Code::Aborted, "REVISION_MISMATCH".into()));
+        assert_eq!(error_reason(outcome), (Code::Aborted, "REVISION_MISMATCH".into()));
     }
     assert_eq!(api.get(&key.id).await, updated);
 }
@@ -119,7 +119,7 @@ pub async fn the_expiry_can_be_set_and_removed(api: Api) {
     let set = update(&api, request(until(4_102_444_800), &["expire_time"])).await;
     assert_eq!(set.expire_time, until(4_102_444_800).expire_time);
     let outcome = api.key_store().update_key(request(until(1), &["expire_time"])).await;
-    assert_eq!(wrong_field(outcome), "key.expire_time");
+    assert_eq!(invalid_field(outcome), "key.expire_time");
     let unset = update(&api, request(key.clone(), &["expire_time"])).await;
     assert_eq!(unset.expire_time, None);
 }

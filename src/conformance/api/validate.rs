@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Api, new_key, wrong_field};
+use super::{Api, invalid_field, new_key};
 use crate::domain::{KeyPrefix, SecretKey, SystemEntropy};
 use crate::grpc::pb;
 use crate::grpc::pb::create_key_request::Expiry;
@@ -147,8 +147,8 @@ pub async fn invalid_fields_of_validate_are_named(api: Api) {
         ..pb::ValidateRequest::default()
     };
     let mut validator = api.validator();
-    assert_eq!(wrong_field(validator.validate(request(vec!["a b".into()], 0)).await), "required_scopes[0]");
+    assert_eq!(invalid_field(validator.validate(request(vec!["a b".into()], 0)).await), "required_scopes[0]");
     let many = (0..65).map(|i| i.to_string()).collect();
-    assert_eq!(wrong_field(validator.validate(request(many, 0)).await), "required_scopes");
-    assert_eq!(wrong_field(validator.validate(request(vec![], 7)).await), "scope_match");
+    assert_eq!(invalid_field(validator.validate(request(many, 0)).await), "required_scopes");
+    assert_eq!(invalid_field(validator.validate(request(vec![], 7)).await), "scope_match");
 }

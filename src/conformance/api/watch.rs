@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tonic::{Code, Streaming};
 
-use super::{Api, new_key, refusal, wrong_field};
+use super::{Api, error_reason, invalid_field, new_key};
 use crate::grpc::pb;
 use crate::grpc::pb::watch_changes_response::News;
 
@@ -62,10 +62,10 @@ pub async fn changes_are_delivered_once_and_streams_resume(api: Api) {
 /// Changes reveal which owner has which key, so a credential is required. An invalid position is rejected.
 pub async fn watching_requires_a_credential_and_a_valid_position(api: Api) {
     let anonymous = api.validator().watch_changes(pb::WatchChangesRequest::default()).await;
-    assert_eq!(refusal(anonymous), (Code::Unauthenticated, "CREDENTIAL_REQUIRED".into()));
+    assert_eq!(error_reason(anonymous), (Code::Unauthenticated, "CREDENTIAL_REQUIRED".into()));
     for invalid in ["nonsense", "AQ==", "AgAA"] {
         let request = pb::WatchChangesRequest { position: invalid.into() };
-        assert_eq!(wrong_field(api.admin_validator().watch_changes(request).await), "position");
+        assert_eq!(invalid_field(api.admin_validator().watch_changes(request).await), "position");
     }
 }
 
@@ -92,8 +92,8 @@ pub async fn a_validation_can_limit_its_staleness(api: Api) {
     };
     let answer = api.admin_validator().validate(request(0, 0)).await.unwrap().into_inner();
     assert_eq!(answer.freshness.unwrap().tier(), pb::Tier::Store);
-    let rejected = refusal(api.validator().validate(request(0, 999_999_999)).await);
+    let rejected = error_reason(api.validator().validate(request(0, 999_999_999)).await);
     assert_eq!(rejected, (Code::Unauthenticated, "CREDENTIAL_REQUIRED".into()));
     assert!(api.validator().validate(request(1, 0)).await.unwrap().into_inner().valid);
-    assert_eq!(wrong_field(api.validator().validate(request(-1, 0)).await), "max_staleness");
+    assert_eq!(invalid_field(api.validator().validate(request(-1, 0)).await), "max_staleness");
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use keyvouch::app::Surroundings;
 use keyvouch::config::HumanDuration;
-use keyvouch::conformance::api::{new_key, refusal, seconds};
+use keyvouch::conformance::api::{error_reason, new_key, seconds};
 use keyvouch::domain::{Clock as _, ManualClock, SystemClock};
 use keyvouch::grpc::pb;
 use keyvouch::repository::{Backend, MemoryRepository};
@@ -46,7 +46,7 @@ async fn an_expired_key_that_is_deleted_is_evicted_from_the_cache() {
         let request = pb::GetKeyRequest { id: key.id.clone() };
         match api.key_store().get_key(request).await {
             Ok(_) => false,
-            missing => refusal(missing).0 == Code::NotFound,
+            missing => error_reason(missing).0 == Code::NotFound,
         }
     })
     .await;

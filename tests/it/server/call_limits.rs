@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use keyvouch::config::HumanDuration;
-use keyvouch::conformance::api::{Api, new_key, refusal, wrong_field};
+use keyvouch::conformance::api::{Api, error_reason, invalid_field, new_key};
 use keyvouch::domain::{KeyPrefix, SecretKey, SystemEntropy};
 use keyvouch::grpc::pb;
 use tonic::Code;
@@ -48,13 +48,13 @@ async fn cached_keys_and_administrators_are_served_while_calls_wait_for_the_back
         let mut validator = api.validator();
         waiting.spawn(async move {
             let request = validate_request(&unknown());
-            refusal(validator.validate(request).await)
+            error_reason(validator.validate(request).await)
         });
     }
     assert_eq!(waiting.join_next().await.unwrap().unwrap(), overloaded(), "a call above the limit");
     assert_eq!(api.reason(&secret).await, pb::Reason::Valid, "the key is cached");
     let get = pb::GetKeyRequest { id: "nonsense".into() };
-    assert_eq!(wrong_field(api.key_store().get_key(get).await), "id");
+    assert_eq!(invalid_field(api.key_store().get_key(get).await), "id");
     assert!(waiting.try_join_next().is_none());
     backend.set(Mode::Work);
 }
@@ -83,7 +83,7 @@ async fn a_call_above_the_limit_looks_up_no_credential() {
     for max_staleness in [None, Some(prost_types::Duration::default())] {
         let uncached = Api::new(server.channel().await, &unknown());
         let request = pb::ValidateRequest { max_staleness, ..validate_request(&secret) };
-        assert_eq!(refusal(uncached.admin_validator().validate(request).await), overloaded());
+        assert_eq!(error_reason(uncached.admin_validator().validate(request).await), overloaded());
     }
     let answer = cached.admin_validator().validate(validate_request(&secret)).await.unwrap();
     assert!(answer.into_inner().valid, "the credential and the key are cached");
@@ -91,7 +91,7 @@ async fn a_call_above_the_limit_looks_up_no_credential() {
     backend.set(Mode::Work);
     waiting.await.unwrap().unwrap();
     let unknown = Api::new(server.channel().await, &unknown());
-    let rejected = refusal(unknown.admin_validator().validate(validate_request(&secret)).await);
+    let rejected = error_reason(unknown.admin_validator().validate(validate_request(&secret)).await);
     assert_eq!(rejected, unauthenticated("CREDENTIAL_INVALID"));
 }
 
@@ -106,18 +106,18 @@ async fn lookups_of_credentials_have_a_limit_of_their_own() {
         let api = Api::new(server.channel().await, secret);
         api.key_store().get_key(pb::GetKeyRequest { id: "nonsense".into() }).await
     };
-    assert_eq!(wrong_field(list(&reader).await), "id");
+    assert_eq!(invalid_field(list(&reader).await), "id");
     backend.set(Mode::Hang);
     let mut calls = Vec::new();
     for _ in 0..40 {
         let caller = Api::new(server.channel().await, &unknown());
         calls.push(tokio::spawn(async move {
-            refusal(caller.key_store().get_key(pb::GetKeyRequest { id: "nonsense".into() }).await)
+            error_reason(caller.key_store().get_key(pb::GetKeyRequest { id: "nonsense".into() }).await)
         }));
     }
     until("the rejected calls", async || calls.iter().filter(|call| call.is_finished()).count() == 8).await;
-    assert_eq!(wrong_field(list(&reader).await), "id", "the key is cached");
-    assert_eq!(wrong_field(list(TOKEN).await), "id");
+    assert_eq!(invalid_field(list(&reader).await), "id", "the key is cached");
+    assert_eq!(invalid_field(list(TOKEN).await), "id");
     backend.set(Mode::Work);
     let mut reasons = HashMap::<_, usize>::new();
     for call in calls {
@@ -148,7 +148,7 @@ async fn calls_above_the_limit_are_rejected_immediately_except_health_checks() {
     let request = validate_request(&secret);
     let rejected = api.validator().validate(request.clone()).await.unwrap_err();
     assert!(tonic_types::StatusExt::get_details_retry_info(&rejected).is_some(), "{rejected:?}");
-    assert_eq!(refusal(Err::<tonic::Response<()>, _>(rejected)), overloaded());
+    assert_eq!(error_reason(Err::<tonic::Response<()>, _>(rejected)), overloaded());
     let mut health = HealthClient::new(server.channel().await);
     health.check(HealthCheckRequest::default()).await.unwrap();
     backend.set(Mode::Work);
@@ -172,7 +172,11 @@ async fn a_call_ends_by_its_deadline() {
         tonic::Request::new(message)
     };
     let exceeded = (Code::DeadlineExceeded, "DEADLINE_EXCEEDED".to_owned());
-    assert_eq!(refusal(api.validator().validate(request()).await), exceeded, "the timeout of the server");
+    assert_eq!(
+        error_reason(api.validator().validate(request()).await),
+        exceeded,
+        "the timeout of the server"
+    );
     let mut config = config.clone();
     config.server.call_timeout = HumanDuration(Duration::from_mins(1));
     backend.set(Mode::Work);

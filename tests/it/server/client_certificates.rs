@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use keyvouch::config::ClientAuth;
-use keyvouch::conformance::api::{Api, new_key, refusal};
+use keyvouch::conformance::api::{Api, error_reason, new_key};
 use keyvouch::grpc::pb;
 use keyvouch::grpc::pb::key_store_client::KeyStoreClient;
 use keyvouch::repository::MemoryRepository;
@@ -52,10 +52,10 @@ async fn a_client_certificate_is_a_credential_by_its_name() {
     let service = Api::new(channel("api.example.org").await, "no-token-at-all-but-a-certificate");
     assert_eq!(service.reason(&created.secret).await, pb::Reason::Valid);
     let mut service = KeyStoreClient::new(channel("api.example.org").await);
-    let rejected = refusal(service.create_key(new_key()).await);
+    let rejected = error_reason(service.create_key(new_key()).await);
     assert_eq!(rejected, permission_denied("PERMISSION_DENIED"));
     let mut stranger = KeyStoreClient::new(channel("spiffe://example.org/other").await);
-    let rejected = refusal(stranger.create_key(new_key()).await);
+    let rejected = error_reason(stranger.create_key(new_key()).await);
     assert_eq!(rejected, unauthenticated("CREDENTIAL_REQUIRED"));
 }
 
@@ -88,7 +88,7 @@ async fn names_of_certificates_are_compared_by_their_type() {
     let server = TestServer::start_with(MemoryRepository::new(), &config).await;
     let uri = authority.issue_as(rcgen::SanType::URI("ops.example.org".try_into().unwrap()));
     let channel = connect(&server, &[&authority], Some(&uri)).await.unwrap();
-    let rejected = refusal(KeyStoreClient::new(channel).create_key(new_key()).await);
+    let rejected = error_reason(KeyStoreClient::new(channel).create_key(new_key()).await);
     assert_eq!(rejected, unauthenticated("CREDENTIAL_REQUIRED"));
     let dns = authority.issue("ops.example.org", 4096);
     let channel = connect(&server, &[&authority], Some(&dns)).await.unwrap();

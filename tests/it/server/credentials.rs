@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use keyvouch::config::{HumanDuration, SecretText};
-use keyvouch::conformance::api::{Api, new_key, refusal};
+use keyvouch::conformance::api::{Api, error_reason, new_key};
 use keyvouch::grpc::pb;
 use keyvouch::repository::{ErrorKind, MemoryRepository};
 use prost::Message as _;
@@ -25,7 +25,9 @@ async fn call(server: &TestServer, path: &str, credential: Option<&str>) -> (Cod
         let bearer = format!("Bearer {credential}").parse().unwrap();
         request.metadata_mut().insert("authorization", bearer);
     }
-    refusal(client.unary(request, path.parse().unwrap(), tonic_prost::ProstCodec::<(), ()>::default()).await)
+    error_reason(
+        client.unary(request, path.parse().unwrap(), tonic_prost::ProstCodec::<(), ()>::default()).await,
+    )
 }
 
 fn methods_of(service: &str) -> Vec<String> {
@@ -81,7 +83,7 @@ async fn validate_accepts_credentials_with_the_permission_to_validate() {
     let admin = server.api().await;
     let (_, secret) = admin.create(new_key()).await;
     let request = || validate_request(&secret);
-    let without_credential = refusal(admin.validator().validate(request()).await);
+    let without_credential = error_reason(admin.validator().validate(request()).await);
     assert_eq!(without_credential, unauthenticated("CREDENTIAL_REQUIRED"));
     admin.admin_validator().validate(request()).await.unwrap();
     let scopes = vec!["keyvouch.validate".to_owned()];
@@ -89,9 +91,9 @@ async fn validate_accepts_credentials_with_the_permission_to_validate() {
     let service = Api::new(server.channel().await, &own);
     service.admin_validator().validate(request()).await.unwrap();
     let denied = permission_denied("PERMISSION_DENIED");
-    assert_eq!(refusal(service.key_store().create_key(new_key()).await), denied);
+    assert_eq!(error_reason(service.key_store().create_key(new_key()).await), denied);
     let plain = Api::new(server.channel().await, &secret);
-    assert_eq!(refusal(plain.admin_validator().validate(request()).await), denied);
+    assert_eq!(error_reason(plain.admin_validator().validate(request()).await), denied);
 }
 
 #[tokio::test]
@@ -186,9 +188,9 @@ async fn key_store_can_have_an_address_of_its_own() {
     let public = server.api().await;
     assert_eq!(public.reason(&secret).await, pb::Reason::Valid);
     let unknown = (Code::Unimplemented, "METHOD_UNKNOWN".to_owned());
-    assert_eq!(refusal(public.key_store().create_key(new_key()).await), unknown);
+    assert_eq!(error_reason(public.key_store().create_key(new_key()).await), unknown);
     let request = validate_request(&secret);
-    assert_eq!(refusal(admin.validator().validate(request).await), unknown);
+    assert_eq!(error_reason(admin.validator().validate(request).await), unknown);
 }
 
 #[tokio::test]
@@ -222,7 +224,8 @@ async fn a_failed_lookup_does_not_make_a_credential_invalid() {
     for kind in [ErrorKind::Unavailable, ErrorKind::Timeout] {
         backend.set(Mode::Fail(kind));
         tokio::time::sleep(Duration::from_millis(50)).await;
-        let (code, _) = refusal(reader.key_store().get_key(pb::GetKeyRequest { id: key.id.clone() }).await);
+        let (code, _) =
+            error_reason(reader.key_store().get_key(pb::GetKeyRequest { id: key.id.clone() }).await);
         assert!(matches!(code, Code::Unavailable | Code::DeadlineExceeded), "{code:?}");
     }
 }

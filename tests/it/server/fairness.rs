@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use h2::client::SendRequest;
-use keyvouch::conformance::api::{Api, new_key, refusal};
+use keyvouch::conformance::api::{Api, error_reason, new_key};
 use keyvouch::grpc::pb;
 use keyvouch::repository::MemoryRepository;
 use prost::bytes::Bytes;
@@ -140,7 +140,7 @@ async fn calls_that_read_can_not_exhaust_the_slots_for_changes() {
     until("the listing to wait", async || backend.listings() == 1).await;
     let overloaded = overloaded();
     let second = api.key_store().list_keys(pb::ListKeysRequest::default()).await;
-    assert_eq!(refusal(second), overloaded);
+    assert_eq!(error_reason(second), overloaded);
     let revoke = pb::RevokeKeyRequest { id: key.id, reason: String::new() };
     api.key_store().revoke_key(revoke).await.unwrap();
     backend.set_listing(Mode::Work);
@@ -167,7 +167,7 @@ async fn concurrent_pages_of_one_caller_are_limited() {
         let mut key_store = reader.key_store();
         let rejected = key_store.list_keys(pb::ListKeysRequest::default());
         let rejected = tokio::time::timeout(std::time::Duration::from_millis(100), rejected).await;
-        rejected.is_ok_and(|rejected| refusal(rejected) == overloaded)
+        rejected.is_ok_and(|rejected| error_reason(rejected) == overloaded)
     })
     .await;
     let admin = list(&server.api().await);

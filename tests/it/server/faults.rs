@@ -1,6 +1,6 @@
 //! Tests that a failing backend is never reported as a verdict.
 
-use keyvouch::conformance::api::{new_key, refusal};
+use keyvouch::conformance::api::{error_reason, new_key};
 use keyvouch::grpc::pb;
 use keyvouch::repository::{ErrorKind, KeyRepository as _, UsageStore as _};
 use tonic::Code;
@@ -27,7 +27,7 @@ async fn an_outage_is_an_error_and_not_a_verdict() {
         let status = api.validator().validate(validate_request(&secret)).await.unwrap_err();
         assert!(!format!("{status:?}").contains(DRIVER_TEXT), "{status:?}");
         assert_eq!(status.get_details_retry_info().is_some(), kind == ErrorKind::Unavailable);
-        assert_eq!(refusal::<()>(Err(status)), (code, reason.to_owned()));
+        assert_eq!(error_reason::<()>(Err(status)), (code, reason.to_owned()));
     }
     backend.set(Mode::Work);
     assert_eq!(api.reason(&secret).await, pb::Reason::Valid);

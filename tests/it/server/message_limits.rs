@@ -1,6 +1,6 @@
 //! Tests of the limits on the size and the number of fields of requests.
 
-use keyvouch::conformance::api::{new_key, refusal, wrong_field};
+use keyvouch::conformance::api::{error_reason, invalid_field, new_key};
 use keyvouch::grpc::pb;
 use keyvouch::repository::MemoryRepository;
 use tonic::Code;
@@ -20,13 +20,13 @@ async fn messages_above_the_size_limit_are_rejected() {
     let response = api.validator().validate(request(15 * 1024)).await.unwrap().into_inner();
     assert_eq!(response.reason(), pb::Reason::Malformed);
     let expected = (Code::ResourceExhausted, "MESSAGE_TOO_LARGE".to_owned());
-    assert_eq!(refusal(api.validator().validate(request(17 * 1024)).await), expected);
+    assert_eq!(error_reason(api.validator().validate(request(17 * 1024)).await), expected);
     let large = pb::CreateKeyRequest { description: "x".repeat(150 * 1024), ..new_key() };
-    assert_eq!(refusal(api.key_store().create_key(large).await), expected);
+    assert_eq!(error_reason(api.key_store().create_key(large).await), expected);
     let mut health = HealthClient::new(server.channel().await);
     let service = HealthCheckRequest { service: "x".repeat(5 * 1024) };
-    assert_eq!(refusal(health.check(service.clone()).await), expected);
-    assert_eq!(refusal(health.watch(service).await), expected);
+    assert_eq!(error_reason(health.check(service.clone()).await), expected);
+    assert_eq!(error_reason(health.watch(service).await), expected);
     api.create(new_key()).await;
 }
 
@@ -50,7 +50,7 @@ async fn reflection_has_a_size_limit_and_can_be_disabled() {
     config.server.reflection = false;
     let server = TestServer::start_with(MemoryRepository::new(), &config).await;
     let mut reflection = ServerReflectionClient::new(server.channel().await);
-    let unknown = refusal(reflection.server_reflection_info(ask(1)).await);
+    let unknown = error_reason(reflection.server_reflection_info(ask(1)).await);
     assert_eq!(unknown, (Code::Unimplemented, "METHOD_UNKNOWN".to_owned()));
     server.api().await.create(new_key()).await;
 }
@@ -67,18 +67,18 @@ async fn repeated_fields_are_counted_before_they_are_parsed() {
     };
     let answer = api.validator().validate(validate(64)).await.unwrap().into_inner();
     assert_eq!(answer.reason(), pb::Reason::InsufficientScope);
-    assert_eq!(wrong_field(api.validator().validate(validate(65)).await), "required_scopes");
+    assert_eq!(invalid_field(api.validator().validate(validate(65)).await), "required_scopes");
     let too_many = (Code::ResourceExhausted, "MESSAGE_TOO_LARGE".to_owned());
-    assert_eq!(refusal(api.validator().validate(validate(1_000)).await), too_many);
+    assert_eq!(error_reason(api.validator().validate(validate(1_000)).await), too_many);
     let update = pb::UpdateKeyRequest {
         key: Some(key),
         update_mask: Some(prost_types::FieldMask { paths: vec!["scopes".into(); 1_500] }),
         expected_revision: None,
     };
-    assert_eq!(refusal(api.key_store().update_key(update).await), too_many);
+    assert_eq!(error_reason(api.key_store().update_key(update).await), too_many);
     let list = |states| pb::ListKeysRequest { states: vec![1; states], ..pb::ListKeysRequest::default() };
-    assert_eq!(wrong_field(api.key_store().list_keys(list(4)).await), "states");
-    assert_eq!(refusal(api.key_store().list_keys(list(10_000)).await), too_many);
+    assert_eq!(invalid_field(api.key_store().list_keys(list(4)).await), "states");
+    assert_eq!(error_reason(api.key_store().list_keys(list(10_000)).await), too_many);
 }
 
 /// Each header field takes more memory than its length.
@@ -95,5 +95,5 @@ async fn header_fields_above_the_limit_are_rejected() {
         validator.validate(request).await
     };
     ask(50).await.unwrap();
-    assert_eq!(refusal(ask(70).await), (Code::ResourceExhausted, "MESSAGE_TOO_LARGE".to_owned()));
+    assert_eq!(error_reason(ask(70).await), (Code::ResourceExhausted, "MESSAGE_TOO_LARGE".to_owned()));
 }

@@ -1,7 +1,7 @@
 //! Tests of authorization: the permissions that scopes grant, and who can grant them.
 
 use keyvouch::config::Config;
-use keyvouch::conformance::api::{Api, new_key, refusal};
+use keyvouch::conformance::api::{Api, error_reason, new_key};
 use keyvouch::grpc::pb;
 use keyvouch::repository::MemoryRepository;
 
@@ -24,7 +24,7 @@ async fn fresh_answers_need_a_permission_even_with_open_access() {
         let caller = Api::new(server.channel().await, &secret);
         let answer = caller.admin_validator().validate(request(&secret)).await;
         if denied {
-            assert_eq!(refusal(answer), permission_denied("PERMISSION_DENIED"), "{scope}");
+            assert_eq!(error_reason(answer), permission_denied("PERMISSION_DENIED"), "{scope}");
         } else {
             assert!(answer.unwrap().into_inner().valid, "{scope}");
         }
@@ -43,25 +43,28 @@ async fn reserved_scopes_grant_their_permissions_only() {
     let denied = permission_denied("PERMISSION_DENIED");
     let (key, reader) = with_scope("keyvouch.read").await;
     reader.get(&key.id).await;
-    assert_eq!(refusal(reader.key_store().create_key(new_key()).await), denied);
+    assert_eq!(error_reason(reader.key_store().create_key(new_key()).await), denied);
     let revoke = || pb::RevokeKeyRequest { id: key.id.clone(), reason: String::new() };
-    assert_eq!(refusal(reader.key_store().revoke_key(revoke()).await), denied);
+    assert_eq!(error_reason(reader.key_store().revoke_key(revoke()).await), denied);
 
     let (key_of_writer, writer) = with_scope("keyvouch.write").await;
-    assert_eq!(refusal(writer.key_store().get_key(pb::GetKeyRequest { id: key.id.clone() }).await), denied);
+    assert_eq!(
+        error_reason(writer.key_store().get_key(pb::GetKeyRequest { id: key.id.clone() }).await),
+        denied
+    );
     writer.create(new_key()).await;
     let events = admin.key_store().list_events(pb::ListEventsRequest::default()).await.unwrap().into_inner();
     assert_eq!(events.events[0].actor, format!("key:{}", key_of_writer.id));
 
     let (_, plain) = with_scope("write").await;
-    assert_eq!(refusal(plain.key_store().create_key(new_key()).await), denied);
+    assert_eq!(error_reason(plain.key_store().create_key(new_key()).await), denied);
     let (_, all) = with_scope("keyvouch.admin").await;
     all.create(new_key()).await;
     all.get(&key.id).await;
 
     // A revoked key is rejected as a credential.
     writer.revoke(&key.id, "").await;
-    let rejected = refusal(reader.key_store().get_key(pb::GetKeyRequest { id: key.id.clone() }).await);
+    let rejected = error_reason(reader.key_store().get_key(pb::GetKeyRequest { id: key.id.clone() }).await);
     assert_eq!(rejected, unauthenticated("CREDENTIAL_INVALID"));
 }
 
@@ -73,7 +76,7 @@ async fn without_credentials_reserved_scopes_can_not_be_granted() {
     let mut anybody = pb::key_store_client::KeyStoreClient::new(server.channel().await);
     anybody.create_key(new_key()).await.unwrap();
     let reserved = key_with_scope("keyvouch.admin");
-    assert_eq!(refusal(anybody.create_key(reserved).await), permission_denied("SCOPE_NOT_GRANTABLE"));
+    assert_eq!(error_reason(anybody.create_key(reserved).await), permission_denied("SCOPE_NOT_GRANTABLE"));
 }
 
 #[tokio::test]
@@ -89,7 +92,10 @@ async fn rotating_a_key_with_a_reserved_scope_needs_that_scope() {
     let open = TestServer::start_with(repository, &config).await;
     let mut anybody = pb::key_store_client::KeyStoreClient::new(open.channel().await);
     let rotate = pb::RotateKeyRequest { id: key.id, ..pb::RotateKeyRequest::default() };
-    assert_eq!(refusal(anybody.rotate_key(rotate.clone()).await), permission_denied("SCOPE_NOT_GRANTABLE"));
+    assert_eq!(
+        error_reason(anybody.rotate_key(rotate.clone()).await),
+        permission_denied("SCOPE_NOT_GRANTABLE")
+    );
     server.api().await.key_store().rotate_key(rotate).await.unwrap();
 }
 
@@ -105,16 +111,16 @@ async fn a_writer_can_not_grant_a_reserved_scope_that_it_lacks() {
     let mut key_store = writer.key_store();
     let denied = permission_denied("SCOPE_NOT_GRANTABLE");
     for scope in ["keyvouch.admin", "keyvouch.read", "keyvouch.validate", "keyvouch.future"] {
-        assert_eq!(refusal(key_store.create_key(reserved(scope)).await), denied, "{scope}");
+        assert_eq!(error_reason(key_store.create_key(reserved(scope)).await), denied, "{scope}");
     }
     let rotate = pb::RotateKeyRequest { id: key_of_admin.id, ..pb::RotateKeyRequest::default() };
-    assert_eq!(refusal(key_store.rotate_key(rotate).await), denied);
+    assert_eq!(error_reason(key_store.rotate_key(rotate).await), denied);
     let update = pb::UpdateKeyRequest {
         key: Some(pb::Key { scopes: vec!["keyvouch.admin".into()], ..plain }),
         update_mask: Some(prost_types::FieldMask { paths: vec!["scopes".into()] }),
         ..pb::UpdateKeyRequest::default()
     };
-    assert_eq!(refusal(key_store.update_key(update).await), denied);
+    assert_eq!(error_reason(key_store.update_key(update).await), denied);
     let import = pb::ImportKeysRequest {
         allow_revoked_hash: false,
         hash: vec![7; 32],
@@ -155,7 +161,7 @@ async fn a_writer_can_not_extend_the_key_of_an_administrator() {
         update_mask: Some(prost_types::FieldMask { paths: vec!["expire_time".into()] }),
         ..pb::UpdateKeyRequest::default()
     };
-    let rejected = refusal(writer.key_store().update_key(prolong.clone()).await);
+    let rejected = error_reason(writer.key_store().update_key(prolong.clone()).await);
     assert_eq!(rejected, permission_denied("SCOPE_NOT_GRANTABLE"));
     admin.key_store().update_key(prolong).await.unwrap();
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use keyvouch::config::HumanDuration;
-use keyvouch::conformance::api::{Api, new_key, refusal};
+use keyvouch::conformance::api::{Api, error_reason, new_key};
 use keyvouch::grpc::pb;
 use keyvouch::repository::MemoryRepository;
 use tonic::Code;
@@ -79,7 +79,7 @@ async fn a_watch_ends_when_its_credential_is_revoked_or_its_connection_ends() {
         let end = async {
             loop {
                 if let Err(end) = stream.message().await {
-                    return refusal(Err::<tonic::Response<()>, _>(end));
+                    return error_reason(Err::<tonic::Response<()>, _>(end));
                 }
             }
         };

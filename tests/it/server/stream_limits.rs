@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use keyvouch::conformance::api::{Api, new_key, refusal};
+use keyvouch::conformance::api::{Api, error_reason, new_key};
 use keyvouch::grpc::pb;
 use keyvouch::repository::MemoryRepository;
 use tokio_stream::wrappers::ReceiverStream;
@@ -24,7 +24,7 @@ async fn watches_of_one_caller_are_limited() {
     for _ in 0..16 {
         open.push(watch(&reader).await.unwrap());
     }
-    assert_eq!(refusal(watch(&reader).await), overloaded());
+    assert_eq!(error_reason(watch(&reader).await), overloaded());
     open.push(watch(&api).await.unwrap());
     drop(open);
     until("a free slot", async || watch(&reader).await.is_ok()).await;
@@ -61,8 +61,8 @@ async fn listings_and_imports_of_one_caller_are_limited() {
         listings.push(list(&slow).await.unwrap());
         imports.push(import(&api).await.unwrap());
     }
-    assert_eq!(refusal(list(&api).await), overloaded());
-    assert_eq!(refusal(import(&api).await), overloaded());
+    assert_eq!(error_reason(list(&api).await), overloaded());
+    assert_eq!(error_reason(import(&api).await), overloaded());
     list(&other).await.unwrap();
     import(&other).await.unwrap();
     drop((listings, imports, slow));
@@ -88,7 +88,7 @@ async fn streams_above_the_limit_are_rejected() {
     // When a later call has completed, the server has accepted these.
     let later = raw_call(&server, "/grpc.health.v1.Health/Check").body(()).unwrap();
     client.ready().await.unwrap().send_request(later, true).unwrap().0.await.unwrap();
-    assert_eq!(refusal(api.validator().validate(ask()).await), overloaded());
+    assert_eq!(error_reason(api.validator().validate(ask()).await), overloaded());
     drop(begun);
     until("the end of the other streams", async || api.validator().validate(ask()).await.is_ok()).await;
 }
