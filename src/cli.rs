@@ -83,7 +83,7 @@ enum Command {
 /// `KEYVOUCH__SECTION__FIELD`, flags.
 #[derive(Clone, Debug, Args)]
 struct SettingsArgs {
-    /// TOML file with settings.
+    /// File with settings: TOML, or JSON if its name ends in `.json`.
     #[arg(long, value_name = "FILE", env = "KEYVOUCH_CONFIG")]
     config: Option<PathBuf>,
     /// Value of a setting, for example `--set server.listen=127.0.0.1:6000`. Overrides the file and the environment.

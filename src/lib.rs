@@ -44,10 +44,11 @@
 //! - `server` has listeners, one single-threaded runtime per core, and graceful shutdown.
 //! - [`config`] has the settings.
 //! - [`app`] is the composition root. It alone chooses the backend of a server.
+//! - `redis` has connections to Redis, for the backend and for the cache.
 //! - `cli` has the commands.
 //! - `conformance` (feature `conformance`) has test suites for backends, caches and servers.
 //!
-//! `cli`, `server`, `service` and `telemetry` are not part of the public API.
+//! `cli`, `redis`, `server`, `service` and `telemetry` are not part of the public API.
 //!
 //! # The path of one `Validate` call
 //!

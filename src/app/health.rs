@@ -16,7 +16,7 @@ use tonic_health::server::HealthReporter;
 use crate::cache::Knowledge;
 use crate::grpc::pb::key_store_server::SERVICE_NAME as KEY_STORE;
 use crate::grpc::pb::validator_server::SERVICE_NAME as VALIDATOR;
-use crate::repository::{KeyRepository, within};
+use crate::repository::{ErrorKind, KeyRepository, RepositoryError, within};
 use crate::server::Fitness;
 use crate::telemetry::error_chain;
 
@@ -45,6 +45,15 @@ pub(super) struct HealthMonitor {
     is_up: watch::Sender<bool>,
     /// Locked while statuses change, so that no update follows the final one.
     is_stopped: Arc<Mutex<bool>>,
+}
+
+/// Whether the backend accepts changes.
+#[derive(Debug, Default)]
+struct Changes {
+    /// `None` before it is known.
+    are_accepted: Option<bool>,
+    /// Number of consecutive failed checks.
+    failures: u32,
 }
 
 impl HealthMonitor {
@@ -90,14 +99,17 @@ impl HealthMonitor {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut was_up, mut was_ready, mut has_started) = (None, None, false);
         let mut failures = 0;
-        let mut takes_changes = None;
+        let mut changes = Changes::default();
         loop {
             ticks.tick().await;
             let ping = within(PATIENCE, self.repository.ping()).await;
             failures = if ping.is_ok() { 0 } else { failures + 1 };
             // Failures are tolerated only after a success.
             let is_up = ping.is_ok() || (was_up == Some(true) && failures < FAILURES);
-            self.watch_changes(is_up, &mut takes_changes).await;
+            if ping.is_ok() || !is_up {
+                // A single failed ping says nothing about changes.
+                self.check_changes(is_up, &mut changes).await;
+            }
             if was_up != Some(is_up) {
                 self.is_up.send_replace(is_up);
                 match &ping {
@@ -127,21 +139,34 @@ impl HealthMonitor {
         }
     }
 
-    /// Reports `KeyStore` as serving while the backend answers and accepts changes.
-    async fn watch_changes(&self, is_up: bool, took_changes: &mut Option<bool>) {
-        let refusal =
-            if is_up { within(PATIENCE, self.repository.check_changes()).await.err() } else { None };
-        let takes_changes = is_up && refusal.is_none();
-        if *took_changes == Some(takes_changes) {
+    /// Checks whether the backend accepts changes.
+    async fn check_changes(&self, is_up: bool, changes: &mut Changes) {
+        let error = if is_up { within(PATIENCE, self.repository.check_changes()).await.err() } else { None };
+        self.changes_checked(is_up, error, changes).await;
+    }
+
+    /// Reports `KeyStore` as serving while the backend answers and accepts changes. `error` is the outcome of a
+    /// check of changes.
+    async fn changes_checked(&self, is_up: bool, error: Option<RepositoryError>, changes: &mut Changes) {
+        changes.failures = if error.is_some() { changes.failures + 1 } else { 0 };
+        // Failures are tolerated only after a success.
+        let is_tolerated = changes.are_accepted == Some(true) && changes.failures < FAILURES;
+        let are_accepted = is_up && (error.is_none() || is_tolerated);
+        if changes.are_accepted == Some(are_accepted) {
             return;
         }
-        if let Some(error) = &refusal {
-            tracing::error!(error = %error_chain(error), "the backend accepts no changes");
-        } else if is_up && took_changes.is_some() {
-            tracing::info!("the backend accepts changes again");
+        match &error {
+            Some(error) if error.kind() == ErrorKind::Timeout => {
+                tracing::error!("the backend does not respond in time when changes are checked");
+            }
+            Some(error) => tracing::error!(error = %error_chain(error), "the backend accepts no changes"),
+            None if is_up && changes.are_accepted.is_some() => {
+                tracing::info!("the backend accepts changes again");
+            }
+            None => {}
         }
-        self.set(&[KEY_STORE], status(takes_changes)).await;
-        *took_changes = Some(takes_changes);
+        self.set(&[KEY_STORE], status(are_accepted)).await;
+        changes.are_accepted = Some(are_accepted);
     }
 
     /// Returns whether the feed was read, or the backend has none.
@@ -185,4 +210,40 @@ impl HealthMonitor {
 
 fn status(is_serving: bool) -> ServingStatus {
     if is_serving { ServingStatus::Serving } else { ServingStatus::NotServing }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Request;
+    use tonic_health::pb::HealthCheckRequest;
+    use tonic_health::pb::health_server::Health as _;
+    use tonic_health::server::HealthService;
+
+    use super::*;
+    use crate::domain::{BootClock, Stopwatch};
+    use crate::repository::MemoryRepository;
+
+    #[tokio::test]
+    async fn one_failed_check_of_changes_is_tolerated_after_a_success() {
+        let stopwatch: Arc<dyn Stopwatch> = Arc::new(BootClock);
+        let knowledge = Arc::new(Knowledge::without_feed(stopwatch));
+        let monitor = HealthMonitor::new(Arc::new(MemoryRepository::new()), knowledge, None);
+        let service = HealthService::from_health_reporter(monitor.reporter());
+        monitor.begin().await;
+        let mut changes = Changes::default();
+        for (outcome, expected) in [
+            (Some(ErrorKind::Unavailable), false),
+            (None, true),
+            (Some(ErrorKind::Timeout), true),
+            (None, true),
+            (Some(ErrorKind::Timeout), true),
+            (Some(ErrorKind::Timeout), false),
+            (None, true),
+        ] {
+            monitor.changes_checked(true, outcome.map(Into::into), &mut changes).await;
+            let request = Request::new(HealthCheckRequest { service: KEY_STORE.to_owned() });
+            let reported = service.check(request).await.unwrap().into_inner().status;
+            assert_eq!(reported == ServingStatus::Serving as i32, expected, "{outcome:?}");
+        }
+    }
 }

@@ -121,7 +121,7 @@ impl Breaker {
 }
 
 fn is_outage(error: &RepositoryError) -> bool {
-    matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout)
+    matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Unusable | ErrorKind::Timeout)
 }
 
 /// An attempt to load keys with one call of the backend. When it is dropped, it is reported once for each of

@@ -201,7 +201,7 @@ impl ChangeEffects {
                 }
                 self.poll_feed().await
             }
-            ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Internal => {
+            ErrorKind::Unavailable | ErrorKind::Unusable | ErrorKind::Timeout | ErrorKind::Internal => {
                 match known {
                     KnownKeys::Read { hashes, .. } => self.forget(hashes).await,
                     // An outage must not cost the entries of other keys.

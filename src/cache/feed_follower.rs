@@ -19,7 +19,7 @@ use crate::repository::{
     Backend, ChangeFeed, Changes, ErrorKind, FeedPosition, KeyRepository, Listed, RecentChanges,
     RepositoryError, Result, within,
 };
-use crate::telemetry::{error_chain, seconds};
+use crate::telemetry::{LogLimit, error_chain, seconds};
 
 /// Maximum number of events per poll.
 const BATCH: usize = 1_000;
@@ -188,7 +188,7 @@ impl FeedFollower {
 
     /// Reads events until the end of the feed.
     async fn poll(&mut self) -> Result<()> {
-        self.identify().await?;
+        self.identify().await;
         let mut has_restarted = false;
         loop {
             if self.knowledge.epoch() == 0 {
@@ -272,11 +272,20 @@ impl FeedFollower {
         Ok(())
     }
 
-    /// Sets the identity of the backend in the Redis cache.
-    async fn identify(&self) -> Result<()> {
-        let Some(redis) = self.redis.as_ref().filter(|redis| !redis.is_identified()) else { return Ok(()) };
-        redis.identify(within(self.options.deadline, self.keys.identity()).await?);
-        Ok(())
+    /// Sets the identity of the backend in the Redis cache. If it can't be read, the cache stays unused until the
+    /// next poll.
+    async fn identify(&self) {
+        let Some(redis) = self.redis.as_ref().filter(|redis| !redis.is_identified()) else { return };
+        match within(self.options.deadline, self.keys.identity()).await {
+            Ok(identity) => redis.identify(identity),
+            Err(error) => {
+                static LIMIT: LogLimit = LogLimit::new();
+                if let Some(left_out) = LIMIT.admit() {
+                    let error = error_chain(&error);
+                    tracing::warn!(%error, left_out, "can't read the backend's identity; the Redis cache is not used");
+                }
+            }
+        }
     }
 
     /// Restarts after the backend was rewound, or events were pruned before they were read.

@@ -50,8 +50,8 @@ pub trait KeySource: Send + Sync + Debug + Display {
         None
     }
 
-    /// Looks up the entry of `hash`. A hash without a key results in a negative entry. The caller has to
-    /// check the staleness again before it serves the entry, because time has passed.
+    /// Looks up the entry of `hash`. A hash without a key results in a negative entry. The staleness counts
+    /// from the beginning of the call.
     ///
     /// # Errors
     /// The errors of the backend. Failures of caches are never returned.

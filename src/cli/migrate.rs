@@ -53,8 +53,10 @@ pub(super) fn run(command: MigrateCommand, output: &Output) -> Result<ExitCode> 
         })
         .await?;
         let outcome = execute(&sql, &command, output).await;
-        sql.close().await?;
-        outcome
+        let closed = sql.close().await;
+        let status = outcome?;
+        closed?;
+        Ok(status)
     })
 }
 

@@ -13,7 +13,7 @@ pub enum ConfigError {
         /// The cause.
         source: std::io::Error,
     },
-    /// The file is not valid TOML.
+    /// The file is not valid TOML or JSON.
     #[error("{path}, line {line}: {problem}")]
     Syntax {
         /// The file.

@@ -17,7 +17,7 @@ pub const ENV_PREFIX: &str = "KEYVOUCH__";
 /// Sources of settings, in increasing precedence.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
-    /// TOML file. `None` for no file.
+    /// File of settings: JSON if its name ends in `.json`, otherwise TOML. `None` for no file.
     pub file: Option<PathBuf>,
     /// Environment variables. Those without [`ENV_PREFIX`] are ignored.
     pub environment: Vec<(String, String)>,

@@ -135,6 +135,11 @@ pub(super) fn into_message(status: &Status) -> tonic_types::pb::Status {
     })
 }
 
+/// Returns whether `status` has this machine-readable reason.
+pub(super) fn has_reason(status: &Status, reason: ErrorReason) -> bool {
+    status.get_details_error_info().is_some_and(|info| info.reason == reason_text(reason))
+}
+
 /// Creates the status for a missing or invalid credential. The text is `message`.
 pub(super) fn unauthenticated(reason: ErrorReason, message: &'static str) -> Status {
     status(Code::Unauthenticated, reason, message)
@@ -264,7 +269,7 @@ fn from_repository(error: &RepositoryError) -> Status {
             "changes after this stream position may be missing; empty the cache and start again without a position",
         ),
         ErrorKind::Overloaded => overloaded(),
-        ErrorKind::Unavailable => {
+        ErrorKind::Unavailable | ErrorKind::Unusable => {
             log(error);
             let message = "the storage backend is unavailable; retry later";
             retryable(Code::Unavailable, ErrorReason::StoreUnavailable, message)

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use data_encoding::BASE64URL_NOPAD;
 use futures_util::stream::{BoxStream, StreamExt as _};
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
 use super::auth::{Recheck, lacks_permission};
 use super::methods::WATCH_CHANGES;
@@ -51,10 +51,10 @@ impl ValidatorHandler {
             convert::from_proto_duration("max_staleness", requested).map_err(status::invalid_field)?;
         if requested < self.min_staleness {
             let caller = self.auth.caller_of(request).await.map_err(|rejection| {
-                if rejection.code() == Code::Unauthenticated {
+                if status::has_reason(&rejection, ErrorReason::CredentialRequired) {
                     status::unauthenticated(ErrorReason::CredentialRequired, FRESHNESS_NEEDS_CREDENTIAL)
                 } else {
-                    // The lookup of a key as the credential failed.
+                    // The credential is not valid, or its lookup failed.
                     rejection
                 }
             })?;

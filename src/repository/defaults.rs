@@ -68,7 +68,7 @@ pub(super) async fn rotate<R: KeyRepository + ?Sized>(
     match repository.update(rotation.replaced, expected, context).await {
         Ok(replaced) => Ok(Rotation { replaced, successor }),
         // The update may have been made. Deleting the successor could leave the caller without any valid key.
-        Err(error) if matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Unavailable) => Err(error),
+        Err(error) if error.leaves_outcome_unknown() => Err(error),
         Err(error) => {
             if let Err(left) = repository.delete(successor.id, context).await {
                 // The successor's secret was not returned to anyone, so the key is harmless. The caller gets
@@ -117,4 +117,80 @@ pub(super) async fn list_page<R: KeyRepository + ?Sized>(
         }
     }
     Ok(page)
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::domain::{OwnerId, SystemEntropy, sample_key};
+    use crate::repository::{KeyStream, MemoryRepository};
+
+    /// A backend whose updates fail with `error`, after they were made if `is_made`.
+    #[derive(Debug)]
+    struct FailingUpdates {
+        inner: MemoryRepository,
+        error: RepositoryError,
+        is_made: bool,
+    }
+
+    impl std::fmt::Display for FailingUpdates {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("FailingUpdates")
+        }
+    }
+
+    #[async_trait]
+    impl KeyRepository for FailingUpdates {
+        async fn get_by_hash(&self, hash: &KeyHash) -> Result<Option<ApiKey>> {
+            self.inner.get_by_hash(hash).await
+        }
+
+        async fn get(&self, id: KeyId) -> Result<Option<ApiKey>> {
+            self.inner.get(id).await
+        }
+
+        async fn create(&self, key: ApiKey, context: &ChangeContext) -> Result<ApiKey> {
+            self.inner.create(key, context).await
+        }
+
+        async fn update(&self, key: ApiKey, expected: Revision, context: &ChangeContext) -> Result<ApiKey> {
+            if self.is_made {
+                self.inner.update(key, expected, context).await?;
+            }
+            Err(self.error.clone())
+        }
+
+        async fn delete(&self, id: KeyId, context: &ChangeContext) -> Result<ChangeId> {
+            self.inner.delete(id, context).await
+        }
+
+        fn list_by_owner(&self, owner: &OwnerId, filter: &KeyFilter) -> KeyStream {
+            self.inner.list_by_owner(owner, filter)
+        }
+    }
+
+    /// Returns whether the successor exists after a rotation whose update failed.
+    async fn keeps_successor(error: RepositoryError, is_made: bool) -> bool {
+        let context = ChangeContext::new("token:tests", "r", Timestamp::MIN);
+        let repository = FailingUpdates { inner: MemoryRepository::new(), error, is_made };
+        let old = repository.create(sample_key(), &context).await.unwrap();
+        let hash = KeyHash::of("the successor's secret");
+        let id = KeyId::generate(old.created_at, &hash, &SystemEntropy).unwrap();
+        let successor = ApiKey { id, hash, rotated_from: Some(old.id), ..old.clone() };
+        let replaced = ApiKey { replaced_by: Some(id), ..old };
+        rotate(&repository, Rotation { replaced, successor }, &context).await.unwrap_err();
+        repository.get(id).await.unwrap().is_some()
+    }
+
+    #[tokio::test]
+    async fn a_rotation_with_an_unknown_outcome_keeps_the_successor() {
+        for kind in [ErrorKind::Timeout, ErrorKind::Unavailable, ErrorKind::Internal] {
+            assert!(keeps_successor(kind.into(), true).await, "{kind:?}");
+            let unapplied = RepositoryError::from(kind).unapplied();
+            assert!(!keeps_successor(unapplied, false).await, "{kind:?}");
+        }
+        assert!(!keeps_successor(ErrorKind::Conflict.into(), false).await);
+    }
 }

@@ -29,6 +29,9 @@ pub enum ErrorKind {
     Overloaded,
     /// The backend is unreachable or rejects writes. A later retry may succeed.
     Unavailable,
+    /// The backend can't be used with these settings, or the settings are not valid. Only an operator can change
+    /// that.
+    Unusable,
     /// The backend did not answer before the deadline.
     Timeout,
     /// A stored record can't be read.
@@ -49,6 +52,7 @@ impl ErrorKind {
             Self::PositionLost => "events after the position in the change feed may be missing",
             Self::Overloaded => "the server is overloaded, or a limit is reached",
             Self::Unavailable => "the storage backend is unavailable",
+            Self::Unusable => "the storage backend can't be used with these settings",
             Self::Timeout => "the storage backend did not respond in time",
             Self::Corrupt => "a stored record can't be read",
             Self::Internal => "the storage backend failed",
@@ -85,10 +89,20 @@ impl RepositoryError {
     }
 
     /// Declares that the change was certainly not made. Without this declaration, a change that failed with
-    /// [`ErrorKind::Unavailable`], [`ErrorKind::Timeout`] or [`ErrorKind::Internal`] may have been made.
+    /// [`ErrorKind::Unavailable`], [`ErrorKind::Unusable`], [`ErrorKind::Timeout`] or [`ErrorKind::Internal`] may
+    /// have been made.
     #[must_use]
     pub fn unapplied(self) -> Self {
         Self { is_unapplied: true, ..self }
+    }
+
+    /// Returns whether the outcome of a change that failed with this error is unknown.
+    pub(crate) fn leaves_outcome_unknown(&self) -> bool {
+        !self.is_unapplied
+            && matches!(
+                self.kind,
+                ErrorKind::Unavailable | ErrorKind::Unusable | ErrorKind::Timeout | ErrorKind::Internal
+            )
     }
 
     /// Returns whether the change was certainly not made. False means that the outcome is unknown or that the

@@ -59,7 +59,7 @@ impl SqlRepository {
     /// [`SqlRepository::migrate`] creates its tables.
     ///
     /// # Errors
-    /// - [`ErrorKind::Refused`] if the URL can't be used.
+    /// - [`ErrorKind::Unusable`] if the URL can't be used.
     /// - [`ErrorKind::Unavailable`] if the database can't be reached.
     /// - [`ErrorKind::Corrupt`] if a file is not a database.
     ///
@@ -100,7 +100,7 @@ impl SqlRepository {
     /// primary.
     ///
     /// # Errors
-    /// [`ErrorKind::Refused`] if the URL can't be used or the replica is another kind of database. Errors
+    /// [`ErrorKind::Unusable`] if the URL can't be used or the replica is another kind of database. Errors
     /// contain no part of the URL.
     pub async fn with_replica(self, url: &str) -> Result<Self> {
         let replica = Database::parse(url)?;
@@ -115,7 +115,7 @@ impl SqlRepository {
         let lister = replica.pool(Purpose::Reads, &self.options).await?;
         if lister.connection.get_database_backend() != self.tables.backend {
             return Err(RepositoryError::new(
-                ErrorKind::Refused,
+                ErrorKind::Unusable,
                 "store.sql.replica_url: the replica is a different kind of database than the primary",
             ));
         }

@@ -69,7 +69,7 @@ pub(super) fn skipped_event(revision: Revision, error: &RepositoryError) {
             %revision,
             error = %error_chain(error),
             left_out,
-            "a stored event can't be read and was skipped; all keys of its partition are loaded again"
+            "a stored event can't be read and was skipped"
         );
     }
 }

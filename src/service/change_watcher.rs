@@ -105,6 +105,10 @@ impl ChangeWatcher {
             || RepositoryError::new(ErrorKind::Overloaded, "too many concurrent WatchChanges streams");
         let slot = self.slots.take(caller, self.knowledge.moment()).ok_or_else(too_many)?;
         let (progress, updates) = followed.handle.subscribe();
+        if position.is_none() && self.knowledge.epoch() == 0 {
+            // The present is not known yet.
+            return Err(RepositoryError::new(ErrorKind::Unavailable, "the change feed was not read yet"));
+        }
         let is_behind = position.is_some();
         let now = progress.borrow().clone();
         let watching = Watching {
@@ -208,7 +212,12 @@ impl Watching {
                 }
                 Ok((!changes.events.is_empty()).then(|| self.news(changes.events)))
             }
-            Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::Unavailable | ErrorKind::Unusable | ErrorKind::Timeout
+                ) =>
+            {
                 // The follower logs the failure. The heartbeats report the growing staleness to the client.
                 tokio::time::sleep(RETRY_PAUSE).await;
                 Ok((Instant::now() >= self.next_heartbeat).then(|| self.news(Vec::new())))

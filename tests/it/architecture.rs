@@ -38,6 +38,11 @@ fn read(folder: &Path, module: Option<&str>, uses: &mut Uses) {
         } else if !["lib", "main"].contains(&module) {
             let entry = uses.entry(module.to_owned()).or_default();
             let source = fs::read_to_string(&path).unwrap();
+            // At the top level, `super` is another way to name the crate.
+            let is_top = path.parent().unwrap().ends_with("src");
+            let names_crate =
+                |line: &str| line.starts_with("use super::") || line.starts_with("pub use super::");
+            assert!(!(is_top && source.lines().any(names_crate)), "{}: write `crate::`", path.display());
             let code = source.lines().filter(|line| !line.trim_start().starts_with("//"));
             for rest in code.flat_map(|line| line.split("crate::").skip(1)) {
                 assert!(!rest.starts_with('{'), "{}: write `use crate::module::…`", path.display());

@@ -23,12 +23,12 @@ async fn strict_options_reject_a_server_that_may_lose_keys() {
     ] {
         let servers = Redis::Alone.start(&settings);
         let error = RedisRepository::open(&servers.url, strict()).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert_eq!(error.kind(), ErrorKind::Unusable);
         open(&servers, quick()).await;
     }
     let settings = ["--appendonly", "yes", "--appendfsync", "no"];
     let error = RedisRepository::open(&Redis::Alone.start(&settings).url, strict()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert_eq!(error.kind(), ErrorKind::Unusable);
     let servers = Redis::Alone.start(&["--appendonly", "yes"]);
     open(&servers, strict()).await;
     // In a Cluster, every primary is checked.
@@ -40,7 +40,7 @@ async fn strict_options_reject_a_server_that_may_lose_keys() {
             break;
         }
     }
-    assert_eq!(RedisRepository::open(&servers.url, strict()).await.unwrap_err().kind(), ErrorKind::Refused);
+    assert_eq!(RedisRepository::open(&servers.url, strict()).await.unwrap_err().kind(), ErrorKind::Unusable);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -86,7 +86,7 @@ async fn credentials_are_used_and_never_shown() {
         let error = RedisRepository::open(&wrong, quick()).await.unwrap_err();
         assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
         assert!(
-            matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Refused | ErrorKind::Timeout),
+            matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Unusable | ErrorKind::Timeout),
             "{error:?}"
         );
     }
@@ -153,8 +153,8 @@ async fn tls_is_verified() {
     for (url, file, kind) in [
         (url("rediss", "127.0.0.1"), &server.ca, ErrorKind::Unavailable),
         (url("rediss", "localhost"), &other_ca, ErrorKind::Unavailable),
-        (url("rediss", "localhost"), &none, ErrorKind::Refused),
-        (url("redis", "localhost"), &server.ca, ErrorKind::Refused),
+        (url("rediss", "localhost"), &none, ErrorKind::Unusable),
+        (url("redis", "localhost"), &server.ca, ErrorKind::Unusable),
     ] {
         let error = RedisRepository::open(&url, with(file)).await.unwrap_err();
         assert_eq!(error.kind(), kind, "{url} {error:?}");
@@ -179,7 +179,7 @@ async fn the_client_certificate_is_sent_and_can_change() {
         with_files(RedisFiles { ca: Some(server.ca.clone()), client_certificate, ..RedisFiles::default() })
     };
     let missing = RedisRepository::open(&url, with(Some(client.clone()))).await.unwrap_err();
-    assert_eq!(missing.kind(), ErrorKind::Refused, "{missing:?}");
+    assert_eq!(missing.kind(), ErrorKind::Unusable, "{missing:?}");
     let without = RedisRepository::open(&url, with(None)).await.unwrap_err();
     assert_eq!(without.kind(), ErrorKind::Unavailable, "{without:?}");
     copy(&server.certificate);
@@ -204,7 +204,7 @@ async fn the_client_certificate_is_sent_and_can_change() {
 async fn the_url_has_to_match_the_mode_of_the_server() {
     let servers = Redis::Alone.start(&["--cluster-enabled", "yes"]);
     let error = RedisRepository::open(&servers.url, quick()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
+    assert_eq!(error.kind(), ErrorKind::Unusable, "{error:?}");
     // A cluster that is not created yet may come up, so a startup waits for it.
     let unmade = servers.url.replace("redis:", "redis-cluster:");
     let error = RedisRepository::open(&unmade, quick()).await.unwrap_err();
@@ -212,8 +212,8 @@ async fn the_url_has_to_match_the_mode_of_the_server() {
     let servers = Redis::Alone.start(&[]);
     let url = servers.url.replace("redis:", "redis-cluster:");
     let error = RedisRepository::open(&url, quick()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
+    assert_eq!(error.kind(), ErrorKind::Unusable, "{error:?}");
     assert!(format!("{error:?}").contains("use a redis: or rediss: URL"), "{error:?}");
     let error = RedisRepository::open(&format!("{}/99", servers.url), quick()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
+    assert_eq!(error.kind(), ErrorKind::Unusable, "{error:?}");
 }

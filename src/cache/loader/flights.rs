@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, watch};
+use tracing::Span;
 
 use crate::cache::{Demand, Found};
 use crate::domain::KeyHash;
@@ -43,6 +44,8 @@ pub(super) struct Load {
     /// The outcome of a load that has not landed yet.
     outcome: Option<Result<Found>>,
     waiters: Arc<()>,
+    /// The span of the call that began the flight.
+    pub(super) span: Span,
     flights: Flights,
     _permit: OwnedSemaphorePermit,
 }
@@ -98,6 +101,7 @@ impl InProgress {
             landing,
             outcome: None,
             waiters,
+            span: Span::current(),
             flights: flights.clone(),
             _permit: permit,
         };

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use thread_local::ThreadLocal;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Span};
 
 use super::Tiers;
 use super::flights::Load;
@@ -60,15 +60,17 @@ impl LoadQueue {
     fn schedule(self: &Arc<Self>, queue: &Arc<Mutex<ThreadQueue>>) {
         if lock(queue).try_reserve_batch() {
             let slot = BatchSlot { loads: Arc::clone(self), queue: Arc::clone(queue), is_held: true };
-            // The span is that of the call that scheduled the first batch.
-            tokio::spawn(slot.run_batches().in_current_span());
+            // Without a span, because the task outlives the call that scheduled the first batch.
+            tokio::spawn(slot.run_batches());
         }
     }
 
-    /// Runs a batch on the runtime of the backend. It completes even if the returned handle is dropped.
+    /// Runs a batch on the runtime of the backend, in the span of its first load. It completes even if the
+    /// returned handle is dropped.
     fn run(&self, batch: Vec<Load>) -> JoinHandle<Vec<Load>> {
         let tiers = Arc::clone(&self.tiers);
-        self.handle.spawn(async move { tiers.run(batch).await }.in_current_span())
+        let span = batch.first().map_or_else(Span::none, |load| load.span.clone());
+        self.handle.spawn(async move { tiers.run(batch).await }.instrument(span))
     }
 }
 

@@ -79,10 +79,18 @@ impl KeyRepository for Slow {
     }
 }
 
+/// Waits until `condition` holds, within a limit that only a fault exceeds.
+async fn until(condition: impl Fn() -> bool) {
+    let waiting = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_mins(1), waiting).await.unwrap();
+}
+
 async fn until_asked(slow: &Slow, times: usize) {
-    while slow.calls.load(Ordering::SeqCst) < times {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    until(|| slow.calls.load(Ordering::SeqCst) >= times).await;
 }
 
 /// Returns a loader without caches.
@@ -116,9 +124,7 @@ async fn waiting_loads_share_a_call_and_each_gets_its_own_answer() {
         until_asked(&slow, calls).await;
     }
     let waiting: Vec<_> = ["secret", "corrupt", "unknown", "mixed up"].map(|it| find(&loader, it)).into();
-    while loader.flights.lock().len() < MAX_BATCHES + waiting.len() {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    until(|| loader.flights.lock().len() >= MAX_BATCHES + waiting.len()).await;
     slow.released.notify_one();
     until_asked(&slow, MAX_BATCHES + 1).await;
     slow.released.notify_waiters();
@@ -168,9 +174,7 @@ fn loads_outlive_the_runtime_that_began_them() {
         for secret in &queued {
             let _waits = find(&loader, secret);
         }
-        while loader.flights.lock().len() < MAX_BATCHES + queued.len() {
-            tokio::task::yield_now().await;
-        }
+        until(|| loader.flights.lock().len() >= MAX_BATCHES + queued.len()).await;
     });
     let joined = second.block_on(async {
         let flights = loader.flights.lock().len();
@@ -201,10 +205,11 @@ fn loads_outlive_the_runtime_that_began_them() {
             assert!(outcome.unwrap().entry.key.is_none());
         }
         let answered = find(&loader, "later");
-        while !answered.is_finished() {
+        until(|| {
             slow.released.notify_waiters();
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+            answered.is_finished()
+        })
+        .await;
         assert_eq!(answered.await.unwrap(), Ok(None));
     });
 }

@@ -36,7 +36,7 @@ fn server(
     let version = info.get("redis_version").copied().and_then(version_of).unwrap_or(OLDEST);
     if version < OLDEST {
         return Err(RepositoryError::new(
-            ErrorKind::Refused,
+            ErrorKind::Unusable,
             "the server is older than Redis 6.2; use a newer version",
         ));
     }
@@ -48,7 +48,7 @@ fn server(
         } else {
             NO_CLUSTER
         };
-        return Err(RepositoryError::new(ErrorKind::Refused, problem));
+        return Err(RepositoryError::new(ErrorKind::Unusable, problem));
     }
     if info.get("role").copied() == Some("slave") {
         let problem = "the server is a replica, which rejects changes; use the URL of the primary";
@@ -56,7 +56,7 @@ fn server(
     }
     if settings.get(ALLOWS_STALE_READS).map(String::as_str) == Some("yes") {
         return Err(RepositoryError::new(
-            ErrorKind::Refused,
+            ErrorKind::Unusable,
             "a node that is cut off from the Cluster would return outdated records, so that revoked keys stay valid; set \
              `cluster-allow-reads-when-down no`",
         ));
@@ -71,7 +71,7 @@ fn server(
     };
     for problem in problems(info, settings, replication) {
         if options.strict {
-            return Err(RepositoryError::new(ErrorKind::Refused, problem));
+            return Err(RepositoryError::new(ErrorKind::Unusable, problem));
         }
         tracing::warn!(store = %connection, "{problem}");
     }
@@ -102,7 +102,7 @@ pub(super) async fn permissions(connection: &Connection, keyspace: &Keyspace) ->
         "the Redis user lacks permission for {} on names that begin with store.redis.prefix; grant the commands listed in docs/configuration.md#redis",
         commands.join(" ")
     );
-    Err(RepositoryError::new(ErrorKind::Refused, problem))
+    Err(RepositoryError::new(ErrorKind::Unusable, problem))
 }
 
 /// Fails if a server is out of memory and therefore rejects new keys.

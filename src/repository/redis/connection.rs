@@ -47,7 +47,7 @@ impl Connection {
     /// Connects to the server of `url`.
     ///
     /// # Errors
-    /// [`ErrorKind::Refused`](crate::repository::ErrorKind::Refused) if the URL or a file can't be used. Otherwise the classified error of the
+    /// [`ErrorKind::Unusable`](crate::repository::ErrorKind::Unusable) if the URL or a file can't be used. Otherwise the classified error of the
     /// connection. Errors contain no part of the URL.
     pub(super) async fn open(url: &str, options: &RedisOptions) -> Result<Self> {
         let config = config(url, &options.files)?;
@@ -114,12 +114,13 @@ impl Connection {
         wake_ups(&self.config, self.timeout, channel)
     }
 
-    /// Closes all connections.
+    /// Closes all connections. Returns the first error.
     pub(super) async fn close(&self) -> Result<()> {
+        let mut outcome = Ok(());
         for client in self.all() {
-            client.quit().await.map_err(from_fred)?;
+            outcome = outcome.and(client.quit().await.map_err(from_fred));
         }
-        Ok(())
+        outcome
     }
 }
 

@@ -7,7 +7,7 @@ use crate::repository::{ErrorKind, RepositoryError};
 
 impl From<InvalidSettings> for RepositoryError {
     fn from(error: InvalidSettings) -> Self {
-        Self::new(ErrorKind::Refused, error)
+        Self::new(ErrorKind::Unusable, error)
     }
 }
 
@@ -51,7 +51,7 @@ pub(super) fn from_start(error: Error) -> RepositoryError {
         }
         _ => return from_fred(error),
     };
-    RepositoryError::new(ErrorKind::Refused, problem)
+    RepositoryError::new(ErrorKind::Unusable, problem)
 }
 
 /// Classifies `error`, which becomes the source. Marks changes that were certainly not made as unapplied.
@@ -94,7 +94,7 @@ fn kind_of(error: &Error) -> ErrorKind {
     match error.kind() {
         FredKind::Timeout => ErrorKind::Timeout,
         // The URL does not match the server.
-        FredKind::Config => ErrorKind::Refused,
+        FredKind::Config => ErrorKind::Unusable,
         FredKind::IO
         | FredKind::Auth
         | FredKind::Routing

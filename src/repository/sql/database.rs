@@ -33,7 +33,7 @@ pub(super) enum Purpose {
 impl Database {
     /// Parses `url`. Errors contain no part of the URL.
     pub(super) fn parse(url: &str) -> Result<Self> {
-        let refused = |problem: &'static str| RepositoryError::new(ErrorKind::Refused, problem);
+        let refused = |problem: &'static str| RepositoryError::new(ErrorKind::Unusable, problem);
         let (scheme, rest) = url.split_once(':').ok_or_else(|| refused("the URL has no scheme"))?;
         let malformed = "malformed URL; special characters in a password must be written as %XX";
         match scheme {

@@ -107,7 +107,7 @@ fn classify_driver_error(error: &sqlx::Error) -> Classification {
             (kind_of_sqlite(&code), Remedy::None)
         }
         // A session setting that can't be set.
-        sqlx::Error::Configuration(_) => (ErrorKind::Refused, Remedy::None),
+        sqlx::Error::Configuration(_) => (ErrorKind::Unusable, Remedy::None),
         _ => (ErrorKind::Internal, Remedy::None),
     }
 }

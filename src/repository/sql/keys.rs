@@ -140,9 +140,10 @@ impl KeyRepository for SqlRepository {
     }
 
     async fn close(&self) -> Result<()> {
+        let mut outcome = Ok(());
         for pool in [&self.reader, &self.writer, &self.lister] {
-            pool.connection.close_by_ref().await.map_err(from_db)?;
+            outcome = outcome.and(pool.connection.close_by_ref().await.map_err(from_db));
         }
-        Ok(())
+        outcome
     }
 }

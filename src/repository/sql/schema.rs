@@ -12,7 +12,7 @@ pub(super) fn migrator(options: &SqlOptions) -> Result<Migrator> {
     match &options.schema {
         None => Ok(migrator),
         Some(schema) => {
-            migrator.in_schema(schema).map_err(|error| RepositoryError::new(ErrorKind::Refused, error))
+            migrator.in_schema(schema).map_err(|error| RepositoryError::new(ErrorKind::Unusable, error))
         }
     }
 }
@@ -22,7 +22,7 @@ impl SqlRepository {
     /// Returns how the schema differs from the schema of this release. Makes no changes.
     ///
     /// # Errors
-    /// [`ErrorKind::Refused`] if the name of the schema is invalid, and the errors of a read.
+    /// [`ErrorKind::Unusable`] if the name of the schema is invalid, and the errors of a read.
     pub async fn schema_state(&self) -> Result<SchemaState> {
         let migrator = &migrator(&self.options)?;
         self.read(|pool| async move { migrator.state(&pool.connection).await.map_err(from_db) }).await
@@ -35,7 +35,7 @@ impl SqlRepository {
     ///
     /// # Errors
     /// - [`ErrorKind::Timeout`] on MySQL and MariaDB, if another process holds the lock for longer than an hour.
-    /// - [`ErrorKind::Refused`] if the schema has migrations of a newer release.
+    /// - [`ErrorKind::Unusable`] if the schema has migrations of a newer release.
     /// - The error of a statement, with the migrations before it applied.
     pub async fn migrate(&self) -> Result<Vec<String>> {
         let single = self.database.single(&self.options).await?;
@@ -92,6 +92,6 @@ fn from_migrator(error: MigrateError) -> RepositoryError {
     match error {
         MigrateError::Database(error) => from_db(error),
         MigrateError::Locked => RepositoryError::new(ErrorKind::Timeout, error),
-        MigrateError::Newer(_) => RepositoryError::new(ErrorKind::Refused, error),
+        MigrateError::Newer(_) => RepositoryError::new(ErrorKind::Unusable, error),
     }
 }

@@ -22,6 +22,13 @@ impl Replica {
 
     /// Starts a replica whose `backend` stores its keys in `store`.
     async fn of(store: MemoryRepository, backend: Backend) -> Self {
+        let replica = Self::unread(store, backend).await;
+        replica.poll().await;
+        replica
+    }
+
+    /// Starts a replica that may not have read the feed.
+    async fn unread(store: MemoryRepository, backend: Backend) -> Self {
         let options = StackOptions {
             local: None,
             custom: None,
@@ -33,9 +40,7 @@ impl Replica {
         let built = CacheStack::build(backend, &options, &entropy(), &(Arc::new(BootClock) as _)).await;
         let mut stack = built.unwrap();
         tokio::spawn(stack.follower.take().unwrap().run());
-        let replica = Self { store, stack };
-        replica.poll().await;
-        replica
+        Self { store, stack }
     }
 
     fn watcher(&self, feed: impl ChangeFeed + 'static) -> ChangeWatcher {
@@ -208,4 +213,18 @@ async fn an_unreadable_event_ends_the_streams_that_did_not_pass_it() {
     replica.poll().await;
     assert_eq!(revisions(&mut anew, 1).await, [broken + 1]);
     assert_eq!(revisions(&mut watch(&watcher, Some(position)), 1).await, [broken + 1]);
+}
+
+/// Before the feed was read, the present is unknown. A stream from the present would replay all events.
+#[tokio::test]
+async fn a_stream_from_the_present_begins_only_after_the_feed_was_read() {
+    let store = MemoryRepository::new();
+    let backend = Backend::new(store.clone()).with_feed(Unreadable);
+    let replica = Replica::unread(store, backend).await;
+    let watcher = replica.watcher(Unreadable);
+    let Err(error) = watcher.watch(None, &Caller::admin("tests".into(), "r")) else {
+        panic!("the stream began")
+    };
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(watcher.watch(Some(FeedPosition::beginning()), &Caller::admin("tests".into(), "r")).is_ok());
 }

@@ -57,7 +57,7 @@ async fn revocations_and_deletions_succeed_without_memory() {
 async fn a_cluster_that_allows_stale_reads_is_rejected() {
     let servers = Redis::Cluster.start(&["--cluster-allow-reads-when-down", "yes"]);
     let error = RedisRepository::open(&servers.url, quick()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert_eq!(error.kind(), ErrorKind::Unusable);
     assert!(format!("{error:?}").contains("cluster-allow-reads-when-down no"), "{error:?}");
 }
 
@@ -69,7 +69,7 @@ async fn strict_options_reject_a_cluster_that_hides_its_settings() {
     RedisRepository::open(&servers.url, quick()).await.unwrap();
     let strict = RedisOptions { strict: true, ..quick() };
     let error = RedisRepository::open(&servers.url, strict).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert_eq!(error.kind(), ErrorKind::Unusable);
     assert!(format!("{error:?}").contains("cluster-allow-reads-when-down"), "{error:?}");
 }
 
@@ -81,7 +81,7 @@ async fn strict_options_require_protection_from_lost_changes() {
     let servers = Redis::Sentinel.start(&durable);
     let strict = || RedisOptions { strict: true, ..quick() };
     let error = RedisRepository::open(&servers.url, strict()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert_eq!(error.kind(), ErrorKind::Unusable);
     let text = format!("{error:?}");
     assert!(
         text.contains("min-replicas-to-write") && text.contains("store.redis.min_replicas_ack"),
@@ -126,9 +126,9 @@ async fn the_password_can_change_while_connected() {
     .await;
 
     let refused = RedisRepository::open(&format!("redis://kv:new@127.0.0.1:{port}"), options()).await;
-    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Refused);
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Unusable);
     let missing = with_password(folder.path().join("missing"));
-    assert_eq!(RedisRepository::open(&url, missing).await.unwrap_err().kind(), ErrorKind::Refused);
+    assert_eq!(RedisRepository::open(&url, missing).await.unwrap_err().kind(), ErrorKind::Unusable);
 }
 
 /// The missing commands are reported at startup, because each change would fail much later otherwise.
@@ -141,7 +141,7 @@ async fn a_user_without_a_required_command_is_rejected_at_startup() {
             assert_eq!(cli(server.port, &user), "OK");
         }
         let error = RedisRepository::open(&servers.url, quick()).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert_eq!(error.kind(), ErrorKind::Unusable);
         let text = format!("{error:?}");
         assert!(text.contains("HMGET TIME XTRIM"), "{text}");
         for server in &servers.servers {

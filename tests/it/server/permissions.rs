@@ -31,6 +31,23 @@ async fn fresh_answers_need_a_permission_even_with_open_access() {
     }
 }
 
+/// A credential that is not valid is reported as such, and not as missing.
+#[tokio::test]
+async fn fresh_answers_report_an_invalid_credential() {
+    let server = TestServer::start(MemoryRepository::new()).await;
+    let (_, secret) = server.api().await.create(new_key()).await;
+    let request = || pb::ValidateRequest {
+        secret: secret.clone(),
+        max_staleness: Some(prost_types::Duration::default()),
+        ..pb::ValidateRequest::default()
+    };
+    let with_credential = Api::new(server.channel().await, "a-credential-that-nobody-issued");
+    let answer = with_credential.admin_validator().validate(request()).await;
+    assert_eq!(error_reason(answer), unauthenticated("CREDENTIAL_INVALID"));
+    let mut without = pb::validator_client::ValidatorClient::new(server.channel().await);
+    assert_eq!(error_reason(without.validate(request()).await), unauthenticated("CREDENTIAL_REQUIRED"));
+}
+
 #[tokio::test]
 async fn reserved_scopes_grant_their_permissions_only() {
     let server = TestServer::start(MemoryRepository::new()).await;

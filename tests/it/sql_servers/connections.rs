@@ -91,7 +91,7 @@ async fn errors_contain_no_password() {
     ] {
         let error = SqlRepository::open(url, SqlOptions::default()).await.unwrap_err();
         assert!(!format!("{error} {error:?}").contains("hunter2"), "{url}");
-        assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Refused), "{url} {error:?}");
+        assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Unusable), "{url} {error:?}");
     }
     let repository = SqlRepository::open(&Kind::Postgres.database().await, patient()).await.unwrap();
     assert!(!format!("{repository:?}").contains("postgres@"));

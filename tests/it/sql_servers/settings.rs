@@ -176,11 +176,11 @@ async fn a_database_in_another_encoding_is_rejected() {
         .await
         .unwrap();
     let error = SqlRepository::open(&format!("{server}/{latin}"), patient()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert_eq!(error.kind(), ErrorKind::Unusable);
     assert!(format!("{error:?}").contains("server_encoding"), "{error:?}");
     let maria = format!("{}?charset=latin1", Kind::MariaDb.database().await);
     let error = SqlRepository::open(&maria, patient()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert_eq!(error.kind(), ErrorKind::Unusable);
     assert!(format!("{error:?}").contains("character_set_client"), "{error:?}");
 }
 
