@@ -38,15 +38,16 @@ impl KeyId {
         self.0.as_bytes()[15]
     }
 
-    /// Parses the hyphenated lowercase form of an id.
+    /// Parses the hyphenated form of an id, in upper or lower case (RFC 9562, section 4).
     ///
     /// # Errors
     /// `text` has any other form. The error names `field`.
     pub fn parse(field: &str, text: &str) -> Result<Self, InvalidField> {
-        // Other spellings of a UUID are rejected, so that each key has one identifier in logs and audit
-        // trails.
+        // Other spellings are rejected, so that an id can be searched for in logs and audit trails.
         match Uuid::try_parse(text) {
-            Ok(id) if id.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == text => Ok(Self(id)),
+            Ok(id) if id.hyphenated().encode_lower(&mut Uuid::encode_buffer()).eq_ignore_ascii_case(text) => {
+                Ok(Self(id))
+            }
             _ => {
                 Err(InvalidField::new(field, "is not a valid key id; use the UUID that the server returned"))
             }
@@ -92,13 +93,16 @@ mod tests {
     #[test]
     fn only_the_hyphenated_form_is_accepted() {
         let text = "0190a6f0-1a2b-7c3d-8e4f-0123456789ab";
-        assert_eq!(KeyId::parse("id", text).unwrap().to_string(), text);
+        for spelling in [text, &text.to_uppercase(), "0190A6f0-1a2B-7c3d-8e4F-0123456789aB"] {
+            assert_eq!(KeyId::parse("id", spelling).unwrap().to_string(), text);
+        }
         for bad in [
             "",
             "x",
             "0190a6f01a2b7c3d8e4f0123456789ab",
             "{0190a6f0-1a2b-7c3d-8e4f-0123456789ab}",
-            "0190A6F0-1A2B-7C3D-8E4F-0123456789AB",
+            "0190A6F01A2B7C3D8E4F0123456789AB",
+            "urn:uuid:0190a6f0-1a2b-7c3d-8e4f-0123456789ab",
         ] {
             assert_eq!(KeyId::parse("id", bad).unwrap_err().field, "id");
         }
