@@ -23,6 +23,7 @@ mod secret_key;
 mod text;
 mod timestamp;
 mod verdict;
+mod visible_text;
 
 #[cfg(test)]
 pub(crate) use api_key::tests::key as sample_key;
@@ -32,7 +33,7 @@ pub use change_id::ChangeId;
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use entropy::{Entropy, EntropyError, SystemEntropy};
 pub use filter::{KeyFilter, StateSet};
-pub use invalid_field::InvalidField;
+pub use invalid_field::{InvalidField, InvalidFields, Violations};
 pub use key_format::{ForeignPattern, KeyFormat};
 pub use key_hash::KeyHash;
 pub use key_id::KeyId;

@@ -24,6 +24,6 @@ pub(crate) use key_request::{
     ClientRequestId, Expiry, IssuedKey, KeyRecord, KeyUpdate, ListRequest, ListedPage, ListedRecord, NewKey,
     RotateRequest, RotatedKey,
 };
-pub(crate) use key_store::KeyStoreService;
+pub(crate) use key_store::{KeyStoreService, check_future};
 pub(crate) use usage::UsageRecorder;
 pub(crate) use validator::{Freshness, Lookups, Validation, ValidatorService};

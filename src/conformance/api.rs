@@ -121,13 +121,23 @@ pub fn error_reason<T: std::fmt::Debug>(outcome: Result<Response<T>, Status>) ->
 
 /// Returns the field that the error names. Panics if `outcome` is not an error about one field.
 pub fn invalid_field<T: std::fmt::Debug>(outcome: Result<Response<T>, Status>) -> String {
+    let mut fields = invalid_fields(outcome);
+    assert_eq!(fields.len(), 1, "{fields:?}");
+    fields.remove(0)
+}
+
+/// Returns the fields that the error names, in the order of the error. Panics if `outcome` is not an error about fields.
+pub fn invalid_fields<T: std::fmt::Debug>(outcome: Result<Response<T>, Status>) -> Vec<String> {
     let status = outcome.unwrap_err();
     assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status:?}");
     assert_eq!(status.get_details_error_info().unwrap().reason, "INVALID_FIELD");
-    let mut violations = status.get_details_bad_request().unwrap().field_violations;
-    assert_eq!(violations.len(), 1);
-    assert!(!violations[0].description.is_empty());
-    violations.remove(0).field
+    let violations = status.get_details_bad_request().unwrap().field_violations;
+    assert!(violations.iter().all(|violation| !violation.description.is_empty()), "{violations:?}");
+    let message = status.message();
+    assert!(message.starts_with(&format!("{}: ", violations[0].field)), "{message}");
+    let others = violations.len() - 1;
+    assert_eq!(message.contains(&format!("(and {others} more")), others > 0, "{message}");
+    violations.into_iter().map(|violation| violation.field).collect()
 }
 
 /// Creates a test for each clause. The expression is a future that returns an [`Api`] and a value to keep for
@@ -142,6 +152,7 @@ macro_rules! api_conformance {
             create::invalid_fields_of_create_are_named,
             create::a_retry_with_a_request_id_creates_no_second_key,
             create::an_invalid_request_id_is_rejected,
+            create::new_texts_have_only_visible_characters,
             create::an_unknown_reserved_scope_is_not_grantable,
             validate::a_valid_key_is_allowed_and_described,
             validate::denial_reasons_follow_their_precedence,
@@ -180,6 +191,8 @@ macro_rules! api_conformance {
             list::ten_thousand_keys_are_streamed,
             errors::unknown_ids_are_not_found,
             errors::malformed_ids_are_invalid_fields,
+            errors::ids_are_accepted_in_any_case,
+            errors::all_invalid_fields_are_reported_at_once,
             events::events_outlive_their_key,
             events::pages_list_every_event_once,
             watch::changes_are_delivered_once_and_streams_resume,
@@ -192,6 +205,7 @@ macro_rules! api_conformance {
             import::a_repeated_import_changes_nothing,
             import::a_hash_of_a_deleted_revoked_key_is_not_imported,
             import::invalid_fields_of_import_are_named,
+            import::new_texts_of_import_have_only_visible_characters,
             import::an_import_grants_no_unknown_reserved_scope,
         );
     };

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::InvalidField;
+use super::visible_text::check_visible;
 
 /// The label of a key.
 pub type KeyName = BoundedText<1, 128>;
@@ -20,7 +21,8 @@ pub type RevokeReason = BoundedText<0, 256>;
 pub struct BoundedText<const MIN: usize, const MAX: usize>(String);
 
 impl<const MIN: usize, const MAX: usize> BoundedText<MIN, MAX> {
-    /// Checks that `text` is valid.
+    /// Checks that `text` is valid, for a text that is stored already or that only selects stored texts.
+    /// Texts of earlier releases break the rules of [`parse_new`](Self::parse_new).
     ///
     /// # Errors
     /// It is empty or blank although `MIN` is greater than 0, is too long, or has a control character. The
@@ -40,6 +42,18 @@ impl<const MIN: usize, const MAX: usize> BoundedText<MIN, MAX> {
             return Err(InvalidField::new(field, CONTROL_PROBLEM));
         }
         Ok(Self(text))
+    }
+
+    /// Checks that `text` is valid, and that it is unambiguous to people who read it. For every text that a
+    /// caller wants to store.
+    ///
+    /// # Errors
+    /// Returns the errors of [`parse`](Self::parse), and an error if the text begins or ends with white space,
+    /// or has an invisible character. The error names `field`.
+    pub fn parse_new(field: &str, text: impl Into<String>) -> Result<Self, InvalidField> {
+        let text = Self::parse(field, text)?;
+        check_visible(text.as_str()).map_err(|problem| InvalidField::new(field, problem))?;
+        Ok(text)
     }
 
     /// Returns the text.
@@ -100,5 +114,15 @@ mod tests {
             assert_eq!(Three::parse("name", bad).unwrap_err().field, "name", "{bad:?}");
         }
         assert!(BoundedText::<0, 3>::parse("f", "").is_ok());
+    }
+
+    #[test]
+    fn stored_texts_stay_readable_and_new_ones_are_checked_further() {
+        for text in [" a", "a ", "a\u{200b}"] {
+            assert_eq!(Three::parse("name", text).unwrap().as_str(), text);
+            assert_eq!(Three::parse_new("name", text).unwrap_err().field, "name");
+        }
+        assert_eq!(Three::parse_new("name", "").unwrap_err(), Three::parse("name", "").unwrap_err());
+        assert!(BoundedText::<0, 3>::parse_new("f", "").is_ok());
     }
 }

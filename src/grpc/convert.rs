@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::pb;
 use crate::cache::Tier;
 use crate::domain::{
-    ChangeKind, Denial, InvalidField, KeyEvent, KeyFilter, KeyId, KeyPrefix, KeyState, MAX_OVERLAP, OwnerId,
-    ScopeMatch, ScopeSet, StateSet, Timestamp, Verdict,
+    ChangeKind, Denial, InvalidField, InvalidFields, KeyEvent, KeyFilter, KeyId, KeyPrefix, KeyState,
+    MAX_OVERLAP, OwnerId, ScopeMatch, ScopeSet, StateSet, Timestamp, Verdict, Violations,
 };
 use crate::service::{Expiry, Freshness, KeyRecord, Validation};
 
@@ -155,7 +155,7 @@ pub(super) fn scope_match(value: i32) -> Result<ScopeMatch, InvalidField> {
     }
 }
 
-/// Parses the owner of a listing. An empty one means all owners.
+/// Parses the owner of a listing. An empty one means all owners. Owners that earlier releases accepted can be listed.
 pub(super) fn listed_owner(owner_id: String) -> Result<Option<OwnerId>, InvalidField> {
     if owner_id.is_empty() {
         return Ok(None);
@@ -170,14 +170,22 @@ pub(super) fn filter(
     states: &[i32],
     prefix: Option<String>,
     as_of: Timestamp,
-) -> Result<KeyFilter, InvalidField> {
-    if states.len() > STATES {
-        return Err(InvalidField::new("states", "more than 3 states; list each state once"));
-    }
-    let states: Result<Vec<_>, _> =
-        states.iter().enumerate().map(|(at, &state)| key_state(at, state)).collect();
-    let prefix = prefix.map(|prefix| KeyPrefix::parse("prefix", prefix)).transpose()?;
-    Ok(KeyFilter { states: StateSet::any_of(&states?), prefix, as_of })
+) -> Result<KeyFilter, InvalidFields> {
+    let mut violations = Violations::default();
+    let states: Option<Vec<_>> = if states.len() > STATES {
+        violations.take(Err(InvalidField::new("states", "more than 3 states; list each state once")))
+    } else {
+        let states = states.iter().enumerate().map(|(at, &state)| violations.take(key_state(at, state)));
+        // All states are parsed, also those after an invalid one.
+        states.collect::<Vec<_>>().into_iter().collect()
+    };
+    let prefix = violations.take(prefix.map(|prefix| KeyPrefix::parse("prefix", prefix)).transpose());
+    let filter = states.zip(prefix);
+    violations.finish(filter.map(|(states, prefix)| KeyFilter {
+        states: StateSet::any_of(&states),
+        prefix,
+        as_of,
+    }))
 }
 
 fn key_state(at: usize, state: i32) -> Result<KeyState, InvalidField> {
@@ -288,8 +296,13 @@ mod tests {
     #[test]
     fn unknown_enum_values_are_rejected_with_their_field() {
         assert_eq!(scope_match(7).unwrap_err().field, "scope_match");
-        assert_eq!(filter(&[1, 0], None, Timestamp::MIN).unwrap_err().field, "states[1]");
-        assert_eq!(filter(&[9], None, Timestamp::MIN).unwrap_err().field, "states[0]");
+        let filtered = |states: &[i32], prefix: Option<&str>| {
+            let fields = filter(states, prefix.map(str::to_owned), Timestamp::MIN).unwrap_err();
+            fields.iter().map(|it| it.field.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(filtered(&[1, 0], None), ["states[1]"]);
+        assert_eq!(filtered(&[9, 1, 8], Some("No")), ["states[0]", "states[2]", "prefix"]);
+        assert_eq!(filtered(&[1, 1, 1, 1], None), ["states"]);
     }
 
     #[test]

@@ -99,7 +99,8 @@ fn log_rejected_row(caller: &Caller, rejection: &ServiceError) {
     });
 }
 
-/// Parses the key in `request`. Checks everything that does not depend on stored keys or on the caller.
+/// Parses the key in `request`. An error names the first invalid field only: an import can have many of them, and its
+/// report has one line for each row. Checks everything that does not depend on stored keys or on the caller.
 pub(crate) fn imported_key(request: pb::ImportKeysRequest) -> Result<ImportedKey, InvalidField> {
     let Some(key) = request.key else {
         return Err(InvalidField::new("key", "missing; set at least its name and owner_id"));
@@ -121,11 +122,11 @@ pub(crate) fn imported_key(request: pb::ImportKeysRequest) -> Result<ImportedKey
         id: id("key.id", &key.id)?,
         hash: KeyHash::from_bytes(hash),
         prefix: KeyPrefix::parse("key.prefix", key.prefix)?,
-        name: KeyName::parse("key.name", key.name)?,
-        description: Description::parse("key.description", key.description)?,
-        owner_id: OwnerId::parse("key.owner_id", key.owner_id)?,
+        name: KeyName::parse_new("key.name", key.name)?,
+        description: Description::parse_new("key.description", key.description)?,
+        owner_id: OwnerId::parse_new("key.owner_id", key.owner_id)?,
         scopes: ScopeSet::parse("key.scopes", key.scopes)?,
-        metadata: Metadata::parse(key.metadata)?,
+        metadata: Metadata::parse_new(key.metadata)?,
         created_at: time("key.create_time", key.create_time)?,
         expires_at: time("key.expire_time", key.expire_time)?,
         revocation,

@@ -15,13 +15,15 @@ use tonic::{Request, Response, Status, Streaming};
 
 use self::held_slot::holding;
 use self::pages::{MAX_PAGE_BYTES, events_response, list_response, stream_response};
-use self::requests::{event_page_request, key_update, list_request, new_key, rotate_request};
+use self::requests::{
+    event_page_request, key_update, list_request, new_key, revoke_request, rotate_request, stream_request,
+};
 use super::auth::Recheck;
 use super::methods::{IMPORT_KEYS, STREAM_KEYS};
 use super::pb::key_store_server::KeyStore;
 use super::status::Repeat;
 use super::{convert, import, pb, status};
-use crate::domain::{KeyId, Revision, RevokeReason, Stopwatch};
+use crate::domain::{KeyId, Revision, Stopwatch};
 use crate::service::{Caller, CallerSlot, CallerSlots, KeyStoreService, Permission};
 
 /// Maximum number of pages that are assembled concurrently; further calls wait. A page takes about twice its encoded
@@ -104,7 +106,7 @@ impl KeyStore for KeyStoreHandler {
     ) -> Result<Response<pb::CreateKeyResponse>, Status> {
         let (caller, request) = authenticated(request)?;
         let repeat = Repeat::of(&request.request_id);
-        let new = new_key(request).map_err(status::invalid_field)?;
+        let new = new_key(request, &self.service).map_err(status::invalid_field)?;
         let issued = self.service.create(new, &caller).await;
         let issued = issued.map_err(|error| status::from_change(error, repeat))?;
         Ok(Response::new(pb::CreateKeyResponse {
@@ -144,9 +146,8 @@ impl KeyStore for KeyStoreHandler {
     ) -> Result<Response<Self::StreamKeysStream>, Status> {
         let recheck = Recheck::of(&request, STREAM_KEYS, Permission::Read)?;
         let (caller, request) = authenticated(request)?;
-        let owner_id = convert::listed_owner(request.owner_id).map_err(status::invalid_field)?;
-        let filter = convert::filter(&request.states, request.prefix, self.service.now())
-            .map_err(status::invalid_field)?;
+        let listed = stream_request(request, self.service.now());
+        let (owner_id, filter) = listed.map_err(status::invalid_field)?;
         let slot = self.take_slot(&self.listings, &caller)?;
         // The stream is polled after this method has returned. Its log entries belong to the span of the call
         // nevertheless.
@@ -165,7 +166,7 @@ impl KeyStore for KeyStoreHandler {
     ) -> Result<Response<pb::UpdateKeyResponse>, Status> {
         let (caller, request) = authenticated(request)?;
         let expected = request.expected_revision.map(Revision::new);
-        let (id, update) = key_update(request).map_err(status::invalid_field)?;
+        let (id, update) = key_update(request, self.service.now()).map_err(status::invalid_field)?;
         let record = self.service.update(id, update, expected, &caller).await;
         let repeat = if expected.is_some() { Repeat::Aborted } else { Repeat::Overwrites };
         let record = record.map_err(|error| status::from_change(error, repeat))?;
@@ -178,7 +179,7 @@ impl KeyStore for KeyStoreHandler {
     ) -> Result<Response<pb::RotateKeyResponse>, Status> {
         let (caller, request) = authenticated(request)?;
         let repeat = Repeat::of(&request.request_id);
-        let (id, rotate) = rotate_request(request).map_err(status::invalid_field)?;
+        let (id, rotate) = rotate_request(request, &self.service).map_err(status::invalid_field)?;
         let rotated = self.service.rotate(id, rotate, &caller).await;
         let rotated = rotated.map_err(|error| status::from_change(error, repeat))?;
         Ok(Response::new(pb::RotateKeyResponse {
@@ -193,8 +194,7 @@ impl KeyStore for KeyStoreHandler {
         request: Request<pb::RevokeKeyRequest>,
     ) -> Result<Response<pb::RevokeKeyResponse>, Status> {
         let (caller, request) = authenticated(request)?;
-        let id = KeyId::parse("id", &request.id).map_err(status::invalid_field)?;
-        let reason = RevokeReason::parse("reason", request.reason).map_err(status::invalid_field)?;
+        let (id, reason) = revoke_request(request).map_err(status::invalid_field)?;
         let record = self.service.revoke(id, reason, &caller).await;
         let record = record.map_err(|error| status::from_change(error, Repeat::Safe))?;
         Ok(Response::new(pb::RevokeKeyResponse { key: Some(convert::key_message(record)) }))

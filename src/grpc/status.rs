@@ -12,7 +12,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::field_limit::MAX_FIELDS;
 use super::pb::ErrorReason;
-use crate::domain::{EntropyError, InvalidField, RotationRefused};
+use crate::domain::{EntropyError, InvalidField, InvalidFields, RotationRefused};
 use crate::repository::{ErrorKind, RepositoryError};
 use crate::service::{Precondition, ServiceError};
 use crate::telemetry::{LogLimit, error_chain};
@@ -25,7 +25,7 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 pub(super) fn from_service(error: ServiceError) -> Status {
     match error {
-        ServiceError::InvalidField(error) => invalid_field(error),
+        ServiceError::InvalidFields(error) => invalid_field(error),
         ServiceError::Precondition(error) => from_precondition(error),
         ServiceError::ScopeNotGrantable(_) => {
             status(Code::PermissionDenied, ErrorReason::ScopeNotGrantable, error.to_string())
@@ -118,11 +118,24 @@ impl Repeat {
     }
 }
 
-pub(super) fn invalid_field(error: InvalidField) -> Status {
-    let message = error.to_string();
+/// Maximum total size of the violations in a status. Statuses are sent in trailers, which clients limit: grpc-java to
+/// 8 KiB by default, including the message and Base64.
+const MAX_VIOLATION_BYTES: usize = 2_048;
+
+/// Creates the status for invalid fields. The message has the first one and the number of all others, the details have as
+/// many as fit into a status, and at least the first.
+pub(super) fn invalid_field(error: impl Into<InvalidFields>) -> Status {
+    let fields = error.into();
     let mut details = details_of(ErrorReason::InvalidField);
-    details.add_bad_request_violation(error.field, error.problem);
-    Status::with_error_details(Code::InvalidArgument, message, details)
+    let mut bytes = 0;
+    for (index, InvalidField { field, problem }) in fields.iter().enumerate() {
+        bytes += field.len() + problem.len();
+        if index > 0 && bytes > MAX_VIOLATION_BYTES {
+            break;
+        }
+        details.add_bad_request_violation(field, problem);
+    }
+    Status::with_error_details(Code::InvalidArgument, fields.to_string(), details)
 }
 
 /// Converts the status to a message, for use in a response.

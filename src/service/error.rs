@@ -1,14 +1,14 @@
 //! Errors of the services.
 
-use crate::domain::{EntropyError, InvalidField, KeyId, RotationRefused, Scope};
+use crate::domain::{EntropyError, InvalidField, InvalidFields, KeyId, RotationRefused, Scope};
 use crate::repository::RepositoryError;
 
 /// The reason why a call failed. A denied key is not an error but a [`Validation`](super::Validation).
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
-    /// A field has an invalid value.
+    /// One or more fields have invalid values.
     #[error(transparent)]
-    InvalidField(#[from] InvalidField),
+    InvalidFields(#[from] InvalidFields),
     /// The state of the key does not allow the operation.
     #[error(transparent)]
     Precondition(#[from] Precondition),
@@ -36,6 +36,12 @@ pub enum Precondition {
     /// The key was replaced, and the update would extend its lifetime.
     #[error("the expiry of a replaced key can't be extended; use its successor {0}")]
     ReplacedKeyExtended(KeyId),
+}
+
+impl From<InvalidField> for ServiceError {
+    fn from(field: InvalidField) -> Self {
+        Self::InvalidFields(field.into())
+    }
 }
 
 impl From<RotationRefused> for ServiceError {

@@ -15,6 +15,8 @@ use crate::repository::{
 };
 use crate::telemetry::error_chain;
 
+pub(crate) use self::expiry::check_future;
+
 /// Maximum number of attempts of a change that conflicts with concurrent ones, if the caller expects no
 /// revision.
 const MAX_ATTEMPTS: usize = 16;

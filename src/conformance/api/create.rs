@@ -84,6 +84,37 @@ pub async fn invalid_fields_of_create_are_named(api: Api) {
     assert_eq!(listed.keys, [], "nothing was stored");
 }
 
+/// Texts that look alike must not be different keys or owners. White space at an end and invisible characters are
+/// rejected by create and update. Emoji and all scripts are accepted.
+pub async fn new_texts_have_only_visible_characters(api: Api) {
+    let texts =
+        [" a", "a ", "\u{a0}a", "\u{200b}", "\u{3164}", "a\u{200e}b", "a\u{61c}b", "a\u{feff}b", "a\u{ad}b"];
+    for text in texts.into_iter().chain(["a\u{2060}b", "a\u{e0041}b", "a\u{200d}b", "\u{2800}"]) {
+        let pair = |key: &str, value: &str| [(key.to_owned(), value.to_owned())].into();
+        for (field, request) in [
+            ("name", pb::CreateKeyRequest { name: text.into(), ..new_key() }),
+            ("owner_id", pb::CreateKeyRequest { owner_id: text.into(), ..new_key() }),
+            ("description", pb::CreateKeyRequest { description: text.into(), ..new_key() }),
+            ("metadata", pb::CreateKeyRequest { metadata: pair(text, "v"), ..new_key() }),
+            ("metadata", pb::CreateKeyRequest { metadata: pair("k", text), ..new_key() }),
+        ] {
+            assert_eq!(invalid_field(api.key_store().create_key(request).await), field, "{text:?}");
+        }
+    }
+    let emoji = "\u{1f468}\u{200d}\u{1f469}\u{200d}\u{1f467} \u{2764}\u{fe0f}";
+    let persian = "\u{645}\u{6cc}\u{200c}\u{62e}\u{648}\u{627}\u{647}\u{645}";
+    let request = pb::CreateKeyRequest { name: emoji.into(), owner_id: persian.into(), ..new_key() };
+    let (key, _) = api.create(request).await;
+    assert_eq!((key.name.as_str(), key.owner_id.as_str()), (emoji, persian));
+    let update = pb::UpdateKeyRequest {
+        key: Some(pb::Key { id: key.id.clone(), name: "a\u{200b}".into(), ..pb::Key::default() }),
+        update_mask: Some(prost_types::FieldMask { paths: vec!["name".into()] }),
+        expected_revision: None,
+    };
+    assert_eq!(invalid_field(api.key_store().update_key(update).await), "key.name");
+    assert_eq!(api.get(&key.id).await, key);
+}
+
 /// No caller can grant an unknown reserved scope, not even with an admin token.
 pub async fn an_unknown_reserved_scope_is_not_grantable(api: Api) {
     let scopes = |scope: &str| vec!["read".to_owned(), scope.to_owned()];

@@ -155,6 +155,21 @@ pub async fn invalid_fields_of_import_are_named(api: Api) {
     assert_eq!(listed.keys, [], "nothing was stored");
 }
 
+/// The rules for texts are the same as for `CreateKey`, and each rejection names the first invalid field.
+pub async fn new_texts_of_import_have_only_visible_characters(api: Api) {
+    let cases = [
+        ("key.name", foreign_with(|key| key.name = "a\u{200b}".into())),
+        ("key.owner_id", foreign_with(|key| key.owner_id = "owner ".into())),
+        ("metadata", foreign_with(|key| key.metadata = [("k".into(), "\u{3164}".into())].into())),
+        ("key.name", foreign_with(|key| (key.name, key.owner_id) = (" a".into(), " b".into()))),
+    ];
+    for (field, (request, secret)) in cases {
+        let invalid = (Code::InvalidArgument, "INVALID_FIELD".to_owned(), field.to_owned());
+        assert_eq!(rejection(outcome(&api, request).await), invalid);
+        assert_eq!(api.reason(&secret).await, pb::Reason::NotFound);
+    }
+}
+
 /// The rule is the same as for `CreateKey`.
 pub async fn an_import_grants_no_unknown_reserved_scope(api: Api) {
     let (request, secret) = foreign_with(|key| key.scopes = vec!["keyvouch.everything".into()]);

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use super::Result;
 use crate::domain::{InvalidField, Timestamp};
 use crate::service::Expiry;
 
 /// Returns the time at which a key with this expiry expires.
-pub(super) fn resolve(expiry: Option<Expiry>, now: Timestamp) -> Result<Option<Timestamp>> {
+///
+/// # Errors
+/// It is not in the future, or is later than the year 9999.
+pub(super) fn resolve(expiry: Option<Expiry>, now: Timestamp) -> Result<Option<Timestamp>, InvalidField> {
     match expiry {
         None => Ok(None),
         Some(Expiry::At(instant)) => {
@@ -16,7 +18,7 @@ pub(super) fn resolve(expiry: Option<Expiry>, now: Timestamp) -> Result<Option<T
         }
         Some(Expiry::After(ttl)) => {
             if ttl < Duration::from_micros(1) {
-                return Err(InvalidField::new("ttl", "must be more than zero").into());
+                return Err(InvalidField::new("ttl", "must be more than zero"));
             }
             let end = now.checked_add(ttl);
             Ok(Some(end.ok_or_else(|| {
@@ -27,9 +29,16 @@ pub(super) fn resolve(expiry: Option<Expiry>, now: Timestamp) -> Result<Option<T
 }
 
 /// Checks that `instant`, the value of `field`, is in the future.
-pub(super) fn check_future(field: &str, instant: Option<Timestamp>, now: Timestamp) -> Result<()> {
+///
+/// # Errors
+/// It is not.
+pub(crate) fn check_future(
+    field: &str,
+    instant: Option<Timestamp>,
+    now: Timestamp,
+) -> Result<(), InvalidField> {
     if instant.is_some_and(|instant| instant <= now) {
-        return Err(InvalidField::new(field, "must be in the future; to disable a key now, revoke it").into());
+        return Err(InvalidField::new(field, "must be in the future; to disable a key now, revoke it"));
     }
     Ok(())
 }

@@ -3,11 +3,11 @@
 use super::expiry::resolve;
 use super::{KeyStoreService, MAX_ATTEMPTS, Result, check_grantable, conflict};
 use crate::domain::{
-    ApiKey, ChangeContext, ChangeId, KeyHash, KeyId, KeyIdentity, KeyPrefix, RequestDigest, Revision,
-    Rotation, SecretKey, Timestamp,
+    ApiKey, ChangeContext, ChangeId, InvalidFields, KeyHash, KeyId, KeyIdentity, KeyPrefix, RequestDigest,
+    Revision, Rotation, SecretKey, Timestamp, Violations,
 };
 use crate::repository::{ErrorKind, RepositoryError};
-use crate::service::{Caller, IssuedKey, KeyRecord, NewKey, RotateRequest, RotatedKey, ServiceError};
+use crate::service::{Caller, Expiry, IssuedKey, KeyRecord, NewKey, RotateRequest, RotatedKey, ServiceError};
 
 /// Maximum number of secrets to draw until one belongs to the required shard. One of 64 does on average, so
 /// the limit is never reached in practice.
@@ -22,12 +22,8 @@ impl KeyStoreService {
         let request = new.request_id.as_ref().map(|id| caller.creation(id));
         self.check_not_applied(request.as_ref()).await?;
         check_grantable(caller, &new.scopes)?;
-        let prefix = match &new.prefix {
-            None => self.format.default_prefix().clone(),
-            Some(prefix) => self.format.issued_prefix(prefix)?.clone(),
-        };
         let now = self.clock.now();
-        let expires_at = resolve(new.expiry, now)?;
+        let (prefix, expires_at) = self.terms(new.prefix.as_deref(), new.expiry, now)?;
         let is_fit = |hash: &KeyHash| request.is_none_or(|it| self.repository.can_create_for(&it, hash));
         let (KeyIdentity { id, hash, prefix }, secret) = self.draw_fitting(&prefix, now, is_fit)?;
         let key = ApiKey {
@@ -54,6 +50,25 @@ impl KeyStoreService {
             Ok(key) => key,
         };
         Ok(IssuedKey { record: KeyRecord { key, last_used_at: None, as_of: now }, secret })
+    }
+
+    /// Returns the prefix and the time of expiry that a caller requests for a new key.
+    ///
+    /// # Errors
+    /// Keys are not issued with this prefix, or the expiry is not valid at `now`.
+    pub(crate) fn terms(
+        &self,
+        prefix: Option<&str>,
+        expiry: Option<Expiry>,
+        now: Timestamp,
+    ) -> std::result::Result<(KeyPrefix, Option<Timestamp>), InvalidFields> {
+        let mut violations = Violations::default();
+        let prefix = match prefix {
+            None => Some(self.format.default_prefix()),
+            Some(prefix) => violations.take(self.format.issued_prefix(prefix)),
+        };
+        let expires_at = violations.take(resolve(expiry, now));
+        violations.finish(prefix.cloned().zip(expires_at))
     }
 
     /// Replaces a key with a successor.
