@@ -161,6 +161,7 @@ impl App {
                 services,
                 calls: CallLayer::new(
                     entropy.as_ref(),
+                    settings.keys.clone(),
                     Arc::clone(&stopwatch),
                     settings.server.calls,
                     metrics.calls,

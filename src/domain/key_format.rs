@@ -74,6 +74,16 @@ impl KeyFormat {
         self.is_well_formed(secret.expose()).then_some(secret)
     }
 
+    /// Returns whether `text` has the form of a secret, and therefore must not be logged: that of a key of this
+    /// format, of a key with any other prefix, or of a generated admin token. Foreign forms without a prefix
+    /// don't count, because any text of their length has them.
+    #[must_use]
+    pub fn resembles_secret(&self, text: &str) -> bool {
+        let tail = text.len().checked_sub(BODY_CHARS + CHECKSUM_CHARS).and_then(|begin| text.get(begin..));
+        tail.is_some_and(has_valid_checksum)
+            || self.foreign.iter().any(|pattern| !pattern.prefix.is_empty() && pattern.fits(text))
+    }
+
     fn is_well_formed(&self, secret: &str) -> bool {
         let own = self.issued().chain(&self.accepted_prefixes);
         own.filter_map(|prefix| secret.strip_prefix(prefix.as_str())).any(has_valid_checksum)
@@ -135,6 +145,21 @@ mod tests {
         assert!(is_well_formed("pa_-ABCDEFGHIJKLMNOP"));
         assert!(!is_well_formed("pa_ABCDEFGHIJKLMNOP"));
         assert!(!is_well_formed("pb_-ABCDEFGHIJKLMNOP"));
+    }
+
+    #[test]
+    fn secrets_of_any_prefix_resemble_secrets() {
+        for known in ["prod_", "old_", "kv_admin_", "another_", ""] {
+            let secret = SecretKey::generate(&prefix(known), &SystemEntropy).unwrap();
+            assert!(format().resembles_secret(secret.expose()));
+            assert!(!format().resembles_secret(&secret.expose()[1..secret.expose().len() - 1]));
+        }
+        assert!(format().resembles_secret("pa_-ABCDEFGHIJKLMNOP"));
+        let any = vec![ForeignPattern { prefix: String::new(), length: 36 }];
+        let format = KeyFormat::new(vec![prefix("kv_")], vec![], any).unwrap();
+        for id in ["", "ü", "0190a6f0-1a2b-7c3d-8e4f-0123456789ab", &"x".repeat(128), &"é".repeat(49)] {
+            assert!(!format.resembles_secret(id), "{id}");
+        }
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub(crate) use self::request_buffer::BufferedBody;
 use self::request_buffer::buffered;
 pub(super) use self::request_buffer::{BufferMessage, BufferQuota};
 use self::request_id::RequestIds;
-use crate::domain::{Entropy, EntropyError, Stopwatch};
+use crate::domain::{Entropy, EntropyError, KeyFormat, Stopwatch};
 use crate::grpc::methods::{Message, Method, VALIDATE};
 use crate::grpc::{CacheOnly, CallFuture, CallHandler, Peer, RequestId, from_transport};
 use crate::telemetry::CallMetrics;
@@ -57,19 +57,20 @@ pub(crate) struct CallLimits {
 }
 
 impl CallLayer {
-    /// Creates a layer. `entropy` makes the request ids of this process differ from those of others, and
-    /// `stopwatch` measures the durations of calls.
+    /// Creates a layer. `entropy` makes the request ids of this process differ from those of others, `keys` is
+    /// the form of secrets that must not become request ids, and `stopwatch` measures the durations of calls.
     ///
     /// # Errors
     /// Returns an error if the random number generator of the system fails.
     pub(crate) fn new(
         entropy: &dyn Entropy,
+        keys: KeyFormat,
         stopwatch: Arc<dyn Stopwatch>,
         limits: CallLimits,
         metrics: CallMetrics,
     ) -> Result<Self, EntropyError> {
         let slots = CallSlots::new(limits.max_calls, &metrics);
-        let ids = Arc::new(RequestIds::new(entropy)?);
+        let ids = Arc::new(RequestIds::new(entropy, keys)?);
         Ok(Self { ids, slots, timeout: limits.timeout, stopwatch, metrics })
     }
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::{HeaderMap, HeaderValue};
 
-use crate::domain::{Entropy, EntropyError};
+use crate::domain::{Entropy, EntropyError, KeyFormat};
 use crate::grpc::RequestId;
 
 /// Generates ids for calls without an `x-request-id`.
@@ -12,20 +12,23 @@ use crate::grpc::RequestId;
 pub(super) struct RequestIds {
     process: u64,
     next: AtomicU64,
+    /// The form of secrets, which callers send as ids by mistake.
+    keys: KeyFormat,
 }
 
 impl RequestIds {
-    /// Creates a generator whose ids begin with a number of this process, drawn from `entropy`.
-    pub(super) fn new(entropy: &dyn Entropy) -> Result<Self, EntropyError> {
+    /// Creates a generator whose ids begin with a number of this process, drawn from `entropy`. Secrets of the
+    /// form `keys` are replaced by generated ids.
+    pub(super) fn new(entropy: &dyn Entropy, keys: KeyFormat) -> Result<Self, EntropyError> {
         let mut process = [0; 8];
         entropy.fill(&mut process)?;
-        Ok(Self { process: u64::from_ne_bytes(process), next: AtomicU64::new(0) })
+        Ok(Self { process: u64::from_ne_bytes(process), next: AtomicU64::new(0), keys })
     }
 
     /// Returns the caller's `x-request-id` if it is valid, and a new id otherwise.
     pub(super) fn of(&self, headers: &HeaderMap) -> RequestId {
         let id = headers.get(RequestId::HEADER).and_then(|id| id.to_str().ok());
-        id.and_then(RequestId::from_caller).unwrap_or_else(|| {
+        id.and_then(|id| RequestId::from_caller(id, &self.keys)).unwrap_or_else(|| {
             RequestId::from_counter(self.process, self.next.fetch_add(1, Ordering::Relaxed))
         })
     }
@@ -40,11 +43,12 @@ pub(super) fn header(id: &RequestId) -> Option<HeaderValue> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::SystemEntropy;
+    use crate::domain::{KeyPrefix, SystemEntropy};
 
     #[test]
     fn a_valid_id_of_the_caller_is_used() {
-        let ids = RequestIds::new(&SystemEntropy).unwrap();
+        let keys = KeyFormat::new(vec![KeyPrefix::parse("p", "kv_").unwrap()], vec![], vec![]).unwrap();
+        let ids = RequestIds::new(&SystemEntropy, keys).unwrap();
         let of = |id: &'static str| {
             let headers = HeaderMap::from_iter([("x-request-id".parse().unwrap(), id.parse().unwrap())]);
             ids.of(&headers)
