@@ -1,6 +1,13 @@
 # syntax=docker/dockerfile:1
 
-FROM rust:1.95.0-slim-bookworm AS build
+# The digests of the base images, as `@sha256:…`. `scripts/base-images --write` looks them up and writes them here. With a digest,
+# a build takes the same image every time; without one, it takes the current image of the tag.
+ARG BUILD_DIGEST=
+ARG RUNTIME_DIGEST=
+
+FROM rust:1.95.0-slim-bookworm${BUILD_DIGEST} AS build
+# The program then contains no paths of the machine that built it.
+ENV RUSTFLAGS="--remap-path-prefix=/usr/local/cargo/registry/src=registry --remap-path-prefix=/src=keyvouch"
 WORKDIR /src
 # Dependencies first, with sources that are empty: they are built again only when the manifests change.
 COPY Cargo.toml Cargo.lock ./
@@ -22,7 +29,7 @@ RUN find build.rs src migration/src -name '*.rs' -exec touch {} + \
     && cp target/release/keyvouch /image/keyvouch
 
 # libc, libgcc, roots of certificates, the user 65532, and no shell.
-FROM gcr.io/distroless/cc-debian12:nonroot
+FROM gcr.io/distroless/cc-debian12:nonroot${RUNTIME_DIGEST}
 ARG VERSION=unknown
 ARG REVISION=unknown
 ARG CREATED=unknown

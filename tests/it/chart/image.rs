@@ -1,8 +1,11 @@
 //! Tests of the image without a container engine: its files, its user and its commands.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
+use data_encoding::HEXLOWER;
+use keyvouch::domain::KeyHash;
 use rustix::io::Errno;
 use rustix::process::Signal;
 
@@ -52,6 +55,36 @@ fn the_image_has_no_shell() {
     let container = Container::new();
     for shell in ["/bin/sh", "/bin/bash", "/busybox/sh"] {
         assert!(!container.program(&[shell.to_owned()], &[]).output().unwrap().status.success());
+    }
+}
+
+/// `scripts/base-images` writes the digest of each base image into the Dockerfile.
+#[test]
+fn the_base_images_can_be_pinned_by_digest() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = tempfile::tempdir().unwrap();
+    let (dockerfile, docker) = (folder.path().join("Dockerfile"), folder.path().join("docker"));
+    std::fs::copy(root.join("Dockerfile"), &dockerfile).unwrap();
+    // Stands in for `docker buildx imagetools inspect IMAGE`.
+    let script = "#!/bin/sh\nsum=$(printf %s \"$4\" | sha256sum | cut -c -64)\n\
+                  printf 'Name: %s\\nDigest:    sha256:%s\\n\\nManifests:\\n  Digest: sha256:0\\n' \"$4\" \"$sum\"\n";
+    std::fs::write(&docker, script).unwrap();
+    std::fs::set_permissions(&docker, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+    let done = Command::new(root.join("scripts/base-images"))
+        .arg("--write")
+        .envs([("PATH", path.as_ref()), ("DOCKERFILE", dockerfile.as_os_str())])
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let text = std::fs::read_to_string(&dockerfile).unwrap();
+    let images: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("FROM ")).collect();
+    assert_eq!(images.len(), 2, "{text}");
+    for image in images {
+        let (name, argument) = image.split(' ').next().unwrap().split_once("${").unwrap();
+        let digest = HEXLOWER.encode(KeyHash::of(name).as_bytes());
+        let pinned = format!("ARG {}=@sha256:{digest}", argument.trim_end_matches('}'));
+        assert!(text.lines().any(|line| line == pinned), "{pinned} is missing in {text}");
     }
 }
 
