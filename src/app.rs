@@ -136,6 +136,9 @@ impl App {
         surroundings: Surroundings,
         opened: impl Future<Output = Result<OpenedBackend>>,
     ) -> Result<Self> {
+        for warning in settings.warnings() {
+            tracing::warn!("{warning}");
+        }
         let certificates = Certificates::load(settings.server.tls.as_ref())?;
         let access = LoadedAccess::load(settings)?;
         let addresses = BoundAddresses::bind(&settings.server.listen, settings.telemetry.listen)?;

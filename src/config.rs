@@ -7,11 +7,13 @@ mod cache;
 mod error;
 mod events;
 mod feed;
+mod flags;
 mod human_duration;
 mod json;
 mod keys;
 mod layers;
 mod prune;
+mod regular_file;
 mod reload;
 mod renamed;
 mod schema;
@@ -24,6 +26,7 @@ mod telemetry;
 mod tls;
 mod usage;
 mod validator;
+mod warnings;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -51,15 +54,17 @@ pub use usage::UsageConfig;
 pub use validator::ValidatorConfig;
 
 pub(crate) use admin::{AdminSettings, AdminTokens};
+pub(crate) use regular_file::open_regular_file;
 pub(crate) use server::ListenSettings;
 pub(crate) use store::{SqlPlace, StoreBackend, StoreSettings};
 pub(crate) use tls::load_tls;
 
 pub use crate::server::ClientAuth;
-pub use crate::telemetry::LogFormat;
+pub use crate::telemetry::{CollectorUrl, LogFormat};
 
 /// All settings, as written. [`parse`](Self::parse) checks and converts them. `Debug` and `Serialize` redact secrets.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[schemars(description = "The settings of a Keyvouch server.")]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Listeners, limits and timeouts of the server.

@@ -1,6 +1,7 @@
 //! Observability of a running server: logs, metrics and traces.
 
 mod audit;
+mod collector_url;
 mod log_limit;
 mod logs;
 mod metrics;
@@ -10,6 +11,7 @@ use std::error::Error;
 use std::fmt;
 
 pub(crate) use audit::{Rejection, log_rejection};
+pub use collector_url::CollectorUrl;
 pub(crate) use log_limit::LogLimit;
 pub use logs::LogFormat;
 pub(crate) use logs::{init_logs, parse_filter};

@@ -1,6 +1,7 @@
 //! Reloads certificates and tokens when their files change.
 
 use std::fmt;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
-use crate::config::AdminTokens;
+use crate::config::{AdminTokens, open_regular_file};
 use crate::grpc::AdminToken;
 use crate::server::{Tls, TlsFiles};
 use crate::telemetry::ReloadMetrics;
@@ -128,7 +129,9 @@ impl<T> fmt::Debug for Reloader<T> {
 }
 
 fn digest(path: &Path) -> Option<[u8; 32]> {
-    Some(Sha256::digest(std::fs::read(path).ok()?).into())
+    let mut content = Vec::new();
+    open_regular_file(path).ok()?.read_to_end(&mut content).ok()?;
+    Some(Sha256::digest(content).into())
 }
 
 #[cfg(test)]

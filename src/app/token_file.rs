@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use data_encoding::HEXLOWER;
 use zeroize::Zeroizing;
 
-use crate::config::{SqlPlace, StoreBackend};
+use crate::config::{SqlPlace, StoreBackend, open_regular_file};
 use crate::domain::{Entropy, KeyPrefix, SecretKey};
 use crate::grpc::AdminToken;
 
@@ -62,7 +62,7 @@ fn parse(token: &str, file: &Path) -> Result<AdminToken> {
 }
 
 fn read_text(file: &Path) -> Result<Option<Zeroizing<String>>> {
-    let opened = match File::open(file) {
+    let opened = match open_regular_file(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened.with_context(|| format!("can't read the admin token in {}", file.display()))?,
     };
@@ -126,6 +126,8 @@ fn sync_folder(file: &Path) -> io::Result<()> {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
     use super::*;
     use crate::domain::SystemEntropy;
 
@@ -156,6 +158,15 @@ mod tests {
         assert_eq!(starts.iter().filter(|(_, is_new)| *is_new).count(), 1);
         assert!(starts.iter().all(|(token, _)| *token == starts[0].0));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "the drafts are deleted");
+    }
+
+    #[test]
+    fn a_file_that_is_not_regular_is_rejected_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join(TOKEN_FILE);
+        mknodat(CWD, &file, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let error = format!("{:#}", read(&file).unwrap_err());
+        assert!(error.contains("keyvouch.admin-token: not a regular file"), "{error}");
     }
 
     #[test]

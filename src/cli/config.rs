@@ -1,5 +1,6 @@
 //! `keyvouch config`
 
+use std::io::{Write as _, stderr};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -23,7 +24,12 @@ pub(super) enum ConfigCommand {
 pub(super) fn run(command: ConfigCommand, output: &Output) -> Result<ExitCode> {
     match command {
         ConfigCommand::Check(settings) => {
-            settings.load_and_warn()?.settings.check_files()?;
+            let settings = settings.load_and_warn()?.settings;
+            settings.check_files()?;
+            for warning in settings.warnings() {
+                // If standard error is closed, the result is still printed.
+                let _ = writeln!(stderr(), "warning: {warning}");
+            }
             output.value("the settings are valid", &json!({ "good": true }))
         }
         ConfigCommand::Show(settings) => {

@@ -1,5 +1,6 @@
 //! `[admin]`
 
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
@@ -8,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::server::ListenSettings;
 use super::validator::check_names;
-use super::{ConfigError, SecretText};
+use super::{ConfigError, SecretText, open_regular_file};
 use crate::grpc::AdminToken;
 use crate::server::Role;
 
@@ -71,6 +72,12 @@ impl AdminTokens {
         }
         Ok(tokens)
     }
+
+    /// Returns whether the file has a token in plain text, instead of a digest. `false` if it can't be read.
+    pub(super) fn has_plain_token(&self) -> bool {
+        let text = self.file.as_deref().and_then(|file| read(file).ok());
+        text.is_some_and(|text| entries(&text).any(|(_, line)| !line.contains(":sha256:")))
+    }
 }
 
 impl AdminConfig {
@@ -132,22 +139,30 @@ impl AdminConfig {
 }
 
 fn read_tokens(path: &Path) -> Result<Vec<AdminToken>, ConfigError> {
-    let text = std::fs::read_to_string(path).map(Zeroizing::new).map_err(|error| {
+    let text = read(path).map_err(|error| {
         ConfigError::invalid("admin.tokens_file", format!("can't read {}: {error}", path.display()))
     })?;
-    let mut tokens = Vec::new();
-    for (index, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        let token = AdminToken::parse(line).map_err(|error| {
-            let problem = format!("{}, line {}: {error}", path.display(), index + 1);
+    let tokens = entries(&text).map(|(number, line)| {
+        AdminToken::parse(line).map_err(|error| {
+            let problem = format!("{}, line {number}: {error}", path.display());
             ConfigError::invalid("admin.tokens_file", problem)
-        })?;
-        tokens.push(token);
-    }
-    Ok(tokens)
+        })
+    });
+    tokens.collect()
+}
+
+fn read(path: &Path) -> io::Result<Zeroizing<String>> {
+    let mut text = Zeroizing::new(String::new());
+    open_regular_file(path)?.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Returns the lines that are neither empty nor comments, with their numbers. Some editors write a byte order mark at
+/// the beginning of a file, which is skipped.
+fn entries(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let lines = (1..).zip(text.lines().map(str::trim));
+    lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
 }
 
 #[cfg(test)]
@@ -173,6 +188,14 @@ mod tests {
             ..AdminConfig::default()
         };
         assert_eq!(load(&config).unwrap().len(), 2);
+
+        for with_mark in [
+            "\u{feff}# people\r\nalice:a-token-of-enough-characters\r\n",
+            "\u{feff}alice:a-token-of-enough-characters",
+        ] {
+            std::fs::write(&path, with_mark).unwrap();
+            assert_eq!(load(&config).unwrap().len(), 2);
+        }
 
         std::fs::write(&path, "# nobody\n").unwrap();
         let error = load(&config).unwrap_err();

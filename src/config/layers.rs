@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize as _;
@@ -9,7 +10,7 @@ use toml::{Table, Value};
 
 use super::renamed::{self, OldNames, insert};
 use super::schema::{Kind, nearest, settings};
-use super::{Config, ConfigError, RenamedSetting, Settings, json};
+use super::{Config, ConfigError, RenamedSetting, Settings, flags, json};
 
 /// Prefix of the environment variables of all settings: `KEYVOUCH__SECTION__FIELD`.
 pub const ENV_PREFIX: &str = "KEYVOUCH__";
@@ -29,8 +30,8 @@ impl Sources {
     /// Returns the merged and parsed settings. Files that the settings name are not read.
     ///
     /// # Errors
-    /// The file can't be read or parsed, a setting is unknown or has two names, or a value has the wrong type or breaks
-    /// a rule.
+    /// The file can't be read or parsed, a setting is unknown or has two names, a value has the wrong type or breaks
+    /// a rule, or a flag has a secret.
     pub fn load(&self) -> Result<Loaded, ConfigError> {
         let known = settings();
         let mut old_names = OldNames::default();
@@ -46,6 +47,7 @@ impl Sources {
             }
         }
         for (name, text) in &self.flags {
+            flags::check(current_name(name), text)?;
             set(&mut table, name, text, "the command line", &known, &mut old_names)?;
         }
         let renamed = old_names.apply(&mut table)?;
@@ -142,8 +144,12 @@ fn set(
 
 /// Returns the type of the setting `name`, which can be an old name.
 fn kind_of(name: &str, origin: &str, settings: &BTreeMap<String, Kind>) -> Result<Kind, ConfigError> {
-    let current = renamed::find(name).map_or(name, |renaming| renaming.new);
-    settings.get(current).copied().ok_or_else(|| unknown(name, origin, settings))
+    settings.get(current_name(name)).copied().ok_or_else(|| unknown(name, origin, settings))
+}
+
+/// Returns the current name of the setting `name`, which can be an old name.
+fn current_name(name: &str) -> &str {
+    renamed::find(name).map_or(name, |renaming| renaming.new)
 }
 
 fn unknown(name: &str, origin: &str, settings: &BTreeMap<String, Kind>) -> ConfigError {
@@ -165,7 +171,7 @@ fn value(name: &str, text: &str, kind: Kind) -> Result<Value, ConfigError> {
         Kind::Number => {
             text.parse().map(Value::Float).map_err(|_| ConfigError::invalid(name, "must be a number"))
         }
-        Kind::List if text.trim_start().starts_with('[') => {
+        Kind::List if text.trim_start().starts_with('[') && !begins_with_ipv6_address(text) => {
             let parsed: Result<Table, _> = toml::from_str(&format!("list = {text}"));
             let list = parsed.ok().and_then(|mut table| table.remove("list"));
             list.ok_or_else(|| ConfigError::invalid(name, "expected a list: a,b or [\"a\", \"b\"]"))
@@ -175,6 +181,14 @@ fn value(name: &str, text: &str, kind: Kind) -> Result<Value, ConfigError> {
             Ok(Value::Array(items.map(|item| Value::String(item.to_owned())).collect()))
         }
     }
+}
+
+/// Returns whether the first item of a list is an address such as `[::1]:50051`.
+fn begins_with_ipv6_address(list: &str) -> bool {
+    let literal = list.trim_start().strip_prefix('[').and_then(|rest| rest.split_once("]:"));
+    // An address can have a zone: fe80::1%eth0.
+    let address = literal.map(|(literal, _)| literal.split('%').next().unwrap_or_default());
+    address.is_some_and(|address| address.parse::<Ipv6Addr>().is_ok())
 }
 
 /// Returns the error for a value of the wrong type: the setting's name and the expected type, without the value.
@@ -263,6 +277,30 @@ mod tests {
         assert_eq!(one.server.listen, ["127.0.0.1:1"]);
         let environment = [("KEYVOUCH__SERVER__LISTEN", "127.0.0.1:1,unix:/run/kv.sock")];
         assert_eq!(load("", &environment, &[]).unwrap().server.listen.len(), 2);
+    }
+
+    #[test]
+    fn a_list_can_begin_with_an_ipv6_address() {
+        let cases: [(&str, &[&str]); 5] = [
+            ("[::1]:50051", &["[::1]:50051"]),
+            (" [::1]:1, 127.0.0.1:1", &["[::1]:1", "127.0.0.1:1"]),
+            ("127.0.0.1:1,[::1]:1", &["127.0.0.1:1", "[::1]:1"]),
+            ("[\"[::1]:1\", \"127.0.0.1:1\"]", &["[::1]:1", "127.0.0.1:1"]),
+            ("[]", &[]),
+        ];
+        for (text, expected) in cases {
+            let variable = load("", &[("KEYVOUCH__SERVER__ADMIN_LISTEN", text)], &[]).unwrap();
+            let flag = load("", &[], &[("server.admin_listen", text)]).unwrap();
+            assert_eq!(
+                (variable.server.admin_listen, flag.server.admin_listen),
+                (
+                    expected.to_vec().iter().map(ToString::to_string).collect(),
+                    expected.iter().map(ToString::to_string).collect::<Vec<_>>()
+                ),
+                "{text}"
+            );
+        }
+        assert!(load("", &[], &[("server.listen", "[::1:50051")]).unwrap_err().contains("expected a list"));
     }
 
     #[test]

@@ -203,7 +203,7 @@ mod tests {
         let postgres = || vec![("store.url".to_owned(), "postgres://u@h/d".to_owned())];
         match new {
             "store.sql.schema" => (postgres(), "own"),
-            "store.sql.replica_url" => (postgres(), "postgres://u:hunter2@replica/d"),
+            "store.sql.replica_url" => (postgres(), "postgres://hunter2@replica/d"),
             "store.sql.table_prefix" => (Vec::new(), "own_"),
             "store.redis.cert_file" => (vec![("store.redis.key_file".to_owned(), "key".to_owned())], "own"),
             "store.redis.key_file" => (vec![("store.redis.cert_file".to_owned(), "cert".to_owned())], "own"),
@@ -318,7 +318,7 @@ mod tests {
     fn an_error_in_a_value_names_both_names_and_never_the_value() {
         let folder = tempfile::tempdir().unwrap();
         for (old, text, new) in [
-            ("store.replica_url", "postgres://u:hunter2@h/d", "store.sql.replica_url"),
+            ("store.replica_url", "postgres://hunter2@h/d", "store.sql.replica_url"),
             ("store.lock_timeout", "hunter2", "store.sql.lock_timeout"),
             ("store.max_writers", "0", "store.sql.max_writers"),
             ("server.tls.reload_interval", "0s", "reload.interval"),

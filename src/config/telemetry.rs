@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tracing_subscriber::filter::EnvFilter;
 
 use super::ConfigError;
-use crate::telemetry::{LogFormat, TraceOptions, parse_filter};
+use crate::telemetry::{CollectorUrl, LogFormat, TraceOptions, parse_filter};
 
 /// Metrics, logs and traces.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -24,8 +24,8 @@ pub struct TelemetryConfig {
     /// `OTEL_TRACES_SAMPLER` takes precedence.
     pub trace_ratio: f64,
     /// URL of the trace collector: `http://HOST:PORT`. Empty: `OTEL_EXPORTER_OTLP_ENDPOINT`, or port 4317 of this
-    /// machine.
-    pub otlp_endpoint: String,
+    /// machine. Credentials in it are not sent: set `OTEL_EXPORTER_OTLP_HEADERS`.
+    pub otlp_endpoint: CollectorUrl,
     /// Log level, or levels by module: `info,keyvouch=debug`.
     pub log_filter: String,
 }
@@ -37,7 +37,7 @@ impl Default for TelemetryConfig {
             log_format: LogFormat::default(),
             traces: false,
             trace_ratio: 0.1,
-            otlp_endpoint: String::new(),
+            otlp_endpoint: CollectorUrl::default(),
             log_filter: "info".into(),
         }
     }
@@ -57,7 +57,7 @@ pub(crate) struct TelemetrySettings {
 impl TelemetryConfig {
     pub(super) fn parse(&self) -> Result<TelemetrySettings, ConfigError> {
         let listen = self.listen()?;
-        let endpoint = self.otlp_endpoint.as_str();
+        let endpoint = self.otlp_endpoint.without_credentials();
         if !endpoint.is_empty() && !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
             let problem = "not an HTTP URL; expected http://HOST:PORT, for example http://localhost:4317";
             return Err(ConfigError::invalid("telemetry.otlp_endpoint", problem));
@@ -67,7 +67,7 @@ impl TelemetryConfig {
         }
         let log_filter = parse_filter(&self.log_filter)
             .map_err(|error| ConfigError::invalid("telemetry.log_filter", error))?;
-        let endpoint = (!endpoint.is_empty()).then(|| endpoint.to_owned());
+        let endpoint = (!endpoint.is_empty()).then(|| self.otlp_endpoint.clone());
         let traces = self.traces.then_some(TraceOptions { endpoint, ratio: self.trace_ratio });
         Ok(TelemetrySettings { listen, traces, log_format: self.log_format, log_filter })
     }

@@ -17,7 +17,7 @@ use tonic::Code;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-use super::error_chain;
+use super::{CollectorUrl, error_chain};
 
 /// Default name of the service, if `OTEL_SERVICE_NAME` is unset.
 const SERVICE: &str = "keyvouch";
@@ -30,10 +30,17 @@ static IS_EXPORTING: OnceLock<()> = OnceLock::new();
 pub(crate) struct TraceOptions {
     /// URL of the collector, as `http://HOST:PORT`. If `None`, `OTEL_EXPORTER_OTLP_ENDPOINT` applies, or else
     /// port 4317 of this machine.
-    pub endpoint: Option<String>,
+    pub endpoint: Option<CollectorUrl>,
     /// Fraction of calls that are traced, among those whose caller did not decide it. Ignored if
     /// `OTEL_TRACES_SAMPLER` is set.
     pub ratio: f64,
+}
+
+impl TraceOptions {
+    /// Returns whether the URL of the collector had credentials, which are not sent.
+    pub(crate) fn has_unused_credentials(&self) -> bool {
+        self.endpoint.as_ref().is_some_and(CollectorUrl::had_credentials)
+    }
 }
 
 /// Exports spans until it is shut down.
@@ -73,7 +80,7 @@ impl Traces {
         }
         let mut exporter = opentelemetry_otlp::SpanExporter::builder().with_tonic();
         if let Some(endpoint) = &options.endpoint {
-            exporter = exporter.with_endpoint(endpoint);
+            exporter = exporter.with_endpoint(endpoint.without_credentials());
         }
         let mut resource = Resource::builder()
             .with_attribute(opentelemetry::KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));

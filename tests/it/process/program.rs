@@ -103,20 +103,28 @@ impl Home {
         server
     }
 
-    /// Starts the server without waiting until it is ready. Its address is not set.
+    /// Starts the server without waiting until it is ready. Its address is not set. Settings with secrets are passed in
+    /// the environment, all others as flags.
     pub(crate) fn spawn_server(&self, settings: &[&str]) -> Server {
         self.spawn_server_by(&[], settings)
     }
 
     fn spawn_server_by(&self, starter: &[&str], settings: &[&str]) -> Server {
         let mut arguments = vec!["serve", "--set", "server.listen=127.0.0.1:0"];
-        for setting in settings {
+        // Secrets are rejected on the command line.
+        let is_secret = |setting: &&&str| setting.starts_with("admin.tokens=") || setting.contains('@');
+        for setting in settings.iter().filter(|setting| !is_secret(setting)) {
             arguments.extend(["--set", setting]);
         }
+        let secrets = settings.iter().filter(is_secret).map(|setting| {
+            let (name, value) = setting.split_once('=').unwrap();
+            (format!("KEYVOUCH__{}", name.to_uppercase().replace('.', "__")), value)
+        });
         let log = File::options().create(true).append(true).open(self.path().join("stderr")).unwrap();
         let out = File::create(self.path().join("stdout")).unwrap();
         let child = self
             .command_by(starter, &arguments)
+            .envs(secrets)
             .stdin(Stdio::null())
             .stdout(out)
             .stderr(log)

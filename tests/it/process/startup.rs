@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use keyvouch::conformance::api::Api;
 use keyvouch::grpc::pb;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::io::Errno;
 use serde_json::{Value, json};
 
@@ -89,6 +90,73 @@ fn a_token_file_that_is_not_valid_is_named_before_the_database_is_created() {
     let stderr = startup_error(&home, &arguments);
     assert!(stderr.contains("admin.tokens_file"), "{stderr}");
     assert!(!home.path().join("keyvouch.db").exists());
+}
+
+#[test]
+fn a_secret_on_the_command_line_is_rejected() {
+    let home = Home::new();
+    for flag in [TOKEN, "store.url=postgres://u:hunter2@127.0.0.1:1/d"] {
+        let stderr = startup_error(&home, &["--set", flag]);
+        assert!(stderr.contains("command line") && stderr.contains("; set KEYVOUCH__"), "{stderr}");
+        assert!(!stderr.contains("hunter2") && !stderr.contains("a-token-of"), "{stderr}");
+    }
+}
+
+#[test]
+fn files_of_tokens_that_are_not_regular_fail_the_startup() {
+    for (name, flags) in
+        [("keyvouch.admin-token", &[][..]), ("tokens", &["--set", "admin.tokens_file=tokens"])]
+    {
+        let home = Home::new();
+        mknodat(CWD, home.path().join(name), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let stderr = startup_error(&home, &[&["--set", "server.listen=127.0.0.1:0"], flags].concat());
+        assert!(stderr.contains(name) && stderr.contains("not a regular file"), "{stderr}");
+        assert!(!home.path().join("keyvouch.db").exists());
+    }
+}
+
+#[test]
+fn files_that_other_users_can_write_to_are_logged_and_reported() {
+    let home = Home::new();
+    std::fs::write(home.path().join("tokens"), "alice:a-token-of-enough-characters\n").unwrap();
+    std::fs::write(home.path().join("keyvouch.db"), "").unwrap();
+    for file in ["tokens", "keyvouch.db"] {
+        std::fs::set_permissions(home.path().join(file), std::fs::Permissions::from_mode(0o666)).unwrap();
+    }
+    let checked = home.run(&["config", "check", "--set", "admin.tokens_file=tokens"]);
+    assert_eq!(checked.status, 0, "{}", checked.stderr);
+    drop(home.serve(&["admin.tokens_file=tokens", "telemetry.log_format=json"]));
+    let log = home.log();
+    let warnings: Vec<_> =
+        log.iter().filter(|entry| entry["level"] == "WARN").map(Value::to_string).collect();
+    for setting in ["admin.tokens_file: tokens", "store.url: keyvouch.db"] {
+        let warning = format!("{setting} has mode 0666");
+        assert!(checked.stderr.contains(&format!("warning: {warning}")), "{}", checked.stderr);
+        assert_eq!(warnings.iter().filter(|entry| entry.contains(&warning)).count(), 1, "{warnings:?}");
+    }
+}
+
+#[test]
+fn the_server_listens_on_an_ipv6_address_of_a_variable() {
+    let home = Home::new();
+    let mut command = home.command(&["config", "show"]);
+    let done = command.env("KEYVOUCH__SERVER__LISTEN", "[::1]:50051").output().unwrap();
+    let stdout = String::from_utf8(done.stdout).unwrap();
+    assert!(
+        stdout.contains("listen = [\"[::1]:50051\"]"),
+        "{stdout} {}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+}
+
+#[test]
+fn credentials_of_the_trace_collector_are_not_shown() {
+    let home = Home::new();
+    let mut command = home.command(&["config", "show"]);
+    let done =
+        command.env("KEYVOUCH__TELEMETRY__OTLP_ENDPOINT", "http://user:hunter2@h:4317").output().unwrap();
+    let printed = String::from_utf8([done.stdout, done.stderr].concat()).unwrap();
+    assert!(printed.contains("http://(redacted)@h:4317") && !printed.contains("hunter2"), "{printed}");
 }
 
 #[test]
@@ -320,6 +388,9 @@ fn a_startup_waits_for_its_backend_and_logs_it() {
     drop(server);
     // With a short timeout, the startup fails and names the setting.
     redis.servers[0].kill();
-    let stderr = startup_error(&home, &["--set", &url, "--set", "store.connect_timeout=1s", "--set", TOKEN]);
+    let stderr = startup_error(
+        &home,
+        &["--set", &url, "--set", "store.connect_timeout=1s", "--set", "admin.insecure=true"],
+    );
     assert!(stderr.contains("store.url"), "{stderr}");
 }
