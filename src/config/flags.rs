@@ -2,7 +2,7 @@
 
 use super::{ConfigError, ENV_PREFIX};
 
-/// The setting whose value is secret as a whole.
+/// The setting whose value is secret, unless all tokens in it are digests.
 const TOKENS: &str = "admin.tokens";
 /// Settings whose value is a URL that can have a password.
 const URLS: [&str; 4] = ["store.url", "store.sql.replica_url", "cache.redis.url", "telemetry.otlp_endpoint"];
@@ -13,7 +13,7 @@ const URLS: [&str; 4] = ["store.url", "store.sql.replica_url", "cache.redis.url"
 /// It has a secret. The error names other sources, and does not contain the value.
 pub(super) fn check(name: &str, text: &str) -> Result<(), ConfigError> {
     let variable = || format!("{ENV_PREFIX}{}", name.to_ascii_uppercase().replace('.', "__"));
-    if name == TOKENS {
+    if name == TOKENS && !text.split(',').all(|token| token.contains(":sha256:")) {
         let problem = format!(
             "can't be set on the command line, which all users of this machine can see; set {}, or use admin.tokens_file",
             variable()
@@ -87,9 +87,17 @@ mod tests {
 
     #[test]
     fn a_secret_on_the_command_line_is_rejected_with_the_alternative() {
-        let error = by_flag("admin.tokens", "ops:hunter2-hunter2-hunter2").unwrap_err().to_string();
-        assert!(error.contains("KEYVOUCH__ADMIN__TOKENS") && error.contains("admin.tokens_file"), "{error}");
-        // The old name of a setting is no way around.
+        let digest = format!("ops:sha256:{}", "0".repeat(64));
+        assert!(by_flag("admin.tokens", &digest).is_ok(), "a digest is not secret");
+        for tokens in ["ops:hunter2-hunter2-hunter2", &format!("{digest},ci:hunter2-hunter2-hunter2")] {
+            let error = by_flag("admin.tokens", tokens).unwrap_err().to_string();
+            assert!(
+                error.contains("KEYVOUCH__ADMIN__TOKENS") && error.contains("admin.tokens_file"),
+                "{error}"
+            );
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+        // The rule applies to the old name of a setting too.
         for name in ["store.sql.replica_url", "store.replica_url"] {
             let error = by_flag(name, "postgres://u:hunter2@h/d").unwrap_err().to_string();
             assert!(
