@@ -17,10 +17,10 @@ mod status;
 mod validator;
 
 pub(crate) use crate::service::Actor;
-pub(crate) use auth::rejected_actor;
 pub use auth::{
     AcceptedCredentials, AdminToken, AdminTokenError, Authenticator, CertificateNames, Guard, ValidatorAccess,
 };
+pub(crate) use auth::{rejected_actor, rejected_certificate};
 pub(crate) use cache_only::CacheOnly;
 pub(crate) use call_handler::{CallFuture, CallHandler};
 pub(crate) use convert::to_proto_time;

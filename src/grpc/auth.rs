@@ -18,7 +18,7 @@ pub(crate) use self::recheck::Recheck;
 pub use self::token::{AdminToken, AdminTokenError};
 use super::pb::ErrorReason;
 use super::{CacheOnly, CertificateName, Peer, RequestId, status};
-use crate::domain::{KeyHash, ScopeMatch, ScopeSet, Verdict};
+use crate::domain::{KeyHash, ScopeMatch, ScopeSet, Timestamp, Verdict};
 use crate::service::{Actor, Caller, Lookups, Permission, ValidatorService};
 
 const CREDENTIAL_NEEDED: &str = "this call needs a credential: the metadata `authorization: Bearer <admin token or key>`, or a client certificate that the server accepts";
@@ -67,22 +67,55 @@ pub struct CertificateNames {
     pub validator: Vec<String>,
 }
 
-/// The source of a status that rejects a known caller.
+/// The source of a status that rejects a caller: what the log adds to the status.
 #[derive(Debug, thiserror::Error)]
-#[error("the caller lacks a permission")]
-struct Rejected(Actor);
+enum Rejected {
+    /// The caller is known.
+    #[error("the caller lacks a permission")]
+    Caller(Actor),
+    /// The client has a certificate with these names.
+    #[error("the certificate is not accepted as a credential")]
+    Certificate(String),
+}
+
+impl Rejected {
+    /// Returns what the log adds to `status`, if anything.
+    fn of(status: &Status) -> Option<&Self> {
+        status.source()?.downcast_ref()
+    }
+}
 
 /// Returns a status that rejects `caller` because it lacks the permission `needed`.
 pub(super) fn lacks_permission(caller: &Caller, needed: Permission) -> Status {
     let message = format!("this call needs the scope `{}`", needed.scope());
     let mut status = status::permission_denied(ErrorReason::PermissionDenied, message);
-    status.set_source(Arc::new(Rejected(caller.actor())));
+    status.set_source(Arc::new(Rejected::Caller(caller.actor())));
+    status
+}
+
+/// Returns the status for a call without a credential. `peer` may have a certificate, which is not accepted.
+fn lacks_credential(peer: Option<&Peer>, now: Timestamp) -> Status {
+    let mut status = status::unauthenticated(ErrorReason::CredentialRequired, CREDENTIAL_NEEDED);
+    if let Some(certificate) = peer.and_then(|peer| peer.describe_certificate(now)) {
+        status.set_source(Arc::new(Rejected::Certificate(certificate)));
+    }
     status
 }
 
 /// Returns the caller that `status` rejects, if it is known.
 pub(crate) fn rejected_actor(status: &Status) -> Option<&Actor> {
-    status.source()?.downcast_ref().map(|Rejected(actor)| actor)
+    match Rejected::of(status)? {
+        Rejected::Caller(actor) => Some(actor),
+        Rejected::Certificate(_) => None,
+    }
+}
+
+/// Returns the names in the certificate of the client that `status` rejects, if it has one that is not accepted.
+pub(crate) fn rejected_certificate(status: &Status) -> Option<&str> {
+    match Rejected::of(status)? {
+        Rejected::Caller(_) => None,
+        Rejected::Certificate(names) => Some(names),
+    }
 }
 
 /// Authenticates callers.
@@ -119,9 +152,10 @@ impl Authenticator {
         };
         let mut credentials = headers.get_all(http::header::AUTHORIZATION).iter();
         let Some(header) = credentials.next() else {
-            let names = extensions.get::<Peer>().map_or(&[][..], |peer| peer.names(self.keys.now()));
+            let (peer, now) = (extensions.get::<Peer>(), self.keys.now());
+            let names = peer.map_or(&[][..], |peer| peer.names(now));
             return by_certificate(certificates, names, request_id)
-                .ok_or_else(|| status::unauthenticated(ErrorReason::CredentialRequired, CREDENTIAL_NEEDED));
+                .ok_or_else(|| lacks_credential(peer, now));
         };
         let invalid = |message| status::unauthenticated(ErrorReason::CredentialInvalid, message);
         if credentials.next().is_some() {

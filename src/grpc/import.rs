@@ -95,6 +95,7 @@ fn log_rejected_row(caller: &Caller, rejection: &ServiceError) {
         peer: None,
         actor: Some(&actor),
         code: Code::PermissionDenied,
+        certificate: None,
         reason: &reason,
     });
 }

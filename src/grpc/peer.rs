@@ -9,6 +9,11 @@ use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use crate::domain::Timestamp;
 
+/// Maximum number of names of a certificate in a log entry, and of characters of each. A SPIFFE id can be longer, but its
+/// beginning tells which one it is.
+const MAX_LOGGED_NAMES: usize = 8;
+const MAX_LOGGED_CHARS: usize = 128;
+
 /// The client of a connection.
 #[derive(Clone, Debug, Default)]
 pub struct Peer {
@@ -78,6 +83,21 @@ impl Peer {
         }
     }
 
+    /// Describes the client's certificate for the log: its first names, escaped and cut, or why it has none that count at
+    /// `now`. `None` without a certificate.
+    pub(crate) fn describe_certificate(&self, now: Timestamp) -> Option<String> {
+        let all = &self.certificate.as_ref()?.names;
+        let valid = self.names(now);
+        if valid.is_empty() {
+            return Some(if all.is_empty() { "no DNS name and no URI" } else { "expired" }.to_owned());
+        }
+        let mut text = valid.iter().take(MAX_LOGGED_NAMES).map(described).collect::<Vec<_>>().join(", ");
+        if valid.len() > MAX_LOGGED_NAMES {
+            text.push_str(&format!(" and {} more", valid.len() - MAX_LOGGED_NAMES));
+        }
+        Some(text)
+    }
+
     /// Returns the remaining validity of its certificate at `now`. `None` without a certificate, or if the certificate
     /// expires later than any [`Timestamp`].
     pub(crate) fn remaining_lifetime(&self, now: Timestamp) -> Option<Duration> {
@@ -98,6 +118,24 @@ impl PeerCertificate {
     }
 }
 
+/// Returns the type and the text of a name, without control characters and of limited length.
+fn described(name: &CertificateName) -> String {
+    let kind = match name {
+        CertificateName::Dns(_) => "DNS",
+        CertificateName::Uri(_) => "URI",
+    };
+    let is_printed = |letter: &char| letter.is_ascii_graphic() || *letter == ' ';
+    let text = name.as_str().chars().take(MAX_LOGGED_CHARS);
+    let text =
+        text.map(
+            |letter| {
+                if is_printed(&letter) { letter.to_string() } else { letter.escape_default().to_string() }
+            },
+        );
+    let rest = if name.as_str().chars().count() > MAX_LOGGED_CHARS { "…" } else { "" };
+    format!("{kind}:{}{rest}", text.collect::<String>())
+}
+
 fn names(certificate: &X509Certificate<'_>) -> Vec<CertificateName> {
     let Ok(Some(names)) = certificate.subject_alternative_name() else {
         return Vec::new();
@@ -113,6 +151,30 @@ fn names(certificate: &X509Certificate<'_>) -> Vec<CertificateName> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const NOW: Timestamp = Timestamp::MIN;
+
+    fn described_names(names: Vec<CertificateName>, expires_at: Option<Timestamp>) -> Option<String> {
+        let certificate = Some(Arc::new(PeerCertificate { names, expires_at }));
+        Peer { address: None, certificate }.describe_certificate(NOW)
+    }
+
+    #[test]
+    fn certificates_are_described_by_their_escaped_names() {
+        let dns = |name: &str| CertificateName::Dns(name.to_owned());
+        let uri = CertificateName::Uri("spiffe://example.org/ops".to_owned());
+        let described = |names| described_names(names, None).unwrap();
+        assert_eq!(
+            described(vec![dns("a.example"), uri.clone()]),
+            "DNS:a.example, URI:spiffe://example.org/ops"
+        );
+        assert_eq!(described(vec![dns("a\n\u{1b}[2Jä")]), "DNS:a\\n\\u{1b}[2J\\u{e4}");
+        let long = described(vec![dns(&"x".repeat(500)); 20]);
+        assert!(long.len() < 1_200 && long.ends_with("x… and 12 more"), "{long}");
+        assert_eq!(described(Vec::new()), "no DNS name and no URI");
+        assert_eq!(described_names(vec![uri], Some(NOW)).unwrap(), "expired");
+        assert_eq!(Peer::default().describe_certificate(NOW), None);
+    }
 
     #[test]
     fn names_are_compared_by_their_type() {

@@ -11,6 +11,8 @@ pub(crate) struct Rejection<'r> {
     pub(crate) peer: Option<std::net::IpAddr>,
     /// Name of the caller, if it was authenticated.
     pub(crate) actor: Option<&'r str>,
+    /// Names in the client's certificate, if it has one that is not accepted as a credential.
+    pub(crate) certificate: Option<&'r str>,
     /// Status of the rejection.
     pub(crate) code: tonic::Code,
     /// Reason for the rejection.
@@ -30,6 +32,7 @@ pub(crate) fn log_rejection(rejection: &Rejection<'_>) {
         method = rejection.method,
         peer = rejection.peer.map(tracing::field::display),
         actor = rejection.actor,
+        certificate = rejection.certificate,
         code = ?rejection.code,
         reason = rejection.reason,
         left_out,

@@ -6,7 +6,7 @@ use futures_util::stream::{BoxStream, StreamExt as _};
 use http::{Extensions, HeaderMap};
 use tonic::{Request, Status};
 
-use super::{Authenticator, rejected_actor};
+use super::{Authenticator, rejected_actor, rejected_certificate};
 use crate::grpc::{Peer, RequestId, methods, status};
 use crate::service::{Actor, Caller, Permission};
 use crate::telemetry;
@@ -65,6 +65,7 @@ impl Recheck {
             method: self.method,
             peer: self.extensions.get().and_then(Peer::address),
             actor: rejected_actor(status).map(|Actor(name)| name.as_str()),
+            certificate: rejected_certificate(status),
             code: status.code(),
             reason: status.message(),
         });

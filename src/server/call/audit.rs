@@ -6,7 +6,7 @@ use http::Response;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-use crate::grpc::{Actor, rejected_actor};
+use crate::grpc::{Actor, rejected_actor, rejected_certificate};
 use crate::telemetry::{Rejection, log_rejection};
 
 /// Logs the response to a call of `method` by `peer` if it rejects the caller.
@@ -16,7 +16,8 @@ pub(super) fn answered(method: &str, peer: Option<IpAddr>, code: Code, response:
     }
     let status = Status::from_header_map(response.headers());
     let reason = status.as_ref().map(Status::message).unwrap_or_default();
-    log_rejection(&Rejection { method, peer, actor: actor(response), code, reason });
+    let certificate = response.extensions().get().and_then(rejected_certificate);
+    log_rejection(&Rejection { method, peer, actor: actor(response), certificate, code, reason });
 }
 
 /// Returns the name of the caller, if it was authenticated.

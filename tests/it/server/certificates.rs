@@ -1,5 +1,6 @@
 //! Certificates of tests, and servers and clients that use them.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -85,12 +86,20 @@ pub(super) async fn connect(
     trusted: &[&Authority],
     own: Option<&Pair>,
 ) -> Result<Channel, tonic::transport::Error> {
+    connect_to(server.address, trusted, own).await
+}
+
+pub(super) async fn connect_to(
+    address: SocketAddr,
+    trusted: &[&Authority],
+    own: Option<&Pair>,
+) -> Result<Channel, tonic::transport::Error> {
     let mut tls = ClientTlsConfig::new().domain_name("localhost");
     tls = tls.ca_certificates(trusted.iter().map(|authority| Certificate::from_pem(authority.pem())));
     if let Some(Pair(certificate, key)) = own {
         tls = tls.identity(Identity::from_pem(certificate, key));
     }
-    let endpoint = Endpoint::from_shared(format!("https://{}", server.address)).unwrap();
+    let endpoint = Endpoint::from_shared(format!("https://{address}")).unwrap();
     endpoint.tls_config(tls).unwrap().connect().await
 }
 

@@ -8,7 +8,8 @@ use keyvouch::grpc::pb;
 use keyvouch::grpc::pb::key_store_client::KeyStoreClient;
 use keyvouch::repository::MemoryRepository;
 
-use super::certificates::{Authority, connect, is_served, with_tls};
+use super::certificates::{Authority, connect, connect_to, is_served, with_tls};
+use crate::process::program::{Home, wait_for};
 use crate::support::{TestServer, permission_denied, unauthenticated, until};
 
 #[tokio::test]
@@ -76,6 +77,35 @@ async fn an_expired_certificate_is_not_accepted_as_a_credential() {
         admin.create_key(new_key()).await.unwrap_err();
     }
     assert!(!is_served(connect(&server, &[&authority], Some(&short)).await).await);
+}
+
+/// Somebody who configured another name than that of the certificate finds it in the log.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_names_of_an_unknown_certificate_are_logged() {
+    let (home, authority) = (Home::new(), Authority::new());
+    let config = with_tls(home.path(), &authority.issue("localhost", 4096), Some(&authority));
+    let path = |setting: &str, path: &std::path::Path| format!("server.tls.{setting}={}", path.display());
+    let settings = [
+        path("cert_file", &config.server.tls.cert_file),
+        path("key_file", &config.server.tls.key_file),
+        path("client_ca_file", &config.server.tls.client_ca_file),
+        "admin.client_certificates=spiffe://example.org/ops".to_owned(),
+        "telemetry.log_format=json".to_owned(),
+    ];
+    let _server = home.spawn_server(&settings.each_ref().map(String::as_str));
+    let listening = || {
+        let stdout = home.read("stdout");
+        let line = stdout.lines().find(|line| line.contains(" listens on "))?;
+        line.rsplit(' ').next().unwrap().parse::<std::net::SocketAddr>().ok()
+    };
+    let address = tokio::task::block_in_place(|| wait_for("the address", listening));
+    let own = authority.issue("spiffe://example.org/other", 4096);
+    let channel = connect_to(address, &[&authority], Some(&own)).await.unwrap();
+    let rejected = refusal(KeyStoreClient::new(channel).create_key(new_key()).await);
+    assert_eq!(rejected, unauthenticated("CREDENTIAL_REQUIRED"));
+    let logged = || home.log().into_iter().find(|entry| entry["target"] == "keyvouch::audit");
+    let entry = tokio::task::block_in_place(|| wait_for("the log entry", logged));
+    assert_eq!(entry["certificate"], "URI:spiffe://example.org/other", "{entry}");
 }
 
 /// An authority that may issue certificates only for hosts could otherwise name an administrator with a URI
