@@ -32,7 +32,7 @@ pub use peer::{CertificateName, Peer};
 pub use request_id::RequestId;
 pub use status::ERROR_DOMAIN;
 pub(crate) use status::{
-    connection_ends, deadline_exceeded, from_transport, message_too_large, overloaded, panicked,
-    too_many_header_fields,
+    ACCEPTED_ENCODINGS, connection_ends, deadline_exceeded, from_transport, message_too_large, overloaded,
+    panicked, too_many_header_fields,
 };
 pub use validator::ValidatorHandler;

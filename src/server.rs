@@ -7,6 +7,7 @@
 mod acceptor;
 mod call;
 mod connection;
+mod health;
 mod lifecycle;
 mod listen_addr;
 mod listener;

@@ -7,8 +7,8 @@ use tonic::{Code, Status};
 use tracing::{Instrument as _, Span};
 
 use super::auth::Recheck;
-use super::methods::{IMPORT_KEYS, name};
-use super::status::Repeat;
+use super::methods::{IMPORT_KEYS, Method, name};
+use super::status::{Repeat, from_transport};
 use super::{convert, pb, status};
 use crate::domain::{
     Description, InvalidField, KeyHash, KeyId, KeyName, KeyPrefix, Metadata, OwnerId, Revocation,
@@ -34,6 +34,7 @@ pub(super) fn responses(
     // The stream is polled after the handler has returned. Its log entries belong to the span of the call nevertheless.
     let call = Span::current();
     // The error that ends the requests is returned together with the messages that were read before it.
+    let requests = requests.map_err(|error| from_transport(&error, Method::of(IMPORT_KEYS)).unwrap_or(error));
     let batches = requests.try_ready_chunks(BATCH).flat_map(|batch| match batch {
         Ok(batch) => stream::iter([Some(Ok(batch)), None]),
         Err(stream::TryReadyChunksError(batch, error)) => stream::iter([Some(Ok(batch)), Some(Err(error))]),
@@ -94,8 +95,8 @@ fn log_rejected_row(caller: &Caller, rejection: &ServiceError) {
         method: name(IMPORT_KEYS),
         peer: None,
         actor: Some(&actor),
-        code: Code::PermissionDenied,
         certificate: None,
+        code: Code::PermissionDenied,
         reason: &reason,
     });
 }

@@ -140,6 +140,11 @@ impl Method {
     pub(crate) fn of(path: &str) -> Option<&'static Self> {
         METHODS.iter().find(|method| method.path == path)
     }
+
+    /// Returns the method with the name `package.Service/Method`. `None` if no service has it.
+    pub(crate) fn named(method_name: &str) -> Option<&'static Self> {
+        METHODS.iter().find(|method| name(method.path) == method_name)
+    }
 }
 
 impl Service {

@@ -7,10 +7,12 @@ use std::error::Error;
 use std::time::Duration;
 
 use prost::Message as _;
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::field_limit::MAX_FIELDS;
+use super::methods::Method;
 use super::pb::ErrorReason;
 use crate::domain::{EntropyError, InvalidField, InvalidFields, RotationRefused};
 use crate::repository::{ErrorKind, RepositoryError};
@@ -175,9 +177,10 @@ pub(crate) fn connection_ends() -> Status {
     retryable(Code::Unavailable, ErrorReason::ConnectionEnds, message)
 }
 
-/// Creates the status for a message that exceeds the size limit.
-pub(crate) fn message_too_large() -> Status {
-    let message = "the request exceeds the maximum size";
+/// Creates the status for a message of more than `limit` bytes.
+pub(crate) fn message_too_large(limit: usize) -> Status {
+    let message =
+        format!("the request exceeds the maximum size of {limit} bytes, before or after decompression");
     status(Code::ResourceExhausted, ErrorReason::MessageTooLarge, message)
 }
 
@@ -210,22 +213,47 @@ pub(crate) fn panicked() -> Status {
     status(Code::Internal, ErrorReason::Internal, INTERNAL_MESSAGE)
 }
 
-/// Replaces a status that tonic created before a handler got the call. Returns `None` for statuses of handlers, and for
-/// those that are not caused by the request.
-pub(crate) fn from_transport(transport: &Status) -> Option<Status> {
+/// Maximum number of characters of an encoding's name in a message. All registered names are shorter.
+const MAX_ENCODING_CHARS: usize = 32;
+
+/// Metadata of a response: the encodings that requests can have. tonic adds it when it rejects an encoding.
+pub(crate) const ACCEPTED_ENCODINGS: &str = "grpc-accept-encoding";
+
+/// Replaces a status that tonic created before a handler got the message of a call of `method`, which is `None` for an
+/// unknown method. Returns `None` for statuses of handlers, and for those that are not caused by the request.
+pub(crate) fn from_transport(transport: &Status, method: Option<&Method>) -> Option<Status> {
     if !transport.details().is_empty() {
         return None;
     }
     let (code, reason, message) = match transport.code() {
-        Code::OutOfRange => return Some(message_too_large()),
+        // The decoder returns the first for the size of a message, and the second for its size after decompression.
+        Code::OutOfRange | Code::ResourceExhausted => {
+            return method.map(|method| message_too_large(method.service.max_message_bytes()));
+        }
         // The decoder returns INTERNAL for malformed messages. INTERNAL of our own has details.
         Code::Internal => {
             (Code::InvalidArgument, ErrorReason::MessageMalformed, "the request could not be decoded")
         }
-        Code::Unimplemented => (Code::Unimplemented, ErrorReason::MethodUnknown, "unknown method"),
+        Code::Unimplemented => match transport.metadata().get(ACCEPTED_ENCODINGS) {
+            Some(accepted) => return Some(unsupported_encoding(transport.message(), accepted)),
+            None => (Code::Unimplemented, ErrorReason::MethodUnknown, "unknown method"),
+        },
         _ => return None,
     };
     Some(status(code, reason, message))
+}
+
+/// Creates the status for a request with an unsupported encoding, which `message`, by tonic, has in backticks.
+fn unsupported_encoding(message: &str, accepted: &MetadataValue<Ascii>) -> Status {
+    let encoding: String =
+        message.split('`').nth(1).unwrap_or("?").chars().take(MAX_ENCODING_CHARS).collect();
+    let message = format!(
+        "the request is compressed with `{encoding}`, which is not supported; use one of {}",
+        accepted.to_str().unwrap_or("identity")
+    );
+    let mut status = status(Code::Unimplemented, ErrorReason::EncodingUnsupported, message);
+    status.metadata_mut().insert(ACCEPTED_ENCODINGS, accepted.clone());
+    status
 }
 
 const INTERNAL_MESSAGE: &str =

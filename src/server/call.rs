@@ -29,7 +29,7 @@ pub(super) use self::request_buffer::{BufferMessage, BufferQuota};
 use self::request_id::RequestIds;
 use crate::domain::{Entropy, EntropyError, KeyFormat, Stopwatch};
 use crate::grpc::methods::{Message, Method, VALIDATE};
-use crate::grpc::{CacheOnly, CallFuture, CallHandler, Peer, RequestId, from_transport};
+use crate::grpc::{ACCEPTED_ENCODINGS, CacheOnly, CallFuture, CallHandler, Peer, RequestId, from_transport};
 use crate::telemetry::CallMetrics;
 
 /// Assigns each call a request id, a span, a slot and a deadline, counts it, and turns panics into statuses.
@@ -111,7 +111,8 @@ impl<S: CallHandler> Service<Request<Body>> for CallService<S> {
         // Boxed because the future is large and is moved several times.
         let response = Box::pin(respond(self.inner.clone(), self.layer.slots.clone(), request));
         let call = async move {
-            let mut response = explained(deadline::within(timeout, panic::caught(response)).await);
+            let mut response = deadline::within(timeout, panic::caught(response)).await;
+            response = explained(response, name.name());
             if let Some(id) = id_header {
                 response.headers_mut().insert(RequestId::HEADER, id);
             }
@@ -153,11 +154,13 @@ async fn respond(
     inner.call(request).await
 }
 
-/// Replaces a status that tonic made before the handler was called by one with a reason.
-fn explained(response: Response<Body>) -> Response<Body> {
+/// Replaces a status that tonic made before the handler of `method` was called by one with a reason.
+fn explained(response: Response<Body>, method: &str) -> Response<Body> {
     let status = Status::from_header_map(response.headers());
-    let Some(status) = status.as_ref().and_then(from_transport) else { return response };
-    let is_unknown = status.code() == Code::Unimplemented;
+    let status = status.as_ref().and_then(|status| from_transport(status, Method::named(method)));
+    let Some(status) = status else { return response };
+    let is_unknown =
+        status.code() == Code::Unimplemented && !status.metadata().contains_key(ACCEPTED_ENCODINGS);
     let mut response = status.into_http();
     if is_unknown {
         // gRPC clients map 404 to UNIMPLEMENTED. A gateway that authorizes by HTTP status denies the request.

@@ -7,6 +7,7 @@ mod architecture;
 mod cache;
 mod cached;
 mod chart;
+mod clients;
 #[path = "../../examples/custom_backend.rs"]
 #[expect(dead_code, unreachable_pub, reason = "its `main` is run as a program")]
 mod custom_backend;

@@ -5,6 +5,7 @@ mod background;
 mod call_limits;
 pub(crate) mod certificates;
 mod client_certificates;
+mod compression;
 mod connection_limits;
 mod connections;
 mod credentials;

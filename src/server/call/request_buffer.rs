@@ -49,7 +49,7 @@ pub(super) async fn buffered(request: Request<Body>, limit: usize) -> Result<Req
             break;
         }
         if message.len() + data.len() > limit + FRAME_HEADER_BYTES {
-            return Err(message_too_large());
+            return Err(message_too_large(limit));
         }
         let fits = match (&mut permit, quota) {
             (_, None) => true,
