@@ -39,7 +39,7 @@ pub use tls::ClientAuth;
 pub(crate) use tls::{Tls, TlsFiles};
 
 use self::acceptor::Acceptor;
-use self::connection::{ConnectionDriver, ConnectionLimiter};
+use self::connection::{ConnectionDriver, ConnectionLimiter, WrongProtocolLog};
 use self::lifecycle::{Phase, WorkerLifecycle};
 use self::worker::Worker;
 use crate::domain::{Clock, Stopwatch};
@@ -187,12 +187,13 @@ impl Server {
         ended: &mpsc::Sender<usize>,
     ) -> Result<Vec<Worker>, ServeError> {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let wrong_protocols = Arc::<WrongProtocolLog>::default();
         let count = if self.options.workers == 0 { cores() } else { self.options.workers };
         (0..count)
             .map(|number| {
                 let driver = |role| {
                     let routes = routes(&self.services, role).map_err(ServeError::Reflection)?;
-                    Ok((role, ConnectionDriver::new(self, routes, phase.subscribe())))
+                    Ok((role, ConnectionDriver::new(self, routes, phase.subscribe(), &wrong_protocols)))
                 };
                 let drivers = Role::ALL.into_iter().map(driver).collect::<Result<_, ServeError>>()?;
                 let lifecycle = WorkerLifecycle { number, phase: phase.subscribe(), ended: ended.clone() };

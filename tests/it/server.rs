@@ -25,3 +25,4 @@ mod stream_credentials;
 mod stream_limits;
 mod streams;
 mod tls;
+mod wrong_protocols;

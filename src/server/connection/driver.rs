@@ -1,6 +1,7 @@
 //! The driver of a connection: runs HTTP/2 from the first byte to the graceful shutdown, and decides when the
 //! connection ends.
 
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,15 +14,18 @@ use tonic::service::Routes;
 use tower::Layer as _;
 
 use super::activity::ConnectionActivity;
+use super::handshake::HandshakeError;
 use super::io::{Accepted, Connection, WorkerSlot};
 use super::service::ConnectionService;
+use super::state::ConnectionState;
+use super::wrong_protocols::WrongProtocolLog;
 use crate::domain::Clock;
 use crate::grpc::Peer;
 use crate::server::call::CallService;
 use crate::server::lifecycle::{Phase, reaches};
 use crate::server::tls::Tls;
 use crate::server::{Server, ServerOptions};
-use crate::telemetry::{ConnectionClosure, ConnectionMetrics, ConnectionRejection, LogLimit};
+use crate::telemetry::{ConnectionClosure, ConnectionMetrics, ConnectionRejection, LogLimit, error_chain};
 
 /// A peer that has vanished without closing the connection is detected after the interval plus the timeout.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -50,14 +54,20 @@ pub(in crate::server) struct ConnectionDriver {
     failed_handshakes: Counter,
     connections: ConnectionMetrics,
     closures: Arc<LogLimit>,
+    wrong_protocols: Arc<WrongProtocolLog>,
     clock: Arc<dyn Clock>,
     tls: Option<watch::Receiver<Arc<Tls>>>,
     phase: watch::Receiver<Phase>,
 }
 
 impl ConnectionDriver {
-    /// Creates a driver of connections whose calls `routes` handles.
-    pub(in crate::server) fn new(server: &Server, routes: Routes, phase: watch::Receiver<Phase>) -> Self {
+    /// Creates a driver of connections whose calls `routes` handles. All drivers share `wrong_protocols`.
+    pub(in crate::server) fn new(
+        server: &Server,
+        routes: Routes,
+        phase: watch::Receiver<Phase>,
+        wrong_protocols: &Arc<WrongProtocolLog>,
+    ) -> Self {
         let connections = server.connections.clone();
         Self {
             calls: server.calls.layer(routes),
@@ -65,6 +75,7 @@ impl ConnectionDriver {
             failed_handshakes: connections.rejected(ConnectionRejection::Handshake),
             connections,
             closures: Arc::default(),
+            wrong_protocols: Arc::clone(wrong_protocols),
             clock: Arc::clone(&server.clocks.clock),
             tls: server.tls.clone(),
             phase,
@@ -76,10 +87,9 @@ impl ConnectionDriver {
     /// when it has to make room. Calls in flight are completed first if their client reads the responses.
     pub(in crate::server) async fn run(self, handed_over: (Accepted, WorkerSlot), jitter: f64) {
         let tls = self.tls.as_ref().map(|tls| Arc::clone(&tls.borrow().config));
-        let failures = self.failed_handshakes.clone();
-        let state = handed_over.1.state();
+        let (address, state) = (handed_over.0.address(), handed_over.1.state());
         let adopted = tokio::select! {
-            adopted = Connection::adopt(handed_over, tls, self.options.handshake_timeout, failures) => adopted,
+            adopted = Connection::adopt(handed_over, tls, self.options.handshake_timeout) => adopted,
             closure = state.closed() => {
                 self.connections.closed(closure).inc();
                 return;
@@ -87,10 +97,7 @@ impl ConnectionDriver {
         };
         let connection = match adopted {
             Ok(connection) => connection,
-            Err(error) => {
-                tracing::debug!(%error, "a connection failed during its handshake");
-                return;
-            }
+            Err(error) => return self.report_failed_handshake(&error, address, &state),
         };
         let (peer, activity) = (connection.peer(), ConnectionActivity::new(state));
         let (ends, is_ending) = watch::channel(false);
@@ -133,7 +140,7 @@ impl ConnectionDriver {
             let has_expired = after(lifetime);
             let is_idle = idle(activity, self.options.idle_timeout);
             tokio::select! {
-                outcome = serving.as_mut() => return ended(outcome),
+                outcome = serving.as_mut() => return ended(outcome, &peer),
                 () = drains => {}
                 () = is_old => {}
                 () = has_expired => tracing::debug!("closing a connection, because its client certificate has expired"),
@@ -150,7 +157,7 @@ impl ConnectionDriver {
         serving.as_mut().graceful_shutdown();
         ends.send_replace(true);
         tokio::select! {
-            outcome = serving => ended(outcome),
+            outcome = serving => ended(outcome, &peer),
             () = after(timeout) => {}
             closure = state.closed() => self.report(closure, &peer),
             () = activity.stalls(self.options.drain_timeout) => {
@@ -161,6 +168,23 @@ impl ConnectionDriver {
 }
 
 impl ConnectionDriver {
+    /// Counts and logs a connection whose handshake failed with `error`.
+    fn report_failed_handshake(
+        &self,
+        error: &HandshakeError,
+        address: Option<IpAddr>,
+        state: &ConnectionState,
+    ) {
+        if error.is_failed_handshake() {
+            self.failed_handshakes.inc();
+        }
+        if let HandshakeError::WrongProtocol(wrong) = error {
+            self.wrong_protocols.note(state.peer(), address, *wrong);
+        }
+        let peer = address.map(tracing::field::display);
+        tracing::debug!(peer, error = %error_chain(error), "a connection failed during its handshake");
+    }
+
     /// Counts a connection that is closed to make room for others. Logs the connection unless it was only
     /// idle.
     fn report(&self, closure: ConnectionClosure, peer: &Peer) {
@@ -178,9 +202,10 @@ impl ConnectionDriver {
 }
 
 /// Logs an error at debug level only, because clients break connections all the time.
-fn ended(outcome: Result<(), hyper::Error>) {
+fn ended(outcome: Result<(), hyper::Error>, peer: &Peer) {
     if let Err(error) = outcome {
-        tracing::debug!(%error, "a connection failed");
+        let peer = peer.address().map(tracing::field::display);
+        tracing::debug!(peer, error = %error_chain(&error), "a connection failed");
     }
 }
 
