@@ -26,12 +26,12 @@ impl Drop for Gateway {
     }
 }
 
-fn free_address() -> SocketAddr {
+pub(crate) fn free_address() -> SocketAddr {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
 }
 
 impl Gateway {
-    fn start(mut command: Command, folder: &Path, address: SocketAddr) -> Self {
+    pub(crate) fn start(mut command: Command, folder: &Path, address: SocketAddr) -> Self {
         let log = std::fs::File::create(folder.join("log")).unwrap();
         let both = log.try_clone().unwrap();
         let child = command.stdin(Stdio::null()).stdout(log).stderr(both).spawn();

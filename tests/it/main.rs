@@ -22,6 +22,7 @@ mod journal_backend;
 mod plans;
 mod process;
 mod prove;
+mod proxies;
 mod redis_faults;
 mod redis_resharding;
 mod redis_servers;
