@@ -60,7 +60,7 @@ enum Command {
     /// Import hashed keys of another system into a running server. Exit status: 0 all keys are stored, 3 some were
     /// rejected, 1 the import failed.
     Import(import::ImportArgs),
-    /// Delete the keys of a running server that expired before a given time.
+    /// Delete the keys of a running server that expired at or before a given time.
     Prune(prune::PruneArgs),
     /// Validate a key with a running server. Exit status: 0 allowed, 3 denied, 1 undecided.
     Validate(validate::ValidateArgs),

@@ -29,7 +29,8 @@ const MAX_MESSAGE_BYTES: usize = 8 * 1024 * 1024;
 pub(super) struct ClientArgs {
     #[command(flatten)]
     given: Target,
-    /// Named profile to use. Explicit flags override it.
+    /// Named profile to use. Explicit flags override it. If the profile has a credential, `--addr` must not name another
+    /// server.
     #[arg(long, env = "KEYVOUCH_PROFILE", value_name = "NAME")]
     profile: Option<String>,
     /// Path to the profiles file [default: `$XDG_CONFIG_HOME/keyvouch/profiles.toml`].

@@ -42,8 +42,8 @@ pub(super) struct IdArgs {
 #[derive(Debug, Args)]
 #[group(multiple = false)]
 struct ExpiryArgs {
-    /// Lifetime, for example 30d, 12h or 90s. By default, a new key never expires, and a successor has the lifetime of
-    /// the replaced key.
+    /// Lifetime, for example 30d, 12h or 90s. By default, a new key never expires. A successor has the lifetime
+    /// of the replaced key by default, counted from now.
     #[arg(long, value_parser = arguments::duration)]
     ttl: Option<Duration>,
     /// Time of expiry, for example 2030-01-31T12:00:00Z. An alternative to --ttl.

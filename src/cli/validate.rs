@@ -34,8 +34,8 @@ pub(super) struct ValidateArgs {
     #[arg(long)]
     any: bool,
     /// Maximum staleness of the result, for example 500ms. 0s forces a read from the backend. Values below the
-    /// server's `cache.min_staleness` need a credential: an admin token, a key with the scope `keyvouch.validate` or
-    /// `keyvouch.read`, or a client certificate.
+    /// server's `cache.min_staleness` need a credential: an admin token, a key with the scope `keyvouch.validate`,
+    /// `keyvouch.read` or `keyvouch.admin`, or a client certificate.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     max_staleness: Option<std::time::Duration>,
     #[command(flatten)]

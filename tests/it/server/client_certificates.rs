@@ -101,7 +101,7 @@ async fn the_names_of_an_unknown_certificate_are_logged() {
     let address = tokio::task::block_in_place(|| wait_for("the address", listening));
     let own = authority.issue("spiffe://example.org/other", 4096);
     let channel = connect_to(address, &[&authority], Some(&own)).await.unwrap();
-    let rejected = refusal(KeyStoreClient::new(channel).create_key(new_key()).await);
+    let rejected = error_reason(KeyStoreClient::new(channel).create_key(new_key()).await);
     assert_eq!(rejected, unauthenticated("CREDENTIAL_REQUIRED"));
     let logged = || home.log().into_iter().find(|entry| entry["target"] == "keyvouch::audit");
     let entry = tokio::task::block_in_place(|| wait_for("the log entry", logged));

@@ -1,7 +1,7 @@
 //! Tests of compressed requests, and of the size limits that apply after decompression.
 
 use http::Request;
-use keyvouch::conformance::api::{new_key, refusal};
+use keyvouch::conformance::api::{new_key, error_reason};
 use keyvouch::grpc::pb;
 use keyvouch::repository::MemoryRepository;
 use prost::Message as _;
@@ -51,8 +51,8 @@ async fn compressed_requests_are_accepted_by_all_services() {
 fn check_too_large<T: std::fmt::Debug>(outcome: Result<T, Status>, limit: usize) {
     let status = outcome.unwrap_err();
     assert!(status.message().contains(&format!(" {limit} bytes")), "{status:?}");
-    let refusal = refusal::<()>(Err(status));
-    assert_eq!(refusal, (Code::ResourceExhausted, "MESSAGE_TOO_LARGE".to_owned()));
+    let found = error_reason::<()>(Err(status));
+    assert_eq!(found, (Code::ResourceExhausted, "MESSAGE_TOO_LARGE".to_owned()));
 }
 
 #[tokio::test]
@@ -147,7 +147,7 @@ async fn other_encodings_are_rejected_by_name() {
     request.metadata_mut().insert("grpc-encoding", "zstd".parse().unwrap());
     let path = http::uri::PathAndQuery::from_static("/keyvouch.v1.Validator/Validate");
     let codec = tonic_prost::ProstCodec::<pb::ValidateRequest, pb::ValidateResponse>::default();
-    let rejected = refusal(call.unary(request, path, codec).await);
+    let rejected = error_reason(call.unary(request, path, codec).await);
     assert_eq!(rejected, (Code::Unimplemented, "ENCODING_UNSUPPORTED".to_owned()));
 }
 
