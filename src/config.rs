@@ -73,7 +73,7 @@ pub struct Config {
     pub keys: KeysConfig,
     /// Storage backend.
     pub store: StoreConfig,
-    /// Caches in front of the storage backend.
+    /// Caches in front of the backend.
     pub cache: CacheConfig,
     /// Change feed, which delivers the changes of other replicas.
     pub feed: FeedConfig,

@@ -1,4 +1,4 @@
-//! The suites that every storage backend and every server has to pass. Feature `conformance`.
+//! The suites that every backend and every server has to pass. Feature `conformance`.
 //!
 //! - [`repository`]: the contract of [`KeyRepository`](crate::repository::KeyRepository), for authors of backends:
 //!   [`repository_conformance!`](crate::repository_conformance) makes one test a clause.

@@ -36,10 +36,10 @@ impl Sources {
 
     fn state(&self) -> Vec<Reading> {
         vec![
-            plain("store_up", "1 if the storage backend responds, otherwise 0", flag(*self.is_up.borrow())),
+            plain("store_up", "1 if the backend responds, otherwise 0", flag(*self.is_up.borrow())),
             plain(
                 "store_breaker_open",
-                "1 if lookups are rejected because the storage backend does not respond, otherwise 0",
+                "1 if lookups are rejected because the backend does not respond, otherwise 0",
                 flag(self.breaker.is_open()),
             ),
             plain(
@@ -49,7 +49,7 @@ impl Sources {
             ),
             plain(
                 "usage_pending",
-                "Keys whose last use is not yet written to the storage backend",
+                "Keys whose last use is not yet written to the backend",
                 count(self.usage.waiting()),
             ),
         ]

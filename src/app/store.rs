@@ -102,7 +102,7 @@ async fn patiently<T>(
             return Err(error);
         }
         if std::mem::take(&mut is_first) {
-            tracing::warn!(error = %error_chain(&error), ?patience, "the store can't be reached yet; trying again");
+            tracing::warn!(error = %error_chain(&error), ?patience, "the backend can't be reached yet; trying again");
         }
         tokio::time::sleep(PAUSE).await;
     }

@@ -17,7 +17,7 @@ pub(super) struct CompletionsArgs {
 #[derive(Debug, Args)]
 pub(super) struct ManArgs {
     /// Directory for the pages, for example `/usr/local/share/man/man1`. It is created if it does not exist.
-    #[arg(value_name = "FOLDER")]
+    #[arg(value_name = "DIRECTORY")]
     folder: PathBuf,
 }
 

@@ -31,7 +31,7 @@ pub(super) enum MigrateCommand {
         /// Print the statements without running them.
         #[arg(long)]
         dry_run: bool,
-        /// Proceed even if the database has keys, which can be deleted.
+        /// Undo the migrations even if the database has keys. This can delete keys for good.
         #[arg(long)]
         yes: bool,
         #[command(flatten)]

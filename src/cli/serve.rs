@@ -136,7 +136,7 @@ fn announce(app: &App) -> Result<()> {
         format!(", at {}", admin_addresses.join(", "))
     };
     let mut text = format!(
-        "Keyvouch {} listens on {}\n  store: {}\n  admin: {}{admin_at}\n",
+        "Keyvouch {} listens on {}\n  backend: {}\n  admin: {}{admin_at}\n",
         env!("CARGO_PKG_VERSION"),
         addresses.join(", "),
         app.backend(),

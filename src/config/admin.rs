@@ -25,8 +25,9 @@ pub struct AdminConfig {
     /// Names (DNS names or URIs of `subjectAltName`) of client certificates whose holders are administrators.
     pub client_certificates: Vec<String>,
     /// Whether `KeyStore` can be called without a credential. Rejected unless all addresses of `KeyStore` are loopback
-    /// or Unix sockets. If other machines can reach `Validator`, its callers need a key with a `keyvouch.*` scope for
-    /// `WatchChanges`, and to ask for less staleness than `cache.min_staleness`.
+    /// or Unix sockets. If other machines can reach `Validator`, its clients need a key for two kinds of calls. `WatchChanges`
+    /// needs the scope `keyvouch.read` or `keyvouch.admin`. Less staleness than `cache.min_staleness` needs
+    /// `keyvouch.validate`, `keyvouch.read` or `keyvouch.admin`.
     pub insecure: bool,
 }
 

@@ -16,7 +16,7 @@ const MAX_LOADS: usize = 1_000_000;
 /// Upper limit of `redis.timeout`: changes and loads wait this long for a cache that does not respond.
 const MAX_REDIS_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Caches in front of the storage backend.
+/// Caches in front of the backend.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CacheConfig {
@@ -30,7 +30,7 @@ pub struct CacheConfig {
     /// Maximum staleness of a validation, and so the maximum delay of a revocation. A call can ask for less
     /// (`max_staleness`), but not for more.
     pub max_staleness: HumanDuration,
-    /// Smallest `max_staleness` that callers without a credential can ask for. A call that asks for less than the
+    /// Smallest `max_staleness` that clients without a credential can ask for. A call that asks for less than the
     /// staleness of the feed causes a read from the backend.
     pub min_staleness: HumanDuration,
     /// Maximum number of keys that are loaded at the same time; further lookups are rejected with `RESOURCE_EXHAUSTED`.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{CacheConfig, ConfigError, HumanDuration};
 
-/// Minimum interval between polls. Each poll is a read from the storage backend.
+/// Minimum interval between polls. Each poll is a read from the backend.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Change feed, which delivers the changes of other replicas.

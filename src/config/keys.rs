@@ -10,7 +10,8 @@ use crate::domain::{ForeignPattern, KeyFormat, KeyPrefix};
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct KeysConfig {
-    /// Prefixes of new keys; the first is the default. Up to 16 of `a-z0-9_`, ending in `_` unless empty.
+    /// Prefixes that new keys can have; the first is the default. A prefix has up to 16 characters of `a-z`, `0-9` and
+    /// `_`, and ends in `_` unless it is empty.
     pub prefix: Vec<String>,
     /// Older prefixes of keys that still validate.
     pub accept_prefix: Vec<String>,

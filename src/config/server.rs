@@ -32,14 +32,15 @@ pub struct ServerConfig {
     pub max_connections_per_peer: usize,
     /// Maximum number of concurrent calls on one connection. Further calls wait in the client.
     pub max_streams_per_connection: u32,
-    /// Maximum number of open streams on all connections: calls in flight, calls whose message is incomplete, and
-    /// `WatchChanges`. At the limit, the address that holds the most idle streams loses a connection. While more than
-    /// half of these streams are open, one address may have at most a quarter of `max_streams`. Streams of
-    /// `server.admin_listen` and Unix sockets don't count.
+    /// Maximum number of open streams on all connections. Calls in flight, calls whose message is incomplete, and
+    /// `WatchChanges` count. Streams of `server.admin_listen` and Unix sockets don't count. At the limit, the address
+    /// with the most held streams loses a connection. While more than half of the limit is used, one address can have
+    /// at most a quarter of it.
     pub max_streams: usize,
-    /// Maximum number of concurrent calls of `Validator` and reflection on all connections. Further calls are rejected
-    /// immediately with `RESOURCE_EXHAUSTED`, unless they are answered from memory. `KeyStore` has two limits of its
-    /// own, each a tenth of this number: one for changes, one for calls that read. Health calls are not limited.
+    /// Maximum number of concurrent calls of `Validator` and reflection on all connections. Health calls don't count.
+    /// At the limit, further calls are answered only from memory. If that is not possible, they are rejected
+    /// immediately with `RESOURCE_EXHAUSTED`. `KeyStore` has two limits of its own, each a tenth of this number: one for
+    /// changes, one for calls that read.
     pub max_calls: usize,
     /// Maximum time until the response of a call begins, if the client does not set a shorter one (`grpc-timeout`).
     /// Must be more than 0.
@@ -49,15 +50,15 @@ pub struct ServerConfig {
     pub max_connection_age: HumanDuration,
     /// Maximum time of a connection without a call. 0 means no limit.
     pub idle_timeout: HumanDuration,
-    /// Maximum time until a new connection begins with HTTP/2. A connection that does not is closed. Must be more than
-    /// 0.
+    /// Maximum time until a new connection begins with HTTP/2. Connections that take longer are closed. Must be more
+    /// than 0.
     pub handshake_timeout: HumanDuration,
     /// Time after SIGTERM or SIGINT in which calls are still accepted while health reports NOT_SERVING, so that load
     /// balancers can detect it.
     pub settle_delay: HumanDuration,
-    /// Maximum time for calls in flight and open connections to end after SIGTERM or SIGINT. A second signal ends the
-    /// process immediately. Also the maximum time for the streams of a connection to end once it has reached its
-    /// maximum age or idle time.
+    /// Maximum time for calls in flight and open connections to end after SIGTERM or SIGINT. After that time, they are
+    /// ended. A second signal ends the process immediately. The setting also limits the time for the streams of a
+    /// connection to end once the connection has reached its maximum age or idle time.
     pub drain_timeout: HumanDuration,
     /// Whether `grpc.reflection` is served. Clients such as grpcurl and `buf curl` need it.
     pub reflection: bool,

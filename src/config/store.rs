@@ -17,7 +17,7 @@ use crate::repository::{RedisOptions, SqlOptions};
 
 const NAME: &str = "store.url";
 
-/// Storage backend.
+/// Backend.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct StoreConfig {
@@ -49,7 +49,7 @@ pub(crate) struct StoreSettings {
     pub(crate) connect_timeout: Duration,
 }
 
-/// A storage backend, with its options.
+/// A backend, with its options.
 #[derive(Clone, Debug)]
 pub(crate) enum StoreBackend {
     /// This process's memory.
@@ -69,7 +69,7 @@ pub(crate) enum SqlPlace {
     Server { url: StoreUrl, replica_url: Option<StoreUrl> },
 }
 
-/// A kind of storage backend, as `store.url` names it.
+/// A kind of backend, as `store.url` names it.
 #[derive(Debug, PartialEq, Eq)]
 enum Kind {
     Memory,

@@ -1,4 +1,4 @@
-//! The URL of a storage backend, which can contain a password.
+//! The URL of a backend, which can contain a password.
 
 use std::borrow::Cow;
 use std::fmt;

@@ -11,8 +11,8 @@ use crate::grpc::ValidatorAccess;
 #[serde(default, deny_unknown_fields)]
 pub struct ValidatorConfig {
     /// Access to `Validate`: `open` (no credential needed) or `credential` (an admin token, a key with the scope
-    /// `keyvouch.validate`, or a client certificate that is named in `validator.client_certificates` or
-    /// `admin.client_certificates`).
+    /// `keyvouch.validate` or `keyvouch.admin`, or a client certificate that is named in
+    /// `validator.client_certificates` or `admin.client_certificates`).
     pub access: ValidatorAccess,
     /// Names of client certificates that may validate, in addition to those of administrators.
     pub client_certificates: Vec<String>,

@@ -58,7 +58,7 @@ pub(super) fn from_change(error: ServiceError, repeat: Repeat) -> Status {
     }
     let (code, reason, problem) = match failure.kind() {
         ErrorKind::Unavailable => {
-            (Code::Unavailable, ErrorReason::StoreUnavailable, "the storage backend is unavailable")
+            (Code::Unavailable, ErrorReason::StoreUnavailable, "the backend is unavailable")
         }
         ErrorKind::Timeout => (Code::DeadlineExceeded, ErrorReason::StoreTimeout, STORE_TIMEOUT_MESSAGE),
         ErrorKind::Internal => (Code::Internal, ErrorReason::Internal, INTERNAL_MESSAGE),
@@ -258,7 +258,7 @@ fn unsupported_encoding(message: &str, accepted: &MetadataValue<Ascii>) -> Statu
 
 const INTERNAL_MESSAGE: &str =
     "internal error; the server's log has the cause under this call's x-request-id";
-const STORE_TIMEOUT_MESSAGE: &str = "the storage backend did not respond in time";
+const STORE_TIMEOUT_MESSAGE: &str = "the backend did not respond in time";
 
 fn from_precondition(error: Precondition) -> Status {
     let message = error.to_string();
@@ -301,7 +301,7 @@ fn from_repository(error: &RepositoryError) -> Status {
             "the update would change an immutable field",
         ),
         ErrorKind::NotOffered => {
-            let message = "the storage backend does not support this operation";
+            let message = "the backend does not support this operation";
             status(Code::Unimplemented, ErrorReason::NotOffered, message)
         }
         ErrorKind::PositionLost => status(
@@ -312,7 +312,7 @@ fn from_repository(error: &RepositoryError) -> Status {
         ErrorKind::Overloaded => overloaded(),
         ErrorKind::Unavailable | ErrorKind::Unusable => {
             log(error);
-            let message = "the storage backend is unavailable; retry later";
+            let message = "the backend is unavailable; retry later";
             retryable(Code::Unavailable, ErrorReason::StoreUnavailable, message)
         }
         ErrorKind::Timeout => {

@@ -48,14 +48,14 @@ impl ErrorKind {
             Self::NotFound => "key not found",
             Self::Conflict => "the key was changed by another call",
             Self::Refused => "the change is not allowed",
-            Self::NotOffered => "the storage backend does not support this operation",
+            Self::NotOffered => "the backend does not support this operation",
             Self::PositionLost => "events after the position in the change feed may be missing",
             Self::Overloaded => "the server is overloaded, or a limit is reached",
-            Self::Unavailable => "the storage backend is unavailable",
-            Self::Unusable => "the storage backend can't be used with these settings",
-            Self::Timeout => "the storage backend did not respond in time",
+            Self::Unavailable => "the backend is unavailable",
+            Self::Unusable => "the backend can't be used with these settings",
+            Self::Timeout => "the backend did not respond in time",
             Self::Corrupt => "a stored record can't be read",
-            Self::Internal => "the storage backend failed",
+            Self::Internal => "the backend failed",
         }
     }
 }

@@ -49,7 +49,7 @@ pub(crate) fn parse_filter(filter: &str) -> Result<EnvFilter, InvalidLogFilter> 
 fn log_panics() {
     panic::set_hook(Box::new(|panic| {
         let location = panic.location().map(ToString::to_string).unwrap_or_default();
-        tracing::error!(location, message = panic.payload_as_str().unwrap_or_default(), "panicked");
+        tracing::error!(location, panic = panic.payload_as_str().unwrap_or_default(), "panicked");
     }));
 }
 

@@ -89,7 +89,7 @@ tolerations:
 {{- end }}
 {{- end }}
 
-{{/* Whether only one pod can use the storage backend: "true" or "". */}}
+{{/* Whether only one pod can use the backend: "true" or "". */}}
 {{- define "keyvouch.isSingle" -}}
 {{- if has .Values.store.backend (list "sqlite" "memory") }}true{{ end }}
 {{- end }}

@@ -14,13 +14,15 @@ use crate::repository::RedisOptions;
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RedisStoreConfig {
-    /// Prefix of all names in Redis. Installations with different prefixes don't see each other's keys.
+    /// Prefix of all names in Redis. Installations with different prefixes can share one
+    /// Redis.
     pub prefix: String,
     /// Number of connections for changes. With `store.redis.min_replicas_ack`, each runs one change at a time. Reads
     /// share one connection of their own, which is faster than several.
     pub change_connections: u32,
     /// Number of Redis replicas that must have a change before it is acknowledged (`WAIT`). If too few confirm, the
-    /// call fails with `UNAVAILABLE`, and the change may have been applied. 0 does not wait for replicas.
+    /// call fails with `UNAVAILABLE`, and the change may have been applied. 0 does not wait for Redis
+    /// replicas.
     pub min_replicas_ack: u32,
     /// Approximate maximum number of events in each of the 64 Redis shards. Older events are deleted before
     /// `events.retention`.
@@ -35,9 +37,10 @@ pub struct RedisStoreConfig {
     /// File with the password. Reloaded for each connection, so that the password can change while the server runs. Not
     /// supported with Sentinel. Empty: the password in the URL.
     pub password_file: PathBuf,
-    /// Whether startup fails, instead of logging a warning, if the Redis server may lose keys (by eviction, without
-    /// appending to disk, or by a failover without `min-replicas-to-write` or `store.redis.min_replicas_ack`), or if a
-    /// Cluster does not report whether its nodes answer reads while they are cut off.
+    /// Whether startup fails if the Redis server may lose keys. If false, a warning is logged instead. Keys may be lost
+    /// by eviction, by a crash if changes are not appended to disk, or by a failover without `min-replicas-to-write` and
+    /// `store.redis.min_replicas_ack`. The setting also applies to a Cluster that does not report whether its nodes
+    /// answer reads while they are cut off.
     pub strict: bool,
 }
 
