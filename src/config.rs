@@ -71,7 +71,7 @@ pub struct Config {
     pub server: ServerConfig,
     /// Format of key strings.
     pub keys: KeysConfig,
-    /// Storage backend.
+    /// Backend.
     pub store: StoreConfig,
     /// Caches in front of the backend.
     pub cache: CacheConfig,
