@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::{AdminSettings, Settings, SqlPlace, StoreBackend};
+use crate::telemetry::TraceOptions;
 
 /// Permission bits of a file: users other than its owner can write to it.
 const OTHERS_WRITE: u32 = 0o022;
@@ -33,7 +34,7 @@ impl Settings {
             let can_read = "all users of this machine can read owners, names and metadata";
             warnings.extend(permissions("store.url", file, "make any key valid", Some(can_read)));
         }
-        if self.telemetry.traces.as_ref().is_some_and(|traces| traces.has_unused_credentials()) {
+        if self.telemetry.traces.as_ref().is_some_and(TraceOptions::has_unused_credentials) {
             let warning = "telemetry.otlp_endpoint: the user and password are not sent; set OTEL_EXPORTER_OTLP_HEADERS instead";
             warnings.push(warning.to_owned());
         }

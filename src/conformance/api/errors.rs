@@ -3,7 +3,7 @@
 use prost_types::FieldMask;
 use tonic::Code;
 
-use super::{Api, new_key, error_reason, seconds, invalid_field, invalid_fields};
+use super::{Api, error_reason, invalid_field, invalid_fields, new_key, seconds};
 use crate::grpc::pb;
 
 const UNKNOWN: &str = "0190a6f0-1a2b-7c3d-8e4f-0123456789ab";

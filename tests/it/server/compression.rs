@@ -1,7 +1,7 @@
 //! Tests of compressed requests, and of the size limits that apply after decompression.
 
 use http::Request;
-use keyvouch::conformance::api::{new_key, error_reason};
+use keyvouch::conformance::api::{error_reason, new_key};
 use keyvouch::grpc::pb;
 use keyvouch::repository::MemoryRepository;
 use prost::Message as _;
