@@ -61,7 +61,8 @@
 //! 10. *Loads and this replica's own changes are compared in the same way* ([`Partition::check_loaded`],
 //!     [`Partition::check_own`]). A change that contradicts the current epoch ends it at once, because nothing
 //!     may be served until it is known which epoch is valid. An own change that may have a revision that was used
-//!     before is acknowledged after a poll. Guards: `OwnChangeIsCompared`, `UnknownChangePolls`.
+//!     before, and one that was in effect already, are acknowledged after a poll unless they are larger than the
+//!     largest change seen. Guards: `OwnChangeIsCompared`, `UnknownChangePolls`.
 //! 11. *An entry that another replica wrote is used only if its applied revision is a change that this replica
 //!     has applied* ([`Partition::has_applied`]). Otherwise it may belong to a lost epoch, whatever its revision.
 //!     Guard: `SharedEntriesAreVerified`.

@@ -129,7 +129,8 @@ impl<K: Ord + Clone> Partition<K> {
         let is_larger = change.revision > largest_before.revision;
         let certainty = match novelty {
             Novelty::New if !is_larger => return Err(Rewound),
-            Novelty::Unknown if !is_larger => Certainty::NeedsPoll,
+            // The key may have a larger change in this epoch, which the backend has lost.
+            Novelty::Earlier | Novelty::Unknown if !is_larger => Certainty::NeedsPoll,
             Novelty::New | Novelty::Earlier | Novelty::Unknown => Certainty::Certain,
         };
         self.check_loaded(ChangeId::NONE, change)?;

@@ -285,6 +285,26 @@ async fn a_change_in_a_rewound_history_is_honoured_at_once() {
     assert!(a.find(&KeyHash::of("lost")).await.entry.key.is_none());
 }
 
+/// As above, but another replica has revoked the key in the meantime, so that the revocation changes nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revocation_that_is_in_effect_in_a_rewound_history_is_honoured_at_once() {
+    let Rewindable { folder: _folder, file, store: first, kept } = Rewindable::new().await;
+    let store = Swapped::new(first);
+    let a = Replica::start(store.clone(), &unpolled(options())).await;
+    a.poll().await;
+    let second = copy_of(&file, "copy.db").await;
+    a.create("lost").await;
+    let next = ApiKey { updated_at: SystemClock.now(), ..kept.clone() };
+    let updated = a.backend.update(next, kept.revision, &context()).await.unwrap();
+    assert!(a.is_active(&kept.hash).await);
+    store.swap(second.clone());
+    let revoked = second.revoke(kept.id, RevokeReason::default(), &context()).await.unwrap();
+    assert!(revoked.revision < updated.revision);
+    let found = a.backend.revoke(kept.id, RevokeReason::default(), &context()).await.unwrap();
+    assert_eq!(found.revision, revoked.revision);
+    assert!(!a.is_active(&kept.hash).await);
+}
+
 /// A stopped replica has left a record of the lost history in Redis. Another replica, which never saw that
 /// history, reads the record when its own cursor and fence have the same numbers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
