@@ -291,14 +291,8 @@ mod tests {
         for (text, expected) in cases {
             let variable = load("", &[("KEYVOUCH__SERVER__ADMIN_LISTEN", text)], &[]).unwrap();
             let flag = load("", &[], &[("server.admin_listen", text)]).unwrap();
-            assert_eq!(
-                (variable.server.admin_listen, flag.server.admin_listen),
-                (
-                    expected.to_vec().iter().map(ToString::to_string).collect(),
-                    expected.iter().map(ToString::to_string).collect::<Vec<_>>()
-                ),
-                "{text}"
-            );
+            assert_eq!(variable.server.admin_listen, expected, "{text}");
+            assert_eq!(flag.server.admin_listen, expected, "{text}");
         }
         assert!(load("", &[], &[("server.listen", "[::1:50051")]).unwrap_err().contains("expected a list"));
     }
