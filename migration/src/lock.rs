@@ -5,6 +5,7 @@ use sea_orm_migration::sea_orm::{
     Statement, TransactionOptions, TransactionTrait as _,
 };
 
+use crate::migrator::quoted;
 use crate::{MigrateError, Names};
 
 /// Maximum time in seconds that a process waits for another one that migrates. A migration can take long.
@@ -25,8 +26,16 @@ pub(crate) enum Session<'c> {
     Connection(&'c DatabaseConnection),
 }
 
+/// Settings of a migration's transaction on PostgreSQL, whatever the defaults of the role are. They end with the
+/// transaction, because a pooler can give the session to another client. With READ COMMITTED, the work under the
+/// lock sees what an earlier holder of the lock committed.
+const POSTGRES_SETTINGS: &str = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; \
+     SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0; \
+     SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL row_security = off";
+
 /// Takes the lock of these tables. `connection` must have exactly one connection to the database, since
-/// MySQL's lock belongs to a connection.
+/// MySQL's lock belongs to a connection. On PostgreSQL, the names of tables in the returned transaction mean the
+/// tables of `schema`. `None` means the schemas of the session's `search_path`.
 ///
 /// # Errors
 /// [`MigrateError::Locked`] on MySQL if another process holds the lock for longer than an hour. Otherwise the
@@ -34,6 +43,7 @@ pub(crate) enum Session<'c> {
 pub(crate) async fn lock<'c>(
     connection: &'c DatabaseConnection,
     names: &Names,
+    schema: Option<&str>,
 ) -> Result<Session<'c>, MigrateError> {
     match connection.get_database_backend() {
         DbBackend::MySql => {
@@ -49,9 +59,12 @@ pub(crate) async fn lock<'c>(
         }
         DbBackend::Postgres => {
             let transaction = connection.begin().await?;
-            transaction
-                .execute_unprepared("SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0")
-                .await?;
+            let mut settings = POSTGRES_SETTINGS.to_owned();
+            if let Some(schema) = schema {
+                // By default, temporary tables of the session hide others.
+                settings += &format!("; SET LOCAL search_path = {}, pg_temp", quoted(schema));
+            }
+            transaction.execute_unprepared(&settings).await?;
             let statement =
                 Statement::from_sql_and_values(DbBackend::Postgres, POSTGRES_LOCK, [names.api_key().into()]);
             transaction.query_one_raw(statement).await?;

@@ -5,7 +5,7 @@ use std::fmt;
 use sea_orm_migration::MigratorTraitSelf;
 use sea_orm_migration::prelude::{DynIden, IntoIden as _, MigrationTrait, Query};
 use sea_orm_migration::sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, Statement};
-use sea_orm_migration::sea_query::Alias;
+use sea_orm_migration::sea_query::{Alias, SchemaName, TableName};
 
 use crate::lock::{Session, lock};
 use crate::sql_migration::BREAKING;
@@ -18,7 +18,15 @@ use crate::{Names, all, migrations, names};
 #[derive(Clone, Debug)]
 pub struct Migrator {
     names: Names,
-    schema: Option<String>,
+    schema: Option<Schema>,
+}
+
+/// The PostgreSQL schema of the tables.
+#[derive(Clone, Debug)]
+struct Schema {
+    name: String,
+    /// Whether [`Migrator::up`] creates it.
+    is_created: bool,
 }
 
 /// The differences between a database's schema and the schema of this release.
@@ -88,14 +96,33 @@ impl Migrator {
         Self { names, schema: None }
     }
 
-    /// Sets the PostgreSQL schema of the tables, which is created if it does not exist. The connections must
-    /// have it as their `search_path`.
+    /// Sets the PostgreSQL schema of the tables, which is created if it does not exist. The `search_path` of the
+    /// connections has no effect then. Other databases ignore it.
     ///
     /// # Errors
     /// The name violates the rules of a prefix: see [`Names::prefixed`].
     pub fn in_schema(self, schema: &str) -> Result<Self, names::InvalidName> {
         names::check(schema)?;
-        Ok(Self { schema: Some(schema.to_owned()), ..self })
+        Ok(Self { schema: Some(Schema { name: schema.to_owned(), is_created: true }), ..self })
+    }
+
+    /// Sets the PostgreSQL schema of the tables, which exists. The `search_path` of the connections has no effect
+    /// then. Other databases ignore it.
+    #[must_use]
+    pub fn in_existing_schema(self, schema: &str) -> Self {
+        Self { schema: Some(Schema { name: schema.to_owned(), is_created: false }), ..self }
+    }
+
+    /// Returns the schema, if the database has schemas and one was set.
+    fn schema_of(&self, backend: DbBackend) -> Option<&Schema> {
+        self.schema.as_ref().filter(|_| backend == DbBackend::Postgres)
+    }
+
+    /// Returns the name of `table` with the schema.
+    fn table(&self, table: &str, backend: DbBackend) -> TableName {
+        let schema = self.schema_of(backend);
+        let schema = schema.map(|schema| SchemaName(None, Alias::new(&schema.name).into_iden()));
+        TableName(schema, Alias::new(table).into_iden())
     }
 
     /// Returns how the schema differs from the schema of this release. Makes no changes.
@@ -125,8 +152,10 @@ impl Migrator {
                 plan.push(PlannedMigration { name, sql: migration.up_sql(backend) });
             }
         }
-        if let (Some(schema), Some(first)) = (&self.schema, plan.first_mut()) {
-            first.sql.insert(0, create_schema(schema));
+        if let (Some(schema), Some(first)) = (self.schema_of(backend), plan.first_mut())
+            && schema.is_created
+        {
+            first.sql.splice(..0, [create_schema(&schema.name), search_only(&schema.name)]);
         }
         Ok(plan)
     }
@@ -143,12 +172,13 @@ impl Migrator {
         if self.state(connection).await?.pending.is_empty() {
             return Ok(Vec::new());
         }
-        if let Some(schema) = &self.schema
-            && connection.get_database_backend() == DbBackend::Postgres
+        let schema = self.schema_of(connection.get_database_backend());
+        if let Some(schema) = schema
+            && schema.is_created
         {
-            self.make_schema(connection, schema).await?;
+            self.make_schema(connection, &schema.name).await?;
         }
-        let session = lock(connection, &self.names).await?;
+        let session = lock(connection, &self.names, schema.map(|schema| schema.name.as_str())).await?;
         let outcome = match &session {
             Session::Transaction(transaction) => self.up_within(transaction).await,
             Session::Connection(connection) => self.up_within(*connection).await,
@@ -168,7 +198,8 @@ impl Migrator {
         connection: &DatabaseConnection,
         steps: u32,
     ) -> Result<Vec<String>, MigrateError> {
-        let session = lock(connection, &self.names).await?;
+        let schema = self.schema_of(connection.get_database_backend());
+        let session = lock(connection, &self.names, schema.map(|schema| schema.name.as_str())).await?;
         let outcome = match &session {
             Session::Transaction(transaction) => self.down_within(transaction, steps).await,
             Session::Connection(connection) => self.down_within(*connection, steps).await,
@@ -190,10 +221,16 @@ impl Migrator {
         let undone =
             all(&self.names).into_iter().rev().filter(|migration| applied.contains(&name_of(migration)));
         let steps = usize::try_from(steps).unwrap_or(usize::MAX);
-        Ok(undone
+        let mut plan: Vec<_> = undone
             .take(steps)
             .map(|migration| PlannedMigration { name: name_of(&migration), sql: migration.down_sql(backend) })
-            .collect())
+            .collect();
+        if let (Some(schema), Some(first)) = (self.schema_of(backend), plan.first_mut())
+            && schema.is_created
+        {
+            first.sql.insert(0, search_only(&schema.name));
+        }
+        Ok(plan)
     }
 
     /// Returns whether the database has keys, which [`Migrator::down`] could delete.
@@ -205,7 +242,8 @@ impl Migrator {
         if !all(&self.names).iter().any(|migration| applied.contains(&name_of(migration))) {
             return Ok(false);
         }
-        let select = Query::select().column("id").from(Alias::new(self.names.api_key())).limit(1).take();
+        let keys = self.table(&self.names.api_key(), connection.get_database_backend());
+        let select = Query::select().column("id").from(keys).limit(1).take();
         Ok(connection.query_one(&select).await?.is_some())
     }
 
@@ -277,7 +315,7 @@ impl Migrator {
         }
         let select = Query::select()
             .column("version")
-            .from(Alias::new(self.names.history()))
+            .from(self.table(self.names.history(), connection.get_database_backend()))
             .order_by("version", sea_orm_migration::sea_query::Order::Asc)
             .take();
         let rows = connection.query_all(&select).await?;
@@ -286,6 +324,12 @@ impl Migrator {
 
     async fn has_history(&self, connection: &impl ConnectionTrait) -> Result<bool, DbErr> {
         let backend = connection.get_database_backend();
+        let history = self.names.history();
+        if let Some(schema) = self.schema_of(backend) {
+            let sql = "SELECT to_regclass(quote_ident($1) || '.' || quote_ident($2)) IS NOT NULL";
+            let values = [schema.name.as_str().into(), history.into()];
+            return is_true(connection, Statement::from_sql_and_values(backend, sql, values)).await;
+        }
         let sql = match backend {
             DbBackend::Postgres => "SELECT to_regclass(quote_ident($1)) IS NOT NULL",
             DbBackend::MySql => {
@@ -294,7 +338,7 @@ impl Migrator {
             }
             _ => "SELECT COUNT(*) > 0 FROM sqlite_master WHERE type = 'table' AND name = ?",
         };
-        is_true(connection, Statement::from_sql_and_values(backend, sql, [self.names.history().into()])).await
+        is_true(connection, Statement::from_sql_and_values(backend, sql, [history.into()])).await
     }
 }
 
@@ -309,7 +353,17 @@ async fn is_true(connection: &impl ConnectionTrait, question: Statement) -> Resu
 }
 
 fn create_schema(schema: &str) -> String {
-    format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\"")
+    format!("CREATE SCHEMA IF NOT EXISTS {}", quoted(schema))
+}
+
+/// Returns the statement after which names of tables mean those of `schema`, for statements that are run by hand.
+fn search_only(schema: &str) -> String {
+    format!("SET search_path TO {}", quoted(schema))
+}
+
+/// Returns the name of a PostgreSQL schema as an identifier of SQL.
+pub(crate) fn quoted(schema: &str) -> String {
+    format!("\"{}\"", schema.replace('"', "\"\""))
 }
 
 fn name_of(migration: &crate::SqlMigration) -> String {

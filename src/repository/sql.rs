@@ -49,6 +49,8 @@ pub struct SqlRepository {
     /// The pool for listings, which may belong to a replica.
     lister: Pool,
     tables: Arc<Tables>,
+    /// The PostgreSQL schema of the tables if the options don't name one.
+    default_schema: Option<Arc<str>>,
     lookups: Arc<LookupStatements>,
     options: Arc<SqlOptions>,
     database: Database,
@@ -82,13 +84,16 @@ impl SqlRepository {
         database.probe(&options).await?;
         let writer = database.pool(Purpose::Changes, &options).await?;
         let reader = database.pool(Purpose::Reads, &options).await?;
-        let tables = Tables::new(&options.names, reader.connection.get_database_backend());
+        let default_schema = database.default_schema(&options).await?;
+        let schema = options.schema.as_deref().or(default_schema.as_deref());
+        let tables = Tables::new(&options.names, schema, reader.connection.get_database_backend());
         let lookups = LookupStatements::new(&tables);
         Ok(Self {
             lister: reader.clone(),
             reader,
             writer,
             tables: Arc::new(tables),
+            default_schema: default_schema.map(Arc::from),
             lookups: Arc::new(lookups),
             options: Arc::new(options),
             database,

@@ -84,6 +84,24 @@ impl Database {
         }
     }
 
+    /// Returns the PostgreSQL schema of the tables, or of the tables that a migration would create. `None` if the
+    /// options name a schema, and on other databases.
+    pub(super) async fn default_schema(&self, options: &SqlOptions) -> Result<Option<String>> {
+        let Self::Postgres(server) = self else { return Ok(None) };
+        if options.schema.is_some() {
+            return Ok(None);
+        }
+        match tokio::time::timeout(
+            options.pool.connect_timeout,
+            postgres::default_schema(server, &options.names),
+        )
+        .await
+        {
+            Ok(schema) => schema.map(Some),
+            Err(elapsed) => Err(RepositoryError::new(ErrorKind::Unavailable, elapsed)),
+        }
+    }
+
     /// Returns a single connection without statement timeouts, for migrations.
     pub(super) async fn single(&self, options: &SqlOptions) -> Result<DatabaseConnection> {
         self.probe(options).await?;

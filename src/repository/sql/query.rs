@@ -308,16 +308,20 @@ pub(super) fn record_usage(tables: &Tables, usage: &[(KeyId, Timestamp)]) -> Res
     for row in rows {
         list.union(UnionType::All, row);
     }
+    // Within a statement, the name of a table without its schema is unambiguous.
     let existing = Query::select()
-        .column((tables.key.clone(), Key::Id))
+        .column((tables.key.1.clone(), Key::Id))
         .column(("used", "used_at"))
         .from_subquery(list, "used")
-        .inner_join(tables.key.clone(), Expr::col((tables.key.clone(), Key::Id)).equals(("used", "used_id")))
+        .inner_join(
+            tables.key.clone(),
+            Expr::col((tables.key.1.clone(), Key::Id)).equals(("used", "used_id")),
+        )
         // Without a condition in between, SQLite could parse ON CONFLICT as the condition of the join.
         .and_where(Expr::val(1).eq(1))
         .take();
 
-    let stored = Expr::col((tables.usage.clone(), Usage::LastUsedAt));
+    let stored = Expr::col((tables.usage.1.clone(), Usage::LastUsedAt));
     let offered = match tables.backend {
         DbBackend::MySql => Expr::cust("VALUES(`last_used_at`)"),
         _ => Expr::col(("excluded", Usage::LastUsedAt)),

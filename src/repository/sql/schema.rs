@@ -3,28 +3,29 @@
 use keyvouch_migration::{MigrateError, Migrator, PlannedMigration, SchemaState};
 use sea_orm::DatabaseConnection;
 
+use super::SqlRepository;
 use super::error::from_db;
-use super::{SqlOptions, SqlRepository};
 use crate::repository::{ErrorKind, RepositoryError, Result};
-
-pub(super) fn migrator(options: &SqlOptions) -> Result<Migrator> {
-    let migrator = Migrator::new(options.names.clone());
-    match &options.schema {
-        None => Ok(migrator),
-        Some(schema) => {
-            migrator.in_schema(schema).map_err(|error| RepositoryError::new(ErrorKind::Unusable, error))
-        }
-    }
-}
 
 /// Migrations run without a timeout, on a connection of their own.
 impl SqlRepository {
+    fn migrator(&self) -> Result<Migrator> {
+        let migrator = Migrator::new(self.options.names.clone());
+        match (&self.options.schema, &self.default_schema) {
+            (Some(schema), _) => {
+                migrator.in_schema(schema).map_err(|error| RepositoryError::new(ErrorKind::Unusable, error))
+            }
+            (None, Some(schema)) => Ok(migrator.in_existing_schema(schema)),
+            (None, None) => Ok(migrator),
+        }
+    }
+
     /// Returns how the schema differs from the schema of this release. Makes no changes.
     ///
     /// # Errors
     /// [`ErrorKind::Unusable`] if the name of the schema is invalid, and the errors of a read.
     pub async fn schema_state(&self) -> Result<SchemaState> {
-        let migrator = &migrator(&self.options)?;
+        let migrator = &self.migrator()?;
         self.read(|pool| async move { migrator.state(&pool.connection).await.map_err(from_db) }).await
     }
 
@@ -39,7 +40,7 @@ impl SqlRepository {
     /// - The error of a statement, with the migrations before it applied.
     pub async fn migrate(&self) -> Result<Vec<String>> {
         let single = self.database.single(&self.options).await?;
-        let outcome = migrator(&self.options)?.up(&single).await;
+        let outcome = self.migrator()?.up(&single).await;
         close(single).await?;
         outcome.map_err(from_migrator)
     }
@@ -51,7 +52,7 @@ impl SqlRepository {
     /// The errors of [`SqlRepository::migrate`].
     pub async fn undo_migrations(&self, steps: u32) -> Result<Vec<String>> {
         let single = self.database.single(&self.options).await?;
-        let outcome = migrator(&self.options)?.down(&single, steps).await;
+        let outcome = self.migrator()?.down(&single, steps).await;
         close(single).await?;
         outcome.map_err(from_migrator)
     }
@@ -61,7 +62,7 @@ impl SqlRepository {
     /// # Errors
     /// The errors of a read.
     pub async fn has_keys(&self) -> Result<bool> {
-        let migrator = &migrator(&self.options)?;
+        let migrator = &self.migrator()?;
         self.read(|pool| async move { migrator.has_keys(&pool.connection).await.map_err(from_db) }).await
     }
 
@@ -71,7 +72,7 @@ impl SqlRepository {
     /// # Errors
     /// The errors of a read.
     pub async fn plan_migrations(&self) -> Result<Vec<PlannedMigration>> {
-        migrator(&self.options)?.plan_up(&self.reader.connection).await.map_err(from_db)
+        self.migrator()?.plan_up(&self.reader.connection).await.map_err(from_db)
     }
 
     /// Returns the migrations that [`SqlRepository::undo_migrations`] would revert, with their statements. Makes
@@ -80,7 +81,7 @@ impl SqlRepository {
     /// # Errors
     /// The errors of a read.
     pub async fn plan_undo(&self, steps: u32) -> Result<Vec<PlannedMigration>> {
-        migrator(&self.options)?.plan_down(&self.reader.connection, steps).await.map_err(from_db)
+        self.migrator()?.plan_down(&self.reader.connection, steps).await.map_err(from_db)
     }
 }
 

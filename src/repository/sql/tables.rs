@@ -3,21 +3,24 @@
 
 use data_encoding::HEXLOWER;
 use keyvouch_migration::Names;
-use sea_orm::sea_query::{Alias, DynIden, IntoIden as _};
+use sea_orm::sea_query::{Alias, IntoIden as _, SchemaName, TableName};
 use sea_orm::{DbBackend, DeriveIden, Value};
 use sha2::{Digest as _, Sha256};
 
 /// The tables of one installation, and the dialect of its database.
+///
+/// On PostgreSQL, all names have their schema, so that the `search_path` of a session can't direct a statement
+/// to the tables of another installation.
 #[derive(Clone, Debug)]
 pub(super) struct Tables {
     pub backend: DbBackend,
-    pub key: DynIden,
-    pub usage: DynIden,
-    pub event: DynIden,
-    pub head: DynIden,
-    pub identity: DynIden,
-    pub revoked_hash: DynIden,
-    pub request: DynIden,
+    pub key: TableName,
+    pub usage: TableName,
+    pub event: TableName,
+    pub head: TableName,
+    pub identity: TableName,
+    pub revoked_hash: TableName,
+    pub request: TableName,
     /// The channel of PostgreSQL's notifications.
     pub channel: Option<String>,
 }
@@ -29,17 +32,19 @@ fn channel(names: &Names) -> String {
 }
 
 impl Tables {
-    pub(super) fn new(names: &Names, backend: DbBackend) -> Self {
-        let iden = |name: String| Alias::new(name).into_iden();
+    /// Returns the tables with these `names` in `schema`, which only PostgreSQL has.
+    pub(super) fn new(names: &Names, schema: Option<&str>, backend: DbBackend) -> Self {
+        let schema = schema.map(|schema| SchemaName(None, Alias::new(schema).into_iden()));
+        let table = |name: String| TableName(schema.clone(), Alias::new(name).into_iden());
         Self {
             backend,
-            key: iden(names.api_key()),
-            usage: iden(names.api_key_usage()),
-            event: iden(names.key_event()),
-            head: iden(names.revision_head()),
-            identity: iden(names.store_identity()),
-            revoked_hash: iden(names.revoked_hash()),
-            request: iden(names.key_request()),
+            key: table(names.api_key()),
+            usage: table(names.api_key_usage()),
+            event: table(names.key_event()),
+            head: table(names.revision_head()),
+            identity: table(names.store_identity()),
+            revoked_hash: table(names.revoked_hash()),
+            request: table(names.key_request()),
             channel: (backend == DbBackend::Postgres).then(|| channel(names)),
         }
     }
