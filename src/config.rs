@@ -56,7 +56,7 @@ pub use validator::ValidatorConfig;
 pub(crate) use admin::{AdminSettings, AdminTokens};
 pub(crate) use regular_file::open_regular_file;
 pub(crate) use server::ListenSettings;
-pub(crate) use store::{SqlPlace, StoreBackend, StoreSettings};
+pub(crate) use store::{Listening, SqlPlace, StoreBackend, StoreSettings};
 pub(crate) use tls::load_tls;
 
 pub use crate::server::ClientAuth;

@@ -79,7 +79,7 @@ pub use memory::MemoryRepository;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use redis::parse_record as parse_redis_record;
 pub use redis::{RedisOptions, RedisRepository};
-pub use sql::{PoolOptions, SqlOptions, SqlRepository};
+pub use sql::{PoolOptions, Pooling, SqlOptions, SqlRepository};
 pub use stored::{StoredEvent, StoredKey};
 pub use unreadable::unreadable_counts;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::config::{Settings, SqlPlace, StoreBackend, StoreSettings};
+use crate::config::{Listening, Settings, SqlPlace, StoreBackend, StoreSettings};
 use crate::domain::{BootClock, Entropy, Stopwatch as _};
 use crate::repository::{
     self, Backend, ErrorKind, MemoryRepository, RedisOptions, RedisRepository, SqlOptions, SqlRepository,
@@ -36,6 +36,7 @@ impl OpenedBackend {
             StoreBackend::Sql { place, options } => {
                 let options = SqlOptions { entropy: Arc::clone(entropy), ..options.clone() };
                 let sql = connect(place, options, store.connect_timeout).await?;
+                let sql = listen(place, sql, store.connect_timeout).await?;
                 bring_up_to_date(&sql, store.migrates_itself).await?;
                 let counted = sql.clone();
                 Ok(Self { backend: sql.into(), pools: Some(Box::new(move || counted.connections())) })
@@ -72,7 +73,7 @@ async fn connect(place: &SqlPlace, options: SqlOptions, connect_timeout: Duratio
             return opened
                 .with_context(|| format!("can't open the SQLite file {} (store.url)", path.display()));
         }
-        SqlPlace::Server { url, replica_url } => (url, replica_url),
+        SqlPlace::Server { url, replica_url, .. } => (url, replica_url),
     };
     let open = async || SqlRepository::open(url.expose(), options.clone()).await;
     let sql = patiently(connect_timeout, open).await.context("can't connect to the database (store.url)")?;
@@ -80,6 +81,28 @@ async fn connect(place: &SqlPlace, options: SqlOptions, connect_timeout: Duratio
     let open = async || sql.clone().with_replica(replica_url.expose()).await;
     let opened = patiently(connect_timeout, open).await;
     opened.context("can't connect to the replica (store.sql.replica_url)")
+}
+
+/// Chooses the connection for notifications, and checks that the server provides enough connections to serve.
+async fn listen(place: &SqlPlace, sql: SqlRepository, connect_timeout: Duration) -> Result<SqlRepository> {
+    let SqlPlace::Server { listening, .. } = place else { return Ok(sql) };
+    let sql = match listening {
+        Listening::ByStore => sql,
+        Listening::Off => {
+            tracing::info!(
+                "no notifications are received (store.sql.listen_url = \"off\"): changes of other replicas are applied after up to \
+                 feed.poll_interval"
+            );
+            sql.without_notifications()
+        }
+        Listening::ByUrl(url) => sql
+            .with_listen_url(url.expose())
+            .await
+            .context("can't receive notifications (store.sql.listen_url)")?,
+    };
+    let checked = patiently(connect_timeout, async || sql.check_connections().await).await;
+    checked.context("can't open the connections that a replica needs (store.url)")?;
+    Ok(sql)
 }
 
 /// Delay before another attempt to reach a backend.

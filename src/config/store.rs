@@ -66,7 +66,18 @@ pub(crate) enum SqlPlace {
     /// A SQLite file.
     File(PathBuf),
     /// A database server, with its replica for listings.
-    Server { url: StoreUrl, replica_url: Option<StoreUrl> },
+    Server { url: StoreUrl, replica_url: Option<StoreUrl>, listening: Listening },
+}
+
+/// The connection that receives notifications of PostgreSQL.
+#[derive(Clone, Debug)]
+pub(crate) enum Listening {
+    /// A connection by `store.url`.
+    ByStore,
+    /// A connection by this URL.
+    ByUrl(StoreUrl),
+    /// None.
+    Off,
 }
 
 /// A kind of backend, as `store.url` names it.
@@ -123,13 +134,14 @@ impl StoreConfig {
                 "only supported if store.url is a database server; leave it empty",
             ));
         }
+        let listening = self.sql.listening(kind == Kind::Postgres)?;
         let migrates_itself = self.auto_migrate.unwrap_or(matches!(kind, Kind::Sqlite(_)));
         let url = self.url.clone();
         let backend = match kind {
             Kind::Memory => StoreBackend::Memory,
             Kind::Sqlite(file) => StoreBackend::Sql { place: SqlPlace::File(file), options: sql },
             Kind::Postgres | Kind::MySql => {
-                StoreBackend::Sql { place: SqlPlace::Server { url, replica_url }, options: sql }
+                StoreBackend::Sql { place: SqlPlace::Server { url, replica_url, listening }, options: sql }
             }
             Kind::Redis => StoreBackend::Redis { url, options: redis },
         };
@@ -178,6 +190,7 @@ fn sqlite_file(rest: &str) -> Result<PathBuf, ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repository::Pooling;
 
     fn parse(url: &str) -> Result<StoreBackend, ConfigError> {
         let config = StoreConfig { url: StoreUrl::from(url.to_owned()), ..StoreConfig::default() };
@@ -200,7 +213,7 @@ mod tests {
         for server in
             ["postgres://u:hunter2@h/d", "postgresql://h/d", "mysql://u:hunter2@h/d", "mariadb://h/d"]
         {
-            let StoreBackend::Sql { place: SqlPlace::Server { url, replica_url: None }, .. } =
+            let StoreBackend::Sql { place: SqlPlace::Server { url, replica_url: None, .. }, .. } =
                 parse(server).unwrap()
             else {
                 panic!("{server}");
@@ -242,6 +255,38 @@ mod tests {
             config.sql.replica_url = StoreUrl::from("postgres://u:hunter2@h/d".to_owned());
             let error = config.parse().unwrap_err();
             assert_eq!(error.setting(), Some("store.sql.replica_url"), "{url}");
+            assert!(!error.to_string().contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_pooler_in_transaction_mode_needs_a_decision_about_notifications() {
+        let parse = |url: &str, pooling, listen_url: &str| -> Result<Listening, ConfigError> {
+            let mut config = StoreConfig { url: StoreUrl::from(url.to_owned()), ..StoreConfig::default() };
+            config.sql.pooling = pooling;
+            config.sql.listen_url = StoreUrl::from(listen_url.to_owned());
+            match config.parse()?.backend {
+                StoreBackend::Sql { place: SqlPlace::Server { listening, .. }, .. } => Ok(listening),
+                other => panic!("{other:?}"),
+            }
+        };
+        let (session, transaction) = (Pooling::Session, Pooling::Transaction);
+        assert!(matches!(parse("postgres://h/d", session, "").unwrap(), Listening::ByStore));
+        assert!(matches!(parse("postgres://h/d", transaction, "off").unwrap(), Listening::Off));
+        let direct = parse("postgres://h/d", transaction, "postgres://u:hunter2@h/d").unwrap();
+        assert!(matches!(&direct, Listening::ByUrl(_)) && !format!("{direct:?}").contains("hunter2"));
+
+        let error = parse("postgres://h/d", transaction, "").unwrap_err();
+        assert_eq!(error.setting(), Some("store.sql.listen_url"));
+        assert!(error.to_string().contains("\"off\""), "{error}");
+        for (url, pooling, listen_url, setting) in [
+            ("mysql://h/d", transaction, "", "store.sql.pooling"),
+            ("sqlite://kv.db", transaction, "off", "store.sql.pooling"),
+            ("mysql://h/d", session, "off", "store.sql.listen_url"),
+            ("postgres://h/d", session, "mysql://u:hunter2@h/d", "store.sql.listen_url"),
+        ] {
+            let error = parse(url, pooling, listen_url).unwrap_err();
+            assert_eq!(error.setting(), Some(setting), "{url}");
             assert!(!error.to_string().contains("hunter2"), "{error}");
         }
     }

@@ -23,7 +23,7 @@ impl StoreUrl {
 
     fn shown(&self) -> String {
         match self.expose().split_once(':') {
-            None if self.expose().is_empty() => String::new(),
+            None if matches!(self.expose(), "" | "off") => self.expose().to_owned(),
             Some(("sqlite" | "memory", _)) => self.expose().to_owned(),
             Some((scheme, _)) if scheme.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-') => {
                 format!("{scheme}:(redacted)")
@@ -71,6 +71,7 @@ mod tests {
         assert_eq!(shown("sqlite://kv.db"), "sqlite://kv.db");
         assert_eq!(shown("postgres://u:hunter2@h/d"), "postgres:(redacted)");
         assert_eq!(shown("hunter2"), "(redacted)");
+        assert_eq!(shown("off"), "off");
         assert_eq!(shown("u:hunter2@h"), "u:(redacted)");
     }
 }

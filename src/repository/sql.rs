@@ -15,6 +15,7 @@ mod feed;
 mod keys;
 mod lookup;
 mod mysql;
+mod notifications;
 mod operations;
 mod options;
 mod pool;
@@ -33,12 +34,13 @@ use std::sync::Arc;
 
 use self::database::{Database, Purpose};
 use self::lookup::LookupStatements;
+use self::notifications::Notifications;
 use self::pool::Pool;
 use self::tables::Tables;
 use super::{ErrorKind, RepositoryError, Result};
 use crate::telemetry::error_chain;
 
-pub use self::options::{PoolOptions, SqlOptions};
+pub use self::options::{PoolOptions, Pooling, SqlOptions};
 
 /// Stores keys in a SQL database. Clones share its connections.
 #[derive(Clone, Debug)]
@@ -54,6 +56,7 @@ pub struct SqlRepository {
     lookups: Arc<LookupStatements>,
     options: Arc<SqlOptions>,
     database: Database,
+    notifications: Notifications,
 }
 
 impl SqlRepository {
@@ -61,7 +64,7 @@ impl SqlRepository {
     /// [`SqlRepository::migrate`] creates its tables.
     ///
     /// # Errors
-    /// - [`ErrorKind::Unusable`] if the URL can't be used.
+    /// - [`ErrorKind::Unusable`] if the URL can't be used, or a pooler does not work as [`SqlOptions::pooling`] states.
     /// - [`ErrorKind::Unavailable`] if the database can't be reached.
     /// - [`ErrorKind::Corrupt`] if a file is not a database.
     ///
@@ -81,10 +84,11 @@ impl SqlRepository {
     }
 
     async fn open_database(database: Database, options: SqlOptions) -> Result<Self> {
+        // First, because it leaves no settings in sessions that may belong to others.
+        let default_schema = database.inspect(&options).await?;
         database.probe(&options).await?;
         let writer = database.pool(Purpose::Changes, &options).await?;
         let reader = database.pool(Purpose::Reads, &options).await?;
-        let default_schema = database.default_schema(&options).await?;
         let schema = options.schema.as_deref().or(default_schema.as_deref());
         let tables = Tables::new(&options.names, schema, reader.connection.get_database_backend());
         let lookups = LookupStatements::new(&tables);
@@ -97,6 +101,7 @@ impl SqlRepository {
             lookups: Arc::new(lookups),
             options: Arc::new(options),
             database,
+            notifications: Notifications::OfStore,
         })
     }
 
@@ -109,7 +114,11 @@ impl SqlRepository {
     /// contain no part of the URL.
     pub async fn with_replica(self, url: &str) -> Result<Self> {
         let replica = Database::parse(url)?;
-        match replica.probe(&self.options).await {
+        let reached = match replica.inspect(&self.options).await {
+            Ok(_) => replica.probe(&self.options).await,
+            Err(error) => Err(error),
+        };
+        match reached {
             // Startup must not depend on the replica. It only serves listings, which fail until it is
             // available.
             Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => {

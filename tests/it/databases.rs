@@ -20,11 +20,11 @@ use sea_orm::{ConnectOptions, ConnectionTrait as _, Database};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use self::commands::{start_mariadb, start_postgres};
+use self::commands::{start_downloaded_postgres, start_mariadb, start_postgres};
 use self::watched::wait_for;
 
 pub(crate) use certificate::{Certificate, authority};
-pub(crate) use commands::pgbouncer;
+pub(crate) use commands::PgBouncer;
 pub(crate) use watched::{Watched, folder, run, watch};
 
 /// Creates a test of each function that takes a [`Kind`], on each kind of server.
@@ -85,13 +85,12 @@ impl Kind {
 
     /// Returns a repository in a new database with tables.
     pub(crate) async fn repository(self) -> SqlRepository {
-        let mut options = patient();
-        // All tests together have to fit into the server's connections.
-        options.pool.max_readers = 4;
-        options.pool.max_writers = 2;
-        let repository = SqlRepository::open(&self.database().await, options).await.unwrap();
-        repository.migrate().await.unwrap();
-        repository
+        self.server().repository().await
+    }
+
+    /// Returns the URL of the server, without the name of a database.
+    pub(crate) fn url(self) -> &'static str {
+        &self.server().url
     }
 
     fn server(self) -> &'static Server {
@@ -110,6 +109,33 @@ impl Kind {
             Self::MariaDb => start_mariadb(certificate),
         }
     }
+}
+
+/// Another version of PostgreSQL than that of Debian.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum PostgresVersion {
+    V14,
+    V18,
+}
+
+impl PostgresVersion {
+    /// Returns the server of this version.
+    pub(crate) fn server(self) -> &'static Server {
+        static V14: OnceLock<Server> = OnceLock::new();
+        static V18: OnceLock<Server> = OnceLock::new();
+        match self {
+            Self::V14 => V14.get_or_init(|| start_downloaded_postgres("14")),
+            Self::V18 => V18.get_or_init(|| start_downloaded_postgres("18")),
+        }
+    }
+}
+
+/// Returns options for a test with few connections, because all tests together have to fit into the server's.
+pub(crate) fn few_connections() -> SqlOptions {
+    let mut options = patient();
+    options.pool.max_readers = 4;
+    options.pool.max_writers = 2;
+    options
 }
 
 /// Returns options for tests that don't measure time, so that a machine that stalls for some seconds fails no
@@ -180,6 +206,18 @@ impl Server {
         let again = watch(&command, temporary);
         self.others.push(std::mem::replace(&mut self.watched, again));
         wait_for(self.product.ready, &log);
+    }
+
+    /// Returns a repository in a new database with tables.
+    pub(crate) async fn repository(&self) -> SqlRepository {
+        let repository = SqlRepository::open(&self.database().await, few_connections()).await.unwrap();
+        repository.migrate().await.unwrap();
+        repository
+    }
+
+    /// Returns the Unix socket of a MariaDB server.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.data.with_file_name("socket")
     }
 
     /// Suspends the server. See [`Watched::freeze`].

@@ -7,7 +7,7 @@ use keyvouch::repository::{
 };
 use tempfile::TempDir;
 
-use crate::databases::{Kind, patient};
+use crate::databases::{Kind, PostgresVersion, few_connections, patient};
 use crate::redis_servers::Redis;
 
 mod memory {
@@ -27,6 +27,29 @@ mod postgres {
     use super::*;
     keyvouch::repository_conformance!(all: async {
         (Subject::from(Kind::Postgres.repository().await), ())
+    });
+}
+
+mod postgres_14 {
+    use super::*;
+    keyvouch::repository_conformance!(all: async {
+        (Subject::from(PostgresVersion::V14.server().repository().await), ())
+    });
+}
+
+mod postgres_18 {
+    use super::*;
+    keyvouch::repository_conformance!(all: async {
+        (Subject::from(PostgresVersion::V18.server().repository().await), ())
+    });
+}
+
+/// PostgreSQL behind `PgBouncer` in transaction mode.
+mod postgres_behind_a_pooler {
+    use super::*;
+    use crate::sql_servers::poolers::{Behind, shared_pooler};
+    keyvouch::repository_conformance!(all: async {
+        (Subject::from(Behind::new(shared_pooler()).await.repository(few_connections()).await), ())
     });
 }
 

@@ -2,6 +2,8 @@
 
 mod concurrency;
 mod connections;
+mod counts;
+pub(crate) mod poolers;
 mod records;
 mod settings;
 

@@ -4,9 +4,9 @@ use keyvouch_migration::{InvalidName, Names};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::StoreConfig;
+use super::{Listening, StoreConfig};
 use crate::config::{ConfigError, HumanDuration, StoreUrl};
-use crate::repository::{PoolOptions, SqlOptions};
+use crate::repository::{PoolOptions, Pooling, SqlOptions};
 
 /// SQL databases. The settings have no effect with other backends. SQLite has fixed numbers of connections and keeps
 /// them open, so it ignores those of connections.
@@ -23,6 +23,11 @@ pub struct SqlStoreConfig {
     /// URL of a database replica for listings, which may lag behind. All other operations, including validation, use
     /// `store.url`. Empty: listings use `store.url` too.
     pub replica_url: StoreUrl,
+    /// Mode of the pooler between Keyvouch and PostgreSQL: `session` (also without a pooler) or `transaction`.
+    pub pooling: Pooling,
+    /// URL by which notifications of PostgreSQL are received, without a pooler in transaction mode. `off`: none are received,
+    /// so changes of other replicas are applied only after up to `feed.poll_interval`. Empty: `store.url`.
+    pub listen_url: StoreUrl,
     /// Maximum time that a change waits for locks of other changes. PostgreSQL and MariaDB also end a transaction that
     /// is idle for this time. MySQL and MariaDB round it up to seconds. Must be more than 0.
     pub lock_timeout: HumanDuration,
@@ -48,6 +53,8 @@ impl Default for SqlStoreConfig {
             table_prefix: String::new(),
             migrations_table: String::new(),
             replica_url: StoreUrl::from(String::new()),
+            pooling: Pooling::default(),
+            listen_url: StoreUrl::from(String::new()),
             lock_timeout: HumanDuration(lock_timeout),
             max_readers: pool.max_readers,
             max_writers: pool.max_writers,
@@ -83,6 +90,7 @@ impl SqlStoreConfig {
             lock_timeout: self.lock_timeout.0,
             names: self.names()?,
             schema: (!self.schema.is_empty()).then(|| self.schema.clone()),
+            pooling: self.pooling,
             pool: PoolOptions {
                 max_readers: self.max_readers,
                 max_writers: self.max_writers,
@@ -93,6 +101,36 @@ impl SqlStoreConfig {
             },
             ..SqlOptions::default()
         })
+    }
+
+    /// Returns where notifications are received, given whether the backend is PostgreSQL.
+    pub(super) fn listening(&self, is_postgres: bool) -> Result<Listening, ConfigError> {
+        let unsupported =
+            |name| Err(ConfigError::invalid(name, "only supported by PostgreSQL; leave it at its default"));
+        let url = self.listen_url.expose();
+        if !is_postgres {
+            return match (self.pooling, url) {
+                (Pooling::Transaction, _) => unsupported("store.sql.pooling"),
+                (Pooling::Session, "") => Ok(Listening::ByStore),
+                (Pooling::Session, _) => unsupported("store.sql.listen_url"),
+            };
+        }
+        match url {
+            "" if self.pooling == Pooling::Transaction => Err(ConfigError::invalid(
+                "store.sql.listen_url",
+                "a pooler in transaction mode delivers no notifications; set it to a direct URL of the database, or to \"off\" \
+                 (changes of other replicas are then applied only after up to feed.poll_interval)",
+            )),
+            "" => Ok(Listening::ByStore),
+            "off" => Ok(Listening::Off),
+            url if url.starts_with("postgres://") || url.starts_with("postgresql://") => {
+                Ok(Listening::ByUrl(self.listen_url.clone()))
+            }
+            _ => Err(ConfigError::invalid(
+                "store.sql.listen_url",
+                "must be a URL of PostgreSQL (postgres://…), \"off\" or empty",
+            )),
+        }
     }
 
     fn names(&self) -> Result<Names, ConfigError> {

@@ -6,7 +6,6 @@ use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use sea_orm::ConnectionTrait as _;
 
-use super::database::Database;
 use super::error::from_db;
 use super::{SqlRepository, feed, postgres, query};
 use crate::domain::{KeyId, Timestamp};
@@ -33,7 +32,7 @@ impl ChangeFeed for SqlRepository {
         }
         let tables = &self.tables;
         self.read_primary(|pool| async move {
-            feed::of_the_primary(&pool.connection, async |primary| {
+            feed::of_the_primary(&pool, tables, async |primary| {
                 feed::changes(primary, tables, after, limit).await
             })
             .await
@@ -44,7 +43,7 @@ impl ChangeFeed for SqlRepository {
     async fn recent_changes(&self, limit: usize) -> Result<RecentChanges> {
         let tables = &self.tables;
         self.read_primary(|pool| async move {
-            feed::of_the_primary(&pool.connection, async |primary| {
+            feed::of_the_primary(&pool, tables, async |primary| {
                 feed::recent_changes(primary, tables, limit).await
             })
             .await
@@ -53,12 +52,8 @@ impl ChangeFeed for SqlRepository {
     }
 
     fn wake_ups(&self) -> Option<BoxStream<'static, ()>> {
-        match &self.database {
-            Database::Postgres(server) => {
-                Some(postgres::wake_ups(server, &self.options, self.tables.channel.clone()?))
-            }
-            Database::Sqlite(_) | Database::MySql(_) => None,
-        }
+        let channel = self.tables.channel.clone()?;
+        Some(postgres::wake_ups(self.listening_server()?, &self.options, channel))
     }
 }
 
@@ -66,16 +61,14 @@ impl ChangeFeed for SqlRepository {
 #[deny(clippy::missing_trait_methods)]
 impl AuditTrail for SqlRepository {
     async fn list_events(&self, request: &EventPageRequest) -> Result<Vec<ListedEvent>> {
-        self.read_from(&self.lister, |pool| async move {
-            feed::page(&pool.connection, &self.tables, request).await
-        })
-        .await
+        self.read_from(&self.lister, |pool| async move { feed::page(&pool, &self.tables, request).await })
+            .await
     }
 
     async fn prune_events(&self, before: Timestamp) -> Result<u64> {
         let mut pruned = 0;
         loop {
-            let batch = feed::prune_batch(&self.writer.connection, &self.tables, before);
+            let batch = feed::prune_batch(&self.writer, &self.tables, before);
             match self.within_deadline(&self.writer, batch).await? {
                 None | Some(0) => break,
                 Some(deleted) => pruned += deleted,

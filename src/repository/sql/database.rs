@@ -6,7 +6,7 @@ use std::str::FromStr as _;
 use std::sync::Arc;
 
 use sea_orm::DatabaseConnection;
-use sea_orm::sqlx::mysql::MySqlConnectOptions;
+use sea_orm::sqlx::mysql::{MySqlConnectOptions, MySqlSslMode};
 use sea_orm::sqlx::postgres::PgConnectOptions;
 
 use super::pool::Pool;
@@ -43,10 +43,18 @@ impl Database {
             }
             "postgres" | "postgresql" => {
                 // The driver's error quotes the URL.
-                PgConnectOptions::from_str(url).map(Self::Postgres).map_err(|_| refused(malformed))
+                let server = PgConnectOptions::from_str(url).map_err(|_| refused(malformed))?;
+                Ok(Self::Postgres(match ipv6_literal(server.get_host()) {
+                    Some(address) => server.host(&address),
+                    None => server,
+                }))
             }
             "mysql" | "mariadb" => {
-                MySqlConnectOptions::from_str(url).map(Self::MySql).map_err(|_| refused(malformed))
+                let server = MySqlConnectOptions::from_str(url).map_err(|_| refused(malformed))?;
+                Ok(Self::MySql(match ipv6_literal(server.get_host()) {
+                    Some(address) => server.host(&address),
+                    None => without_tls_on_a_socket(server),
+                }))
             }
             _ => Err(refused("unsupported URL scheme; use sqlite, postgres, mysql or mariadb")),
         }
@@ -66,7 +74,11 @@ impl Database {
             Self::Postgres(server) => postgres::pool(server, &health, max_connections, options),
             Self::MySql(server) => mysql::pool(server, &health, max_connections, options),
         };
-        Ok(Pool { connection, health, database: Arc::new(self.clone()) })
+        let transaction_settings = match self {
+            Self::Postgres(_) => postgres::transaction_settings(options),
+            Self::Sqlite(_) | Self::MySql(_) => None,
+        };
+        Ok(Pool { connection, health, database: Arc::new(self.clone()), transaction_settings })
     }
 
     /// Connects once to get the error, because a pool only reports a timeout.
@@ -84,21 +96,12 @@ impl Database {
         }
     }
 
-    /// Returns the PostgreSQL schema of the tables, or of the tables that a migration would create. `None` if the
-    /// options name a schema, and on other databases.
-    pub(super) async fn default_schema(&self, options: &SqlOptions) -> Result<Option<String>> {
-        let Self::Postgres(server) = self else { return Ok(None) };
-        if options.schema.is_some() {
-            return Ok(None);
-        }
-        match tokio::time::timeout(
-            options.pool.connect_timeout,
-            postgres::default_schema(server, &options.names),
-        )
-        .await
-        {
-            Ok(schema) => schema.map(Some),
-            Err(elapsed) => Err(RepositoryError::new(ErrorKind::Unavailable, elapsed)),
+    /// Checks the pooler in front of PostgreSQL, if there is one. Returns the default schema of the tables: see
+    /// [`postgres::inspect`]. `None` if the options name a schema, and on other databases.
+    pub(super) async fn inspect(&self, options: &SqlOptions) -> Result<Option<String>> {
+        match self {
+            Self::Postgres(server) => postgres::inspect(server, options).await,
+            Self::Sqlite(_) | Self::MySql(_) => Ok(None),
         }
     }
 
@@ -143,22 +146,79 @@ impl fmt::Display for Database {
                 let database = server.get_database().unwrap_or(server.get_username());
                 match server.get_socket() {
                     Some(socket) => write!(f, "postgres:{}/{database}", socket.display()),
-                    None => write!(f, "postgres://{}:{}/{database}", server.get_host(), server.get_port()),
+                    None => {
+                        write!(f, "postgres://{}:{}/{database}", Host(server.get_host()), server.get_port())
+                    }
                 }
             }
             Self::MySql(server) => {
                 let database = server.get_database().unwrap_or_default();
                 match server.get_socket() {
                     Some(socket) => write!(f, "mysql:{}/{database}", socket.display()),
-                    None => write!(f, "mysql://{}:{}/{database}", server.get_host(), server.get_port()),
+                    None => write!(f, "mysql://{}:{}/{database}", Host(server.get_host()), server.get_port()),
                 }
             }
         }
     }
 }
 
+/// A host in a URL.
+struct Host<'h>(&'h str);
+
+impl fmt::Display for Host<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.contains(':') { write!(f, "[{}]", self.0) } else { f.write_str(self.0) }
+    }
+}
+
+/// Returns the IPv6 address that `host` of a URL is, without the brackets. The drivers would resolve it as a name.
+fn ipv6_literal(host: &str) -> Option<String> {
+    host.strip_prefix('[')?.strip_suffix(']').map(str::to_owned)
+}
+
+/// Disables TLS on a Unix socket if TLS is optional. The server offers it, but the driver's handshake fails there.
+fn without_tls_on_a_socket(server: MySqlConnectOptions) -> MySqlConnectOptions {
+    if server.get_socket().is_some() && matches!(server.get_ssl_mode(), MySqlSslMode::Preferred) {
+        return server.ssl_mode(MySqlSslMode::Disabled);
+    }
+    server
+}
+
 impl fmt::Debug for Database {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Database({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ipv6_addresses_are_parsed_without_brackets() {
+        let Database::Postgres(server) = Database::parse("postgres://u@[::1]:5432/d").unwrap() else {
+            panic!()
+        };
+        assert_eq!(server.get_host(), "::1");
+        let Database::MySql(server) = Database::parse("mysql://u@[2001:db8::7]/d").unwrap() else { panic!() };
+        assert_eq!(server.get_host(), "2001:db8::7");
+        for (url, shown) in [
+            ("postgres://u@[::1]:5432/d", "postgres://[::1]:5432/d"),
+            ("mysql://u@[::1]:3306/d", "mysql://[::1]:3306/d"),
+            ("postgres://u@db.example:5432/d", "postgres://db.example:5432/d"),
+        ] {
+            assert_eq!(Database::parse(url).unwrap().to_string(), shown);
+        }
+    }
+
+    #[test]
+    fn optional_tls_is_disabled_on_sockets_of_mysql() {
+        let tls = |url: &str| match Database::parse(url).unwrap() {
+            Database::MySql(server) => format!("{:?}", server.get_ssl_mode()),
+            other => panic!("{other}"),
+        };
+        assert_eq!(tls("mysql://u@localhost/d?socket=/run/mysqld.sock"), "Disabled");
+        assert_eq!(tls("mysql://u@localhost/d?socket=/run/mysqld.sock&ssl-mode=REQUIRED"), "Required");
+        assert_eq!(tls("mysql://u@localhost/d"), "Preferred");
     }
 }

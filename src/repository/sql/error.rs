@@ -1,14 +1,84 @@
 //! Maps errors of SeaORM and the drivers to the kinds that callers act on.
 
 use std::error::Error as _;
+use std::fmt;
 
 use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr, sqlx};
 
+use super::postgres::NO_PREPARED_STATEMENTS;
 use crate::repository::{ErrorKind, RepositoryError};
+
+/// An error of a driver, with a text for operators.
+#[derive(Debug)]
+struct Explained {
+    problem: &'static str,
+    source: DbErr,
+}
+
+impl fmt::Display for Explained {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.problem)
+    }
+}
+
+impl std::error::Error for Explained {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
 
 /// Classifies `error`, which becomes the source.
 pub(super) fn from_db(error: DbErr) -> RepositoryError {
-    RepositoryError::new(classify(&error).0, error)
+    let kind = classify(&error).0;
+    match explanation(&error) {
+        Some(problem) => RepositoryError::new(kind, Explained { problem, source: error }),
+        None => RepositoryError::new(kind, error),
+    }
+}
+
+/// Returns a text for errors whose own text is meant for developers.
+fn explanation(error: &DbErr) -> Option<&'static str> {
+    match driver_error(error)? {
+        sqlx::Error::Database(error) if is_lost(error.as_ref()) => Some(NO_PREPARED_STATEMENTS),
+        // The driver has no other representation of this error.
+        sqlx::Error::Configuration(problem)
+            if problem.to_string().starts_with("RSA auth backend disabled") =>
+        {
+            Some(
+                "the account of MySQL needs TLS for this login (caching_sha2_password or sha256_password); set ssl-mode=REQUIRED in the \
+             URL, or use an account of another authentication plugin",
+            )
+        }
+        _ => None,
+    }
+}
+
+fn driver_error(error: &DbErr) -> Option<&sqlx::Error> {
+    match error {
+        DbErr::Conn(RuntimeErr::SqlxError(source))
+        | DbErr::Exec(RuntimeErr::SqlxError(source))
+        | DbErr::Query(RuntimeErr::SqlxError(source)) => Some(source.as_ref()),
+        _ => None,
+    }
+}
+
+/// Returns whether a session of PostgreSQL has another prepared statement of this name (`duplicate_prepared_statement`),
+/// or none (`invalid_sql_statement_name`).
+fn is_lost(error: &dyn sqlx::error::DatabaseError) -> bool {
+    error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>().is_some()
+        && matches!(error.code().as_deref(), Some("42P05" | "26000"))
+}
+
+/// Returns the error of the database behind `error`, which [`from_db`] created.
+fn cause(error: &RepositoryError) -> Option<&DbErr> {
+    let source = error.source()?;
+    source.downcast_ref().or_else(|| source.downcast_ref::<Explained>().map(|explained| &explained.source))
+}
+
+/// Returns whether the session has lost a prepared statement.
+pub(super) fn is_lost_statement(error: &RepositoryError) -> bool {
+    let found = cause(error).and_then(driver_error);
+    matches!(found, Some(sqlx::Error::Database(error)) if is_lost(error.as_ref()))
 }
 
 /// Classifies an error of the driver, which becomes the source.
@@ -41,21 +111,13 @@ pub(super) enum Remedy {
 
 /// Returns the reaction to `error`, which [`from_db`] created.
 pub(super) fn remedy(error: &RepositoryError) -> Remedy {
-    match error.source().and_then(|source| source.downcast_ref::<DbErr>()) {
-        Some(error) => classify(error).1,
-        None => Remedy::None,
-    }
+    cause(error).map_or(Remedy::None, |error| classify(error).1)
 }
 
 /// Returns whether a statement failed because another transaction has locked the rows, or the database on
 /// SQLite.
 pub(super) fn is_lock_conflict(error: &RepositoryError) -> bool {
-    let Some(DbErr::Exec(RuntimeErr::SqlxError(source)) | DbErr::Query(RuntimeErr::SqlxError(source))) =
-        error.source().and_then(|source| source.downcast_ref())
-    else {
-        return false;
-    };
-    let sqlx::Error::Database(error) = source.as_ref() else { return false };
+    let Some(sqlx::Error::Database(error)) = cause(error).and_then(driver_error) else { return false };
     if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
         // MariaDB's ER_LOCK_WAIT_TIMEOUT, MySQL's ER_LOCK_NOWAIT
         return matches!(error.number(), 1205 | 3572);
@@ -66,8 +128,7 @@ pub(super) fn is_lock_conflict(error: &RepositoryError) -> bool {
 
 /// Returns whether no connection of the pool was available in time.
 pub(super) fn is_acquire_timeout(error: &RepositoryError) -> bool {
-    let source = error.source().and_then(|source| source.downcast_ref());
-    matches!(source, Some(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout)))
+    matches!(cause(error), Some(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout)))
 }
 
 /// The kind of an error, and the reaction to it.
@@ -91,7 +152,11 @@ fn classify(error: &DbErr) -> Classification {
 
 fn classify_driver_error(error: &sqlx::Error) -> Classification {
     match error {
-        sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed => (ErrorKind::Unavailable, Remedy::TestConnections),
+        // An unexpected message can be a notification for another client of a pooler. The connection can't be used
+        // any more, and the outcome of the statement is unknown.
+        sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed | sqlx::Error::Protocol(_) => {
+            (ErrorKind::Unavailable, Remedy::TestConnections)
+        }
         sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => {
             (ErrorKind::Unavailable, Remedy::None)
         }
@@ -121,6 +186,8 @@ fn classify_postgres(state: &str) -> Classification {
         "40001" | "40P01" => (ErrorKind::Unavailable, Remedy::Retry),
         // read_only_sql_transaction: a standby, or a demoted primary
         "25006" => (ErrorKind::Unavailable, Remedy::Reconnect),
+        // duplicate_prepared_statement, invalid_sql_statement_name: a pooler lost a prepared statement
+        "42P05" | "26000" => (ErrorKind::Unavailable, Remedy::None),
         // lock_not_available, query_canceled
         "55P03" | "57014" => (ErrorKind::Timeout, Remedy::None),
         // insufficient_privilege, also if row-level security would hide rows; invalid_catalog_name: the
@@ -232,6 +299,8 @@ mod tests {
             ("58030", ErrorKind::Unavailable, Remedy::None),
             ("XX001", ErrorKind::Corrupt, Remedy::None),
             ("42P01", ErrorKind::Internal, Remedy::None),
+            ("42P05", ErrorKind::Unavailable, Remedy::None),
+            ("26000", ErrorKind::Unavailable, Remedy::None),
             ("", ErrorKind::Internal, Remedy::None),
         ] {
             assert_eq!(classify_postgres(state), (kind, remedy), "{state}");

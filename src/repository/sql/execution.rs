@@ -47,7 +47,7 @@ impl SqlRepository {
         }
     }
 
-    /// Runs a read on the primary, and repeats it once if its connection was lost.
+    /// Runs a read on the primary, and repeats it once if its connection was lost or a conflict ended it.
     pub(super) async fn read<T, F>(&self, read: impl Fn(Pool) -> F + Send + Sync) -> Result<T>
     where
         T: Send,
@@ -56,7 +56,7 @@ impl SqlRepository {
         self.read_from(&self.reader, read).await
     }
 
-    /// Runs a read on `pool`, and repeats it once if its connection was lost.
+    /// Runs a read on `pool`, and repeats it once if its connection was lost or a conflict ended it.
     pub(super) async fn read_from<T, F>(
         &self,
         pool: &Pool,
@@ -69,10 +69,14 @@ impl SqlRepository {
         self.database.check()?;
         self.within_deadline(pool, async {
             match read(pool.clone()).await {
-                Err(error) if remedy(&error) == Remedy::TestConnections => {
-                    pool.health.suspect();
-                    read(pool.clone()).await
-                }
+                Err(error) => match remedy(&error) {
+                    Remedy::TestConnections => {
+                        pool.health.suspect();
+                        read(pool.clone()).await
+                    }
+                    Remedy::Retry => read(pool.clone()).await,
+                    Remedy::Reconnect | Remedy::None => Err(error),
+                },
                 outcome => outcome,
             }
         })
@@ -130,7 +134,7 @@ impl SqlRepository {
     pub(super) async fn write_once(&self, statement: &impl StatementBuilder) -> Result<()> {
         self.within_deadline(&self.writer, async {
             self.database.check()?;
-            self.writer.connection.execute(statement).await.map_err(from_db).map(drop)
+            self.writer.execute(statement).await
         })
         .await
     }
@@ -161,7 +165,7 @@ impl SqlRepository {
     async fn begin(&self) -> Result<ChangeTransaction> {
         let begin = || {
             let (tables, entropy) = (Arc::clone(&self.tables), Arc::clone(&self.options.entropy));
-            ChangeTransaction::begin(&self.writer.connection, tables, entropy)
+            ChangeTransaction::begin(&self.writer, tables, entropy)
         };
         for _ in 1..MAX_ATTEMPTS {
             match begin().await {

@@ -1,11 +1,10 @@
 //! The change feed and the pruning of events.
 
 use sea_orm::sea_query::SelectStatement;
-use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, Statement, TransactionTrait as _,
-};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, Statement};
 
 use super::error::{from_db, is_lock_conflict};
+use super::pool::Pool;
 use super::query;
 use super::row::{feed_item, listed_event};
 use super::tables::Tables;
@@ -21,11 +20,11 @@ use crate::repository::{
 const PRUNE_BATCH: usize = 1_000;
 
 pub(super) async fn page(
-    connection: &DatabaseConnection,
+    pool: &Pool,
     tables: &Tables,
     request: &EventPageRequest,
 ) -> Result<Vec<ListedEvent>> {
-    let rows = connection.query_all(&query::event_page(tables, request)).await.map_err(from_db)?;
+    let rows = pool.query_limited(&query::event_page(tables, request)).await?;
     rows.iter().map(listed_event).collect()
 }
 
@@ -39,11 +38,17 @@ async fn read(connection: &impl ConnectionTrait, select: &SelectStatement) -> Re
 /// Returns `None` if the server rejects changes. This is checked last, on the same connection, because a
 /// server that accepts changes now also did when `read` ran.
 pub(super) async fn of_the_primary<T>(
-    connection: &DatabaseConnection,
+    pool: &Pool,
+    tables: &Tables,
     read: impl AsyncFnOnce(&DatabaseTransaction) -> Result<T>,
 ) -> Result<Option<T>> {
-    let transaction = connection.begin().await.map_err(from_db)?;
+    let transaction = pool.begin().await?;
     let outcome = read(&transaction).await?;
+    if pool.transaction_settings.is_some() {
+        // A session that is shared may lack `row_security = off`, so a policy could hide keys from lookups. This
+        // statement fails then, and so does the poll.
+        transaction.query_all(&query::no_key(tables)).await.map_err(from_db)?;
+    }
     let takes_changes = takes_changes(&transaction).await?;
     transaction.commit().await.map_err(from_db)?;
     Ok(takes_changes.then_some(outcome))
@@ -125,12 +130,8 @@ pub(super) async fn changes(
 /// Deletes one batch of the events from before `before`, oldest first, but never the newest of all, by which
 /// followers detect missing events. Returns the number of deleted events, or `None` if another process is
 /// pruning.
-pub(super) async fn prune_batch(
-    connection: &DatabaseConnection,
-    tables: &Tables,
-    before: Timestamp,
-) -> Result<Option<u64>> {
-    let transaction = connection.begin().await.map_err(from_db)?;
+pub(super) async fn prune_batch(pool: &Pool, tables: &Tables, before: Timestamp) -> Result<Option<u64>> {
+    let transaction = pool.begin().await?;
     // The process that locks the rows deletes them. On SQLite, it is the process that writes.
     let oldest = query::lock_oldest_events(tables, PRUNE_BATCH);
     let rows = match transaction.query_all(&oldest).await.map_err(from_db) {

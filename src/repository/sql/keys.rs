@@ -94,7 +94,7 @@ impl KeyRepository for SqlRepository {
         let select = query::page(&self.tables, request);
         let rows = self.read_from(&self.lister, |pool| {
             let select = &select;
-            async move { pool.connection.query_all(select).await.map_err(from_db) }
+            async move { pool.query_limited(select).await }
         });
         let rows = rows.await?;
         rows.iter().map(row::listed_key).collect()

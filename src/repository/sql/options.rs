@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keyvouch_migration::Names;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::domain::{Entropy, SystemEntropy};
 
@@ -20,10 +22,23 @@ pub struct SqlOptions {
     pub names: Names,
     /// The PostgreSQL schema of the tables. `None` means the default schema of the database user.
     pub schema: Option<String>,
+    /// How a pooler between this process and PostgreSQL assigns sessions to connections.
+    pub pooling: Pooling,
     /// Options of the connection pools.
     pub pool: PoolOptions,
     /// Source of the nonces of events.
     pub entropy: Arc<dyn Entropy>,
+}
+
+/// How a pooler such as `PgBouncer` assigns sessions of PostgreSQL to connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Pooling {
+    /// A connection keeps its session. There is no pooler, or it is in session mode.
+    #[default]
+    Session,
+    /// A connection has a session only during a transaction. Others use the session at other times.
+    Transaction,
 }
 
 /// Options of the connections to a database server. SQLite ignores most of them. It has four connections for
@@ -46,6 +61,18 @@ pub struct PoolOptions {
     pub max_lifetime: Duration,
 }
 
+impl SqlOptions {
+    /// Returns a sentence with the number of connections that a replica uses, for errors.
+    pub(super) fn counts(&self) -> String {
+        let PoolOptions { max_readers, max_writers, .. } = self.pool;
+        format!(
+            "a replica uses up to store.sql.max_readers + store.sql.max_writers + 1 (for notifications of PostgreSQL) = {} \
+             connections; reduce them, or allow more",
+            u64::from(max_readers) + u64::from(max_writers) + 1
+        )
+    }
+}
+
 impl Default for SqlOptions {
     fn default() -> Self {
         Self {
@@ -53,6 +80,7 @@ impl Default for SqlOptions {
             lock_timeout: Duration::from_secs(2),
             names: Names::default(),
             schema: None,
+            pooling: Pooling::default(),
             pool: PoolOptions::default(),
             entropy: Arc::new(SystemEntropy),
         }

@@ -3,13 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sea_orm::{DatabaseConnection, DbBackend, sqlx};
+use sea_orm::sea_query::SelectStatement;
+use sea_orm::{
+    ConnectionTrait as _, DatabaseConnection, DatabaseTransaction, DbBackend, QueryResult,
+    SqliteTransactionMode, StatementBuilder, TransactionOptions, TransactionTrait as _, sqlx,
+};
 
 use super::database::Database;
-use super::error::is_acquire_timeout;
+use super::error::{from_db, is_acquire_timeout};
 use super::pool_health::PoolHealth;
 use super::{SqlOptions, SqlRepository};
-use crate::repository::{ErrorKind, RepositoryError};
+use crate::repository::{ErrorKind, RepositoryError, Result};
 
 /// The connections for one purpose.
 #[derive(Clone, Debug)]
@@ -17,12 +21,58 @@ pub(super) struct Pool {
     pub connection: DatabaseConnection,
     pub health: Arc<PoolHealth>,
     pub database: Arc<Database>,
+    /// Statements that each transaction begins with. Unset if the session has the settings.
+    pub transaction_settings: Option<Arc<str>>,
 }
 
 /// Timeout for determining why a pool can't connect.
 const EXPLAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Pool {
+    /// Begins a transaction of reads, or of one statement.
+    pub(super) async fn begin(&self) -> Result<DatabaseTransaction> {
+        self.begin_with(TransactionOptions::default()).await
+    }
+
+    /// Begins a transaction of changes. A deferred transaction of SQLite can fail when it begins to write.
+    pub(super) async fn begin_changes(&self) -> Result<DatabaseTransaction> {
+        self.begin_with(TransactionOptions {
+            sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
+            ..TransactionOptions::default()
+        })
+        .await
+    }
+
+    async fn begin_with(&self, options: TransactionOptions) -> Result<DatabaseTransaction> {
+        let transaction = self.connection.begin_with_options(options).await.map_err(from_db)?;
+        if let Some(settings) = &self.transaction_settings {
+            transaction.execute_unprepared(settings).await.map_err(from_db)?;
+        }
+        Ok(transaction)
+    }
+
+    /// Runs a read that can take long, with the time limits and settings of Keyvouch in any case. Short reads do
+    /// without the transaction that this needs behind a pooler in transaction mode.
+    pub(super) async fn query_limited(&self, select: &SelectStatement) -> Result<Vec<QueryResult>> {
+        if self.transaction_settings.is_none() {
+            return self.connection.query_all(select).await.map_err(from_db);
+        }
+        let transaction = self.begin().await?;
+        let rows = transaction.query_all(select).await.map_err(from_db)?;
+        transaction.commit().await.map_err(from_db)?;
+        Ok(rows)
+    }
+
+    /// Runs a statement that changes data, in a transaction of its own.
+    pub(super) async fn execute(&self, statement: &impl StatementBuilder) -> Result<()> {
+        if self.transaction_settings.is_none() {
+            return self.connection.execute(statement).await.map_err(from_db).map(drop);
+        }
+        let transaction = self.begin().await?;
+        transaction.execute(statement).await.map_err(from_db)?;
+        transaction.commit().await.map_err(from_db)
+    }
+
     fn connections(&self) -> Connections {
         fn of<DB: sqlx::Database>(pool: &sqlx::Pool<DB>) -> Connections {
             let max = pool.options().get_max_connections();
@@ -54,7 +104,14 @@ impl Pool {
         }
         match tokio::time::timeout(EXPLAIN_TIMEOUT, self.database.probe(options)).await {
             Ok(Err(cause)) => cause.unapplied(),
-            Ok(Ok(())) | Err(_) => error,
+            Ok(Ok(())) => error,
+            Err(_) => {
+                let problem = format!(
+                    "the database server or its pooler does not answer, or provides no further connection; {}",
+                    options.counts()
+                );
+                RepositoryError::new(ErrorKind::Unavailable, problem).unapplied()
+            }
         }
     }
 }

@@ -2,22 +2,32 @@
 
 mod default_schema;
 mod listener;
+mod pooler;
 mod session;
 
 use std::sync::Arc;
 
-use sea_orm::sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sea_orm::sqlx::{ConnectOptions as _, Connection as _};
+use futures_util::future::BoxFuture;
+use sea_orm::sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
+use sea_orm::sqlx::{self, ConnectOptions as _, Connection as _};
 use sea_orm::{DatabaseConnection, SqlxPostgresConnector};
 
 use self::session::Session;
-use super::SqlOptions;
 use super::error::from_driver;
+use super::options::{Pooling, SqlOptions};
 use super::pool_health::PoolHealth;
 use crate::repository::RepositoryError;
 
-pub(super) use self::default_schema::default_schema;
-pub(super) use self::listener::wake_ups;
+pub(super) use self::listener::{delivers, wake_ups};
+pub(super) use self::pooler::{NO_PREPARED_STATEMENTS, check_count, check_listening, inspect};
+
+/// Returns the statements that each transaction begins with, if its session has not the settings.
+pub(super) fn transaction_settings(options: &SqlOptions) -> Option<Arc<str>> {
+    match options.pooling {
+        Pooling::Session => None,
+        Pooling::Transaction => Some(Session::with_limits(options).of_transaction().into()),
+    }
+}
 
 pub(super) fn pool(
     server: &PgConnectOptions,
@@ -25,33 +35,46 @@ pub(super) fn pool(
     max_connections: u32,
     options: &SqlOptions,
 ) -> DatabaseConnection {
-    let session = Session::with_limits(options);
+    let session = (options.pooling == Pooling::Session).then(|| Session::with_limits(options));
     let pool = health
         .guard(options, max_connections)
-        .after_connect(move |connection, _| {
-            let session = session.clone();
-            Box::pin(async move { session.begin(connection).await })
-        })
+        .after_connect(move |connection, _| begin(session.clone(), connection))
         .connect_lazy_with(named(server));
     SqlxPostgresConnector::from_sqlx_postgres_pool(pool)
 }
 
 pub(super) async fn probe(server: &PgConnectOptions, options: &SqlOptions) -> Result<(), RepositoryError> {
     let mut connection = named(server).connect().await.map_err(from_driver)?;
-    Session::with_limits(options).begin(&mut connection).await.map_err(from_driver)?;
+    let session = Session::with_limits(options);
+    let outcome = match options.pooling {
+        Pooling::Session => session.begin(&mut connection).await,
+        Pooling::Transaction => session.try_transaction(&mut connection).await,
+    };
+    outcome.map_err(from_driver)?;
     connection.close().await.map_err(from_driver)
 }
 
 /// Returns a pool with one connection, whose statements have no timeout.
 pub(super) fn single(server: &PgConnectOptions, options: &SqlOptions) -> DatabaseConnection {
+    let session = (options.pooling == Pooling::Session).then(Session::new);
     let pool = PgPoolOptions::new()
         .max_connections(1)
         .acquire_timeout(options.pool.connect_timeout)
         .idle_timeout(None)
         .max_lifetime(None)
-        .after_connect(|connection, _| Box::pin(async move { Session::new().begin(connection).await }))
+        .after_connect(move |connection, _| begin(session.clone(), connection))
         .connect_lazy_with(named(server));
     SqlxPostgresConnector::from_sqlx_postgres_pool(pool)
+}
+
+/// Begins the session of a new connection. `None` means that the connection has no session of its own.
+fn begin(session: Option<Session>, connection: &mut PgConnection) -> BoxFuture<'_, sqlx::Result<()>> {
+    Box::pin(async move {
+        match session {
+            Some(session) => session.begin(connection).await,
+            None => Ok(()),
+        }
+    })
 }
 
 fn named(server: &PgConnectOptions) -> PgConnectOptions {

@@ -112,6 +112,11 @@ pub(super) fn any_key(tables: &Tables) -> SelectStatement {
     Query::select().expr(Expr::val(1)).from(tables.key.clone()).limit(1).take()
 }
 
+/// Selects no key. Fails if row-level security applies and must not hide rows.
+pub(super) fn no_key(tables: &Tables) -> SelectStatement {
+    Query::select().column(Key::Id).from(tables.key.clone()).limit(0).take()
+}
+
 /// Selects the key that `request` created.
 pub(super) fn key_of_request(tables: &Tables, request: &RequestDigest) -> SelectStatement {
     Query::select()

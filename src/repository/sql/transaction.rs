@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use sea_orm::sea_query::SelectStatement;
 use sea_orm::{
-    ConnectionTrait as _, DatabaseConnection, DatabaseTransaction, FromQueryResult as _, QueryResult,
-    SqliteTransactionMode, Statement, StatementBuilder, TransactionOptions, TransactionTrait as _,
+    ConnectionTrait as _, DatabaseTransaction, FromQueryResult as _, QueryResult, Statement, StatementBuilder,
 };
 
 use super::error::from_db;
+use super::pool::Pool;
 use super::query;
 use super::row::{KeyRow, KeyStub, NewEvent};
 use super::tables::Tables;
@@ -30,17 +30,8 @@ pub(super) struct ChangeTransaction {
 
 impl ChangeTransaction {
     /// Begins a change and takes the next revision. Waits for all earlier writers.
-    pub(super) async fn begin(
-        writer: &DatabaseConnection,
-        tables: Arc<Tables>,
-        entropy: Arc<dyn Entropy>,
-    ) -> Result<Self> {
-        // A deferred transaction of SQLite can fail when it begins to write.
-        let immediate = TransactionOptions {
-            sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
-            ..TransactionOptions::default()
-        };
-        let transaction = writer.begin_with_options(immediate).await.map_err(from_db)?;
+    pub(super) async fn begin(writer: &Pool, tables: Arc<Tables>, entropy: Arc<dyn Entropy>) -> Result<Self> {
+        let transaction = writer.begin_changes().await?;
         let mut change = Self { transaction, revision: Revision::NONE, tables, entropy };
         change.next_revision().await?;
         Ok(change)

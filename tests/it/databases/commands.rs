@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::process::Signal;
+use tempfile::TempDir;
 
 use super::certificate::Certificate;
 use super::watched::{Watched, folder, run, wait_for, watch};
 use super::{Product, Server};
+use crate::process::program::downloaded;
 
 /// Returns a command that runs `program` as a user other than root, because PostgreSQL and `PgBouncer` refuse
 /// to run as root.
@@ -21,11 +23,25 @@ fn as_postgres(program: &Path) -> Command {
     command
 }
 
-pub(super) fn start_postgres(certificate: Option<&Certificate>) -> Server {
+/// Starts PostgreSQL 14 or 18, which `scripts/test` downloads.
+pub(super) fn start_downloaded_postgres(version: &str) -> Server {
     let temporary = folder("postgres");
+    // The user `postgres` may not be allowed to read the folder of downloads.
+    let native = temporary.path().join("native");
+    run(Command::new("cp")
+        .arg("-a")
+        .arg(downloaded(&format!("postgres-{version}")).join("native"))
+        .arg(&native));
+    start_postgres_in(temporary, &native.join("bin"), None)
+}
+
+pub(super) fn start_postgres(certificate: Option<&Certificate>) -> Server {
+    start_postgres_in(folder("postgres"), &postgres_bin(), certificate)
+}
+
+fn start_postgres_in(temporary: TempDir, bin: &Path, certificate: Option<&Certificate>) -> Server {
     let folder = temporary.path().to_owned();
     let data = folder.join("data");
-    let bin = postgres_bin();
     let command = |program: &str| as_postgres(&bin.join(program));
     let tls = certificate.map(|certificate| certificate.write(&folder));
     if rustix::process::geteuid().is_root() {
@@ -107,25 +123,50 @@ pub(super) fn start_mariadb(certificate: Option<&Certificate>) -> Server {
     Server::launch(product, format!("mysql://root@127.0.0.1:{port}"), server, temporary, port)
 }
 
-/// Starts `PgBouncer` in front of the shared PostgreSQL server, with its defaults, which include session
-/// pooling. Returns the URL of `url`'s database through it.
-pub(crate) fn pgbouncer(url: &str) -> (Watched, String) {
+/// A release of `PgBouncer`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum PgBouncer {
+    /// 1.18 of Debian 12, which does not support prepared statements in transaction mode.
+    Debian,
+    /// 1.24, which `scripts/test` builds.
+    Current,
+}
+
+impl PgBouncer {
+    /// Starts it in front of the server of `url`, with its defaults, which include session pooling, apart from
+    /// `settings`. Returns the URL of `url`'s database through it.
+    pub(crate) fn start(self, url: &str, settings: &[&str]) -> (Watched, String) {
+        let temporary = folder("pgbouncer");
+        let program = match self {
+            Self::Debian => PathBuf::from("/usr/sbin/pgbouncer"),
+            Self::Current => {
+                // The user `postgres` may not be allowed to read the folder of downloads.
+                let program = temporary.path().join("pgbouncer");
+                run(Command::new("cp").arg(downloaded("pgbouncer-1.24")).arg(&program));
+                program
+            }
+        };
+        start_pgbouncer(&program, temporary, url, settings)
+    }
+}
+
+fn start_pgbouncer(program: &Path, temporary: TempDir, url: &str, settings: &[&str]) -> (Watched, String) {
     let (server, name) = url.rsplit_once('/').unwrap();
     let (user, address) = server.trim_start_matches("postgres://").split_once('@').unwrap();
     let (host, server_port) = address.split_once(':').unwrap();
-    let temporary = folder("pgbouncer");
     let folder = temporary.path().to_owned();
     let port = free_port();
     let users = folder.join("users");
     std::fs::write(&users, format!("\"{user}\" \"\"\n")).unwrap();
     let configuration = folder.join("pgbouncer.ini");
+    let settings = settings.join("\n");
     let settings = format!(
         "[databases]\n* = host={host} port={server_port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
-         unix_socket_dir =\nauth_type = trust\nauth_file = {}\n",
+         unix_socket_dir =\nauth_type = trust\nauth_file = {}\n{settings}\n",
         users.display()
     );
     std::fs::write(&configuration, settings).unwrap();
-    let mut command = as_postgres(Path::new("/usr/sbin/pgbouncer"));
+    let mut command = as_postgres(program);
     command.arg(&configuration);
     let watched = watch(&command, temporary);
     wait_for("process up", &folder);

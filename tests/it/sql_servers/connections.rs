@@ -5,7 +5,7 @@ use keyvouch::repository::{ErrorKind, KeyRepository as _, SqlOptions, SqlReposit
 use sea_orm::{ConnectionTrait as _, Database, DbBackend, Statement};
 
 use super::context;
-use crate::databases::{Kind, patient};
+use crate::databases::{Kind, authority, patient};
 use crate::sql::key;
 use crate::support::until;
 
@@ -77,6 +77,17 @@ async fn connections_to_a_read_only_server_are_replaced() {
         outcome => outcome.unwrap().revision == Revision::new(1),
     })
     .await;
+}
+
+/// The server offers TLS on its socket, too, but the driver's handshake fails there.
+#[tokio::test]
+async fn a_unix_socket_of_a_server_with_tls_needs_no_setting() {
+    let (_, certificate) = authority();
+    let server = Kind::MariaDb.start(Some(&certificate));
+    let url = format!("mysql://root@localhost/mysql?socket={}", server.socket().display());
+    let repository = SqlRepository::open(&url, patient()).await.unwrap();
+    assert_eq!(repository.migrate().await.unwrap().len(), 2);
+    repository.create(key("a"), &context()).await.unwrap();
 }
 
 #[tokio::test]

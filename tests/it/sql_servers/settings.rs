@@ -8,7 +8,7 @@ use keyvouch::repository::{
 use sea_orm::{ConnectionTrait as _, Database, DbBackend, Statement, TransactionTrait as _};
 
 use super::{context, now};
-use crate::databases::{Kind, on_each_server, patient, pgbouncer};
+use crate::databases::{Kind, PgBouncer, on_each_server, patient};
 use crate::process::program::Home;
 use crate::sql::key;
 
@@ -133,7 +133,7 @@ async fn row_level_security_is_an_error_and_not_a_missing_key() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_schema_and_the_limits_apply_behind_a_pooler() {
     let direct = Kind::Postgres.database().await;
-    let (_pooler, url) = pgbouncer(&direct);
+    let (_pooler, url) = PgBouncer::Debian.start(&direct, &[]);
     let in_schema = || {
         let mut options = patient();
         options.schema = Some("vouch".to_owned());

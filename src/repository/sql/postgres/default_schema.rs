@@ -1,10 +1,9 @@
 //! The schema of the tables if the settings don't name one.
 
 use keyvouch_migration::Names;
-use sea_orm::sqlx::postgres::PgConnectOptions;
-use sea_orm::sqlx::{self, ConnectOptions as _, Connection as _, Executor as _, Row as _};
+use sea_orm::sqlx::postgres::PgConnection;
+use sea_orm::sqlx::{self, Executor as _, Row as _};
 
-use super::named;
 use crate::repository::sql::error::from_driver;
 use crate::repository::{ErrorKind, RepositoryError, Result};
 
@@ -22,17 +21,13 @@ const SCHEMA: &str = "SELECT coalesce((SELECT nspname FROM pg_catalog.pg_class \
 ///
 /// # Errors
 /// [`ErrorKind::Refused`] if no schema of the `search_path` exists, and the errors of connecting.
-pub(in crate::repository::sql) async fn default_schema(
-    server: &PgConnectOptions,
-    names: &Names,
-) -> Result<String> {
-    let mut connection = named(server).connect().await.map_err(from_driver)?;
+pub(super) async fn default_schema(connection: &mut PgConnection, names: &Names) -> Result<String> {
     connection.execute(BEGIN).await.map_err(from_driver)?;
-    let select = sqlx::query(SCHEMA).persistent(false).bind(names.api_key()).bind(names.history());
+    let select =
+        sqlx::query::<sqlx::Postgres>(SCHEMA).persistent(false).bind(names.api_key()).bind(names.history());
     let row = connection.fetch_one(select).await.map_err(from_driver)?;
     let schema: Option<String> = row.try_get(0).map_err(from_driver)?;
     connection.execute("ROLLBACK").await.map_err(from_driver)?;
-    connection.close().await.map_err(from_driver)?;
     schema.ok_or_else(|| {
         RepositoryError::new(
             ErrorKind::Refused,
