@@ -84,9 +84,7 @@ impl SqlRepository {
     }
 
     async fn open_database(database: Database, options: SqlOptions) -> Result<Self> {
-        // First, because it leaves no settings in sessions that may belong to others.
         let default_schema = database.inspect(&options).await?;
-        database.probe(&options).await?;
         let writer = database.pool(Purpose::Changes, &options).await?;
         let reader = database.pool(Purpose::Reads, &options).await?;
         let schema = options.schema.as_deref().or(default_schema.as_deref());
@@ -114,11 +112,7 @@ impl SqlRepository {
     /// contain no part of the URL.
     pub async fn with_replica(self, url: &str) -> Result<Self> {
         let replica = Database::parse(url)?;
-        let reached = match replica.inspect(&self.options).await {
-            Ok(_) => replica.probe(&self.options).await,
-            Err(error) => Err(error),
-        };
-        match reached {
+        match replica.inspect(&self.options).await.map(drop) {
             // Startup must not depend on the replica. It only serves listings, which fail until it is
             // available.
             Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => {

@@ -141,7 +141,7 @@ async fn a_server_without_free_connections_is_reported(kind: Kind) {
     let (_, name) = place.split_once('/').unwrap();
     let user = format!("limited_{name}");
     let (statements, code) = match kind {
-        Kind::Postgres => (vec![format!("CREATE ROLE {user} LOGIN CONNECTION LIMIT 1")], "53300"),
+        Kind::Postgres => (vec![format!("CREATE ROLE {user} LOGIN CONNECTION LIMIT 2")], "53300"),
         Kind::MariaDb => (
             vec![
                 format!("CREATE USER {user}@'%' WITH MAX_USER_CONNECTIONS 1"),
@@ -158,14 +158,17 @@ async fn a_server_without_free_connections_is_reported(kind: Kind) {
     let mut options = patient();
     options.pool.acquire_timeout = Duration::from_millis(500);
     let repository = SqlRepository::open(&url, options).await.unwrap();
-    let mut held = None;
-    // The connection that `open` closed may still count for a moment.
-    until("the only connection", async || {
-        held = Database::connect(&url).await.ok();
-        held.is_some()
+    // Opening PostgreSQL takes two connections.
+    let limit = if matches!(kind, Kind::Postgres) { 2 } else { 1 };
+    let mut held = Vec::new();
+    // The connections that `open` closed may still count for a moment.
+    until("all connections", async || {
+        if let Ok(connected) = Database::connect(&url).await {
+            held.push(connected.begin().await.unwrap());
+        }
+        held.len() == limit
     })
     .await;
-    let _transaction = held.unwrap().begin().await.unwrap();
     let error = repository.get_by_hash(&key("a").hash).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     assert!(format!("{error:?}").contains(code), "{error:?}");

@@ -96,12 +96,12 @@ impl Database {
         }
     }
 
-    /// Checks the pooler in front of PostgreSQL, if there is one. Returns the default schema of the tables: see
-    /// [`postgres::inspect`]. `None` if the options name a schema, and on other databases.
+    /// Connects at startup, and also checks the pooler in front of PostgreSQL, if there is one. Returns the default
+    /// schema of the tables: see [`postgres::inspect`]. `None` if the options name a schema, and on other databases.
     pub(super) async fn inspect(&self, options: &SqlOptions) -> Result<Option<String>> {
         match self {
             Self::Postgres(server) => postgres::inspect(server, options).await,
-            Self::Sqlite(_) | Self::MySql(_) => Ok(None),
+            Self::Sqlite(_) | Self::MySql(_) => self.probe(options).await.map(|()| None),
         }
     }
 

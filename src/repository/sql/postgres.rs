@@ -45,13 +45,18 @@ pub(super) fn pool(
 
 pub(super) async fn probe(server: &PgConnectOptions, options: &SqlOptions) -> Result<(), RepositoryError> {
     let mut connection = named(server).connect().await.map_err(from_driver)?;
+    try_settings(&mut connection, options).await?;
+    connection.close().await.map_err(from_driver)
+}
+
+/// Verifies that a connection accepts the settings. They are left in the session if it is not shared.
+async fn try_settings(connection: &mut PgConnection, options: &SqlOptions) -> Result<(), RepositoryError> {
     let session = Session::with_limits(options);
     let outcome = match options.pooling {
-        Pooling::Session => session.begin(&mut connection).await,
-        Pooling::Transaction => session.try_transaction(&mut connection).await,
+        Pooling::Session => session.begin(connection).await,
+        Pooling::Transaction => session.try_transaction(connection).await,
     };
-    outcome.map_err(from_driver)?;
-    connection.close().await.map_err(from_driver)
+    outcome.map_err(from_driver)
 }
 
 /// Returns a pool with one connection, whose statements have no timeout.

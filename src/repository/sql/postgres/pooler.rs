@@ -8,8 +8,8 @@ use sea_orm::sqlx::postgres::{PgConnectOptions, PgConnection};
 use sea_orm::sqlx::{self, AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, Row as _};
 
 use super::default_schema::default_schema;
-use super::named;
 use super::session::OF_SINGLE_STATEMENTS;
+use super::{named, try_settings};
 use crate::repository::sql::error::{from_driver, is_lost_statement};
 use crate::repository::sql::options::{Pooling, SqlOptions};
 use crate::repository::{ErrorKind, RepositoryError, Result};
@@ -32,7 +32,7 @@ const STATEMENT_MODE: &str =
 ///
 /// # Errors
 /// - [`ErrorKind::Refused`] if sessions are shared and that is not declared, if the pooler loses prepared statements,
-///   or if the role lacks the defaults that shared sessions need.
+///   if the role lacks the defaults that shared sessions need, or if a setting can't be set.
 /// - [`ErrorKind::Unavailable`] if the server can't be reached, or does not provide two connections at once.
 pub(in crate::repository::sql) async fn inspect(
     server: &PgConnectOptions,
@@ -47,10 +47,13 @@ pub(in crate::repository::sql) async fn inspect(
         if options.pooling == Pooling::Transaction {
             check_role(first, server.get_username()).await?;
         }
-        match options.schema {
-            Some(_) => Ok(None),
-            None => default_schema(first, &options.names).await.map(Some),
-        }
+        let schema = match options.schema {
+            Some(_) => None,
+            None => Some(default_schema(first, &options.names).await?),
+        };
+        // Last, because it leaves settings in a session that is not shared.
+        try_settings(first, options).await?;
+        Ok(schema)
     })
     .await
 }
