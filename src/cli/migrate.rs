@@ -46,11 +46,11 @@ const PENDING: u8 = 3;
 
 pub(super) fn run(command: MigrateCommand, output: &Output) -> Result<ExitCode> {
     block_on(async {
-        let sql = open(match &command {
+        let sql = Box::pin(open(match &command {
             MigrateCommand::Up { settings, .. }
             | MigrateCommand::Down { settings, .. }
             | MigrateCommand::Status(settings) => settings.clone(),
-        })
+        }))
         .await?;
         let outcome = execute(&sql, &command, output).await;
         let closed = sql.close().await;

@@ -73,7 +73,7 @@ impl RedisRepository {
     /// `rediss-` for TLS, or `redis+unix://…`. Checks the server's settings and the user's permissions.
     ///
     /// # Errors
-    /// - [`ErrorKind::Refused`](super::ErrorKind::Refused) if the URL can't be used, if the server is too
+    /// - [`ErrorKind::Unusable`](super::ErrorKind::Unusable) if the URL can't be used, if the server is too
     ///   old, if its user lacks a permission, or if [`strict`](RedisOptions::strict) is set and the server
     ///   may lose keys.
     /// - [`ErrorKind::Unavailable`](super::ErrorKind::Unavailable) if the server can't be reached or is a

@@ -186,13 +186,12 @@ fn classify_postgres(state: &str) -> Classification {
         "40001" | "40P01" => (ErrorKind::Unavailable, Remedy::Retry),
         // read_only_sql_transaction: a standby, or a demoted primary
         "25006" => (ErrorKind::Unavailable, Remedy::Reconnect),
-        // duplicate_prepared_statement, invalid_sql_statement_name: a pooler lost a prepared statement
-        "42P05" | "26000" => (ErrorKind::Unavailable, Remedy::None),
         // lock_not_available, query_canceled
         "55P03" | "57014" => (ErrorKind::Timeout, Remedy::None),
         // insufficient_privilege, also if row-level security would hide rows; invalid_catalog_name: the
-        // database does not exist
-        "42501" | "3D000" => (ErrorKind::Unavailable, Remedy::None),
+        // database does not exist; duplicate_prepared_statement, invalid_sql_statement_name: a pooler lost a
+        // prepared statement
+        "42501" | "3D000" | "42P05" | "26000" => (ErrorKind::Unavailable, Remedy::None),
         // idle_in_transaction_session_timeout, transaction_timeout: the server closes the connection
         "25P03" | "25P04" => (ErrorKind::Timeout, Remedy::TestConnections),
         // admin_shutdown, crash_shutdown, cannot_connect_now, database_dropped, idle_session_timeout

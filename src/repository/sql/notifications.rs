@@ -16,7 +16,7 @@ pub(super) enum Notifications {
     #[default]
     OfStore,
     /// A connection by another URL to the same database.
-    Direct(Database),
+    Direct(Box<Database>),
     /// No connection. Followers depend on polls.
     Off,
 }
@@ -27,10 +27,10 @@ impl SqlRepository {
     /// replicas are then applied by polls until it can be reached.
     ///
     /// # Errors
-    /// [`ErrorKind::Refused`] if the URL can't be used, or if a notification that is sent by this repository does not
+    /// [`ErrorKind::Unusable`] if the URL can't be used, or if a notification that is sent by this repository does not
     /// arrive there. Errors contain no part of the URL.
     pub async fn with_listen_url(self, url: &str) -> Result<Self> {
-        let refused = |problem: &'static str| Err(RepositoryError::new(ErrorKind::Refused, problem));
+        let refused = |problem: &'static str| Err(RepositoryError::new(ErrorKind::Unusable, problem));
         // Other databases send no notifications, and parsing the URL of a file would create it.
         if !url.starts_with("postgres") {
             return refused("must be a PostgreSQL URL");
@@ -53,7 +53,7 @@ impl SqlRepository {
             }
             Err(error) => return Err(error),
         }
-        Ok(Self { notifications: Notifications::Direct(database), ..self })
+        Ok(Self { notifications: Notifications::Direct(Box::new(database)), ..self })
     }
 
     async fn receives(&self, server: &PgConnectOptions) -> Result<bool> {

@@ -20,7 +20,7 @@ const SCHEMA: &str = "SELECT coalesce((SELECT nspname FROM pg_catalog.pg_class \
 /// the schema in which a migration would create them.
 ///
 /// # Errors
-/// [`ErrorKind::Refused`] if no schema of the `search_path` exists, and the errors of connecting.
+/// [`ErrorKind::Unusable`] if no schema of the `search_path` exists, and the errors of connecting.
 pub(super) async fn default_schema(connection: &mut PgConnection, names: &Names) -> Result<String> {
     connection.execute(BEGIN).await.map_err(from_driver)?;
     let select =
@@ -30,7 +30,7 @@ pub(super) async fn default_schema(connection: &mut PgConnection, names: &Names)
     connection.execute("ROLLBACK").await.map_err(from_driver)?;
     schema.ok_or_else(|| {
         RepositoryError::new(
-            ErrorKind::Refused,
+            ErrorKind::Unusable,
             "the database user has no default schema, because its search_path names none that exists; set store.sql.schema",
         )
     })

@@ -31,7 +31,7 @@ const STATEMENT_MODE: &str =
 /// the tables that a migration would create. `None` if the options name a schema.
 ///
 /// # Errors
-/// - [`ErrorKind::Refused`] if sessions are shared and that is not declared, if the pooler loses prepared statements,
+/// - [`ErrorKind::Unusable`] if sessions are shared and that is not declared, if the pooler loses prepared statements,
 ///   if the role lacks the defaults that shared sessions need, or if a setting can't be set.
 /// - [`ErrorKind::Unavailable`] if the server can't be reached, or does not provide two connections at once.
 pub(in crate::repository::sql) async fn inspect(
@@ -61,7 +61,7 @@ pub(in crate::repository::sql) async fn inspect(
 /// Checks that the sessions of `server` are not shared, which notifications need.
 ///
 /// # Errors
-/// [`ErrorKind::Refused`] if they are, and the errors of connecting.
+/// [`ErrorKind::Unusable`] if they are, and the errors of connecting.
 pub(in crate::repository::sql) async fn check_listening(
     server: &PgConnectOptions,
     options: &SqlOptions,
@@ -223,7 +223,7 @@ async fn check_role(connection: &mut PgConnection, role: &str) -> Result<()> {
         return Ok(());
     }
     Err(RepositoryError::new(
-        ErrorKind::Refused,
+        ErrorKind::Unusable,
         format!(
             "with store.sql.pooling = \"transaction\", the role needs other defaults; run {} then let the pooler reconnect (RECONNECT)",
             alterations.join(" ")
@@ -232,5 +232,5 @@ async fn check_role(connection: &mut PgConnection, role: &str) -> Result<()> {
 }
 
 fn refused(problem: &'static str) -> RepositoryError {
-    RepositoryError::new(ErrorKind::Refused, problem)
+    RepositoryError::new(ErrorKind::Unusable, problem)
 }
