@@ -51,6 +51,7 @@
 mod capabilities;
 mod deadline;
 mod defaults;
+pub(crate) mod deletions;
 mod error;
 mod feed;
 mod identity;

@@ -1,9 +1,11 @@
 //! `keyvouch prune`
 
+use std::future::ready;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
+use futures_util::TryStreamExt as _;
 use prost_types::Timestamp;
 use serde_json::json;
 use tonic::Code;
@@ -12,6 +14,7 @@ use super::output::Output;
 use super::{ClientArgs, arguments};
 use crate::domain::{Clock as _, SystemClock};
 use crate::grpc::{pb, to_proto_time};
+use crate::repository::deletions::delete_each;
 
 #[derive(Debug, Args)]
 pub(super) struct PruneArgs {
@@ -35,24 +38,28 @@ pub(super) async fn run(arguments: PruneArgs, output: &Output) -> Result<ExitCod
         );
     }
     let mut key_store = client.key_store().await?;
-    let mut keys = key_store.stream_keys(pb::StreamKeysRequest::default()).await?.into_inner();
-    let mut count = 0_u64;
-    while let Some(response) = keys.message().await? {
-        let key = response.key.unwrap_or_default();
-        if key.expire_time.is_none_or(|time| instant(time) > before) {
-            continue;
-        }
-        if !dry_run {
-            let request = pb::DeleteKeyRequest { id: key.id, expected_revision: Some(key.revision) };
-            match key_store.delete_key(client.call(request)).await {
-                Ok(_) => {}
+    let keys = key_store.stream_keys(pb::StreamKeysRequest::default()).await?.into_inner();
+    let expired = keys.try_filter_map(|response| {
+        let key = response.key.filter(|key| key.expire_time.is_some_and(|time| instant(time) <= before));
+        ready(Ok(key))
+    });
+    let delete = |key: pb::Key| {
+        let mut key_store = key_store.clone();
+        let request = client.call(pb::DeleteKeyRequest { id: key.id, expected_revision: Some(key.revision) });
+        async move {
+            if dry_run {
+                return Ok(true);
+            }
+            match key_store.delete_key(request).await {
+                Ok(_) => Ok(true),
                 // The key was changed or deleted after it was listed.
-                Err(status) if matches!(status.code(), Code::Aborted | Code::NotFound) => continue,
-                Err(status) => return Err(status.into()),
+                Err(status) if matches!(status.code(), Code::Aborted | Code::NotFound) => Ok(false),
+                Err(status) => Err(status),
             }
         }
-        count += 1;
-    }
+    };
+    let (count, outcome) = delete_each(expired, delete).await;
+    outcome.with_context(|| format!("stopped after {count} expired keys"))?;
     let what = if dry_run { "would be deleted" } else { "deleted" };
     output.value(&format!("{count} expired keys {what}"), &json!({ "dryRun": dry_run, "deleted": count }))
 }

@@ -1,11 +1,13 @@
 //! Deletes keys that expired long ago.
 
+use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
 
-use crate::domain::{ChangeContext, Clock, KeyFilter, Timestamp};
+use crate::domain::{ChangeContext, Clock, KeyFilter, KeyId, Revision, Timestamp};
+use crate::repository::deletions::delete_each;
 use crate::repository::{ErrorKind, KeyRepository, Result, pages};
 use crate::telemetry::error_chain;
 
@@ -40,47 +42,45 @@ impl KeyPruner {
     pub(crate) async fn run(&self) {
         loop {
             match self.prune().await {
-                Err(error) if error.kind() == ErrorKind::NotOffered => {
+                (_, Err(error)) if error.kind() == ErrorKind::NotOffered => {
                     tracing::warn!(error = %error_chain(&error), "expired keys are never deleted (prune.expired_for), because the backend can't list all keys");
                     std::future::pending::<()>().await;
                 }
-                Err(error) => {
-                    tracing::warn!(error = %error_chain(&error), "could not delete expired keys; retrying later");
+                (deleted, Err(error)) => {
+                    tracing::warn!(error = %error_chain(&error), deleted, "could not delete all expired keys; retrying later");
                 }
-                Ok(0) => {}
-                Ok(deleted) => tracing::info!(deleted, "deleted keys that expired long ago"),
+                (0, Ok(())) => {}
+                (deleted, Ok(())) => tracing::info!(deleted, "deleted keys that expired long ago"),
             }
             tokio::time::sleep(self.interval).await;
         }
     }
 
-    /// Deletes the keys that have been expired for long enough now. Returns the number of deleted keys. Reads
-    /// all keys, page by page.
-    ///
-    /// # Errors
-    /// Returns [`ErrorKind::NotOffered`] if the backend can't list all keys, or another error if it failed.
-    /// Some keys may have been deleted.
-    pub(crate) async fn prune(&self) -> Result<u64> {
+    /// Deletes the keys that have been expired for long enough now, several at a time. Reads all keys, page by
+    /// page. Returns the number of deleted keys, and the first error: [`ErrorKind::NotOffered`] if the backend
+    /// can't list all keys, or another error if it failed. The number is exact also after an error.
+    pub(crate) async fn prune(&self) -> (u64, Result<()>) {
         let now = self.clock.now();
         let Some(before) = now.checked_sub(self.expired_for) else {
-            return Ok(0);
+            return (0, Ok(()));
         };
-        let mut deleted = 0;
-        let mut keys = pages::stream_pages(Arc::clone(&self.repository), None, KeyFilter::all(now));
-        while let Some(listed) = keys.try_next().await? {
-            // The expiry of an unreadable record is unknown, so the record is kept.
-            let Some(key) = listed.read() else { continue };
-            if key.expires_at.is_none_or(|expires_at| expires_at > before) {
-                continue;
-            }
-            match self.repository.delete_unchanged(key.id, key.revision, &context(now)).await {
-                Ok(_) => deleted += 1,
-                // The key was extended, or another replica has deleted it.
-                Err(error) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => {}
-                Err(error) => return Err(error),
-            }
+        // The expiry of an unreadable record is unknown, so the record is kept.
+        let keys = pages::stream_pages(Arc::clone(&self.repository), None, KeyFilter::all(now));
+        let expired = keys.try_filter_map(move |listed| {
+            let key = listed.read().filter(|key| key.expires_at.is_some_and(|end| end <= before));
+            ready(Ok(key.map(|key| (key.id, key.revision))))
+        });
+        let context = context(now);
+        delete_each(expired, |(id, revision)| self.delete(id, revision, &context)).await
+    }
+
+    /// Deletes a key. Returns false if the key was extended, or another replica has deleted it.
+    async fn delete(&self, id: KeyId, revision: Revision, context: &ChangeContext) -> Result<bool> {
+        match self.repository.delete_unchanged(id, revision, context).await {
+            Ok(_) => Ok(true),
+            Err(error) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => Ok(false),
+            Err(error) => Err(error),
         }
-        Ok(deleted)
     }
 }
 
@@ -91,7 +91,7 @@ fn context(now: Timestamp) -> ChangeContext {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{ApiKey, KeyHash, KeyId, ManualClock, SystemEntropy, sample_key};
+    use crate::domain::{ApiKey, KeyHash, ManualClock, SystemEntropy, sample_key};
     use crate::repository::MemoryRepository;
 
     fn key(number: u32, expires_at: Option<Timestamp>) -> ApiKey {
@@ -111,8 +111,11 @@ mod tests {
         let shared: Arc<dyn KeyRepository> = repository.clone();
         let clock = Arc::new(ManualClock::new(at(100).unwrap()));
         let pruner = KeyPruner::new(shared, clock, Duration::from_secs(10), Duration::MAX);
-        assert_eq!(pruner.prune().await.unwrap(), 2);
-        assert_eq!(pruner.prune().await.unwrap(), 0);
+        for expected in [2, 0] {
+            let (deleted, outcome) = pruner.prune().await;
+            outcome.unwrap();
+            assert_eq!(deleted, expected);
+        }
         for (number, expires_at) in (0_u32..).zip(ends) {
             let found = repository.get_by_hash(&KeyHash::of(&number.to_string())).await.unwrap();
             let is_old = expires_at.is_some_and(|end| end <= at(90).unwrap());
