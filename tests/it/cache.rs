@@ -45,6 +45,16 @@ mod redis_cluster {
     keyvouch::cache_conformance!(in_redis(MemoryRepository::new(), Redis::Cluster));
 }
 
+mod valkey_alone {
+    use super::*;
+    keyvouch::cache_conformance!(in_redis(MemoryRepository::new(), Redis::Valkey));
+}
+
+mod valkey_cluster {
+    use super::*;
+    keyvouch::cache_conformance!(in_redis(MemoryRepository::new(), Redis::ValkeyCluster));
+}
+
 /// The backend has no feed.
 mod redis_without_a_feed {
     use super::*;
@@ -97,7 +107,7 @@ impl Replica {
         self.source.find(hash, &Demand { asked_at: self.knowledge.moment(), max_staleness }).await
     }
 
-    async fn find(&self, hash: &KeyHash) -> Found {
+    pub(crate) async fn find(&self, hash: &KeyHash) -> Found {
         self.find_within(hash, Duration::from_mins(5)).await.unwrap()
     }
 

@@ -1,5 +1,5 @@
-//! Private Redis servers: a single one, a Sentinel set and a Cluster, shared by the tests of this process.
-//! Each test has a prefix of its own.
+//! Private servers of Redis and Valkey: a single one, a Sentinel set and a Cluster, shared by the tests of this
+//! process. Each test has a prefix of its own.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -11,14 +11,16 @@ use keyvouch::repository::{RedisOptions, RedisRepository};
 use tempfile::TempDir;
 
 use crate::databases::{Watched, folder, run, watch};
-use crate::process::program::wait_for;
+use crate::process::program::{tool, wait_for};
 
-/// A deployment of Redis.
+/// A deployment of Redis, or of Valkey, which has the same protocol.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Redis {
     Alone,
     Sentinel,
     Cluster,
+    Valkey,
+    ValkeyCluster,
 }
 
 /// Running servers. Dropping this stops them.
@@ -31,6 +33,7 @@ pub(crate) struct RedisServers {
 pub(crate) struct RedisServer {
     pub(crate) port: u16,
     pub(crate) watched: Watched,
+    program: PathBuf,
     data: PathBuf,
     /// Processes that were killed. Dropping them would remove their files.
     others: Vec<Watched>,
@@ -47,22 +50,40 @@ impl Redis {
         static ALONE: OnceLock<RedisServers> = OnceLock::new();
         static SENTINEL: OnceLock<RedisServers> = OnceLock::new();
         static CLUSTER: OnceLock<RedisServers> = OnceLock::new();
+        static VALKEY: OnceLock<RedisServers> = OnceLock::new();
+        static VALKEY_CLUSTER: OnceLock<RedisServers> = OnceLock::new();
+        let servers = match self {
+            Self::Alone => &ALONE,
+            Self::Sentinel => &SENTINEL,
+            Self::Cluster => &CLUSTER,
+            Self::Valkey => &VALKEY,
+            Self::ValkeyCluster => &VALKEY_CLUSTER,
+        };
+        servers.get_or_init(|| self.start(&[]))
+    }
+
+    /// Returns whether keys are distributed over several servers.
+    pub(crate) fn is_cluster(self) -> bool {
+        matches!(self, Self::Cluster | Self::ValkeyCluster)
+    }
+
+    /// Returns the program of the server.
+    fn program(self) -> PathBuf {
         match self {
-            Self::Alone => ALONE.get_or_init(|| self.start(&[])),
-            Self::Sentinel => SENTINEL.get_or_init(|| self.start(&[])),
-            Self::Cluster => CLUSTER.get_or_init(|| self.start(&[])),
+            Self::Alone | Self::Sentinel | Self::Cluster => "redis-server".into(),
+            Self::Valkey | Self::ValkeyCluster => tool("valkey-server"),
         }
     }
 
     /// Starts servers for a single test, with further `settings`.
     pub(crate) fn start(self, settings: &[&str]) -> RedisServers {
         match self {
-            Self::Alone => {
-                let server = server(settings);
+            Self::Alone | Self::Valkey => {
+                let server = server(&self.program(), settings);
                 RedisServers { url: format!("redis://127.0.0.1:{}", server.port), servers: vec![server] }
             }
-            Self::Sentinel => sentinel(settings),
-            Self::Cluster => cluster(settings),
+            Self::Sentinel => sentinel(&self.program(), settings),
+            Self::Cluster | Self::ValkeyCluster => cluster(&self.program(), settings),
         }
     }
 }
@@ -101,16 +122,17 @@ pub(crate) fn free_port() -> u16 {
     }
 }
 
-fn server(settings: &[&str]) -> RedisServer {
+fn server(program: &Path, settings: &[&str]) -> RedisServer {
     let port = free_port();
     let folder = folder("redis");
     let data = folder.path().to_owned();
-    RedisServer { port, watched: start(port, &data, folder, settings), data, others: Vec::new() }
+    let watched = start(program, port, &data, folder, settings);
+    RedisServer { port, watched, program: program.to_owned(), data, others: Vec::new() }
 }
 
 /// Starts a server whose files are in `data`, and whose log is in `folder`.
-fn start(port: u16, data: &Path, folder: TempDir, settings: &[&str]) -> Watched {
-    let watched = launch(port, data, folder, settings);
+fn start(program: &Path, port: u16, data: &Path, folder: TempDir, settings: &[&str]) -> Watched {
+    let watched = launch(program, port, data, folder, settings);
     wait_for("a Redis server", || {
         // A server that requires a password is up, too.
         let answer = cli(port, &["PING"]);
@@ -120,8 +142,8 @@ fn start(port: u16, data: &Path, folder: TempDir, settings: &[&str]) -> Watched 
 }
 
 /// Starts a server like [`start`], without waiting until it responds.
-fn launch(port: u16, data: &Path, folder: TempDir, settings: &[&str]) -> Watched {
-    let mut command = Command::new("redis-server");
+fn launch(program: &Path, port: u16, data: &Path, folder: TempDir, settings: &[&str]) -> Watched {
+    let mut command = Command::new(program);
     command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--dir"]).arg(data);
     command.args(["--save", "", "--appendonly", "no"]).args(settings);
     watch(&command, folder)
@@ -152,7 +174,7 @@ impl RedisServer {
 
     /// Restarts the server on the same port with the same files.
     pub(crate) fn restart(&mut self, settings: &[&str]) {
-        let again = start(self.port, &self.data, folder("redis"), settings);
+        let again = start(&self.program, self.port, &self.data, folder("redis"), settings);
         self.others.push(std::mem::replace(&mut self.watched, again));
     }
 }
@@ -160,7 +182,7 @@ impl RedisServer {
 impl RedisServer {
     /// Restarts the server like [`restart`](Self::restart), but returns while it loads its files.
     pub(crate) fn restart_loading(&mut self, settings: &[&str]) {
-        let again = launch(self.port, &self.data, folder("redis"), settings);
+        let again = launch(&self.program, self.port, &self.data, folder("redis"), settings);
         self.others.push(std::mem::replace(&mut self.watched, again));
         let port = self.port;
         wait_for("the loading", || cli(port, &["PING"]).starts_with("LOADING").then_some(()));
@@ -168,10 +190,10 @@ impl RedisServer {
 }
 
 /// Starts a primary, a replica and three sentinels.
-fn sentinel(settings: &[&str]) -> RedisServers {
-    let primary = server(settings);
+fn sentinel(program: &Path, settings: &[&str]) -> RedisServers {
+    let primary = server(program, settings);
     let primary_port = primary.port.to_string();
-    let replica = server(&[settings, &["--replicaof", "127.0.0.1", &primary_port]].concat());
+    let replica = server(program, &[settings, &["--replicaof", "127.0.0.1", &primary_port]].concat());
     let mut servers = vec![primary, replica];
     let mut ports = Vec::new();
     for _ in 0..3 {
@@ -179,10 +201,10 @@ fn sentinel(settings: &[&str]) -> RedisServers {
         let folder = folder("sentinel");
         let data = folder.path().to_owned();
         let conf = sentinel_conf(&data, port, &primary_port);
-        let mut command = Command::new("redis-server");
+        let mut command = Command::new(program);
         command.arg(conf).arg("--sentinel");
         let watched = watch(&command, folder);
-        servers.push(RedisServer { port, watched, data, others: Vec::new() });
+        servers.push(RedisServer { port, watched, program: program.to_owned(), data, others: Vec::new() });
         ports.push(port);
     }
     for port in &ports {
@@ -212,10 +234,10 @@ fn sentinel_conf(folder: &Path, port: u16, primary_port: &str) -> PathBuf {
 }
 
 /// Starts three primaries with a replica each.
-fn cluster(settings: &[&str]) -> RedisServers {
+fn cluster(program: &Path, settings: &[&str]) -> RedisServers {
     let cluster =
         ["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-node-timeout", "2000"];
-    let servers: Vec<_> = (0..6).map(|_| server(&[&cluster[..], settings].concat())).collect();
+    let servers: Vec<_> = (0..6).map(|_| server(program, &[&cluster[..], settings].concat())).collect();
     let addresses: Vec<_> = servers.iter().map(|server| format!("127.0.0.1:{}", server.port)).collect();
     let mut create = Command::new("redis-cli");
     create.args(["--cluster", "create"]).args(&addresses);

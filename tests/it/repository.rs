@@ -81,6 +81,20 @@ mod redis_cluster {
     });
 }
 
+mod valkey_alone {
+    use super::*;
+    keyvouch::repository_conformance!(sharded: async {
+        (Subject::from(Redis::Valkey.repository().await), ())
+    });
+}
+
+mod valkey_cluster {
+    use super::*;
+    keyvouch::repository_conformance!(sharded: async {
+        (Subject::from(Redis::ValkeyCluster.repository().await), ())
+    });
+}
+
 pub(crate) async fn open_sqlite() -> (SqlRepository, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let repository = SqlRepository::open_sqlite(&folder.path().join("kv.db"), patient()).await.unwrap();
@@ -148,6 +162,15 @@ mod cached {
     mod redis_cluster {
         use super::*;
         keyvouch::repository_conformance!(sharded: start(Redis::Cluster.repository().await, options()));
+    }
+
+    /// Valkey is the backend and, under other names, the cache. The local cache is disabled.
+    mod valkey_and_valkey_cluster {
+        use super::*;
+        keyvouch::repository_conformance!(sharded: async {
+            let options = StackOptions { local: None, ..with_redis(Redis::ValkeyCluster) };
+            start(Redis::Valkey.repository().await, options).await
+        });
     }
 
     /// The backend has no feed.

@@ -98,6 +98,11 @@ async fn a_failover_of_a_cluster_shard_loses_no_confirmed_change() {
     check_failover(Redis::Cluster).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_of_a_valkey_shard_loses_no_confirmed_change() {
+    check_failover(Redis::ValkeyCluster).await;
+}
+
 /// A primary that became a replica answers reads with outdated data, and therefore is not healthy.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_demoted_primary_is_unavailable() {
