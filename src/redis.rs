@@ -19,12 +19,19 @@ use self::password_file::PasswordFile;
 
 mod error;
 mod files;
+mod mode;
 mod password_file;
+mod probe;
+mod url;
 mod watch;
 
-pub(crate) use error::InvalidSettings;
 use error::Result;
+pub(crate) use error::{InvalidSettings, NO_DATABASE, forbidden_command};
 pub use files::{ClientCertificate, RedisFiles};
+pub(crate) use mode::{IS_SENTINEL, NO_CLUSTER, mismatch};
+pub(crate) use probe::{ClusterProblem, NOTIFICATIONS, Probe, Survey, cluster_problem};
+use url::ParsedUrl;
+pub(crate) use url::is_scheme;
 pub(crate) use watch::Watch;
 
 /// Delays before the first and the last attempts to reconnect, in milliseconds.
@@ -36,21 +43,10 @@ const MAX_WAITING: usize = 50_000;
 /// is closed.
 const HALF_OPEN: Duration = Duration::from_secs(5);
 
-/// The suffixes of `redis` or `valkey` in URL schemes. They state whether TLS is used, and the kind of
-/// deployment.
-const SCHEMES: [&str; 7] = ["", "s", "-sentinel", "s-sentinel", "-cluster", "s-cluster", "+unix"];
-
-/// Returns whether `scheme` is a URL scheme of Redis, or of Valkey, which has the same protocol.
-pub(crate) fn is_scheme(scheme: &str) -> bool {
-    ["redis", "valkey"]
-        .iter()
-        .any(|name| scheme.strip_prefix(name).is_some_and(|rest| SCHEMES.contains(&rest)))
-}
-
 /// Parses `url` and reads `files`.
 ///
 /// # Errors
-/// The URL or a file is invalid. Errors contain no part of the URL.
+/// The URL or a file is invalid. Errors contain no part of the URL except the name of a parameter.
 pub(crate) fn config(url: &str, files: &RedisFiles) -> Result<Config> {
     let mut config = parse(url, files)?;
     let Some(password_file) = &files.password else { return Ok(config) };
@@ -70,23 +66,14 @@ pub(crate) fn config(url: &str, files: &RedisFiles) -> Result<Config> {
 }
 
 fn parse(url: &str, files: &RedisFiles) -> Result<Config> {
-    // The parser's own error can quote the URL, so it is discarded.
-    let parse = |url: &str| {
-        let problem = "malformed URL, or the system's certificates can't be read; special characters in a password \
-                       must be written as %XX";
-        Config::from_url(url).map_err(|_| InvalidSettings::new(problem))
-    };
-    if !files.need_tls() {
-        return parse(url);
-    }
-    // Parse the URL without TLS: fred would otherwise read the system's certificates, which may be missing.
-    let Some(rest) = url.strip_prefix("rediss").or_else(|| url.strip_prefix("valkeys")) else {
+    let ParsedUrl { mut config, has_tls } = url::parse(url)?;
+    if has_tls {
+        config.tls = Some(files.tls()?.into());
+    } else if files.need_tls() {
         return Err(InvalidSettings::new(
             "certificate files need a URL with TLS; use rediss:, rediss-sentinel: or rediss-cluster:",
         ));
-    };
-    let mut config = parse(&format!("redis{rest}"))?;
-    config.tls = Some(files.tls()?.into());
+    }
     Ok(config)
 }
 

@@ -12,6 +12,7 @@
 //! changes, so losing, flushing or late filling is harmless. Only records are stored here. With negative
 //! entries, a flood of random keys could fill the server.
 
+mod check;
 mod epoch;
 mod format;
 
@@ -27,6 +28,7 @@ use fred::types::config::Config;
 use fred::types::{Expiration, SetOptions};
 use futures_util::stream::BoxStream;
 
+use self::check::{CacheCheck, RunningCheck};
 use self::epoch::Epoch;
 use super::{Entry, KeyCache, Knowledge, Tier};
 use crate::domain::{Entropy, KeyHash, KeyId};
@@ -63,6 +65,7 @@ impl fmt::Debug for RedisCacheOptions {
 pub struct RedisCache {
     client: Client,
     _watch: Watch,
+    _check: RunningCheck,
     config: Config,
     options: RedisCacheOptions,
     address: String,
@@ -81,10 +84,11 @@ pub struct RedisCache {
 
 impl RedisCache {
     /// Creates a cache on the server of `options`. It connects in the background, because an unreachable
-    /// cache must not prevent startup.
+    /// cache must not prevent startup. The server and the user's permissions are checked there, too, and
+    /// problems are logged.
     ///
     /// # Errors
-    /// [`ErrorKind::Refused`](crate::repository::ErrorKind::Refused) if the URL or a file can't be used. Errors contain no part of the URL.
+    /// [`ErrorKind::Unusable`](crate::repository::ErrorKind::Unusable) if the URL or a file can't be used. Errors contain no part of the URL.
     pub fn open(
         options: RedisCacheOptions,
         knowledge: Arc<Knowledge>,
@@ -94,8 +98,17 @@ impl RedisCache {
         let client = client(config.clone(), options.timeout)?;
         // The task reconnects for as long as the client lives.
         let task = client.connect();
+        let address = addresses(&config.server);
+        let check = CacheCheck {
+            config: config.clone(),
+            timeout: options.timeout,
+            address: address.clone(),
+            name: format!("{}probe", options.key_prefix),
+            channel: format!("{}changes", options.key_prefix),
+        };
         Ok(Self {
-            address: addresses(&config.server),
+            address,
+            _check: check.start(),
             _watch: Watch::start(vec![(client.clone(), task)], options.timeout),
             client,
             config,

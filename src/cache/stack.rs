@@ -78,7 +78,7 @@ impl CacheStack {
     /// of the backend's connections, on which all calls run.
     ///
     /// # Errors
-    /// [`ErrorKind::Refused`](crate::repository::ErrorKind::Refused) if the URL of Redis or one of its files
+    /// [`ErrorKind::Unusable`](crate::repository::ErrorKind::Unusable) if the URL of Redis or one of its files
     /// can't be used.
     pub async fn build(
         backend: Backend,

@@ -66,6 +66,11 @@ fn roots(ca: Option<&Path>) -> std::result::Result<RootCertStore, Failure> {
     let Some(ca) = ca else {
         // Unparsable system certificates are skipped, because some systems have such certificates.
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        if roots.is_empty() {
+            return Err(
+                "the system has no root certificates; set the file of the root certificates for Redis".into(),
+            );
+        }
         return Ok(roots);
     };
     for certificate in certificates(ca)? {

@@ -68,15 +68,21 @@ pub(super) fn patience(timeout: Duration) -> Duration {
 
 /// Restarts the task of a client when it ends with an error. Closing the client ends it without one.
 async fn restart(client: impl ClientLike, mut task: ConnectHandle) {
+    // A reason that persists, such as a missing permission, ends the client each time it is started.
+    let mut logged = None;
     loop {
         match task.await {
             // Unreachable servers are logged elsewhere, once.
             Ok(Err(error))
-                if matches!(error.kind(), ErrorKind::IO | ErrorKind::Timeout | ErrorKind::Auth) =>
+                if matches!(error.kind(), ErrorKind::IO | ErrorKind::Timeout | ErrorKind::Auth)
+                    || logged.as_ref() == Some(&error) =>
             {
                 tracing::debug!(%error, "a Redis client ended and is started again");
             }
-            Ok(Err(error)) => tracing::warn!(%error, "a Redis client ended and is started again"),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "a Redis client ended and is started again");
+                logged = Some(error);
+            }
             Err(error) if error.is_panic() => {
                 tracing::error!(%error, "a Redis client panicked and is started again");
             }

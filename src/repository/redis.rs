@@ -12,6 +12,7 @@ mod feed;
 mod keyspace;
 mod list;
 mod options;
+mod permissions;
 mod record;
 mod write;
 
@@ -84,7 +85,8 @@ impl RedisRepository {
         let connection = Connection::open(url, &options).await?;
         let oldest = check::servers(&connection, &options).await?;
         let keyspace = Keyspace::new(&options.key_prefix);
-        check::permissions(&connection, &keyspace).await?;
+        // Boxed, because the checks are large and run once.
+        Box::pin(permissions::check(&connection, &keyspace)).await?;
         let change = include_str!("redis/change.lua");
         // Servers before Redis 7.0 don't support the flag.
         let flags = if oldest >= (7, 0) { "#!lua flags=allow-oom\n" } else { "" };

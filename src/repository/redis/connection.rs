@@ -17,8 +17,8 @@ use tokio::time::Instant;
 
 use super::RedisOptions;
 use super::error::{from_fred, from_start, was_not_run};
-use crate::redis::{Watch, addresses, client, config, wake_ups};
-use crate::repository::Result;
+use crate::redis::{Probe, Watch, addresses, client, cluster_problem, config, wake_ups};
+use crate::repository::{ErrorKind, RepositoryError, Result};
 
 pub(super) use inspection::ALLOWS_STALE_READS;
 
@@ -47,7 +47,7 @@ impl Connection {
     /// Connects to the server of `url`.
     ///
     /// # Errors
-    /// [`ErrorKind::Unusable`](crate::repository::ErrorKind::Unusable) if the URL or a file can't be used. Otherwise the classified error of the
+    /// [`ErrorKind::Unusable`] if the URL or a file can't be used, or the user lacks a permission. Otherwise the classified error of the
     /// connection. Errors contain no part of the URL.
     pub(super) async fn open(url: &str, options: &RedisOptions) -> Result<Self> {
         let config = config(url, &options.files)?;
@@ -65,10 +65,28 @@ impl Connection {
         };
         let mut connected = Vec::new();
         for client in connection.all() {
-            connected.push((client.clone(), client.init().await.map_err(from_start)?));
+            match client.init().await {
+                Ok(task) => connected.push((client.clone(), task)),
+                Err(error) => return Err(connection.explain(from_start(error)).await),
+            }
         }
         connection.watch = Some(Arc::new(Watch::start(connected, options.timeout)));
         Ok(connection)
+    }
+
+    /// Returns why the clients can't start, if that can be determined, or else `error`, which is fred's. On a
+    /// Cluster, that error does not name the node that can't be reached.
+    async fn explain(&self, error: RepositoryError) -> RepositoryError {
+        if !matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) {
+            return error;
+        }
+        let problem = Box::pin(cluster_problem(&self.config, self.timeout)).await;
+        problem.map_or(error, RepositoryError::from)
+    }
+
+    /// Opens a connection that determines permissions.
+    pub(super) async fn probe(&self) -> std::result::Result<Probe, fred::error::Error> {
+        Probe::connect(&self.config, self.timeout).await
     }
 
     fn all(&self) -> impl Iterator<Item = &Client> {
@@ -102,6 +120,11 @@ impl Connection {
     /// Returns whether servers are found through Sentinel.
     pub(super) fn has_sentinel(&self) -> bool {
         self.config.server.is_sentinel()
+    }
+
+    /// Returns whether changes wait for the confirmation of replicas.
+    pub(super) fn waits_for_replicas(&self) -> bool {
+        self.min_replicas_ack > 0
     }
 
     /// Returns whether keys are distributed over several servers.

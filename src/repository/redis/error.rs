@@ -2,12 +2,25 @@
 
 use fred::error::{Error, ErrorKind as FredKind};
 
-use crate::redis::InvalidSettings;
+use crate::redis::{
+    ClusterProblem, IS_SENTINEL, InvalidSettings, NO_CLUSTER, NO_DATABASE, forbidden_command,
+};
 use crate::repository::{ErrorKind, RepositoryError};
 
 impl From<InvalidSettings> for RepositoryError {
     fn from(error: InvalidSettings) -> Self {
         Self::new(ErrorKind::Unusable, error)
+    }
+}
+
+impl From<ClusterProblem> for RepositoryError {
+    fn from(problem: ClusterProblem) -> Self {
+        let kind = match problem {
+            ClusterProblem::Forbidden(_) => ErrorKind::Unusable,
+            // The node may come up later.
+            ClusterProblem::Unreachable { .. } => ErrorKind::Unavailable,
+        };
+        Self::new(kind, problem)
     }
 }
 
@@ -39,15 +52,20 @@ const UNAVAILABLE: [&str; 5] = [
     "BUSY",
 ];
 
-/// The problem of a cluster URL for a server that is not in cluster mode.
-pub(super) const NO_CLUSTER: &str = "the server is not in cluster mode; use a redis: or rediss: URL";
-
-/// Classifies an error of the first connection. Some of these errors can be fixed in the URL.
+/// Classifies an error of the first connection. Some of these errors can be fixed in the URL, or by a permission.
 pub(super) fn from_start(error: Error) -> RepositoryError {
+    if let Some(command) = forbidden_command(&error) {
+        return ClusterProblem::Forbidden(command).into();
+    }
     let problem = match error.details() {
         details if details.contains("cluster support disabled") => NO_CLUSTER,
-        details if details.contains("DB index is out of range") => {
-            "the server does not have the database number in the URL"
+        details if details.contains("DB index is out of range") => NO_DATABASE,
+        // A Sentinel has no databases.
+        details
+            if details.starts_with("ERR unknown command")
+                && details.to_ascii_uppercase().contains("'SELECT'") =>
+        {
+            IS_SENTINEL
         }
         _ => return from_fred(error),
     };

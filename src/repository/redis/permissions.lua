@@ -15,7 +15,10 @@ local forbidden = {}
 for _, command in ipairs(commands) do
     local answer = redis.pcall(unpack(command))
     local problem = type(answer) == 'table' and answer['err'] or ''
-    if string.find(problem, 'NOPERM') or string.find(problem, 'executing the script can') then
+    -- The text depends on the version; Valkey 9 has the last one.
+    local is_forbidden = string.find(problem, 'NOPERM') or string.find(problem, 'executing the script can')
+        or string.find(problem, 'ACL failure in script')
+    if is_forbidden then
         table.insert(forbidden, command[1])
     end
 end

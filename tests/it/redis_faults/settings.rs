@@ -134,7 +134,7 @@ async fn the_password_can_change_while_connected() {
 /// The missing commands are reported at startup, because each change would fail much later otherwise.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_without_a_required_command_is_rejected_at_startup() {
-    for kind in [Redis::Alone, Redis::Cluster] {
+    for kind in [Redis::Alone, Redis::Cluster, Redis::Valkey] {
         let servers = kind.start(&[]);
         for server in &servers.servers {
             let user = ["ACL", "SETUSER", "default", "-hmget", "-time", "-xtrim"];

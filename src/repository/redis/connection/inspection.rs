@@ -8,24 +8,25 @@ use futures_util::future::join_all;
 
 use super::Connection;
 use crate::repository::Result;
-use crate::repository::redis::error::from_fred;
+use crate::repository::redis::error::{from_fred, from_start};
 
 /// The setting by which a node that is cut off from its cluster continues to answer reads.
 pub(in crate::repository::redis) const ALLOWS_STALE_READS: &str = "cluster-allow-reads-when-down";
 
 impl Connection {
-    /// Returns the output of `INFO` and the settings of the server, or of each primary of a cluster.
+    /// Returns the output of `INFO` and the settings of the server, or of each primary of a cluster. It is part of the
+    /// startup, so a missing permission is an error of the settings.
     pub(in crate::repository::redis) async fn describe(
         &self,
     ) -> Result<Vec<(String, HashMap<String, String>)>> {
         if !self.is_clustered() {
-            let info: String = self.reads.info(None).await.map_err(from_fred)?;
+            let info: String = self.reads.info(None).await.map_err(from_start)?;
             return Ok(vec![(info, settings(&self.reads).await)]);
         }
         let mut described = Vec::new();
         for primary in self.primaries() {
             let node = self.reads.with_cluster_node(primary);
-            let info: String = node.info(None).await.map_err(from_fred)?;
+            let info: String = node.info(None).await.map_err(from_start)?;
             described.push((info, settings(&node).await));
         }
         Ok(described)
