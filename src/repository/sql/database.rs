@@ -100,7 +100,7 @@ impl Database {
     /// schema of the tables: see [`postgres::inspect`]. `None` if the options name a schema, and on other databases.
     pub(super) async fn inspect(&self, options: &SqlOptions) -> Result<Option<String>> {
         match self {
-            Self::Postgres(server) => postgres::inspect(server, options).await,
+            Self::Postgres(server) => Box::pin(postgres::inspect(server, options)).await,
             Self::Sqlite(_) | Self::MySql(_) => self.probe(options).await.map(|()| None),
         }
     }

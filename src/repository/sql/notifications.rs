@@ -37,7 +37,7 @@ impl SqlRepository {
         }
         let database = Database::parse(url)?;
         let Database::Postgres(server) = &database else { return refused("must be a PostgreSQL URL") };
-        match self.receives(server).await {
+        match Box::pin(self.receives(server)).await {
             Ok(true) => {}
             Ok(false) => {
                 return refused(
@@ -80,7 +80,7 @@ impl SqlRepository {
     pub(super) fn listening_server(&self) -> Option<&PgConnectOptions> {
         let database = match &self.notifications {
             Notifications::OfStore => &self.database,
-            Notifications::Direct(database) => database,
+            Notifications::Direct(database) => database.as_ref(),
             Notifications::Off => return None,
         };
         match database {
