@@ -15,7 +15,7 @@
 //!    [`ApiKey::check_update`](crate::domain::ApiKey::check_update) to check whether one record may replace
 //!    another, and has no other rules about keys. [`StoredKey`] converts a key into a document, and checks
 //!    documents that are read.
-//! 3. **Order the changes.** Every change is assigned a [`Revision`] larger than all earlier ones of its
+//! 3. **Order the changes.** Every change is assigned a [`Revision`](crate::domain::Revision) larger than all earlier ones of its
 //!    hash, even after the key was deleted. The example stores the last one in a file. Every read that begins
 //!    after a change was acknowledged has to see the change. So make the change durable before it is
 //!    acknowledged. The example syncs a file and renames it.
@@ -23,7 +23,7 @@
 //!    possible, return an `Err`. Callers act on its kind. Its cause is logged, so it must not contain a key,
 //!    a hash or a password.
 //! 5. **Make changes identifiable.** A change is identified by its revision and a random nonce
-//!    ([`ChangeId`]), which the record and its event contain. A restored copy of the storage assigns the same
+//!    ([`ChangeId`](crate::domain::ChangeId)), which the record and its event contain. A restored copy of the storage assigns the same
 //!    revisions again, and the nonce distinguishes them. A backend that records which request created which
 //!    key offers [`key_of_request`](KeyRepository::key_of_request), so that creations can be retried.
 //! 6. **Run the suite.** Each rule of the contract has a test in `conformance::repository` (feature

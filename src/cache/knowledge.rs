@@ -25,7 +25,7 @@ const FENCES: usize = 16_384;
 /// loaded again.
 const APPLIED: usize = 65_536;
 
-/// The state that the rules of [`protocol`](super::protocol) need, shared by all threads and all caches of a
+/// The state that the rules of `protocol` need, shared by all threads and all caches of a
 /// process.
 pub struct Knowledge {
     partitions: Box<[SharedPartition]>,
