@@ -2,7 +2,7 @@
 
 use super::super::Rewound;
 use super::steps::Steps;
-use super::world::{Event, Poll, World};
+use super::world::{Awaited, Event, Poll, World};
 use super::{Checker, Guard, KEY, OTHER};
 use crate::domain::ChangeId;
 
@@ -13,7 +13,9 @@ impl Checker {
             let cursor = world.partition.cursor().revision.get();
             let largest_seen = world.partition.largest_seen();
             let poll = Poll { sent: world.now(), largest_seen, read: None, applied: cursor, is_half: false };
-            steps.push(("a poll is sent".into(), Ok(World { poll: Some(poll), ..world.clone() })));
+            let mut next = World { poll: Some(poll), ..world.clone() };
+            next.poll_progressed(Awaited::Unsent, Awaited::Sent);
+            steps.push(("a poll is sent".into(), Ok(next)));
             return;
         };
         let mut next = world.clone();
@@ -35,6 +37,7 @@ impl Checker {
         if poll.applied == head.revision.get() {
             self.advance(&mut next, poll, head);
             next.poll = None;
+            next.poll_progressed(Awaited::Sent, Awaited::Completed);
             if self.has(Guard::LargestSeenIsCompared) && next.partition.check_end(poll.largest_seen).is_err()
             {
                 next.close();

@@ -1,7 +1,7 @@
 //! All possible next steps, and those of changes.
 
 use super::super::{Cause, Certainty, EntryKind, Novelty, Partition, Rewound, may_replace};
-use super::world::{Change, Fact, Happening, Step, Value, World};
+use super::world::{Awaited, Change, Fact, Happening, Step, Value, World};
 use super::{Checker, Guard, KEY, OTHER};
 use crate::domain::ChangeId;
 
@@ -113,7 +113,7 @@ impl Checker {
             let made = world.log.iter().find(|event| event.id == current.id).copied();
             let time = made.map_or(0, |made| made.time);
             changed.change =
-                Some(begin(world, current.id, time, Novelty::Earlier, Step::NotFound(world.now())));
+                Some(begin(world, current.id, time, Novelty::Earlier, Step::NotFound(Awaited::Unsent)));
             steps.push(("this finds nothing to change".into(), Ok(changed)));
         }
         if world.other_changes > 0 {
@@ -184,7 +184,7 @@ impl Checker {
                         Err(Rewound)
                     };
                     let Ok(certainty) = certainty else {
-                        next.change = step(Step::AwaitsPoll(world.now()));
+                        next.change = step(Step::AwaitsPoll(Awaited::Unsent));
                         steps.push(("this changed another epoch".into(), Ok(next)));
                         return;
                     };
@@ -209,17 +209,17 @@ impl Checker {
                 }
                 next.change = step(Step::Put);
             }
-            Step::Put if needs_poll => next.change = step(Step::AwaitsPoll(world.now())),
+            Step::Put if needs_poll => next.change = step(Step::AwaitsPoll(Awaited::Unsent)),
             Step::Put => {
                 next.answered |= 1 << change.time;
                 next.change = None;
             }
-            Step::AwaitsPoll(since) | Step::NotFound(since) => {
+            Step::AwaitsPoll(awaited) | Step::NotFound(awaited) => {
                 let is_needed = match change.step {
                     Step::NotFound(_) => self.has(Guard::NotFoundPolls),
                     _ => true,
                 };
-                if is_needed && world.confirmed < since {
+                if is_needed && awaited != Awaited::Completed {
                     return;
                 }
                 next.answered |= 1 << change.time;

@@ -91,11 +91,30 @@ pub(super) enum Step {
     Fenced,
     Evicted,
     Put,
-    /// The change is answered after a poll has completed that was sent at this time or later.
-    AwaitsPoll(usize),
-    /// The change found no key, and is answered after a poll has completed that was sent at this time or
-    /// later.
-    NotFound(usize),
+    /// The change is answered after a poll has completed that was sent after this step began.
+    AwaitsPoll(Awaited),
+    /// The change found no key, and is answered after a poll has completed that was sent after this step began.
+    NotFound(Awaited),
+}
+
+/// The progress of a poll that a change awaits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Awaited {
+    /// It was not sent yet. A poll that is in flight does not count.
+    Unsent,
+    Sent,
+    Completed,
+}
+
+impl Step {
+    /// Returns the step after the poll that it awaits has progressed from `from` to `to`.
+    fn progressed(self, from: Awaited, to: Awaited) -> Self {
+        match self {
+            Self::AwaitsPoll(awaited) if awaited == from => Self::AwaitsPoll(to),
+            Self::NotFound(awaited) if awaited == from => Self::NotFound(to),
+            step => step,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -151,6 +170,13 @@ pub(super) fn change_id(revision: i64, nonce: u64) -> ChangeId {
 }
 
 impl World {
+    /// Records the progress of a poll for a change that awaits one.
+    pub(super) fn poll_progressed(&mut self, from: Awaited, to: Awaited) {
+        if let Some(change) = &mut self.change {
+            change.step = change.step.progressed(from, to);
+        }
+    }
+
     pub(super) fn new(bounds: Bounds) -> Self {
         let first = change_id(1, 1);
         let mut partition = Partition::new(bounds.capacity, bounds.remembered);
