@@ -5,7 +5,13 @@ use super::{ConfigError, ENV_PREFIX};
 /// The setting whose value is secret, unless all tokens in it are digests.
 const TOKENS: &str = "admin.tokens";
 /// Settings whose value is a URL that can have a password.
-const URLS: [&str; 4] = ["store.url", "store.sql.replica_url", "cache.redis.url", "telemetry.otlp_endpoint"];
+const URLS: [&str; 5] = [
+    "store.url",
+    "store.sql.replica_url",
+    "store.sql.listen_url",
+    "cache.redis.url",
+    "telemetry.otlp_endpoint",
+];
 
 /// Checks that `text`, the value of a flag for the setting `name`, has no secret. The name has to be the current one.
 ///
