@@ -49,12 +49,12 @@ impl Effect {
     /// Returns the effect of a revocation, made by this call or by an earlier one.
     pub(super) fn revoked(key: &ApiKey, known: &KnownKeys) -> Self {
         let novelty = match known {
-            KnownKeys::Read { last_change: Some(before), .. } if *before == key.last_change() => {
-                Novelty::Earlier
-            }
-            KnownKeys::Read { .. } => Novelty::New,
-            // The key was created, or could be read again, between the two calls.
-            KnownKeys::Missing(_) | KnownKeys::Unreadable(_) | KnownKeys::Unanswered(_) => Novelty::Unknown,
+            KnownKeys::Read { last_change, .. } if *last_change != Some(key.last_change()) => Novelty::New,
+            // The revocation was in effect, or the key was created or could be read again between the two calls.
+            KnownKeys::Read { .. }
+            | KnownKeys::Missing(_)
+            | KnownKeys::Unreadable(_)
+            | KnownKeys::Unanswered(_) => Novelty::Unknown,
         };
         Self { novelty, ..Self::of(key) }
     }

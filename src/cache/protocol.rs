@@ -101,9 +101,7 @@ pub(crate) enum Cause {
 pub(crate) enum Novelty {
     /// During the call.
     New,
-    /// Before the call. The call found it in effect.
-    Earlier,
-    /// Unknown, because the key could not be read before the change.
+    /// Possibly before the call: the call found it in effect, or the key could not be read before the change.
     Unknown,
 }
 

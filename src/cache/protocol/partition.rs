@@ -130,8 +130,8 @@ impl<K: Ord + Clone> Partition<K> {
         let certainty = match novelty {
             Novelty::New if !is_larger => return Err(Rewound),
             // The key may have a larger change in this epoch, which the backend has lost.
-            Novelty::Earlier | Novelty::Unknown if !is_larger => Certainty::NeedsPoll,
-            Novelty::New | Novelty::Earlier | Novelty::Unknown => Certainty::Certain,
+            Novelty::Unknown if !is_larger => Certainty::NeedsPoll,
+            Novelty::New | Novelty::Unknown => Certainty::Certain,
         };
         self.check_loaded(ChangeId::NONE, change)?;
         Ok(certainty)
